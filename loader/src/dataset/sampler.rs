@@ -1,0 +1,188 @@
+use super::{Dataset, Split};
+use crate::{DatasetError, Error, Result};
+
+/// How crops are drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerOptions {
+    pub split: Split,
+    pub seed: u64,
+    /// Crops in a batch.
+    pub batch: usize,
+    /// Samples in a crop.
+    pub crop: usize,
+    /// Speakers are drawn in proportion to (their hours)^(1/temperature): 1 draws all audio alike, infinity all speakers.
+    pub temperature: f64,
+    /// Each crop is changed by a gain drawn evenly from this range, dB; full scale is never passed.
+    pub gain_db: Option<(f64, f64)>,
+    /// Fill up a crop from a short utterance with more of the same speaker, else with silence.
+    pub concatenate: bool,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> Self {
+        Self {
+            split: Split::Train,
+            seed: 0,
+            batch: 8,
+            crop: 16_000,
+            temperature: 2.0,
+            gain_db: None,
+            concatenate: true,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Speaker {
+    utterances: Vec<usize>,
+    /// Samples up to and with each utterance.
+    ends: Vec<u64>,
+}
+
+/// Random crops of a dataset. Which ones a step sees is a function of the seed and the step alone, so that a resumed training
+/// run sees what an uninterrupted one would have seen.
+#[derive(Debug)]
+pub struct Sampler<'a> {
+    dataset: &'a Dataset,
+    options: SamplerOptions,
+    speakers: Vec<Speaker>,
+    /// Probability up to and with each speaker; ends at 1.
+    cumulative: Vec<f64>,
+}
+
+/// `[batch, crop]`, and the utterance that each crop begins in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    pub samples: Vec<f32>,
+    pub utterances: Vec<usize>,
+}
+
+impl<'a> Sampler<'a> {
+    pub fn new(dataset: &'a Dataset, options: SamplerOptions) -> Result<Self> {
+        let fail = |why| Error::Dataset { path: dataset.path().to_owned(), why };
+        let refuse = |option, why: String| Err(fail(DatasetError::Option { option, why }));
+        if options.batch == 0 || options.crop == 0 || options.batch.checked_mul(options.crop).is_none() {
+            return refuse("batch", format!("{} crops of {} samples", options.batch, options.crop));
+        }
+        if options.temperature.is_nan() || options.temperature <= 0.0 {
+            return refuse("temperature", format!("{}, expected more than 0", options.temperature));
+        }
+        if let Some((low, high)) = options.gain_db.filter(|(low, high)| !(low <= high && high - low < 200.0)) {
+            return refuse("gain_db", format!("{low} to {high}"));
+        }
+        let mut by_name = std::collections::BTreeMap::<&str, Speaker>::new();
+        for (i, u) in dataset.split(options.split) {
+            let speaker = by_name
+                .entry(&u.speaker)
+                .or_insert_with(|| Speaker { utterances: Vec::new(), ends: Vec::new() });
+            speaker.utterances.push(i);
+            speaker.ends.push(speaker.ends.last().unwrap_or(&0) + u.samples);
+        }
+        if by_name.is_empty() {
+            return Err(fail(DatasetError::EmptySplit(options.split.to_string())));
+        }
+        let speakers: Vec<_> = by_name.into_values().collect();
+        let weights: Vec<f64> = speakers
+            .iter()
+            .map(|s| (s.ends.last().copied().unwrap_or(0) as f64).powf(1.0 / options.temperature))
+            .collect();
+        let total: f64 = weights.iter().sum();
+        let mut sum = 0.0;
+        let cumulative = weights
+            .iter()
+            .map(|w| {
+                sum += w / total;
+                sum
+            })
+            .collect();
+        Ok(Self { dataset, options, speakers, cumulative })
+    }
+
+    pub fn options(&self) -> &SamplerOptions {
+        &self.options
+    }
+
+    /// The crops of one step.
+    pub fn batch(&self, step: u64) -> Batch {
+        let crop = self.options.crop;
+        let mut samples = vec![0.0; self.options.batch * crop];
+        let utterances = samples.chunks_exact_mut(crop).enumerate().map(|(i, out)| self.fill(step, i, out)).collect();
+        Batch { samples, utterances }
+    }
+
+    fn fill(&self, step: u64, item: usize, out: &mut [f32]) -> usize {
+        let mut draws = Draws::new(self.options.seed, step, item as u64);
+        let x = draws.unit();
+        let speaker = &self.speakers[self.cumulative.partition_point(|&c| c <= x).min(self.speakers.len() - 1)];
+        let at = draws.below(speaker.ends.last().copied().unwrap_or(1));
+        let mut nth = speaker.ends.partition_point(|&end| end <= at);
+        let first = speaker.utterances[nth];
+
+        let audio = self.dataset.s16(first);
+        let spare = audio.len().saturating_sub(out.len());
+        let start = draws.below(spare as u64 + 1) as usize;
+        let mut filled = 0;
+        let mut audio = &audio[start..];
+        loop {
+            let n = audio.len().min(out.len() - filled);
+            for (o, &x) in out[filled..].iter_mut().zip(&audio[..n]) {
+                *o = super::from_s16(x);
+            }
+            filled += n;
+            if filled == out.len() || !self.options.concatenate {
+                break;
+            }
+            nth = (nth + 1) % speaker.utterances.len();
+            audio = self.dataset.s16(speaker.utterances[nth]);
+        }
+        if let Some((low, high)) = self.options.gain_db {
+            let peak = f64::from(crate::loudness::peak(out)).max(1e-9);
+            let gain = 10_f64.powf((low + (high - low) * draws.unit()) / 20.0).min(1.0 / peak) as f32;
+            out.iter_mut().for_each(|x| *x *= gain);
+        }
+        first
+    }
+}
+
+/// Random numbers from a counter: a hash of (seed, step, item, draw), no state to save.
+struct Draws {
+    key: u64,
+    count: u64,
+}
+
+impl Draws {
+    fn new(seed: u64, step: u64, item: u64) -> Self {
+        Self { key: mix(mix(mix(seed) ^ step) ^ item), count: 0 }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.count += 1;
+        mix(self.key ^ self.count)
+    }
+
+    fn unit(&mut self) -> f64 {
+        unit(self.next())
+    }
+
+    /// Even on 0..n, but for a bias of n / 2^64.
+    fn below(&mut self, n: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+    }
+}
+
+/// Finaliser of splitmix64 (Steele, Lea, Flood 2014) over a Weyl step.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// To [0, 1).
+pub(super) fn unit(x: u64) -> f64 {
+    (x >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+pub(super) fn hash_text(text: &str) -> u64 {
+    text.bytes().fold(mix(text.len() as u64), |hash, byte| mix(hash ^ u64::from(byte)))
+}

@@ -1,0 +1,157 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::weights::Mismatch;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, why, and in which file. Prints as one line: `what: why (file)`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {action}: {} ({})", reason(source), path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot read audio: {why} ({})", path.display())]
+    Audio { path: PathBuf, why: AudioError },
+    #[error("cannot read weights: {why} ({})", path.display())]
+    Weights { path: PathBuf, why: WeightsError },
+    #[error("weights do not fit the model: {mismatch} ({})", path.display())]
+    Mismatch { path: PathBuf, mismatch: Mismatch },
+    #[error("cannot use codes: {why} ({})", path.display())]
+    Codes { path: PathBuf, why: CodesError },
+    #[error("cannot use dataset: {why} ({})", path.display())]
+    Dataset { path: PathBuf, why: DatasetError },
+    #[error("cannot write: {why} ({})", path.display())]
+    Output { path: PathBuf, why: String },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// The file or directory at fault.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::Audio { path, .. }
+            | Self::Weights { path, .. }
+            | Self::Mismatch { path, .. }
+            | Self::Codes { path, .. }
+            | Self::Dataset { path, .. }
+            | Self::Output { path, .. } => path,
+        }
+    }
+}
+
+/// The system's words without its number.
+fn reason(source: &io::Error) -> String {
+    let text = source.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum AudioError {
+    #[error("is a directory")]
+    Directory,
+    #[error("the file is empty")]
+    Empty,
+    #[error("not audio in a known format (wav, flac, mp3, ogg vorbis, aiff, g722)")]
+    NotAudio,
+    #[error("the file ends before its first sample")]
+    Truncated,
+    #[error("0 samples")]
+    NoSamples,
+    #[error("sample {index} of channel {channel} is {value}")]
+    NonFinite { index: u64, channel: usize, value: f32 },
+    #[error("sample rate {0} Hz, expected 1 to {max}", max = crate::audio::MAX_RATE)]
+    Rate(u32),
+    #[error("{0} channels, expected 1 to {max}", max = crate::audio::MAX_CHANNELS)]
+    Channels(usize),
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    #[error("damaged: {0}")]
+    Damaged(String),
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum WeightsError {
+    #[error("is a directory without model.safetensors or model.safetensors.index.json")]
+    NoModelInDirectory,
+    #[error("{found} bytes, too short for a safetensors header")]
+    TooShort { found: u64 },
+    #[error("header of {claimed} bytes, expected at most {available}")]
+    HeaderLength { claimed: u64, available: u64 },
+    #[error("header is not valid: {0}")]
+    Header(String),
+    #[error("tensor {0} appears twice")]
+    Duplicate(String),
+    #[error("tensor {tensor}: unknown dtype {found}")]
+    UnknownDtype { tensor: String, found: String },
+    #[error("tensor {tensor}: shape {shape:?} overflows")]
+    ShapeOverflow { tensor: String, shape: Vec<u64> },
+    #[error("tensor {tensor}: offsets {begin}..{end} lie outside the {available} bytes of data")]
+    OffsetRange { tensor: String, begin: u64, end: u64, available: u64 },
+    #[error("tensor {tensor}: shape and dtype need {expected} bytes, offsets span {found}")]
+    ByteCount { tensor: String, expected: u64, found: u64 },
+    #[error("tensors {first} and {second} overlap")]
+    Overlap { first: String, second: String },
+    #[error("{bytes} bytes at offset {at} belong to no tensor")]
+    Unused { at: u64, bytes: u64 },
+    #[error("no tensor {0}")]
+    NoTensor(String),
+    #[error("tensor {tensor}: dtype {found}, expected {expected}")]
+    Dtype { tensor: String, expected: &'static str, found: &'static str },
+    #[error("index names {found:?}, expected the plain name of a file beside it")]
+    ShardName { found: String },
+    #[error("index places tensor {tensor} in {shard}, which does not have it")]
+    NotInShard { tensor: String, shard: String },
+    #[error("tensor {tensor}: shape {shape:?} needs {expected} bytes, got {found}")]
+    SaveSize { tensor: String, shape: Vec<usize>, expected: u64, found: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CodesError {
+    #[error("no tensor `codes`")]
+    NoCodes,
+    #[error("`codes` has dtype {0}, expected I32")]
+    Dtype(&'static str),
+    #[error("`codes` has shape {0:?}, expected [codebooks, frames] with at least one codebook")]
+    Shape(Vec<usize>),
+    #[error("no metadata field `{0}`")]
+    NoField(&'static str),
+    #[error("metadata field `{field}` is {found:?}, expected {expected}")]
+    Field { field: &'static str, found: String, expected: &'static str },
+    #[error("{samples} samples need {expected:.2} frames, found {found}")]
+    Length { samples: u64, expected: f64, found: usize },
+    #[error("{found} codebooks, the model has {expected}")]
+    Codebooks { expected: usize, found: usize },
+    #[error("codebook {codebook}, frame {frame}: code {found}, expected 0 to {}", size.saturating_sub(1))]
+    Range { codebook: usize, frame: usize, found: i32, size: usize },
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum DatasetError {
+    #[error("not a prepared dataset: no dataset.json (never prepared, or interrupted)")]
+    NotPrepared,
+    #[error("no such directory")]
+    NoInput,
+    #[error("no audio file found")]
+    NoAudio,
+    #[error("nothing left: every one of the {0} files was dropped")]
+    NothingLeft(usize),
+    #[error("dataset.json: {0}")]
+    Description(String),
+    #[error("manifest.jsonl line {line}: {why}")]
+    Manifest { line: usize, why: String },
+    #[error("audio.s16 has {found} bytes, expected {expected}")]
+    AudioBytes { expected: u64, found: u64 },
+    #[error("manifest.jsonl is not the one that dataset.json describes")]
+    ManifestChanged,
+    #[error("option {option}: {why}")]
+    Option { option: &'static str, why: String },
+    #[error("split {0} is empty")]
+    EmptySplit(String),
+}

@@ -1,0 +1,27 @@
+//! Bytes on disk to named weights, audio samples, codes and datasets, and back.
+//!
+//! This crate knows files. It knows no device and no model.
+//!
+//! | module | reads | writes |
+//! |---|---|---|
+//! | [`audio`] | wav, flac, mp3, ogg vorbis, aiff, raw g722; mono, any rate, bounded memory | wav (16-bit, float) |
+//! | [`weights`] | safetensors, memory-mapped; one file or an indexed directory | safetensors |
+//! | [`codes`] | codec codes | codec codes |
+//! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
+//! | [`output`] | | any file: whole, or not at all |
+//!
+//! Every file is taken as hostile: what it claims is checked before it is used, an [`Error`] names the file and what is
+//! wrong in it, and memory is bounded by what is really there, never by what a header says.
+
+#[cfg(target_endian = "big")]
+compile_error!("swara reads and writes little-endian files in place");
+
+pub mod audio;
+pub mod codes;
+pub mod dataset;
+mod error;
+pub mod loudness;
+pub mod output;
+pub mod weights;
+
+pub use error::{AudioError, CodesError, DatasetError, Error, Result, WeightsError};

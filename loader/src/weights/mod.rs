@@ -1,0 +1,292 @@
+//! Safetensors: memory-mapped, checked in full before the first use, read in place.
+
+mod header;
+mod mismatch;
+mod save;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+pub use mismatch::{Mismatch, Misshaped};
+pub use save::{TensorRef, save};
+
+use crate::{Error, Result, WeightsError};
+
+/// Element types, by their safetensors names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dtype {
+    Bool,
+    U8,
+    I8,
+    F8E4M3,
+    F8E5M2,
+    U16,
+    I16,
+    F16,
+    Bf16,
+    U32,
+    I32,
+    F32,
+    U64,
+    I64,
+    F64,
+}
+
+impl Dtype {
+    const ALL: [(Self, &'static str, usize); 15] = [
+        (Self::Bool, "BOOL", 1),
+        (Self::U8, "U8", 1),
+        (Self::I8, "I8", 1),
+        (Self::F8E4M3, "F8_E4M3", 1),
+        (Self::F8E5M2, "F8_E5M2", 1),
+        (Self::U16, "U16", 2),
+        (Self::I16, "I16", 2),
+        (Self::F16, "F16", 2),
+        (Self::Bf16, "BF16", 2),
+        (Self::U32, "U32", 4),
+        (Self::I32, "I32", 4),
+        (Self::F32, "F32", 4),
+        (Self::U64, "U64", 8),
+        (Self::I64, "I64", 8),
+        (Self::F64, "F64", 8),
+    ];
+
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    /// Bytes an element.
+    pub fn size(self) -> usize {
+        Self::ALL[self as usize].2
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, n, _)| *n == name).map(|(dtype, ..)| *dtype)
+    }
+}
+
+/// A tensor in its file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TensorView<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    /// Little-endian, row-major; not necessarily aligned.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> TensorView<'a> {
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Borrows where the file holds aligned f32. 64-bit types are rounded. None for 8-bit floats, which have no one meaning
+    /// without their scales.
+    pub fn to_f32(&self) -> Option<Cow<'a, [f32]>> {
+        fn map<'a, const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Option<Cow<'a, [f32]>> {
+            Some(Cow::Owned(bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()))
+        }
+        let b = self.bytes;
+        match self.dtype {
+            Dtype::F32 => match bytemuck::try_cast_slice(b) {
+                Ok(values) => Some(Cow::Borrowed(values)),
+                Err(_) => map(b, f32::from_le_bytes),
+            },
+            Dtype::F16 => map(b, |x| half::f16::from_le_bytes(x).to_f32()),
+            Dtype::Bf16 => map(b, |x| half::bf16::from_le_bytes(x).to_f32()),
+            Dtype::F64 => map(b, |x| f64::from_le_bytes(x) as f32),
+            Dtype::Bool => map(b, |[x]| f32::from(x != 0)),
+            Dtype::U8 => map(b, |[x]| f32::from(x)),
+            Dtype::I8 => map(b, |x| f32::from(i8::from_le_bytes(x))),
+            Dtype::U16 => map(b, |x| f32::from(u16::from_le_bytes(x))),
+            Dtype::I16 => map(b, |x| f32::from(i16::from_le_bytes(x))),
+            Dtype::U32 => map(b, |x| u32::from_le_bytes(x) as f32),
+            Dtype::I32 => map(b, |x| i32::from_le_bytes(x) as f32),
+            Dtype::U64 => map(b, |x| u64::from_le_bytes(x) as f32),
+            Dtype::I64 => map(b, |x| i64::from_le_bytes(x) as f32),
+            Dtype::F8E4M3 | Dtype::F8E5M2 => None,
+        }
+    }
+
+    /// The elements as `T`, which must be of exactly this dtype's size; borrows where aligned.
+    fn to_pod<T: bytemuck::Pod>(self) -> Cow<'a, [T]> {
+        match bytemuck::try_cast_slice(self.bytes) {
+            Ok(values) => Cow::Borrowed(values),
+            Err(_) => {
+                let elements = self.bytes.chunks_exact(size_of::<T>());
+                Cow::Owned(elements.map(bytemuck::pod_read_unaligned).collect())
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Option<Mmap>,
+    header: header::Header,
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self> {
+        let io = |e| Error::io("open weights", path, e);
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read-only and private; as with every memory-mapped file, nobody may truncate it meanwhile.
+        // Our own writers never do: they rename a new file over the old one.
+        let map = match file.metadata().map_err(io)?.len() {
+            0 => None,
+            _ => Some(unsafe { Mmap::map(&file) }.map_err(io)?),
+        };
+        let header = header::parse(map.as_deref().unwrap_or_default())
+            .map_err(|why| Error::Weights { path: path.to_owned(), why })?;
+        Ok(Self { path: path.to_owned(), map, header })
+    }
+}
+
+/// Named tensors of one file, or of all the files of a directory with an index.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    /// Name to shard.
+    names: BTreeMap<String, usize>,
+}
+
+impl Weights {
+    /// `path`: a safetensors file, or a directory with `model.safetensors` or `model.safetensors.index.json`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let meta = std::fs::metadata(path).map_err(|e| Error::io("open weights", path, e))?;
+        let shards = if !meta.is_dir() {
+            vec![Shard::open(path)?]
+        } else if path.join("model.safetensors").exists() {
+            vec![Shard::open(&path.join("model.safetensors"))?]
+        } else if path.join("model.safetensors.index.json").exists() {
+            open_indexed(path)?
+        } else {
+            return Err(Error::Weights { path: path.to_owned(), why: WeightsError::NoModelInDirectory });
+        };
+        let mut names = BTreeMap::new();
+        for (i, shard) in shards.iter().enumerate() {
+            for name in shard.header.tensors.keys() {
+                if names.insert(name.clone(), i).is_some() {
+                    let why = WeightsError::Duplicate(name.clone());
+                    return Err(Error::Weights { path: shard.path.clone(), why });
+                }
+            }
+        }
+        Ok(Self { path: path.to_owned(), shards, names })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// Metadata of the file; of the first one, where there are several.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.shards.first().map_or(&NONE, |s| &s.header.metadata)
+    }
+
+    /// The tensor in place.
+    pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
+        self.find(name).ok_or_else(|| self.fail(WeightsError::NoTensor(name.into())))
+    }
+
+    fn find(&self, name: &str) -> Option<TensorView<'_>> {
+        let shard = self.shards.get(*self.names.get(name)?)?;
+        let entry = shard.header.tensors.get(name)?;
+        let bytes = shard.map.as_deref().unwrap_or_default().get(entry.range.clone())?;
+        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
+    }
+
+    /// The tensor as f32, whatever its dtype; borrowed where it is f32 already.
+    pub fn to_f32(&self, name: &str) -> Result<Cow<'_, [f32]>> {
+        let view = self.view(name)?;
+        view.to_f32().ok_or_else(|| self.dtype_error(name, "one that converts to f32", view.dtype))
+    }
+
+    /// The tensor, which must be I32.
+    pub fn to_i32(&self, name: &str) -> Result<Cow<'_, [i32]>> {
+        let view = self.view(name)?;
+        match view.dtype {
+            Dtype::I32 => Ok(view.to_pod()),
+            found => Err(self.dtype_error(name, "I32", found)),
+        }
+    }
+
+    /// The tensor, which must be U64.
+    pub fn to_u64(&self, name: &str) -> Result<Cow<'_, [u64]>> {
+        let view = self.view(name)?;
+        match view.dtype {
+            Dtype::U64 => Ok(view.to_pod()),
+            found => Err(self.dtype_error(name, "U64", found)),
+        }
+    }
+
+    /// Name and shape of every tensor.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.names().filter_map(|n| Some((n.to_owned(), self.find(n)?.shape.to_vec()))).collect()
+    }
+
+    /// What is missing, unknown or of another shape than expected, all at once.
+    pub fn compare(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Mismatch {
+        Mismatch::new(&expected.into_iter().collect(), &self.shapes())
+    }
+
+    /// [`compare`](Self::compare), with any difference an error.
+    pub fn check(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<()> {
+        match self.compare(expected) {
+            mismatch if mismatch.is_empty() => Ok(()),
+            mismatch => Err(Error::Mismatch { path: self.path.clone(), mismatch }),
+        }
+    }
+
+    fn dtype_error(&self, name: &str, expected: &'static str, found: Dtype) -> Error {
+        self.fail(WeightsError::Dtype { tensor: name.into(), expected, found: found.name() })
+    }
+
+    fn fail(&self, why: WeightsError) -> Error {
+        Error::Weights { path: self.path.clone(), why }
+    }
+}
+
+fn open_indexed(dir: &Path) -> Result<Vec<Shard>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let path = dir.join("model.safetensors.index.json");
+    let text = std::fs::read(&path).map_err(|e| Error::io("open weights", &path, e))?;
+    let fail = |why| Error::Weights { path: path.clone(), why };
+    let index: Index = serde_json::from_slice(&text).map_err(|e| fail(WeightsError::Header(e.to_string())))?;
+    let mut shards = BTreeMap::new();
+    for (tensor, file) in &index.weight_map {
+        // A name with a folder in it could reach any file of the machine.
+        if Path::new(file).file_name() != Some(file.as_ref()) {
+            return Err(fail(WeightsError::ShardName { found: file.clone() }));
+        }
+        if !shards.contains_key(file) {
+            shards.insert(file.clone(), Shard::open(&dir.join(file))?);
+        }
+        if !shards.get(file).is_some_and(|s| s.header.tensors.contains_key(tensor)) {
+            return Err(fail(WeightsError::NotInShard { tensor: tensor.clone(), shard: file.clone() }));
+        }
+    }
+    Ok(shards.into_values().collect())
+}
