@@ -1,0 +1,28 @@
+//! Data parallelism over rows. Results never depend on the number of threads: a row is computed whole by one thread.
+
+use rayon::prelude::*;
+
+/// Elements below which a second thread costs more than it saves.
+const GRAIN: usize = 1 << 14;
+
+/// Calls `f(first_row, rows)` on disjoint runs of rows of `width` elements that together cover `out`.
+pub fn for_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    if out.is_empty() || width == 0 {
+        return;
+    }
+    let rows = out.len() / width;
+    let per_run = rows.div_ceil(rayon::current_num_threads()).max(GRAIN.div_ceil(width));
+    if per_run >= rows {
+        return f(0, out);
+    }
+    out.par_chunks_mut(per_run * width).enumerate().for_each(|(i, run)| f(i * per_run, run));
+}
+
+/// Calls `f(index)` for each index below `n`, on all threads if `work` (elements touched in all) is worth it.
+pub fn for_each(n: usize, work: usize, f: impl Fn(usize) + Sync + Send) {
+    if n < 2 || work < GRAIN {
+        (0..n).for_each(f);
+    } else {
+        (0..n).into_par_iter().for_each(f);
+    }
+}

@@ -1,0 +1,302 @@
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use crate::driver::{Driver, EventId, GraphId, Launch, Source};
+use crate::driver::{DevicePtr, FunctionId};
+use crate::{Error, Result, Tensor};
+
+/// Where a tensor lives and where its operations run. Cheap to clone; equal if it is the same device.
+#[derive(Clone)]
+pub enum Device {
+    Cpu,
+    Cuda(Cuda),
+}
+
+impl Device {
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, `emulator`, `emulator:sm_75`.
+    ///
+    /// `auto` is CUDA if it is usable and the CPU otherwise; the caller reports which it became.
+    pub fn open(spec: &str) -> Result<Device> {
+        let unknown = || Error::argument("device", format!("unknown device {spec:?}; expected auto, cpu, cuda[:N] or emulator[:sm_XX]"));
+        let (kind, detail) = spec.split_once(':').map_or((spec, None), |(k, d)| (k, Some(d)));
+        match (kind, detail) {
+            ("auto", None) => Ok(crate::driver::gpu::open(0).map(Device::on).unwrap_or(Device::Cpu)),
+            ("cpu", None) => Ok(Device::Cpu),
+            ("cuda", ordinal) => {
+                let ordinal = ordinal.unwrap_or("0").parse().map_err(|_| unknown())?;
+                crate::driver::gpu::open(ordinal).map(Device::on)
+            }
+            ("emulator", arch) => crate::driver::emulator::open(arch).map(Device::on),
+            _ => Err(unknown()),
+        }
+    }
+
+    pub fn on(driver: Box<dyn Driver>) -> Device {
+        Device::Cuda(Cuda { inner: Arc::new(Inner { driver, pool: Mutex::default() }) })
+    }
+
+    pub fn name(&self) -> String {
+        match self {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda(cuda) => cuda.driver().name(),
+        }
+    }
+
+    /// Waits until all queued work has run. The CPU has no queue.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(cuda) => cuda.driver().synchronize(),
+        }
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Device::Cpu, Device::Cpu) => true,
+            (Device::Cuda(a), Device::Cuda(b)) => a.driver_is(b),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// A CUDA device: a driver and the memory pool in front of it.
+#[derive(Clone)]
+pub struct Cuda {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    driver: Box<dyn Driver>,
+    pool: Mutex<Pool>,
+}
+
+/// Freed blocks by size, handed out again in stream order. While a graph is captured, what it allocates stays its own:
+/// replays write to those addresses, so nobody else may have them.
+#[derive(Default)]
+struct Pool {
+    free: HashMap<usize, Vec<DevicePtr>>,
+    capture: Option<CaptureBlocks>,
+}
+
+#[derive(Default)]
+struct CaptureBlocks {
+    owned: HashMap<DevicePtr, usize>,
+    free: HashMap<usize, Vec<DevicePtr>>,
+}
+
+impl Cuda {
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.inner.driver
+    }
+
+    pub(crate) fn driver_is(&self, other: &Cuda) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    pub(crate) fn allocate(&self, bytes: usize) -> Result<DeviceBuffer> {
+        let bytes = bytes.max(1).next_multiple_of(256);
+        let mut pool = self.lock();
+        let recycled = match &mut pool.capture {
+            Some(capture) => capture.free.get_mut(&bytes).and_then(Vec::pop),
+            None => pool.free.get_mut(&bytes).and_then(Vec::pop),
+        };
+        let ptr = match recycled {
+            Some(ptr) => ptr,
+            None => self.driver().alloc(bytes)?,
+        };
+        if let Some(capture) = &mut pool.capture {
+            capture.owned.insert(ptr, bytes);
+        }
+        drop(pool);
+        Ok(DeviceBuffer { ptr, bytes, cuda: self.clone() })
+    }
+
+    /// Records the launches of `work` into a graph; nothing runs until [`Graph::replay`]. Tensors that `work` returns or
+    /// drops keep their addresses for as long as the graph lives.
+    pub fn capture<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(Graph, T)> {
+        {
+            let mut pool = self.lock();
+            if pool.capture.is_some() {
+                return Err(Error::argument("capture", "a capture is already under way on this device"));
+            }
+            pool.capture = Some(CaptureBlocks::default());
+        }
+        let recorded = self.driver().begin_capture().and_then(|()| {
+            let result = work();
+            let graph = self.driver().end_capture();
+            result.and_then(|value| graph.map(|id| (id, value)))
+        });
+        let blocks = self.lock().capture.take().unwrap_or_default();
+        let (id, value) = recorded?;
+        Ok((Graph { id, blocks: blocks.free, cuda: self.clone() }, value))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Pool> {
+        self.inner.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Looks `kernel` up in `source`, compiling on first use.
+    pub fn kernel(&self, source: &'static Source, kernel: &str) -> Result<Kernel<'_>> {
+        Ok(Kernel { cuda: self, function: self.driver().function(source, kernel)? })
+    }
+
+    pub fn event(&self) -> Result<Event> {
+        Ok(Event { id: self.driver().record_event()?, cuda: self.clone() })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let pool = self.pool.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for ptr in pool.free.drain().flat_map(|(_, list)| list) {
+            self.driver.free(ptr);
+        }
+    }
+}
+
+/// Owned device memory; goes back to the pool when dropped.
+pub(crate) struct DeviceBuffer {
+    pub(crate) ptr: DevicePtr,
+    bytes: usize,
+    pub(crate) cuda: Cuda,
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        let mut pool = self.cuda.lock();
+        match &mut pool.capture {
+            Some(capture) if capture.owned.contains_key(&self.ptr) => capture.free.entry(self.bytes).or_default().push(self.ptr),
+            _ => pool.free.entry(self.bytes).or_default().push(self.ptr),
+        }
+    }
+}
+
+/// A recorded sequence of launches and the memory they write to.
+pub struct Graph {
+    id: GraphId,
+    blocks: HashMap<usize, Vec<DevicePtr>>,
+    cuda: Cuda,
+}
+
+impl Graph {
+    pub fn replay(&self) -> Result<()> {
+        self.cuda.driver().replay(self.id)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.cuda.driver().free_graph(self.id);
+        let mut pool = self.cuda.lock();
+        for (bytes, list) in self.blocks.drain() {
+            pool.free.entry(bytes).or_default().extend(list);
+        }
+    }
+}
+
+/// A point in the stream.
+pub struct Event {
+    id: EventId,
+    cuda: Cuda,
+}
+
+impl Event {
+    /// Device time from `start` to `self`, in milliseconds.
+    pub fn since_ms(&self, start: &Event) -> Result<f32> {
+        self.cuda.driver().elapsed_ms(start.id, self.id)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.cuda.driver().free_event(self.id);
+    }
+}
+
+/// A kernel ready to be launched.
+pub struct Kernel<'a> {
+    cuda: &'a Cuda,
+    function: FunctionId,
+}
+
+impl Kernel<'_> {
+    /// Queues the launch.
+    ///
+    /// # Safety
+    /// `args` must match the kernel's parameter list in number, order and type, and the kernel must stay inside the tensors
+    /// it is given.
+    pub unsafe fn launch(&self, launch: Launch, args: &mut [Arg]) -> Result<()> {
+        const MAX_ARGS: usize = 32;
+        if args.len() > MAX_ARGS {
+            return Err(Error::argument("launch", format!("{} arguments exceed {MAX_ARGS}", args.len())));
+        }
+        if launch.grid.contains(&0) {
+            return Ok(()); // nothing to do for an empty tensor; the driver would refuse the launch
+        }
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
+        for (pointer, arg) in pointers.iter_mut().zip(args.iter_mut()) {
+            *pointer = arg.bits.as_mut_ptr().cast();
+        }
+        // SAFETY: forwarded from this function's own contract.
+        unsafe { self.cuda.driver().launch(self.function, launch, &mut pointers[..args.len()]) }
+    }
+}
+
+/// One kernel argument: a device pointer or a scalar, stored by value.
+#[derive(Clone, Copy)]
+pub struct Arg {
+    bits: [u64; 1],
+}
+
+impl From<&Tensor> for Arg {
+    fn from(t: &Tensor) -> Arg {
+        Arg { bits: [t.device_ptr()] }
+    }
+}
+impl From<&mut Tensor> for Arg {
+    fn from(t: &mut Tensor) -> Arg {
+        Arg { bits: [t.device_ptr()] }
+    }
+}
+impl From<Option<&Tensor>> for Arg {
+    /// An absent tensor is the null pointer.
+    fn from(t: Option<&Tensor>) -> Arg {
+        Arg { bits: [t.map_or(0, Tensor::device_ptr)] }
+    }
+}
+impl From<i32> for Arg {
+    fn from(v: i32) -> Arg {
+        Arg { bits: [v as u32 as u64] }
+    }
+}
+impl From<u32> for Arg {
+    fn from(v: u32) -> Arg {
+        Arg { bits: [v as u64] }
+    }
+}
+impl From<f32> for Arg {
+    fn from(v: f32) -> Arg {
+        Arg { bits: [v.to_bits() as u64] }
+    }
+}
+impl From<u64> for Arg {
+    fn from(v: u64) -> Arg {
+        Arg { bits: [v] }
+    }
+}
+
+/// `args![y, x, n as i32]`: packs tensors and scalars for [`Kernel::launch`].
+#[macro_export]
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &mut [$($crate::device::Arg::from($arg)),*] };
+}

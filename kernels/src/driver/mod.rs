@@ -1,0 +1,96 @@
+//! What CUDA work needs from whatever runs it: a GPU, or the emulator. Both take the same calls with the same arguments,
+//! so launch shapes, argument packing, streaming state and graph logic are exercised on machines that have no GPU.
+
+use std::ffi::c_void;
+
+use crate::Result;
+
+pub mod emulator;
+pub mod gpu;
+pub mod source;
+
+pub use source::Source;
+
+/// Address in device memory. On the emulator it is a host address inside an allocation with red zones.
+pub type DevicePtr = u64;
+
+/// Compute capability x 10, e.g. 75, 80, 90, 120.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Arch(pub u32);
+
+impl Arch {
+    /// bf16 arithmetic, tf32, `cp.async` and `mma.m16n8k16` exist from sm_80 on.
+    pub fn has_ampere_features(self) -> bool {
+        self.0 >= 80
+    }
+}
+
+/// What a launch may ask for. Read from the device, never assumed.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub max_threads_per_block: u32,
+    /// Largest dynamic + static shared memory of one block, after opting in.
+    pub max_shared_bytes: u32,
+    pub max_grid: [u32; 3],
+    pub multiprocessors: u32,
+    pub l2_bytes: usize,
+}
+
+/// Grid and block of one launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u32,
+    /// All blocks must be resident at once, because they meet at a grid barrier.
+    pub cooperative: bool,
+}
+
+/// Handles into the driver's own tables; meaningless to another driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FunctionId(pub usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventId(pub usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub usize);
+
+/// One device with one in-order stream. All work is asynchronous except `copy_out` and `synchronize`.
+pub trait Driver: Send + Sync {
+    /// Human-readable device name, e.g. `NVIDIA H200` or `emulator sm_90 (ascending)`.
+    fn name(&self) -> String;
+    fn arch(&self) -> Arch;
+    fn limits(&self) -> Limits;
+
+    fn alloc(&self, bytes: usize) -> Result<DevicePtr>;
+    /// Work already queued on `ptr` still completes first.
+    fn free(&self, ptr: DevicePtr);
+    fn copy_in(&self, dst: DevicePtr, src: &[u8]) -> Result<()>;
+    /// Waits for all queued work, then copies.
+    fn copy_out(&self, dst: &mut [u8], src: DevicePtr) -> Result<()>;
+    fn copy(&self, dst: DevicePtr, src: DevicePtr, bytes: usize) -> Result<()>;
+    fn fill(&self, dst: DevicePtr, byte: u8, bytes: usize) -> Result<()>;
+
+    /// Compiles `source` if this driver has not yet, and looks `kernel` up in it.
+    fn function(&self, source: &'static Source, kernel: &str) -> Result<FunctionId>;
+
+    /// Queues one launch. Each element of `args` points at one argument of exactly the kernel's parameter type.
+    ///
+    /// # Safety
+    /// `args` must match the kernel's parameter list in number, order and type, and every device pointer among them must be
+    /// valid for what the kernel does with it until the launch has completed.
+    unsafe fn launch(&self, function: FunctionId, launch: Launch, args: &mut [*mut c_void]) -> Result<()>;
+
+    fn synchronize(&self) -> Result<()>;
+
+    /// Records a point in the stream; the pair gives elapsed device time in milliseconds.
+    fn record_event(&self) -> Result<EventId>;
+    fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32>;
+    fn free_event(&self, event: EventId);
+
+    /// Between the two, launches and device-to-device copies are recorded rather than run.
+    fn begin_capture(&self) -> Result<()>;
+    fn end_capture(&self) -> Result<GraphId>;
+    fn replay(&self, graph: GraphId) -> Result<()>;
+    fn free_graph(&self, graph: GraphId);
+}

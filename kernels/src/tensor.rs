@@ -1,0 +1,283 @@
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::device::DeviceBuffer;
+use crate::{DType, Device, Element, Error, Result, Shape};
+
+/// A dense, contiguous, row-major array that owns its memory.
+///
+/// There are no views and no aliasing: `&Tensor` may be read, `&mut Tensor` may be written. Memory comes from a pool, so
+/// that a loop which makes the same tensors every step allocates nothing after its first one.
+pub struct Tensor {
+    storage: Storage,
+    shape: Shape,
+    dtype: DType,
+}
+
+enum Storage {
+    Cpu(CpuBuffer),
+    Cuda(DeviceBuffer),
+}
+
+impl Tensor {
+    /// Contents are whatever was there before (NaN in debug builds); for operations that write every element.
+    pub fn empty(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        let bytes = shape
+            .checked_elements()
+            .and_then(|n| n.checked_mul(dtype.bytes()))
+            .filter(|&n| n <= isize::MAX as usize)
+            .ok_or_else(|| Error::argument("tensor", format!("shape {shape:?} of {dtype} exceeds the address space")))?;
+        let storage = match device {
+            Device::Cpu => Storage::Cpu(CpuBuffer::take(bytes)),
+            Device::Cuda(cuda) => Storage::Cuda(cuda.allocate(bytes)?),
+        };
+        Ok(Tensor { storage, shape, dtype })
+    }
+
+    /// Same device, shape and dtype as `self`, contents unspecified.
+    pub fn empty_like(&self) -> Result<Tensor> {
+        Tensor::empty(&self.device(), self.dtype, self.shape)
+    }
+
+    pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+        let mut t = Tensor::empty(device, dtype, shape)?;
+        t.set_zero()?;
+        Ok(t)
+    }
+
+    pub fn set_zero(&mut self) -> Result<()> {
+        let bytes = self.bytes();
+        match &mut self.storage {
+            Storage::Cpu(buffer) => buffer.bytes_mut()[..bytes].fill(0),
+            Storage::Cuda(buffer) => buffer.cuda.driver().fill(buffer.ptr, 0, bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Copies `values` to the device, in the type they have.
+    pub fn from_slice<T: Element>(device: &Device, values: &[T], shape: impl Into<Shape>) -> Result<Tensor> {
+        let mut t = Tensor::empty(device, T::DTYPE, shape)?;
+        t.write(values)?;
+        Ok(t)
+    }
+
+    /// Rounds `values` to `dtype` and copies them to the device.
+    pub fn from_f64(device: &Device, dtype: DType, values: &[f64], shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        match dtype {
+            DType::F64 => Tensor::from_slice(device, values, shape),
+            DType::F32 => Tensor::from_slice(device, &values.iter().map(|&v| v as f32).collect::<Vec<_>>(), shape),
+            DType::BF16 => Tensor::from_slice(device, &values.iter().map(|&v| half::bf16::from_f64(v)).collect::<Vec<_>>(), shape),
+            DType::F16 => Tensor::from_slice(device, &values.iter().map(|&v| half::f16::from_f64(v)).collect::<Vec<_>>(), shape),
+            DType::I32 => Tensor::from_slice(device, &values.iter().map(|&v| v as i32).collect::<Vec<_>>(), shape),
+            DType::U8 => Tensor::from_slice(device, &values.iter().map(|&v| v as u8).collect::<Vec<_>>(), shape),
+        }
+    }
+
+    /// Overwrites all elements with host values.
+    pub fn write<T: Element>(&mut self, values: &[T]) -> Result<()> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::dtype("write", "destination", T::DTYPE.name(), self.dtype));
+        }
+        if values.len() != self.elements() {
+            return Err(Error::shape("write", "destination", format!("{} elements", values.len()), self.shape));
+        }
+        match &mut self.storage {
+            Storage::Cpu(buffer) => buffer.bytes_mut()[..size_of_val(values)].copy_from_slice(bytemuck::cast_slice(values)),
+            Storage::Cuda(buffer) => buffer.cuda.driver().copy_in(buffer.ptr, bytemuck::cast_slice(values))?,
+        }
+        Ok(())
+    }
+
+    /// Copies all elements to the host, waiting for the device.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); self.elements()];
+        self.read_into(&mut values)?;
+        Ok(values)
+    }
+
+    /// As [`Tensor::to_vec`], into memory the caller has.
+    pub fn read_into<T: Element>(&self, values: &mut [T]) -> Result<()> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::dtype("read", "source", T::DTYPE.name(), self.dtype));
+        }
+        if values.len() != self.elements() {
+            return Err(Error::shape("read", "source", format!("{} elements", values.len()), self.shape));
+        }
+        match &self.storage {
+            Storage::Cpu(buffer) => values.copy_from_slice(&bytemuck::cast_slice(buffer.bytes())[..self.elements()]),
+            Storage::Cuda(buffer) => buffer.cuda.driver().copy_out(bytemuck::cast_slice_mut(values), buffer.ptr)?,
+        }
+        Ok(())
+    }
+
+    /// All elements as f64, whatever the storage type.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        Ok(match self.dtype {
+            DType::F64 => self.to_vec::<f64>()?,
+            DType::F32 => self.to_vec::<f32>()?.into_iter().map(f64::from).collect(),
+            DType::BF16 => self.to_vec::<half::bf16>()?.into_iter().map(f64::from).collect(),
+            DType::F16 => self.to_vec::<half::f16>()?.into_iter().map(f64::from).collect(),
+            DType::I32 => self.to_vec::<i32>()?.into_iter().map(f64::from).collect(),
+            DType::U8 => self.to_vec::<u8>()?.into_iter().map(f64::from).collect(),
+        })
+    }
+
+    /// A second tensor with the same contents.
+    pub fn copy(&self) -> Result<Tensor> {
+        let mut t = self.empty_like()?;
+        t.copy_from(self)?;
+        Ok(t)
+    }
+
+    /// Overwrites `self` with `source`, which has the same device, dtype and number of elements.
+    pub fn copy_from(&mut self, source: &Tensor) -> Result<()> {
+        if source.dtype != self.dtype {
+            return Err(Error::dtype("copy", "source", self.dtype.name(), source.dtype));
+        }
+        if source.elements() != self.elements() {
+            return Err(Error::shape("copy", "source", format!("{:?}", self.shape), source.shape));
+        }
+        let bytes = self.bytes();
+        match (&mut self.storage, &source.storage) {
+            (Storage::Cpu(to), Storage::Cpu(from)) => to.bytes_mut()[..bytes].copy_from_slice(&from.bytes()[..bytes]),
+            (Storage::Cuda(to), Storage::Cuda(from)) if to.cuda.driver_is(&from.cuda) => to.cuda.driver().copy(to.ptr, from.ptr, bytes)?,
+            _ => return Err(Error::DeviceMismatch { op: "copy", operand: "source" }),
+        }
+        Ok(())
+    }
+
+    /// The same elements under another shape of the same size.
+    pub fn reshape(mut self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        if shape.checked_elements() != Some(self.elements()) {
+            return Err(Error::shape("reshape", "input", format!("the size of {shape:?}"), self.shape));
+        }
+        self.shape = shape;
+        Ok(self)
+    }
+
+    pub fn device(&self) -> Device {
+        match &self.storage {
+            Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(buffer) => Device::Cuda(buffer.cuda.clone()),
+        }
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn elements(&self) -> usize {
+        self.shape.elements()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.bytes()
+    }
+
+    /// The elements themselves, if they are on the CPU.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        match &self.storage {
+            Storage::Cpu(buffer) if T::DTYPE == self.dtype => Ok(&bytemuck::cast_slice(buffer.bytes())[..self.elements()]),
+            Storage::Cpu(_) => Err(Error::dtype("slice", "tensor", T::DTYPE.name(), self.dtype)),
+            Storage::Cuda(_) => Err(Error::DeviceMismatch { op: "slice", operand: "tensor" }),
+        }
+    }
+
+    pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
+        let (n, dtype) = (self.elements(), self.dtype);
+        match &mut self.storage {
+            Storage::Cpu(buffer) if T::DTYPE == dtype => Ok(&mut bytemuck::cast_slice_mut(buffer.bytes_mut())[..n]),
+            Storage::Cpu(_) => Err(Error::dtype("slice", "tensor", T::DTYPE.name(), dtype)),
+            Storage::Cuda(_) => Err(Error::DeviceMismatch { op: "slice", operand: "tensor" }),
+        }
+    }
+
+    /// Address of the first element on a CUDA device; 0 for a tensor on the CPU, which no kernel is ever given.
+    pub fn device_ptr(&self) -> u64 {
+        match &self.storage {
+            Storage::Cpu(_) => 0,
+            Storage::Cuda(buffer) => buffer.ptr,
+        }
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{:?} on {:?}", self.dtype, self.shape, self.device())
+    }
+}
+
+/// One cache line; the unit of CPU allocation, so that every tensor starts on a vector boundary.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+// SAFETY: plain bytes, no padding (size == alignment == 64), any bit pattern is valid.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl Pod for Line {}
+
+struct CpuBuffer(Vec<Line>);
+
+thread_local! {
+    /// Freed buffers by length. Without it every large activation is an mmap, a page fault a page, and a munmap.
+    static POOL: RefCell<CpuPool> = RefCell::default();
+}
+
+#[derive(Default)]
+struct CpuPool {
+    free: HashMap<usize, Vec<Vec<Line>>>,
+    lines: usize,
+}
+
+impl CpuPool {
+    /// Beyond this much idle memory a freed buffer goes back to the system.
+    const MAX_LINES: usize = (4 << 30) / 64;
+}
+
+impl CpuBuffer {
+    fn take(bytes: usize) -> CpuBuffer {
+        let lines = bytes.div_ceil(64);
+        let recycled = POOL.with_borrow_mut(|pool| {
+            let buffer = pool.free.get_mut(&lines).and_then(Vec::pop);
+            pool.lines -= buffer.as_ref().map_or(0, Vec::len);
+            buffer
+        });
+        let mut buffer = CpuBuffer(recycled.unwrap_or_else(|| vec![Line::zeroed(); lines]));
+        if cfg!(debug_assertions) {
+            buffer.bytes_mut().fill(0xff);
+        }
+        buffer
+    }
+
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+impl Drop for CpuBuffer {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.0);
+        // The pool is gone while its thread is being torn down; then the memory simply goes back to the system.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.lines + buffer.len() <= CpuPool::MAX_LINES {
+                pool.lines += buffer.len();
+                pool.free.entry(buffer.len()).or_default().push(buffer);
+            }
+        });
+    }
+}
