@@ -56,26 +56,24 @@ impl Compressed {
             .map_err(|e| AudioError::Unsupported(e.to_string()))?;
         let (id, rate, claimed) = (track.id, params.sample_rate.unwrap_or(0), params.n_frames);
         let channels = params.channels.map_or(0, |c| c.count());
-        let mut source = Self {
+        let source = Self {
             reader,
             decoder,
             track: id,
             rate,
             channels,
-            claimed,
+            claimed: claimed.filter(|&n| n > 0),
             read: 0,
             damaged: 0,
             done: false,
             warnings: Vec::new(),
         };
-        // Some containers learn rate and channels from the first packet only.
         if rate == 0 || channels == 0 {
             return Err(AudioError::Damaged("no sample rate or channel count".into()));
         }
         if channels > MAX_CHANNELS {
             return Err(AudioError::Channels(channels));
         }
-        source.claimed = claimed.filter(|&n| n > 0);
         Ok(source)
     }
 
@@ -85,8 +83,11 @@ impl Compressed {
                 Ok(packet) => packet,
                 Err(Symphonia::IoError(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(self.end()),
                 Err(Symphonia::ResetRequired) => {
-                    self.warnings.push(Warning::Chained);
-                    return Ok(self.end());
+                    if !self.chain() {
+                        self.warnings.push(Warning::Chained);
+                        return Ok(self.end());
+                    }
+                    continue;
                 }
                 Err(e) if self.read == 0 => return Err(AudioError::Damaged(e.to_string())),
                 Err(_) => {
@@ -115,6 +116,25 @@ impl Compressed {
                 Err(Symphonia::DecodeError(_) | Symphonia::IoError(_)) => self.damaged += 1,
                 Err(e) => return Err(AudioError::Damaged(e.to_string())),
             }
+        }
+    }
+
+    /// Goes over to the next stream of a chain, if it is like the one before.
+    fn chain(&mut self) -> bool {
+        let Some(track) = self.reader.tracks().iter().find(|t| t.codec_params.codec != CODEC_TYPE_NULL) else {
+            return false;
+        };
+        let params = &track.codec_params;
+        if params.sample_rate != Some(self.rate) || params.channels.map(|c| c.count()) != Some(self.channels) {
+            return false;
+        }
+        match symphonia::default::get_codecs().make(params, &DecoderOptions::default()) {
+            Ok(decoder) => {
+                // What is claimed was said of the first stream only.
+                (self.track, self.decoder, self.claimed) = (track.id, decoder, None);
+                true
+            }
+            Err(_) => false,
         }
     }
 

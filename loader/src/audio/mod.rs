@@ -53,7 +53,7 @@ pub enum Warning {
     PartialFrame,
     #[error("{0} damaged packets were left out")]
     DamagedPackets(u64),
-    #[error("a second stream is chained to the first and was left out")]
+    #[error("a second stream of another kind is chained to the first and was left out")]
     Chained,
 }
 
