@@ -1,0 +1,55 @@
+//! How good a decoded signal is, and what is wrong with it: pure functions on sample slices, no device.
+//!
+//! No single number tells: SI-SDR misses codecs that rebuild the spectrum but not the phase, spectral distances miss a lost
+//! gain, and both miss unused codebooks. [`Comparison`] takes them together and [`Comparison::verdict`] reads them.
+
+mod align;
+mod codebook;
+mod mel;
+mod stoi;
+#[cfg(test)]
+mod tests;
+mod verdict;
+mod waveform;
+
+pub use align::{align, lag};
+pub use codebook::{Alarm, Usage};
+pub use mel::{MEL_SCALES, mel_distance, mel_filterbank};
+pub use stoi::stoi;
+pub use verdict::{Verdict, rho_from_log};
+pub use waveform::{Waveform, waveform};
+
+/// A test signal beside its reference.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Comparison {
+    /// Samples by which the test signal is late; removed before anything else is measured.
+    pub lag: isize,
+    /// Samples compared.
+    pub samples: usize,
+    #[serde(flatten)]
+    pub waveform: Waveform,
+    /// See [`mel_distance`].
+    pub mel_distance: Option<f64>,
+    /// See [`stoi`].
+    pub stoi: Option<f64>,
+}
+
+impl Comparison {
+    /// Compares `test` with `reference`, both at `sample_rate` Hz, after aligning them within `max_lag` samples (a codec's
+    /// hop is a good choice).
+    pub fn new(reference: &[f32], test: &[f32], sample_rate: u32, max_lag: usize) -> Comparison {
+        let lag = lag(reference, test, max_lag);
+        let (x, y) = align(reference, test, lag);
+        Comparison {
+            lag,
+            samples: x.len(),
+            waveform: waveform(x, y),
+            mel_distance: mel_distance(x, y, sample_rate),
+            stoi: stoi(x, y, sample_rate),
+        }
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(self.waveform.rho, self.waveform.amplitude, self.mel_distance)
+    }
+}

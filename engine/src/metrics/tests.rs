@@ -1,0 +1,150 @@
+use super::*;
+
+/// Harmonics of a gliding pitch with syllables: something with envelopes to correlate.
+fn voice(samples: usize, rate: u32) -> Vec<f32> {
+    let mut phase = 0.0f64;
+    (0..samples)
+        .map(|i| {
+            let t = i as f64 / f64::from(rate);
+            phase += std::f64::consts::TAU * (140.0 + 30.0 * (3.0 * t).sin()) / f64::from(rate);
+            let syllable = (std::f64::consts::TAU * 4.0 * t).sin().max(0.0);
+            let sum: f64 = (1..20).map(|h| (f64::from(h) * phase).sin() / f64::from(h)).sum();
+            (0.2 * syllable * sum) as f32
+        })
+        .collect()
+}
+
+fn noise(samples: usize, seed: u64) -> Vec<f32> {
+    let mut rng = swara_kernels::case::SplitMix(seed);
+    (0..samples).map(|_| (rng.uniform() * 2.0 - 1.0) as f32).collect()
+}
+
+fn close(found: f64, expected: f64, tolerance: f64) {
+    assert!((found - expected).abs() <= tolerance, "found {found}, expected {expected} ± {tolerance}");
+}
+
+#[test]
+fn a_delay_is_found_and_removed_whatever_its_sign() {
+    let x = noise(20_000, 1);
+    for late in [0usize, 1, 7, 319, 320] {
+        let mut y = vec![0.0; late];
+        y.extend_from_slice(&x);
+        assert_eq!(lag(&x, &y, 320), late as isize);
+        assert_eq!(lag(&y, &x, 320), -(late as isize));
+        let (a, b) = align(&x, &y, late as isize);
+        assert_eq!(a, b);
+    }
+}
+
+#[test]
+fn blocks_of_the_correlation_add_up() {
+    // Longer than one block, and shorter than the lag.
+    let x = noise(50_001, 2);
+    assert_eq!(lag(&x, &x[1234..], 2000), -1234);
+    assert_eq!(lag(&x[..5], &x[..5], 320), 0);
+    assert_eq!(lag(&[0.0; 100], &[0.0; 100], 10), 0);
+    assert_eq!(lag(&[], &x, 10), 0);
+}
+
+#[test]
+fn a_copy_at_half_the_level_has_known_numbers() {
+    let x = noise(10_000, 3);
+    let y: Vec<f32> = x.iter().map(|v| v * 0.5).collect();
+    let w = waveform(&x, &y);
+    close(w.amplitude, 50.0, 1e-4);
+    close(w.snr_db, 20.0 * 2f64.log10(), 1e-4);
+    close(w.rho, 1.0, 1e-12);
+    close(w.gain, 2.0, 1e-6);
+    assert!(w.si_sdr_db > 120.0, "{}", w.si_sdr_db);
+}
+
+#[test]
+fn snr_rho_and_amplitude_agree_through_the_identity() {
+    let x = noise(30_000, 4);
+    let y: Vec<f32> = x.iter().zip(noise(30_000, 5)).map(|(x, n)| 0.4 * x + 0.3 * n).collect();
+    let w = waveform(&x, &y);
+    close(rho_from_log(w.snr_db, w.amplitude), w.rho, 1e-9);
+    // Independent noise of known energy: SI-SDR is the ratio of the two parts.
+    close(w.si_sdr_db, 20.0 * (0.4f64 / 0.3).log10(), 0.15);
+}
+
+#[test]
+fn an_offset_does_not_change_si_sdr() {
+    let x = voice(16_000, 16_000);
+    let y: Vec<f32> = x.iter().zip(noise(16_000, 6)).map(|(x, n)| x + 0.05 * n).collect();
+    let shifted: Vec<f32> = y.iter().map(|v| v + 0.25).collect();
+    close(waveform(&x, &shifted).si_sdr_db, waveform(&x, &y).si_sdr_db, 1e-3);
+}
+
+#[test]
+fn silence_gives_numbers_and_no_panic() {
+    let (x, zero) = (voice(16_000, 16_000), vec![0.0; 16_000]);
+    let c = Comparison::new(&x, &zero, 16_000, 320);
+    assert_eq!((c.waveform.rho, c.waveform.gain, c.waveform.amplitude), (0.0, 0.0, 0.0));
+    assert_eq!(c.verdict(), Verdict::Starved);
+    assert!(Comparison::new(&zero, &x, 16_000, 320).waveform.amplitude.is_infinite());
+    assert_eq!(Comparison::new(&[], &[], 16_000, 320).samples, 0);
+    assert_eq!(Comparison::new(&[0.5], &[0.5], 16_000, 320).stoi, None);
+}
+
+#[test]
+fn mel_distance_is_zero_for_a_copy_and_the_log_of_a_gain() {
+    let x = noise(16_000, 7);
+    assert_eq!(mel_distance(&x, &x, 16_000), Some(0.0));
+    let y: Vec<f32> = x.iter().map(|v| v * 0.1).collect();
+    // Every one of the seven scales differs by one decade.
+    close(mel_distance(&x, &y, 16_000).unwrap(), 7.0, 1e-5);
+    assert_eq!(mel_distance(&x[..31], &y[..31], 16_000), None);
+}
+
+#[test]
+fn stoi_is_one_for_a_copy_and_falls_with_noise() {
+    let x = voice(48_000, 16_000);
+    close(stoi(&x, &x, 16_000).unwrap(), 1.0, 1e-9);
+    let mut last = 1.0;
+    for level in [0.02, 0.1, 0.5, 2.0] {
+        let y: Vec<f32> = x.iter().zip(noise(48_000, 8)).map(|(x, n)| x + level * n).collect();
+        let found = stoi(&x, &y, 16_000).unwrap();
+        assert!(found < last, "{found} at noise {level}, {last} before");
+        last = found;
+    }
+    assert!(last < 0.5, "{last}");
+    assert_eq!(stoi(&x[..4000], &x[..4000], 16_000), None);
+}
+
+#[test]
+fn perplexity_counts_the_entries_in_use() {
+    let mut usage = Usage::new(8);
+    assert_eq!(usage.perplexity(), 0.0);
+    usage.add(&[0, 1, 2, 3].repeat(100));
+    close(usage.perplexity(), 4.0, 1e-9);
+    assert_eq!(usage.used(), 0.5);
+    usage.add(&[-1, 8]);
+    assert_eq!(usage.total(), 400);
+}
+
+#[test]
+fn a_collapsed_and_a_starving_codebook_raise_their_alarms() {
+    let mut usage = Usage::new(1024);
+    usage.add(&[5; 20_000]);
+    assert!(matches!(usage.alarm(7), Some(Alarm::Collapsed { stage: 7, .. })));
+    usage.add(&(0..30).collect::<Vec<_>>().repeat(1000));
+    assert!(matches!(usage.alarm(3), Some(Alarm::Starving { stage: 3, .. })));
+    assert_eq!(usage.alarm(4), None);
+    let mut few = Usage::new(1024);
+    few.add(&[5; 100]);
+    assert_eq!(few.alarm(0), None);
+}
+
+#[test]
+fn verdicts_separate_starved_codes_from_lost_gain() {
+    // Logged while a codec's output was uncorrelated with its input, and while it began to learn.
+    for (snr, amplitude) in [(-1.11, 53.8), (-0.61, 38.8), (-0.03, 7.1), (0.53, 34.4)] {
+        let rho = rho_from_log(snr, amplitude);
+        assert_eq!(Verdict::of(rho, amplitude, None), Verdict::Starved, "rho {rho}");
+    }
+    assert_eq!(Verdict::of(0.95, 40.0, Some(0.5)), Verdict::GainCollapse);
+    assert_eq!(Verdict::of(0.3, 98.0, Some(0.9)), Verdict::PhaseFree);
+    assert_eq!(Verdict::of(0.3, 98.0, Some(3.0)), Verdict::Distorted);
+    assert_eq!(Verdict::of(0.9, 98.0, Some(0.9)), Verdict::Ok);
+}
