@@ -70,15 +70,12 @@ element!(f64 => F64, f32 => F32, bf16 => BF16, f16 => F16, i32 => I32, u8 => U8)
 
 /// The two types the CPU computes in: f32 is the device, f64 the oracle.
 pub trait Real: Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum {
-    /// Width of the widest vector register in elements, as far as packing is concerned.
-    const LANES: usize;
 
     fn of(v: f64) -> Self;
     fn f64(self) -> f64;
 }
 
 impl Real for f32 {
-    const LANES: usize = 16;
     fn of(v: f64) -> Self {
         v as f32
     }
@@ -88,7 +85,6 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    const LANES: usize = 8;
     fn of(v: f64) -> Self {
         v
     }

@@ -268,6 +268,32 @@ impl CpuBuffer {
     }
 }
 
+/// Pooled CPU memory for one call: `n` elements with unspecified contents.
+pub(crate) struct Scratch<T> {
+    buffer: CpuBuffer,
+    len: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Element> Scratch<T> {
+    pub(crate) fn new(len: usize) -> Self {
+        Scratch { buffer: CpuBuffer::take(len * size_of::<T>()), len, element: std::marker::PhantomData }
+    }
+}
+
+impl<T: Element> std::ops::Deref for Scratch<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(self.buffer.bytes())[..self.len]
+    }
+}
+
+impl<T: Element> std::ops::DerefMut for Scratch<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(self.buffer.bytes_mut())[..self.len]
+    }
+}
+
 impl Drop for CpuBuffer {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);

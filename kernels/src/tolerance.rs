@@ -4,7 +4,8 @@ use crate::DType;
 
 /// Error budget of one output.
 ///
-/// An f32 sum of `n` products errs by about `sqrt(n) * 2^-24` of the result's rms; twice that is allowed. Every store into a
+/// An f32 sum of `n` products errs by about `sqrt(n) * 2^-24` of the larger of the value and the result's rms; twice
+/// that is allowed. Every store into a
 /// narrower type adds half a unit in its last place, relative to the value, and - if an intermediate was rounded before a
 /// sum - relative to the rms.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +46,9 @@ impl Tolerance {
         const F32_EPSILON: f64 = 5.960464477539063e-8; // 2^-24
         let accumulated = 2.0 * (self.accumulated.max(4) as f64).sqrt() * F32_EPSILON;
         // The largest of many rounding errors sits near four standard deviations of their sum.
-        (accumulated + 4.0 * self.rounded_rms) * rms + (self.rounded_value + F32_EPSILON) * y.abs()
+        // Partial sums grow to the larger of the two.
+        let scale = rms.max(y.abs());
+        (accumulated + 4.0 * self.rounded_rms) * scale + (self.rounded_value + F32_EPSILON) * y.abs()
     }
 
     /// Compares `found` with the f64 `expected`.

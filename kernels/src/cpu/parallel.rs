@@ -26,3 +26,19 @@ pub fn for_each(n: usize, work: usize, f: impl Fn(usize) + Sync + Send) {
         (0..n).into_par_iter().for_each(f);
     }
 }
+
+/// Cuts `out` into items of `item` elements and those into blocks of `block`; calls `f(item, offset in the item, block)` on
+/// each. `work` is what one element costs, in additions.
+pub fn for_blocks<T: Send>(out: &mut [T], item: usize, block: usize, work: usize, f: impl Fn(usize, usize, &mut [T]) + Sync + Send) {
+    if item == 0 || block == 0 {
+        return;
+    }
+    let run = |(i, item): (usize, &mut [T])| item.chunks_mut(block).enumerate().for_each(|(b, out)| f(i, b * block, out));
+    if out.len().saturating_mul(work) < GRAIN * 4 || out.len() <= block {
+        out.chunks_mut(item).enumerate().for_each(run);
+    } else {
+        out.par_chunks_mut(item).enumerate().for_each(|(i, item)| {
+            item.par_chunks_mut(block).enumerate().for_each(|(b, out)| f(i, b * block, out));
+        });
+    }
+}

@@ -1,0 +1,127 @@
+use super::{Epilogue, Fused, Geometry, Prologue, Ring, backward_input, backward_weight, forward, step};
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::tolerance::Tolerance;
+use crate::{DType, Tensor};
+
+/// `B T Cin Cout K` and a geometry.
+#[derive(Clone, Copy)]
+struct Shape(usize, usize, usize, usize, usize, Geometry);
+
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+pub(super) fn cases() -> Vec<Case> {
+    let g = Geometry::default();
+    let causal = Geometry::causal;
+    let small = [
+        Shape(1, 1, 1, 1, 1, g),
+        Shape(2, 31, 3, 5, 3, Geometry { pad_left: 1, pad_right: 1, ..g }),
+        Shape(1, 33, 8, 17, 7, causal(7, 1, 1)),
+        Shape(2, 127, 1, 16, 7, causal(7, 1, 1)),
+        Shape(2, 65, 16, 1, 7, causal(7, 1, 1)),
+        Shape(1, 50, 24, 24, 7, causal(7, 1, 3)),
+        Shape(1, 70, 16, 16, 7, causal(7, 1, 9)),
+        Shape(2, 40, 9, 12, 4, causal(4, 2, 1)),
+        Shape(1, 60, 16, 33, 10, Geometry { stride: 5, pad_left: 3, pad_right: 3, ..g }),
+        Shape(1, 31, 6, 4, 3, Geometry { groups: 2, pad_left: 2, ..g }),
+        Shape(1, 37, 5, 5, 5, Geometry { groups: 5, stride: 2, dilation: 2, pad_left: 4, ..g }),
+        Shape(1, 12, 64, 64, 3, causal(3, 1, 1)),
+    ];
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        for shape in small {
+            cases.extend([forward_case(shape, dtype, false), input_gradient(shape, dtype), weight_gradient(shape, dtype)]);
+        }
+        cases.push(fused_case(Shape(2, 33, 9, 9, 7, causal(7, 1, 3)), dtype));
+        cases.push(stream_case(Shape(3, 12, 6, 10, 7, causal(7, 1, 1)), dtype));
+        cases.push(stream_case(Shape(2, 20, 6, 10, 10, causal(10, 5, 1)), dtype));
+        cases.push(forward_case(Shape(1, 4096, 128, 128, 7, causal(7, 1, 1)), dtype, true));
+        cases.push(forward_case(Shape(8, 16000, 16, 16, 7, causal(7, 1, 9)), dtype, true));
+    }
+    cases
+}
+
+fn label(kind: &str, Shape(b, t, cin, cout, k, g): Shape) -> String {
+    let mut s = format!("{kind} {b}x{t}x{cin}->{cout} k{k}");
+    for (name, value, default) in [("s", g.stride, 1), ("d", g.dilation, 1), ("g", g.groups, 1), ("l", g.pad_left, 0), ("r", g.pad_right, 0)] {
+        if value != default {
+            s += &format!(" {name}{value}");
+        }
+    }
+    s
+}
+
+fn cost(Shape(b, t, cin, cout, k, g): Shape, dtype: DType) -> Cost {
+    let tout = g.output_len(t, k);
+    let weights = k * cin / g.groups * cout;
+    Cost { bytes: (b * t * cin + weights + b * tout * cout) * dtype.bytes(), flops: 2 * b * tout * weights }
+}
+
+fn case(kind: &str, shape: Shape, dtype: DType, inputs: Vec<Input>, n: usize, run: crate::case::Run) -> Case {
+    let tolerance = Tolerance::accumulate(n).then_round_to(dtype);
+    Case { label: label(kind, shape), dtype, inputs, outputs: vec![("y", Check::Within(tolerance))], run, cost: cost(shape, dtype), bench: false }
+}
+
+fn operands(Shape(b, t, cin, cout, k, g): Shape) -> (Input, Input) {
+    (Input::normal("x", [b, t, cin]), Input::new("weight", [k, cin / g.groups, cout], Fill::Normal(((k * cin / g.groups) as f64).powf(-0.5))))
+}
+
+fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
+    let Shape(_, _, cin, cout, k, g) = shape;
+    let (x, w) = operands(shape);
+    let run = Box::new(move |t: &[Tensor]| Ok(vec![forward(&t[0], &t[1], &g, Fused { bias: Some(&t[2]), ..Fused::default() })?]));
+    Case { bench, ..case("forward", shape, dtype, vec![x, w, Input::normal("bias", [cout])], k * cin / g.groups + 1, run) }
+}
+
+fn input_gradient(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, t, _, cout, k, g) = shape;
+    let dy = Input::normal("dy", [b, g.output_len(t, k), cout]);
+    let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_input(&i[0], &i[1], &g, t)?]));
+    case("dx", shape, dtype, vec![dy, operands(shape).1], k * cout / g.groups, run)
+}
+
+fn weight_gradient(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, t, _, cout, k, g) = shape;
+    let tout = g.output_len(t, k);
+    let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_weight(&i[0], &i[1], &g, k)?]));
+    case("dw", shape, dtype, vec![Input::normal("dy", [b, tout, cout]), operands(shape).0], b * tout, run)
+}
+
+fn fused_case(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, t, cin, cout, k, g) = shape;
+    let (x, w) = operands(shape);
+    let inputs = vec![
+        x,
+        w,
+        Input::normal("bias", [cout]),
+        Input::normal("residual", [b, g.output_len(t, k), cout]),
+        Input::new("alpha", [cin], Fill::Uniform(0.5, 2.0)),
+    ];
+    let run = Box::new(move |i: &[Tensor]| {
+        let snake = Fused { prologue: Prologue::Snake(&i[4]), bias: Some(&i[2]), residual: Some(&i[3]), epilogue: Epilogue::Tanh };
+        let elu = Fused { prologue: Prologue::Elu, bias: None, residual: None, epilogue: Epilogue::Elu };
+        Ok(vec![forward(&i[0], &i[1], &g, snake)?, forward(&i[0], &i[1], &g, elu)?])
+    });
+    let tolerance = Tolerance::accumulate(k * cin + 2).with_approximation(1e-6).via(dtype).then_round_to(dtype);
+    let outputs = vec![("snake, bias, residual, tanh", Check::Within(tolerance)), ("elu, elu", Check::Within(tolerance))];
+    Case { outputs, ..case("fused", shape, dtype, inputs, k * cin, run) }
+}
+
+/// Three steps of a stream, the second of which stream 0 sits out; the last step's output and the ring.
+fn stream_case(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, t, cin, _, k, g) = shape;
+    let (x, w) = operands(shape);
+    let mask = Fill::Values(std::iter::once(0.0).chain(std::iter::repeat_n(1.0, b - 1)).collect());
+    let more = |name| Input::normal(name, [b, t, cin]);
+    let inputs = vec![x, w, more("x2"), more("x3"), Input::new("mask", [b], mask).integer(DType::U8)];
+    let run = Box::new(move |i: &[Tensor]| {
+        let mut ring = Ring::new(&i[0].device(), i[0].dtype(), b, k, cin, &g)?;
+        step(&i[0], &mut ring, &i[1], &g, Fused::default(), None)?;
+        step(&i[2], &mut ring, &i[1], &g, Fused::default(), Some(&i[4]))?;
+        let y = step(&i[3], &mut ring, &i[1], &g, Fused::default(), None)?;
+        ring.reset(&i[4])?;
+        Ok(vec![y, ring.rows, ring.position])
+    });
+    let case = case("stream", shape, dtype, inputs, k * cin, run);
+    let outputs = vec![case.outputs[0].clone(), ("ring", Check::Exact), ("position", Check::Exact)];
+    Case { outputs, ..case }
+}

@@ -1,0 +1,22 @@
+use super::{Fused, Geometry, Ring};
+use crate::{Cuda, Error, Result, Tensor};
+
+fn missing<T>() -> Result<T> {
+    Err(Error::argument("conv1d", "no CUDA kernel yet"))
+}
+pub(super) fn forward(_: &Cuda, _: &mut Tensor, _: &Tensor, _: &Tensor, _: &Geometry, _: &Fused) -> Result<()> {
+    missing()
+}
+#[allow(clippy::too_many_arguments)]
+pub(super) fn step(_: &Cuda, _: &mut Tensor, _: &Tensor, _: &mut Ring, _: &Tensor, _: &Geometry, _: &Fused, _: Option<&Tensor>) -> Result<()> {
+    missing()
+}
+pub(super) fn reset(_: &Cuda, _: &mut Ring, _: &Tensor) -> Result<()> {
+    missing()
+}
+pub(super) fn backward_input(_: &Cuda, _: &mut Tensor, _: &Tensor, _: &Tensor, _: &Geometry) -> Result<()> {
+    missing()
+}
+pub(super) fn backward_weight(_: &Cuda, _: &mut Tensor, _: &Tensor, _: &Tensor, _: &Geometry) -> Result<()> {
+    missing()
+}

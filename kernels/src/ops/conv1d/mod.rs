@@ -1,0 +1,252 @@
+//! One-dimensional convolution, with what usually surrounds it fused in:
+//! `y[t, o] = activation(bias[o] + residual[t, o] + sum_{k, i} prologue(x)[t * stride + k * dilation - pad_left, i] * w[k, i, o])`.
+//!
+//! | tensor     | shape                            |                                                               |
+//! |------------|----------------------------------|---------------------------------------------------------------|
+//! | `x`        | `[B, T, Cin]`                    | zero outside `0..T`                                           |
+//! | `weight`   | `[K, Cin / groups, Cout]`        | PyTorch's `[Cout, Cin / groups, K]` transposed                |
+//! | `bias`     | `[Cout]`                         | optional                                                      |
+//! | `residual` | `[B, Tout, Cout]`                | optional                                                      |
+//! | `y`        | `[B, Tout, Cout]`                | `Tout = (T + pad_left + pad_right - (K-1) dilation - 1) / stride + 1` |
+//!
+//! It is a matrix product whose rows are windows of `x`. The sum runs over `k`, then `i`, in that order for every output
+//! whatever `B`, `T` or the chunking, so that [`step`] over a stream equals [`forward`] over the whole, bit for bit.
+//! Storage f32, bf16 or f16 on CUDA (f32 accumulation), f32 or f64 on the CPU. Source: `torch.nn.functional.conv1d`.
+
+mod cases;
+pub mod cpu;
+mod cuda;
+
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+
+pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: "conv1d", source: Some(&SOURCE), cases: cases::cases };
+
+/// Everything about a convolution that is not a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    pub stride: usize,
+    pub dilation: usize,
+    pub groups: usize,
+    pub pad_left: usize,
+    pub pad_right: usize,
+}
+
+impl Default for Geometry {
+    fn default() -> Self {
+        Geometry { stride: 1, dilation: 1, groups: 1, pad_left: 0, pad_right: 0 }
+    }
+}
+
+impl Geometry {
+    /// All padding on the left, as a stream needs it: `T / stride` outputs, none of which sees the future.
+    pub fn causal(taps: usize, stride: usize, dilation: usize) -> Geometry {
+        let pad_left = ((taps.max(1) - 1) * dilation + 1).saturating_sub(stride);
+        Geometry { stride, dilation, pad_left, ..Geometry::default() }
+    }
+
+    /// Rows of input that one output sees.
+    pub fn reach(&self, taps: usize) -> usize {
+        taps.saturating_sub(1).saturating_mul(self.dilation).saturating_add(1)
+    }
+
+    /// Number of outputs for `t` inputs.
+    pub fn output_len(&self, t: usize, taps: usize) -> usize {
+        let padded = t + self.pad_left + self.pad_right;
+        padded.checked_sub(self.reach(taps)).map_or(0, |n| n / self.stride + 1)
+    }
+}
+
+/// Applied to `x` as it is read.
+#[derive(Clone, Copy, Default)]
+pub enum Prologue<'a> {
+    #[default]
+    None,
+    /// Snake with `alpha [Cin]`.
+    Snake(&'a Tensor),
+    Elu,
+}
+
+/// Applied to the sum before it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Epilogue {
+    #[default]
+    None,
+    Tanh,
+    Elu,
+}
+
+/// What is fused around the product.
+#[derive(Clone, Copy, Default)]
+pub struct Fused<'a> {
+    pub prologue: Prologue<'a>,
+    pub bias: Option<&'a Tensor>,
+    pub residual: Option<&'a Tensor>,
+    pub epilogue: Epilogue,
+}
+
+/// The last `P` input rows of each stream, as a ring.
+pub struct Ring {
+    /// `[B, P, Cin]`; the row of logical time `-j` (j = 1 is the newest) is `(position - j) mod P`.
+    pub rows: Tensor,
+    /// `[B]` i32: rows seen so far, modulo `P`.
+    pub position: Tensor,
+}
+
+impl Ring {
+    /// An all-zero past for `batch` streams of a causal convolution.
+    pub fn new(device: &Device, dtype: DType, batch: usize, taps: usize, channels: usize, geometry: &Geometry) -> Result<Ring> {
+        let past = geometry.reach(taps).checked_sub(geometry.stride).ok_or_else(|| {
+            Error::argument("conv1d", format!("a stream cannot skip input: stride {} exceeds the reach of {taps} taps", geometry.stride))
+        })?;
+        Ok(Ring { rows: Tensor::zeros(device, dtype, [batch, past, channels])?, position: Tensor::zeros(device, DType::I32, [batch])? })
+    }
+
+    /// Forgets the past of every stream whose `mask` (u8 `[B]`) is not zero.
+    pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
+        check_mask(Some(mask), self.rows.shape()[0])?;
+        match self.rows.device() {
+            Device::Cpu => dispatch_real!("conv1d", self.rows.dtype(), T => cpu::reset::<T>(self, mask.as_slice()?)),
+            Device::Cuda(gpu) => cuda::reset(&gpu, self, mask),
+        }
+    }
+}
+
+struct Extents {
+    batch: usize,
+    t: usize,
+    cin: usize,
+    taps: usize,
+    cout: usize,
+}
+
+fn check(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Extents> {
+    const OP: &str = "conv1d";
+    let (xs, ws) = (x.shape(), weight.shape());
+    let &[batch, t, cin] = &*xs else { return Err(Error::shape(OP, "x", "[batch, time, channels]", xs)) };
+    let &[taps, cin_group, cout] = &*ws else { return Err(Error::shape(OP, "weight", "[taps, in / groups, out]", ws)) };
+    if g.stride == 0 || g.dilation == 0 || g.groups == 0 || taps == 0 {
+        return Err(Error::argument(OP, format!("stride, dilation, groups and taps must be positive: {g:?}, {taps} taps")));
+    }
+    if !cin.is_multiple_of(g.groups) || !cout.is_multiple_of(g.groups) || cin / g.groups != cin_group {
+        return Err(Error::shape(OP, "weight", format!("[_, {cin} / {} groups, a multiple of {}]", g.groups, g.groups), ws));
+    }
+    check_pair("weight", x, weight)?;
+    Ok(Extents { batch, t, cin, taps, cout })
+}
+
+fn check_pair(operand: &'static str, x: &Tensor, other: &Tensor) -> Result<()> {
+    if other.device() != x.device() {
+        return Err(Error::DeviceMismatch { op: "conv1d", operand });
+    }
+    if other.dtype() != x.dtype() {
+        return Err(Error::dtype("conv1d", operand, x.dtype().name(), other.dtype()));
+    }
+    Ok(())
+}
+
+fn check_fused(x: &Tensor, e: &Extents, tout: usize, fused: &Fused) -> Result<()> {
+    let vector = |operand, v: Option<&Tensor>, n: usize| match v {
+        Some(v) if *v.shape() != [n] => Err(Error::shape("conv1d", operand, format!("[{n}]"), v.shape())),
+        Some(v) => check_pair(operand, x, v),
+        None => Ok(()),
+    };
+    vector("bias", fused.bias, e.cout)?;
+    if let Prologue::Snake(alpha) = fused.prologue {
+        vector("alpha", Some(alpha), e.cin)?;
+    }
+    match fused.residual {
+        Some(r) if *r.shape() != [e.batch, tout, e.cout] => {
+            Err(Error::shape("conv1d", "residual", format!("[{}, {tout}, {}]", e.batch, e.cout), r.shape()))
+        }
+        Some(r) => check_pair("residual", x, r),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn check_mask(mask: Option<&Tensor>, batch: usize) -> Result<()> {
+    match mask {
+        Some(m) if m.dtype() != DType::U8 => Err(Error::dtype("conv1d", "mask", "u8", m.dtype())),
+        Some(m) if *m.shape() != [batch] => Err(Error::shape("conv1d", "mask", format!("[{batch}]"), m.shape())),
+        _ => Ok(()),
+    }
+}
+
+/// The whole signal at once.
+pub fn forward(x: &Tensor, weight: &Tensor, geometry: &Geometry, fused: Fused) -> Result<Tensor> {
+    let e = check(x, weight, geometry)?;
+    let tout = geometry.output_len(e.t, e.taps);
+    check_fused(x, &e, tout, &fused)?;
+    let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, tout, e.cout])?;
+    match x.device() {
+        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::forward::<T>(&mut y, x, None, weight, geometry, &fused))?,
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, weight, geometry, &fused)?,
+    }
+    Ok(y)
+}
+
+/// The next `T` rows (a multiple of the stride) of `B` streams: reads the past from `ring` in place of left padding, then
+/// appends `x` to it. Streams whose `mask` (u8 `[B]`) is zero keep their past; their output is unspecified.
+pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, fused: Fused, mask: Option<&Tensor>) -> Result<Tensor> {
+    let past = ring.rows.shape()[1];
+    let g = Geometry { pad_left: past, pad_right: 0, ..*geometry };
+    let e = check(x, weight, &g)?;
+    if *ring.rows.shape() != [e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin] {
+        return Err(Error::shape("conv1d", "ring", format!("[{}, {}, {}]", e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin), ring.rows.shape()));
+    }
+    if !e.t.is_multiple_of(g.stride) {
+        return Err(Error::shape("conv1d", "x", format!("a multiple of the stride {} in time", g.stride), x.shape()));
+    }
+    check_pair("ring", x, &ring.rows)?;
+    check_mask(mask, e.batch)?;
+    let tout = e.t / g.stride;
+    check_fused(x, &e, tout, &fused)?;
+    let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, tout, e.cout])?;
+    match x.device() {
+        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => {
+            cpu::forward::<T>(&mut y, x, Some(ring), weight, &g, &fused)?;
+            cpu::append::<T>(ring, x, mask)
+        })?,
+        Device::Cuda(gpu) => cuda::step(&gpu, &mut y, x, ring, weight, &g, &fused, mask)?,
+    }
+    Ok(y)
+}
+
+/// Gradient with respect to `x [B, t, Cin]` of the bare convolution (no prologue, no epilogue).
+pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usize) -> Result<Tensor> {
+    let &[batch, tout, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
+    let &[taps, cin_group, _] = &*weight.shape() else {
+        return Err(Error::shape("conv1d", "weight", "[taps, in / groups, out]", weight.shape()));
+    };
+    let mut dx = Tensor::empty(&dy.device(), dy.dtype(), [batch, t, cin_group.saturating_mul(geometry.groups)])?;
+    check(&dx, weight, geometry)?;
+    check_pair("dy", &dx, dy)?;
+    if cout != weight.shape()[2] || tout != geometry.output_len(t, taps) {
+        let expected = format!("[{batch}, {}, {}]", geometry.output_len(t, taps), weight.shape()[2]);
+        return Err(Error::shape("conv1d", "dy", expected, dy.shape()));
+    }
+    match dy.device() {
+        Device::Cpu => dispatch_real!("conv1d", dy.dtype(), T => cpu::backward_input::<T>(&mut dx, dy, weight, geometry))?,
+        Device::Cuda(gpu) => cuda::backward_input(&gpu, &mut dx, dy, weight, geometry)?,
+    }
+    Ok(dx)
+}
+
+/// Gradient with respect to `weight [taps, Cin / groups, Cout]`. That of the bias is [`crate::ops::reduce::sum_rows`] of `dy`.
+pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
+    let &[_, _, cin] = &*x.shape() else { return Err(Error::shape("conv1d", "x", "[batch, time, channels]", x.shape())) };
+    let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
+    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin / geometry.groups.max(1), cout])?;
+    let e = check(x, &dw, geometry)?;
+    check_pair("dy", x, dy)?;
+    if *dy.shape() != [e.batch, geometry.output_len(e.t, taps), cout] {
+        return Err(Error::shape("conv1d", "dy", format!("[{}, {}, _]", e.batch, geometry.output_len(e.t, taps)), dy.shape()));
+    }
+    match x.device() {
+        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::backward_weight::<T>(&mut dw, dy, x, geometry))?,
+        Device::Cuda(gpu) => cuda::backward_weight(&gpu, &mut dw, dy, x, geometry)?,
+    }
+    Ok(dw)
+}

@@ -1,0 +1,37 @@
+use super::{Extents, Geometry};
+use crate::ops::conv1d::cpu::{Upsample, correlate, transpose_taps, upsample};
+use crate::ops::conv1d::{self, Ring};
+use crate::tensor::Scratch;
+use crate::{Real, Result, Tensor};
+
+pub(super) fn forward<T: Real>(
+    y: &mut Tensor,
+    x: &Tensor,
+    ring: Option<&Ring>,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    g: &Geometry,
+    e: &Extents,
+) -> Result<()> {
+    let shape = Upsample { stride: g.stride, taps: e.taps, crop: g.crop_left, t: e.t, len: e.tout };
+    let bias = bias.map(Tensor::as_slice::<T>).transpose()?;
+    upsample(y.as_mut_slice::<T>()?, (x.as_slice::<T>()?, e.cin), weight.as_slice::<T>()?, e.cout, bias, shape, ring, |_, _| {});
+    Ok(())
+}
+
+pub(super) fn backward_input<T: Real>(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, g: &Geometry) -> Result<()> {
+    let (xs, ys, ws) = (dx.shape(), dy.shape(), weight.shape());
+    let transposed = transpose_taps(weight.as_slice::<T>()?, ws[0], ws[1], ws[2], |k| k);
+    conv1d::cpu::bare(dx.as_mut_slice::<T>()?, xs[1], (dy.as_slice::<T>()?, ys[1], ys[2]), (&transposed, ws[0], xs[2]), &g.adjoint());
+    Ok(())
+}
+
+pub(super) fn backward_weight<T: Real>(dw: &mut Tensor, dy: &Tensor, x: &Tensor, g: &Geometry) -> Result<()> {
+    let (xs, ys, ws) = (x.shape(), dy.shape(), dw.shape());
+    // The adjoint convolution reads dy and writes x: its weight gradient has the channels the other way round.
+    let mut swapped = Scratch::<T>::new(ws.elements());
+    correlate(&mut swapped, (dy.as_slice::<T>()?, ys[1], ys[2]), (x.as_slice::<T>()?, xs[1], xs[2]), xs[0], ws[0], &g.adjoint());
+    let turned = transpose_taps(&swapped, ws[0], ws[2], ws[1], |k| k);
+    dw.as_mut_slice::<T>()?.copy_from_slice(&turned);
+    Ok(())
+}

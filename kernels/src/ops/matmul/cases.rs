@@ -1,0 +1,42 @@
+use super::{Transpose, forward};
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::tolerance::Tolerance;
+use crate::{DType, Tensor};
+
+pub(super) fn cases() -> Vec<Case> {
+    let plain = Transpose::default();
+    let (ta, tb) = (Transpose { a: true, b: false }, Transpose { a: false, b: true });
+    let small = [
+        (1, 1, 1, plain),
+        (31, 33, 17, plain),
+        (127, 65, 40, plain),
+        (64, 64, 96, plain),
+        (1, 128, 64, plain),
+        (33, 31, 70, ta),
+        (64, 128, 64, ta),
+        (29, 37, 33, tb),
+        (64, 64, 64, tb),
+        (5, 3, 500, Transpose { a: true, b: true }),
+    ];
+    let mut cases = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        cases.extend(small.map(|(m, n, k, t)| case(m, n, k, t, dtype, false)));
+        cases.push(case(4096, 1024, 1024, plain, dtype, true));
+    }
+    cases
+}
+
+fn case(m: usize, n: usize, k: usize, transpose: Transpose, dtype: DType, bench: bool) -> Case {
+    let t = |flag| if flag { "T" } else { "" };
+    let a = if transpose.a { [k, m] } else { [m, k] };
+    let b = if transpose.b { [n, k] } else { [k, n] };
+    Case {
+        label: format!("{m}x{k}{} {k}x{n}{}", t(transpose.a), t(transpose.b)),
+        dtype,
+        inputs: vec![Input::normal("a", a), Input::new("b", b, Fill::Normal((k as f64).powf(-0.5)))],
+        outputs: vec![("c", Check::Within(Tolerance::accumulate(k).then_round_to(dtype)))],
+        run: Box::new(move |i: &[Tensor]| Ok(vec![forward(&i[0], &i[1], transpose)?])),
+        cost: Cost { bytes: (m * k + k * n + m * n) * dtype.bytes(), flops: 2 * m * n * k },
+        bench,
+    }
+}
