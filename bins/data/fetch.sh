@@ -22,8 +22,8 @@ if [ ${#missing[@]} -gt 0 ]; then
         apt-get install -y --no-install-recommends "${missing[@]}"
     else
         # Only the packages with recordings can be used unpacked; a voice needs its synthesiser installed.
-        root=$out/.packages
-        mkdir -p "$root"
+        root=$(mktemp -d)
+        trap 'rm -rf "$root"' EXIT
         for package in "${missing[@]}"; do
             case $package in
                 *asterisk* | klettres-data | festvox-ru) ;;

@@ -53,9 +53,7 @@ impl Codes {
             sample_rate: field(weights, "sample_rate", "Hz, 1 to 768000", |s| {
                 s.parse().ok().filter(|r| (1..=crate::audio::MAX_RATE).contains(r))
             })?,
-            frame_rate: field(weights, "frame_rate", "Hz, above 0", |s| {
-                s.parse().ok().filter(|&r: &f64| r.is_finite() && r > 0.0)
-            })?,
+            frame_rate: field(weights, "frame_rate", "Hz, above 0", |s| s.parse().ok().filter(|&r: &f64| r.is_finite() && r > 0.0))?,
             samples: field(weights, "samples", "a count", |s| s.parse().ok())?,
         };
         codes.check_length()?;
@@ -110,12 +108,7 @@ impl Codes {
     }
 }
 
-fn field<T>(
-    weights: &Weights,
-    name: &'static str,
-    expected: &'static str,
-    parse: impl Fn(&str) -> Option<T>,
-) -> Result<T, CodesError> {
+fn field<T>(weights: &Weights, name: &'static str, expected: &'static str, parse: impl Fn(&str) -> Option<T>) -> Result<T, CodesError> {
     let text = weights.metadata().get(name).ok_or(CodesError::NoField(name))?;
     parse(text).ok_or_else(|| CodesError::Field { field: name, found: text.clone(), expected })
 }

@@ -35,8 +35,7 @@ pub fn lufs(samples: &[f32], rate: u32) -> f64 {
     let blocks: Vec<f64> = steps.windows(4).map(|w| w.iter().sum::<f64>() / (4 * step) as f64).collect();
     let loudness = |power: f64| -0.691 + 10.0 * power.log10();
     let mean_above = |gate: f64| {
-        let (count, sum) =
-            blocks.iter().filter(|&&p| loudness(p) > gate).fold((0, 0.0), |(n, sum), p| (n + 1, sum + p));
+        let (count, sum) = blocks.iter().filter(|&&p| loudness(p) > gate).fold((0, 0.0), |(n, sum), p| (n + 1, sum + p));
         if count == 0 { f64::NEG_INFINITY } else { loudness(sum / f64::from(count)) }
     };
     mean_above(mean_above(FLOOR).max(FLOOR + 10.0) - 10.0).max(FLOOR)
@@ -59,11 +58,7 @@ impl Biquad {
         let (alpha, cos) = Self::angle(hz, q, rate);
         let root = 2.0 * a.sqrt() * alpha;
         Self::new(
-            [
-                a * ((a + 1.0) + (a - 1.0) * cos + root),
-                -2.0 * a * ((a - 1.0) + (a + 1.0) * cos),
-                a * ((a + 1.0) + (a - 1.0) * cos - root),
-            ],
+            [a * ((a + 1.0) + (a - 1.0) * cos + root), -2.0 * a * ((a - 1.0) + (a + 1.0) * cos), a * ((a + 1.0) + (a - 1.0) * cos - root)],
             [(a + 1.0) - (a - 1.0) * cos + root, 2.0 * ((a - 1.0) - (a + 1.0) * cos), (a + 1.0) - (a - 1.0) * cos - root],
         )
     }

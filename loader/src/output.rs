@@ -160,8 +160,7 @@ mod tests {
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -245,7 +244,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_read_only_folder_is_refused() {
-        // Even root cannot create files in /proc/self.
+        // Even root cannot create files there.
         let error = AtomicFile::create("/sys/kernel/a.bin").unwrap_err();
         assert!(matches!(error, Error::Io { .. }), "{error}");
     }

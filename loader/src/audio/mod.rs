@@ -171,9 +171,7 @@ impl AudioReader {
         }
         self.mono.clear();
         self.mono.extend(
-            self.block
-                .chunks_exact(channels)
-                .map(|frame| (frame.iter().map(|&x| f64::from(x)).sum::<f64>() / channels as f64) as f32),
+            self.block.chunks_exact(channels).map(|frame| (frame.iter().map(|&x| f64::from(x)).sum::<f64>() / channels as f64) as f32),
         );
         self.frames += self.mono.len() as u64;
         Ok(())
@@ -230,9 +228,7 @@ fn open_source(path: &Path) -> Result<Box<dyn Source>> {
     let held = wav::fill(&mut file, &mut magic).map_err(io)?;
     let source: Result<Box<dyn Source>, AudioError> = match &magic {
         _ if held == 0 => Err(AudioError::Empty),
-        b"RIFF" | b"RF64" | b"BW64" => {
-            wav::Wav::open(BufReader::new(file)).map(|s| -> Box<dyn Source> { Box::new(s) })
-        }
+        b"RIFF" | b"RF64" | b"BW64" => wav::Wav::open(BufReader::new(file)).map(|s| -> Box<dyn Source> { Box::new(s) }),
         b"fLaC" | b"OggS" | b"FORM" | [b'I', b'D', b'3', _] | [0xff, 0xe0..=0xff, _, _] => {
             file.rewind().map_err(io)?;
             compressed::Compressed::open(file, &extension).map(|s| -> Box<dyn Source> { Box::new(s) })
@@ -245,4 +241,3 @@ fn open_source(path: &Path) -> Result<Box<dyn Source>> {
 fn damaged(e: io::Error) -> AudioError {
     AudioError::Damaged(e.to_string())
 }
-

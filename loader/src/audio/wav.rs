@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use super::{Block, Source, Warning, MAX_CHANNELS};
+use super::{Block, MAX_CHANNELS, Source, Warning};
 use crate::AudioError;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -111,8 +111,7 @@ impl<R: Read> Wav<R> {
                     skip(&mut reader, padded(size) - 16)?;
                 }
                 b"data" => {
-                    let (format, channels, rate) =
-                        format.ok_or_else(|| AudioError::Damaged("no fmt chunk before the data".into()))?;
+                    let (format, channels, rate) = format.ok_or_else(|| AudioError::Damaged("no fmt chunk before the data".into()))?;
                     let left = match size {
                         // Written to a pipe, or never finished.
                         0 | u32::MAX => data_size64.filter(|&n| n != 0 && n != u64::MAX),
@@ -157,8 +156,8 @@ impl<R: Read> Wav<R> {
         if !(1..=MAX_CHANNELS).contains(&channels) {
             return Err(AudioError::Channels(channels));
         }
-        let format = Format::new(tag, bits)
-            .ok_or_else(|| AudioError::Unsupported(format!("wav format {tag} with {bits} bits a sample")))?;
+        let format =
+            Format::new(tag, bits).ok_or_else(|| AudioError::Unsupported(format!("wav format {tag} with {bits} bits a sample")))?;
         let align = usize::from(u16_at(12));
         if align != format.bytes() * channels {
             return Err(AudioError::Damaged(format!(

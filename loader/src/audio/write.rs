@@ -21,7 +21,7 @@ pub enum WavFormat {
 pub struct WavWriter {
     file: AtomicFile,
     format: WavFormat,
-    frames: u64,
+    pub(super) frames: u64,
     bytes: Vec<u8>,
 }
 

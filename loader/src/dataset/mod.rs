@@ -114,8 +114,7 @@ impl Dataset {
             return Err(fail(DatasetError::NotPrepared));
         }
         let text = std::fs::read(dir.join(DESCRIPTION)).map_err(io(DESCRIPTION))?;
-        let description: Description =
-            serde_json::from_slice(&text).map_err(|e| fail(DatasetError::Description(e.to_string())))?;
+        let description: Description = serde_json::from_slice(&text).map_err(|e| fail(DatasetError::Description(e.to_string())))?;
         if description.version != VERSION {
             let why = format!("version {}, expected {VERSION}", description.version);
             return Err(fail(DatasetError::Description(why)));
@@ -204,10 +203,7 @@ fn read_manifest(dir: &Path) -> Result<(Vec<Utterance>, String)> {
             break;
         }
         let number = utterances.len() + 1;
-        let fail = |why: String| Error::Dataset {
-            path: dir.to_owned(),
-            why: DatasetError::Manifest { line: number, why },
-        };
+        let fail = |why: String| Error::Dataset { path: dir.to_owned(), why: DatasetError::Manifest { line: number, why } };
         sha.update(&line);
         let u: Utterance = serde_json::from_slice(&line).map_err(|e| fail(e.to_string()))?;
         if u.offset != at {

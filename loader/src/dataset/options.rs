@@ -75,8 +75,7 @@ pub struct IdRule {
 impl IdRule {
     /// `id`: path without extension.
     pub(super) fn split(&self, id: &str) -> Option<Split> {
-        let under = self.prefix.is_empty()
-            || id.strip_prefix(self.prefix.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        let under = self.prefix.is_empty() || id.strip_prefix(self.prefix.as_str()).is_some_and(|rest| rest.starts_with('/'));
         self.endings.iter().find(|(_, ending)| under && id.ends_with(ending.as_str())).map(|(split, _)| *split)
     }
 }

@@ -208,6 +208,11 @@ fn invalid(path: &Path, e: serde_json::Error) -> Error {
     Error::Dataset { path: path.to_owned(), why: DatasetError::Description(e.to_string()) }
 }
 
+/// Hidden files and folders hold no recordings that anybody meant.
+fn visible(entry: &walkdir::DirEntry) -> bool {
+    entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".")
+}
+
 /// Audio files under `in_dirs`, sorted, each id once.
 fn find(in_dirs: &[impl AsRef<Path>], options: &Options) -> Result<Vec<Input>> {
     let mut inputs = BTreeMap::new();
@@ -218,7 +223,7 @@ fn find(in_dirs: &[impl AsRef<Path>], options: &Options) -> Result<Vec<Input>> {
         }
         let root = dir.canonicalize().ok().and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()));
         let root = root.unwrap_or_else(|| "speaker".into());
-        for entry in walkdir::WalkDir::new(dir).follow_links(true).sort_by_file_name() {
+        for entry in walkdir::WalkDir::new(dir).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
             let entry = entry.map_err(|e| {
                 let path = e.path().unwrap_or(dir).to_owned();
                 let source = e.into_io_error().unwrap_or_else(|| std::io::Error::other("links run in a circle"));

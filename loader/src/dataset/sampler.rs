@@ -20,15 +20,7 @@ pub struct SamplerOptions {
 
 impl Default for SamplerOptions {
     fn default() -> Self {
-        Self {
-            split: Split::Train,
-            seed: 0,
-            batch: 8,
-            crop: 16_000,
-            temperature: 2.0,
-            gain_db: None,
-            concatenate: true,
-        }
+        Self { split: Split::Train, seed: 0, batch: 8, crop: 16_000, temperature: 2.0, gain_db: None, concatenate: true }
     }
 }
 
@@ -72,9 +64,7 @@ impl<'a> Sampler<'a> {
         }
         let mut by_name = std::collections::BTreeMap::<&str, Speaker>::new();
         for (i, u) in dataset.split(options.split) {
-            let speaker = by_name
-                .entry(&u.speaker)
-                .or_insert_with(|| Speaker { utterances: Vec::new(), ends: Vec::new() });
+            let speaker = by_name.entry(&u.speaker).or_insert_with(|| Speaker { utterances: Vec::new(), ends: Vec::new() });
             speaker.utterances.push(i);
             speaker.ends.push(speaker.ends.last().unwrap_or(&0) + u.samples);
         }
@@ -82,10 +72,8 @@ impl<'a> Sampler<'a> {
             return Err(fail(DatasetError::EmptySplit(options.split.to_string())));
         }
         let speakers: Vec<_> = by_name.into_values().collect();
-        let weights: Vec<f64> = speakers
-            .iter()
-            .map(|s| (s.ends.last().copied().unwrap_or(0) as f64).powf(1.0 / options.temperature))
-            .collect();
+        let weights: Vec<f64> =
+            speakers.iter().map(|s| (s.ends.last().copied().unwrap_or(0) as f64).powf(1.0 / options.temperature)).collect();
         let total: f64 = weights.iter().sum();
         let mut sum = 0.0;
         let cumulative = weights

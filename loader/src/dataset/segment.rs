@@ -19,12 +19,7 @@ pub(super) struct Segmenter {
 impl Segmenter {
     pub fn new(options: &Options) -> Self {
         let rate = f64::from(options.sample_rate);
-        Self {
-            max: (options.max_seconds * rate) as usize,
-            frame: ((FRAME * rate) as usize).max(1),
-            held: Vec::new(),
-            start: 0,
-        }
+        Self { max: (options.max_seconds * rate) as usize, frame: ((FRAME * rate) as usize).max(1), held: Vec::new(), start: 0 }
     }
 
     /// Calls `give(start, piece)` for each complete piece.

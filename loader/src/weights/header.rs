@@ -78,8 +78,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, WeightsError> {
         return Err(WeightsError::HeaderLength { claimed, available });
     }
     let start = 8 + claimed as usize;
-    let pairs: Pairs =
-        serde_json::from_slice(&file[8..start]).map_err(|e| WeightsError::Header(e.to_string()))?;
+    let pairs: Pairs = serde_json::from_slice(&file[8..start]).map_err(|e| WeightsError::Header(e.to_string()))?;
     if pairs.metadata.len() > 1 {
         return Err(WeightsError::Duplicate("__metadata__".into()));
     }
@@ -98,11 +97,9 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, WeightsError> {
 
 fn entry(name: &str, raw: Raw, start: usize, data: u64) -> Result<Entry, WeightsError> {
     let tensor = || name.to_owned();
-    let dtype = Dtype::from_name(&raw.dtype)
-        .ok_or_else(|| WeightsError::UnknownDtype { tensor: tensor(), found: raw.dtype.clone() })?;
+    let dtype = Dtype::from_name(&raw.dtype).ok_or_else(|| WeightsError::UnknownDtype { tensor: tensor(), found: raw.dtype.clone() })?;
     let overflow = || WeightsError::ShapeOverflow { tensor: tensor(), shape: raw.shape.clone() };
-    let shape: Vec<usize> =
-        raw.shape.iter().map(|&n| usize::try_from(n).map_err(|_| overflow())).collect::<Result<_, _>>()?;
+    let shape: Vec<usize> = raw.shape.iter().map(|&n| usize::try_from(n).map_err(|_| overflow())).collect::<Result<_, _>>()?;
     // Checked left to right, so [0, 2^63, 4] is an overflow too: strides of such a shape could not be computed.
     let count = shape.iter().filter(|&&n| n != 0).try_fold(1_usize, |a, &b| a.checked_mul(b));
     let bytes = count.and_then(|n| n.checked_mul(dtype.size())).filter(|&n| n <= isize::MAX as usize);
@@ -119,8 +116,7 @@ fn entry(name: &str, raw: Raw, start: usize, data: u64) -> Result<Entry, Weights
 
 /// Every byte of data belongs to exactly one tensor.
 fn tile(tensors: &BTreeMap<String, Entry>, start: usize, end: usize) -> Result<(), WeightsError> {
-    let order: BTreeSet<_> =
-        tensors.iter().map(|(name, t)| (t.range.start, t.range.end, name.as_str())).collect();
+    let order: BTreeSet<_> = tensors.iter().map(|(name, t)| (t.range.start, t.range.end, name.as_str())).collect();
     let (mut at, mut before) = (start, "");
     for (begin, finish, name) in order {
         if begin < at {

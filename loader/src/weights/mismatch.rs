@@ -27,16 +27,13 @@ impl Mismatch {
         for (name, expected) in expected {
             match found.get(name) {
                 None => mismatch.missing.push((name.clone(), expected.clone())),
-                Some(found) if found != expected => mismatch.misshaped.push(Misshaped {
-                    name: name.clone(),
-                    expected: expected.clone(),
-                    found: found.clone(),
-                }),
+                Some(found) if found != expected => {
+                    mismatch.misshaped.push(Misshaped { name: name.clone(), expected: expected.clone(), found: found.clone() })
+                }
                 Some(_) => {}
             }
         }
-        mismatch.unknown =
-            found.iter().filter(|(n, _)| !expected.contains_key(*n)).map(|(n, s)| (n.clone(), s.clone())).collect();
+        mismatch.unknown = found.iter().filter(|(n, _)| !expected.contains_key(*n)).map(|(n, s)| (n.clone(), s.clone())).collect();
         mismatch
     }
 
@@ -51,13 +48,7 @@ impl fmt::Display for Mismatch {
         let groups: [(&str, Vec<String>); 3] = [
             ("missing", named(&self.missing)),
             ("unknown", named(&self.unknown)),
-            (
-                "of the wrong shape",
-                self.misshaped
-                    .iter()
-                    .map(|m| format!("{} {:?}, expected {:?}", m.name, m.found, m.expected))
-                    .collect(),
-            ),
+            ("of the wrong shape", self.misshaped.iter().map(|m| format!("{} {:?}, expected {:?}", m.name, m.found, m.expected)).collect()),
         ];
         let mut separator = "";
         for (what, names) in groups.iter().filter(|(_, names)| !names.is_empty()) {

@@ -143,8 +143,7 @@ impl Shard {
             0 => None,
             _ => Some(unsafe { Mmap::map(&file) }.map_err(io)?),
         };
-        let header = header::parse(map.as_deref().unwrap_or_default())
-            .map_err(|why| Error::Weights { path: path.to_owned(), why })?;
+        let header = header::parse(map.as_deref().unwrap_or_default()).map_err(|why| Error::Weights { path: path.to_owned(), why })?;
         Ok(Self { path: path.to_owned(), map, header })
     }
 }
