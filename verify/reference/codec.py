@@ -7,7 +7,7 @@ odd stride is shorter than its input, whose end is then left out of both.
 Tensors: `input` [B,1,T]; every parameter under its module name (weight norm kept: weight_g, weight_v, bias; Euclidean
 codebooks as embedding_sum, cluster_usage); `z`, `codes` [B,K,T/hop], `margin` (see quantise.py), `z_q`, `wave`;
 `loss`, `loss.mel`, `loss.l1`, `loss.commitment`, `loss.codebook`; `grad.<parameter>`, `grad.wave`, `grad.z_q`, `grad.z`;
-`wave.<k>`: decoded from the first k codebooks alone. `config` in the case is codec_model.CodecConfig.
+`closest`: the least |log mel difference| above 0 (the loss has a kink at 0); `wave.<k>`: decoded from the first k codebooks alone. `config` in the case is codec_model.CodecConfig.
 """
 
 from dataclasses import asdict
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from codec_model import Codec, CodecConfig
 from dump import Draw, leaf, save
 from signals import speech
-from spectral import SCALES, multi_scale_mel_loss
+from spectral import SCALES, log_mel, multi_scale_mel_loss
 
 TINY = dict(encoder_widths=[4, 6, 8], decoder_widths=[8, 6, 4], latent=8, codebook_dim=4, codebook_sizes=[32, 16, 16])
 CASES = {
@@ -32,6 +32,13 @@ CASES = {
 SAMPLES = 320
 
 
+def gain(name):
+    """Keeps the residual sums near 1 and the output out of tanh's flat ends."""
+    if "encoder.conv1" in name:
+        return 6.0
+    return 0.15 if "decoder.conv2" in name else 0.5 if "res_unit" in name else 1.2
+
+
 def randomise(model, draw):
     """Values of the size that a trained codec has, so that no layer is nearly silent or nearly linear."""
     for name, tensor in list(model.named_parameters()) + list(model.named_buffers()):
@@ -41,7 +48,7 @@ def randomise(model, draw):
         elif kind == "bias":
             value = draw.normal(*shape, scale=0.1)
         elif kind == "weight_g":
-            value = draw.uniform(0.6, 1.2, *shape)
+            value = draw.uniform(0.7 * gain(name), 1.3 * gain(name), *shape)
         elif kind == "cluster_usage":
             value = draw.uniform(0.2, 6.0, *shape)
         elif "codebook" in name:
@@ -63,6 +70,13 @@ def total_loss(config, wave, target, losses):
     return sum(weights[name] * part for name, part in parts.items()), parts
 
 
+def closest(config, wave, target, scales):
+    target = target[..., : wave.shape[-1]]
+    gaps = [(log_mel(wave[:, 0], config.sample_rate, *s) - log_mel(target[:, 0], config.sample_rate, *s)).abs()
+            for s in scales]
+    return min(gap[gap > 0].min() for gap in gaps)
+
+
 def make():
     for case, config in CASES.items():
         draw = Draw("codec", case)
@@ -77,7 +91,8 @@ def make():
         for tensor in (z, z_q, wave):
             tensor.retain_grad()
         loss.backward()
-        tensors = {"input": source, "z": z, "codes": codes, "margin": torch.stack(margin, 1), "z_q": z_q, "wave": wave,
+        scales = [s for s in SCALES if s[1] <= wave.shape[-1]]
+        tensors = {"closest": closest(config, wave, source, scales), "input": source, "z": z, "codes": codes, "margin": torch.stack(margin, 1), "z_q": z_q, "wave": wave,
                    "grad.z": z.grad, "grad.z_q": z_q.grad, "grad.wave": wave.grad, "loss": loss,
                    **{f"loss.{name}": part for name, part in parts.items()}, **dict(model.named_buffers())}
         for name, parameter in model.named_parameters():
@@ -86,4 +101,4 @@ def make():
             for k in range(1, codes.shape[1] + 1):
                 tensors[f"wave.{k}"] = model.decode(codes[:, :k])
         save("codec", case, tensors, config=asdict(config), hop=config.hop,
-             mel_scales=[list(s) for s in SCALES if s[1] <= wave.shape[-1]])
+             mel_scales=[list(s) for s in scales])

@@ -61,10 +61,11 @@ class WeightNorm(nn.Module):
         self.weight_g = nn.Parameter(weight.flatten(1).norm(dim=1)[:, None, None])
         self.weight_v = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(outputs))
+        self.folded = None
 
     @property
     def weight(self):
-        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return torch._weight_norm(self.weight_v, self.weight_g, 0) if self.folded is None else self.folded
 
 
 class Conv(WeightNorm):
@@ -249,6 +250,13 @@ class Codec(nn.Module):
         """Wave [B,1,T], T a multiple of hop -> (wave, codes, losses of the quantiser)."""
         z_q, codes, losses = self.quantizer(self.encoder(wave))
         return self.decoder(z_q), codes, losses
+
+    def fold(self):
+        """Computes every normalised weight once, for inference."""
+        for module in self.modules():
+            if isinstance(module, WeightNorm):
+                module.folded = module.weight.detach()
+        return self.eval()
 
     def encode(self, wave):
         return self.quantizer(self.encoder(wave))[1]

@@ -1,14 +1,16 @@
 """dac_hf: transformers' DacModel, random weights, under its published tensor names (weight norm folded).
 
-`input` [B,1,T], `z` the encoder's output, `codes`, `z_q`, `margin` of the cosine, `audio` [B,T'] decoded from the codes; `config` in the
-case holds the fields of the published config.json. Odd strides make T' shorter than T. The same weights in
-codec_model.Codec must give the same tensors, which ties the two references together; a mismatch is an error.
+`input` [B,1,T], `z` the encoder's output, `codes`, `z_q`, `margin` of the cosine, `audio` [B,T'] decoded from the
+codes; `config` in the case holds the fields of the published config.json. Odd strides make T' shorter than T. The
+same weights in codec_model.Codec must give the same tensors, which ties the two references together; a mismatch is
+an error.
 """
 
 import numpy as np
 import torch
 from transformers import DacConfig, DacModel
 
+from codec import gain
 from codec_model import Codec, CodecConfig
 from dump import Draw, leaf, save
 from signals import speech
@@ -51,7 +53,7 @@ def make():
         elif "codebook" in name:
             parameter.copy_(draw.normal(*shape))
         else:
-            parameter.copy_(draw.normal(*shape, scale=shape[1:].numel() ** -0.5))
+            parameter.copy_(draw.normal(*shape, scale=gain(name) * shape[1:].numel() ** -0.5))
     samples = 11 * model.config.hop_length
     source = leaf(np.stack([speech(draw.rng, samples, PUBLISHED["sampling_rate"])[None] for _ in range(2)]))
     z = model.encoder(source)

@@ -13,8 +13,8 @@ CLAMP = 1e-5
 
 def stft(wave, window):
     """[..., T] -> complex [..., window/2+1, 1 + T/hop]: periodic Hann, hop window/4, centred, reflected ends, no scaling."""
-    hann = torch.hann_window(window, periodic=True, dtype=wave.dtype)
-    return torch.stft(wave, window, window // 4, window=hann, center=True, pad_mode="reflect", return_complex=True)
+    return torch.stft(wave, window, window // 4, window=hann(window, wave.dtype), center=True, pad_mode="reflect",
+                      return_complex=True)
 
 
 def hz_to_mel(hz):
@@ -39,10 +39,20 @@ def filterbank(sample_rate, window, bands):
     return np.maximum(0.0, np.minimum(rise, fall)) * 2.0 / (high - low)
 
 
+@lru_cache
+def weights(sample_rate, window, bands, dtype):
+    return torch.from_numpy(filterbank(sample_rate, window, bands)).to(dtype)
+
+
+@lru_cache
+def hann(window, dtype):
+    return torch.hann_window(window, periodic=True, dtype=dtype)
+
+
 def log_mel(wave, sample_rate, bands, window):
     """[..., T] -> [..., bands, frames]: log10 of the clamped mel magnitude."""
-    weights = torch.from_numpy(filterbank(sample_rate, window, bands)).to(wave.dtype)
-    return (weights @ stft(wave, window).abs()).clamp(CLAMP).log10()
+    mel = weights(sample_rate, window, bands, wave.dtype) @ stft(wave, window).abs()
+    return mel.clamp(CLAMP).log10()
 
 
 def mel_loss(x, y, sample_rate, bands, window):
