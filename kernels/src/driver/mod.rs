@@ -5,8 +5,11 @@ use std::ffi::c_void;
 
 use crate::Result;
 
+pub mod cache;
+pub mod doctor;
 pub mod emulator;
 pub mod gpu;
+pub mod nvrtc;
 pub mod source;
 
 pub use source::Source;
