@@ -18,12 +18,14 @@ import quantise
 
 @dataclass
 class CodecConfig:
+    """The fields of swara's codec config; the defaults are the preset swara-te50."""
+
     sample_rate: int = 16000
-    encoder_widths: list = field(default_factory=lambda: [8, 16, 32, 64, 128])
-    decoder_widths: list = field(default_factory=lambda: [128, 64, 32, 16, 8])
-    strides: list = field(default_factory=lambda: [2, 4, 5, 8])
+    encoder_widths: list = field(default_factory=lambda: [16, 64, 128, 192, 256])
+    decoder_widths: list = field(default_factory=lambda: [256, 256, 128, 64, 24])
+    strides: list = field(default_factory=lambda: [8, 5, 4, 2])
     dilations: list = field(default_factory=lambda: [1, 3, 9])
-    latent: int = 128
+    latent: int = 256
     causal: bool = True
     quantizer: str = "ema"
     codebook_dim: int = 64
