@@ -1,10 +1,13 @@
 //! One folder an operation: contract and cases (`mod.rs`), plain Rust twin (`cpu.rs`), kernels (`.cu`), launches (`cuda.rs`).
 
+pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod matmul;
+pub mod rvq_search;
+pub mod stft;
 
 use crate::case::Op;
 
 /// Every operation, for `verify`, `bench`, the compile gate and the kernel table.
-pub const REGISTRY: &[&Op] = &[&conv1d::OP, &conv_transpose1d::OP, &matmul::OP];
+pub const REGISTRY: &[&Op] = &[&conv1d::OP, &conv_transpose1d::OP, &matmul::OP, &codebook::OP, &rvq_search::OP, &stft::OP];

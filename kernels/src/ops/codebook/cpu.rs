@@ -1,0 +1,49 @@
+use crate::{Device, Real, Result, Tensor};
+
+pub fn statistics<T: Real>(x: &Tensor, codes: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let d = x.shape()[1];
+    let mut counts = Tensor::zeros(&Device::Cpu, T::DTYPE, [k])?;
+    let mut sums = Tensor::zeros(&Device::Cpu, T::DTYPE, [k, d])?;
+    let (count, sum) = (counts.as_mut_slice::<T>()?, sums.as_mut_slice::<T>()?);
+    for (row, &code) in x.as_slice::<T>()?.chunks_exact(d.max(1)).zip(codes.as_slice::<i32>()?) {
+        let code = code as usize;
+        count[code] += T::one();
+        for (s, &v) in sum[code * d..][..d].iter_mut().zip(row) {
+            *s += v;
+        }
+    }
+    Ok((counts, sums))
+}
+
+/// `average = decay average + (1 - decay) new`.
+pub fn decay_towards<T: Real>(average: &mut Tensor, new: &Tensor, decay: f64) -> Result<()> {
+    let (keep, take) = (T::of(decay), T::of(1.0 - decay));
+    for (a, &v) in average.as_mut_slice::<T>()?.iter_mut().zip(new.as_slice::<T>()?) {
+        *a = keep * *a + take * v;
+    }
+    Ok(())
+}
+
+pub fn embedding<T: Real>(usage: &Tensor, sum: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let d = sum.shape()[1];
+    let mut out = sum.copy()?;
+    for (row, &usage) in out.as_mut_slice::<T>()?.chunks_exact_mut(d.max(1)).zip(usage.as_slice::<T>()?) {
+        let usage = usage.max(T::of(epsilon));
+        row.iter_mut().for_each(|v| *v /= usage);
+    }
+    Ok(out)
+}
+
+pub fn replace_rows<T: Real>(sum: &mut Tensor, usage: &mut Tensor, rows: &[i32], samples: &Tensor, value: f64) -> Result<()> {
+    let d = sum.shape()[1];
+    let value = T::of(value);
+    let (sum, usage) = (sum.as_mut_slice::<T>()?, usage.as_mut_slice::<T>()?);
+    for (&row, sample) in rows.iter().zip(samples.as_slice::<T>()?.chunks_exact(d.max(1))) {
+        let row = row as usize;
+        usage[row] = value;
+        for (s, &v) in sum[row * d..][..d].iter_mut().zip(sample) {
+            *s = value * v;
+        }
+    }
+    Ok(())
+}

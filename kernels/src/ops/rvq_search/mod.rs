@@ -1,0 +1,257 @@
+//! Nearest-codeword search, residual vector quantisation and its decoder.
+//!
+//! ```text
+//! nearest   code_i = argmin_k |x_i - c_k|^2                        Metric::Euclidean
+//!           code_i = argmax_k <x_i / |x_i|, c_k / |c_k|>           Metric::Cosine, norms at least 1e-12
+//! search    r = x;  for each stage s:  code_s = nearest(r, C_s);  r -= C_s[code_s]
+//! decode    y = sum_s C_s[code_s]
+//! ```
+//! `x [N, D]`, codebooks `[K_s, D]` of different sizes, codes i32. Ties go to the lowest index; a row of NaN gets code 0.
+//!
+//! Distances are summed directly, `fma(x - c, x - c, sum)` in the order of the dimensions, in f32. The expanded form
+//! `|c|^2 - 2 x.c` would halve the arithmetic but cancels: its error is relative to `|x|^2` instead of to the distance, and
+//! late stages have small distances. With the direct form the code is the argmin to a few f32 roundings of the distance
+//! itself, and because every device sums in the same order, they all find the same code.
+
+use crate::case::{Case, Check, Cost, Input, Op};
+use crate::driver::Source;
+use crate::driver::source::ALL_ARCHS;
+use crate::ops::codebook;
+use crate::tolerance::Tolerance;
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+
+mod cpu;
+mod cuda;
+#[cfg(test)]
+mod tests;
+
+pub static SOURCE: Source = Source { path: "ops/rvq_search/rvq_search.cu", text: include_str!("rvq_search.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases };
+
+const NAME: &str = "rvq_search";
+/// Smallest norm that [`Metric::Cosine`] divides by (`torch.nn.functional.normalize`).
+const COSINE_EPSILON: f64 = 1e-12;
+
+/// What "nearest" means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Least squared distance (EnCodec, Mimi).
+    Euclidean,
+    /// Largest cosine (DAC's factorised codes).
+    Cosine,
+}
+
+/// Codes `[N]` of the codewords nearest to the rows of `x [N, D]` in `codebook [K, D]`.
+pub fn nearest(x: &Tensor, codebook: &Tensor, metric: Metric) -> Result<Tensor> {
+    check(x, &[codebook])?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::nearest::<T>(x, codebook, metric)),
+        Device::Cuda(gpu) => cuda::nearest(&gpu, x, codebook, metric),
+    }
+}
+
+/// One residual stage: Euclidean codes `[N]` and `x - codebook[codes]`.
+pub fn stage(x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tensor)> {
+    check(x, &[codebook])?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
+            let codes = cpu::nearest::<T>(x, codebook, Metric::Euclidean)?;
+            let mut residual = x.copy()?;
+            cpu::subtract::<T>(&mut residual, codebook, codes.as_slice()?)?;
+            Ok((codes, residual))
+        }),
+        Device::Cuda(gpu) => cuda::stage(&gpu, x, codebook),
+    }
+}
+
+/// All residual stages: codes `[N, S]` and what is left of `x` after the last one, for `codebooks[s] [K_s, D]`.
+///
+/// On CUDA up to eight stages are one launch if `N` is small enough for streaming, and one launch a stage otherwise.
+pub fn search(x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
+    check(x, codebooks)?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::search::<T>(x, codebooks)),
+        Device::Cuda(gpu) => cuda::search(&gpu, x, codebooks),
+    }
+}
+
+/// `y [N, D]`, the sum of the codewords that `codes [N, S]` name in the first `S` of `codebooks`.
+///
+/// A code outside its codebook is an error on the CPU and a row of NaN on CUDA; see [`check_codes`].
+pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
+    if codes.shape().len() != 2 || codes.shape()[1] == 0 || codes.shape()[1] > codebooks.len() {
+        return Err(Error::shape(NAME, "codes", format!("[N, S] with 1 <= S <= {} codebooks", codebooks.len()), codes.shape()));
+    }
+    let codebooks = &codebooks[..codes.shape()[1]];
+    check_codebooks(codebooks)?;
+    check_operand("codes", codes, DType::I32, &codebooks[0].device())?;
+    match codes.device() {
+        Device::Cpu => {
+            let sizes: Vec<usize> = codebooks.iter().map(|b| b.shape()[0]).collect();
+            check_codes(codes, &sizes)?;
+            dispatch_real!(NAME, codebooks[0].dtype(), T => cpu::decode::<T>(codes, codebooks))
+        }
+        Device::Cuda(gpu) => cuda::decode(&gpu, codes, codebooks),
+    }
+}
+
+/// `codebook[codes]` as `[N, D]`, for `codebook [K, D]` and `codes [N]`.
+pub fn gather(codebook: &Tensor, codes: &Tensor) -> Result<Tensor> {
+    if codes.shape().len() != 1 {
+        return Err(Error::shape(NAME, "codes", "[N]", codes.shape()));
+    }
+    decode(&codes.copy()?.reshape([codes.elements(), 1])?, &[codebook])
+}
+
+/// Backward of [`gather`]: `[K, D]` whose row `k` is the sum of the rows of `dy [N, D]` that have code `k`. Deterministic.
+pub fn scatter_add(dy: &Tensor, codes: &Tensor, k: usize) -> Result<Tensor> {
+    Ok(codebook::statistics(dy, codes, k)?.1)
+}
+
+/// An error unless every code of column `s` of `codes [N, S]` is below `sizes[s]`. Waits for the device.
+pub fn check_codes(codes: &Tensor, sizes: &[usize]) -> Result<()> {
+    if codes.shape().len() != 2 || codes.shape()[1] > sizes.len() {
+        return Err(Error::shape(NAME, "codes", format!("[N, S] with S <= {}", sizes.len()), codes.shape()));
+    }
+    let values = codes.to_vec::<i32>()?;
+    for (i, &code) in values.iter().enumerate() {
+        let stage = i % codes.shape()[1];
+        if usize::try_from(code).map_or(true, |code| code >= sizes[stage]) {
+            let row = i / codes.shape()[1];
+            return Err(Error::argument(NAME, format!("code {code} of row {row}, stage {stage}, is not below {}", sizes[stage])));
+        }
+    }
+    Ok(())
+}
+
+/// How clearly the nearest codeword of each row of `x` won, `[N]`: the gap to the second best, relative to its squared
+/// distance, or as a difference of cosines. Infinite for a codebook of one. For verification; on the CPU only.
+pub fn margin(x: &Tensor, codebook: &Tensor, metric: Metric) -> Result<Tensor> {
+    check(x, &[codebook])?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::margin::<T>(x, codebook, metric)),
+        Device::Cuda(_) => Err(Error::argument(NAME, "margins are computed on the CPU only")),
+    }
+}
+
+fn check(x: &Tensor, codebooks: &[&Tensor]) -> Result<()> {
+    check_codebooks(codebooks)?;
+    let d = codebooks[0].shape()[1];
+    if x.shape().len() != 2 || x.shape()[1] != d {
+        return Err(Error::shape(NAME, "x", format!("[N, {d}]"), x.shape()));
+    }
+    check_operand("x", x, codebooks[0].dtype(), &codebooks[0].device())
+}
+
+/// At least one codebook, none empty, all of one width, dtype and device.
+fn check_codebooks(codebooks: &[&Tensor]) -> Result<()> {
+    let first = codebooks.first().ok_or_else(|| Error::argument(NAME, "no codebooks"))?;
+    for codebook in codebooks {
+        let shape = codebook.shape();
+        let width = first.shape().last_dim();
+        if shape.len() != 2 || shape.contains(&0) || shape[1] != width || shape.elements() > i32::MAX as usize {
+            return Err(Error::shape(NAME, "codebook", format!("[K, {width}], at least one of each, below 2^31 elements"), shape));
+        }
+        check_operand("codebook", codebook, first.dtype(), &first.device())?;
+    }
+    Ok(())
+}
+
+fn check_operand(operand: &'static str, t: &Tensor, dtype: DType, device: &Device) -> Result<()> {
+    if t.dtype() != dtype {
+        return Err(Error::dtype(NAME, operand, dtype.name(), t.dtype()));
+    }
+    if t.device() != *device {
+        return Err(Error::DeviceMismatch { op: NAME, operand });
+    }
+    Ok(())
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (n, k, d) in [(1, 1, 1), (31, 33, 8), (33, 127, 64), (70, 500, 31), (5, 65, 130)] {
+        cases.push(nearest_case(n, k, d, Metric::Euclidean, false));
+        cases.push(nearest_case(n, k, d, Metric::Cosine, false));
+    }
+    for (n, sizes, d) in [(1, &[33, 16, 16][..], 8), (3, &[127, 64, 31, 1], 31), (33, &[40; 10], 16), (127, &[65, 16], 24)] {
+        cases.push(search_case(n, sizes, d, false));
+    }
+    cases.push(nearest_case(8192, 1024, 128, Metric::Euclidean, true));
+    cases.push(nearest_case(16384, 1024, 8, Metric::Cosine, true));
+    cases.push(search_case(1, &[2048, 1024, 1024, 1024, 1024, 1024, 1024, 1024], 64, true));
+    cases.push(search_case(1, &[2048; 8], 256, true));
+    cases
+}
+
+/// Two roundings a term and both scores: beyond this relative gap f32 cannot choose another code than f64.
+fn code_epsilon(d: usize, stages: usize) -> f64 {
+    (2 * d + 16 * stages) as f64 * DType::F32.epsilon()
+}
+
+fn nearest_case(n: usize, k: usize, d: usize, metric: Metric, bench: bool) -> Case {
+    Case {
+        label: format!("{metric:?} {n}x{d} in {k}"),
+        dtype: DType::F32,
+        inputs: vec![Input::normal("x", [n, d]), Input::normal("codebook", [k, d])],
+        outputs: vec![("codes", Check::Index { margin: 1, epsilon: code_epsilon(d, 1) }), ("margin", Check::Ignore)],
+        run: Box::new(move |t| {
+            let codes = nearest(&t[0], &t[1], metric)?;
+            Ok(vec![codes, oracle_margin(&t[0], &[&t[1]], metric)?.reshape([n])?])
+        }),
+        cost: Cost { bytes: 4 * (n * d + k * d + n), flops: 3 * n * k * d },
+        bench,
+    }
+}
+
+/// Codes, and `residual + decode(codes)`, which is `x` again whichever of two near codes was taken.
+fn search_case(n: usize, sizes: &[usize], d: usize, bench: bool) -> Case {
+    let stages = sizes.len();
+    let codewords = sizes.iter().sum::<usize>();
+    let mut inputs = vec![Input::normal("x", [n, d])];
+    inputs.extend(sizes.iter().enumerate().map(|(s, &k)| {
+        // Codewords shrink with the residual, as trained ones do.
+        Input::new("codebook", [k, d], crate::case::Fill::Normal(0.8f64.powi(s as i32)))
+    }));
+    Case {
+        label: format!("{n}x{d} through {sizes:?}"),
+        dtype: DType::F32,
+        inputs,
+        outputs: vec![
+            ("codes", Check::Index { margin: 1, epsilon: code_epsilon(d, stages) }),
+            ("margin", Check::Ignore),
+            if bench { ("residual", Check::Ignore) } else { ("residual + decoded", Check::Within(Tolerance::accumulate(4 * stages))) },
+        ],
+        run: Box::new(move |t| {
+            let codebooks: Vec<&Tensor> = t[1..].iter().collect();
+            let (codes, residual) = search(&t[0], &codebooks)?;
+            let margins = oracle_margin(&t[0], &codebooks, Metric::Euclidean)?;
+            if bench {
+                return Ok(vec![codes, margins, residual]);
+            }
+            let decoded = decode(&codes, &codebooks)?.to_f64()?;
+            let sum: Vec<f64> = residual.to_f64()?.iter().zip(decoded).map(|(r, y)| r + y).collect();
+            let restored = Tensor::from_f64(&Device::Cpu, DType::F64, &sum, [n, d])?;
+            Ok(vec![codes, margins, restored])
+        }),
+        cost: Cost { bytes: 4 * (2 * n * d + codewords * d + n * stages), flops: 3 * n * codewords * d },
+        bench,
+    }
+}
+
+/// Margins `[N, S]`, each no larger than the stage's before it: a code that may differ excuses all that follow. Zero where
+/// the device is not the oracle.
+fn oracle_margin(x: &Tensor, codebooks: &[&Tensor], metric: Metric) -> Result<Tensor> {
+    let (n, stages) = (x.shape()[0], codebooks.len());
+    let mut margins = vec![f64::INFINITY; n * stages];
+    if x.dtype() != DType::F64 {
+        return Tensor::zeros(&x.device(), x.dtype(), [n, stages]);
+    }
+    let mut residual = x.copy()?;
+    for (s, codebook) in codebooks.iter().enumerate() {
+        for (row, here) in margins.chunks_exact_mut(stages).zip(margin(&residual, codebook, metric)?.to_f64()?) {
+            row[s] = here.min(if s > 0 { row[s - 1] } else { f64::INFINITY });
+        }
+        residual = stage(&residual, codebook)?.1;
+    }
+    Tensor::from_f64(&Device::Cpu, DType::F64, &margins, [n, stages])
+}
