@@ -7,8 +7,8 @@ use super::Metric;
 use crate::cpu::vectorised;
 use crate::{DType, Device, Real, Result, Tensor};
 
-/// Codewords side by side in one panel.
-const LANES: usize = 16;
+/// Codewords side by side in one panel: two of the widest vectors. The compiler vectorises this, but not one.
+const LANES: usize = 32;
 /// Rows that share one pass over a panel.
 const ROWS: usize = 4;
 /// Multiply-adds below which a second thread costs more than it saves.
@@ -137,15 +137,13 @@ fn assign<T: Real, const COSINE: bool>(x: &[T], d: usize, panels: &[T], codes: &
         vectorised(
             #[inline(always)]
             || {
-                for (block, codes) in codes.chunks_mut(ROWS).enumerate() {
-                    let rows = &x[(first + block * ROWS) * d..][..codes.len() * d];
-                    match codes {
-                        [_, _, _, _] => codes.copy_from_slice(&scan::<T, COSINE, ROWS>(rows, d, panels)),
-                        _ => codes.iter_mut().zip(rows.chunks_exact(d)).for_each(
-                            #[inline(always)]
-                            |(code, row)| [*code] = scan::<T, COSINE, 1>(row, d, panels),
-                        ),
-                    }
+                let (blocks, rest) = codes.as_chunks_mut::<ROWS>();
+                let done = first + blocks.len() * ROWS;
+                for (i, codes) in blocks.iter_mut().enumerate() {
+                    *codes = scan::<T, COSINE, ROWS>(&x[(first + i * ROWS) * d..], d, panels);
+                }
+                for (i, code) in rest.iter_mut().enumerate() {
+                    [*code] = scan::<T, COSINE, 1>(&x[(done + i) * d..], d, panels);
                 }
             },
         )
@@ -161,40 +159,50 @@ fn assign<T: Real, const COSINE: bool>(x: &[T], d: usize, panels: &[T], codes: &
 /// Codes of `M` rows of `x`. A row of NaN, which is near nothing, gets code 0.
 #[inline(always)]
 fn scan<T: Real, const COSINE: bool, const M: usize>(x: &[T], d: usize, panels: &[T]) -> [i32; M] {
+    let rows: [&[T]; M] = std::array::from_fn(|m| &x[m * d..][..d]);
     let mut best = [[T::infinity(); LANES]; M];
     let mut at = [[0i32; LANES]; M];
     for (p, panel) in panels.chunks_exact(d * LANES).enumerate() {
-        let mut score = [[T::zero(); LANES]; M];
-        for (j, c) in panel.chunks_exact(LANES).enumerate() {
-            for (m, score) in score.iter_mut().enumerate() {
-                let v = x[m * d + j];
-                for (score, &c) in score.iter_mut().zip(c) {
-                    *score = if COSINE {
-                        (-v).mul_add(c, *score)
-                    } else {
-                        let difference = v - c;
-                        difference.mul_add(difference, *score)
-                    };
-                }
-            }
-        }
+        let score = distances::<T, COSINE, M>(&rows, panel.as_chunks::<LANES>().0);
         for m in 0..M {
-            for l in 0..LANES {
-                let better = score[m][l] < best[m][l];
-                best[m][l] = if better { score[m][l] } else { best[m][l] };
-                at[m][l] = if better { p as i32 } else { at[m][l] };
+            for ((best, at), &score) in best[m].iter_mut().zip(&mut at[m]).zip(&score[m]) {
+                let better = score < *best;
+                *best = if better { score } else { *best };
+                *at = if better { p as i32 } else { *at };
             }
         }
     }
-    std::array::from_fn(|m| {
-        let mut winner = (best[m][0], at[m][0] * LANES as i32);
-        for l in 1..LANES {
+    let mut codes = [0; M];
+    for m in 0..M {
+        let mut winner = (T::infinity(), 0);
+        for l in 0..LANES {
             let candidate = (best[m][l], at[m][l] * LANES as i32 + l as i32);
-            let earlier = candidate.0 == winner.0 && candidate.1 < winner.1;
-            if candidate.0 < winner.0 || earlier && candidate.0 < T::infinity() {
+            let ties_earlier = candidate.0 == winner.0 && candidate.1 < winner.1;
+            if candidate.0 < winner.0 || ties_earlier {
                 winner = candidate;
             }
         }
-        if winner.0 < T::infinity() { winner.1 } else { 0 }
-    })
+        codes[m] = winner.1;
+    }
+    codes
+}
+
+/// Squared distances of `M` rows to the codewords of a panel, or their cosines, negated.
+#[inline(always)]
+fn distances<T: Real, const COSINE: bool, const M: usize>(rows: &[&[T]; M], panel: &[[T; LANES]]) -> [[T; LANES]; M] {
+    let mut score = [[T::zero(); LANES]; M];
+    for (j, c) in panel.iter().enumerate() {
+        for (score, row) in score.iter_mut().zip(rows) {
+            let v = row[j];
+            for (score, &c) in score.iter_mut().zip(c) {
+                *score = if COSINE {
+                    (-v).mul_add(c, *score)
+                } else {
+                    let difference = v - c;
+                    difference.mul_add(difference, *score)
+                };
+            }
+        }
+    }
+    score
 }
