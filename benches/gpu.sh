@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Checks and times swara on this machine's GPU. Needs Linux, an NVIDIA driver, NVRTC (`swara doctor` says where to get it) and
+# the built binary; no cargo, no Python.
+#
+#     SWARA=path/to/swara benches/gpu.sh
+#
+# Writes benches/results/<gpu>/ (or $RESULTS). Every step runs whatever became of the one before; the exit status is 1 if any failed.
+# DEVICE=cuda:1        another GPU
+# SANITIZER=PATH       compute-sanitizer, if it is not where toolkits put it
+# SANITIZE="OP ..."    what to run under it (default: every operation)
+# SANITIZER_SECONDS=N  limit for each of its four tools (default 300)
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+swara=${SWARA:-$here/../target/release/swara}
+device=${DEVICE:-cuda}
+ordinal=${device#cuda}
+ordinal=${ordinal#:}
+
+die() {
+    echo "error: gpu.sh: $1" >&2
+    [ $# -lt 2 ] || echo "hint: $2" >&2
+    exit 2
+}
+
+[ -x "$swara" ] || die "no swara at $swara" "build it with cargo build --release, or set SWARA"
+command -v nvidia-smi >/dev/null || die "no nvidia-smi" "install the NVIDIA driver; give a container its GPUs (--gpus all)"
+name=$(nvidia-smi --id="${ordinal:-0}" --query-gpu=name --format=csv,noheader) || die "nvidia-smi shows no GPU ${ordinal:-0}"
+slug=$(printf '%s' "$name" | tr '[:upper:]' '[:lower:]' | tr -cs '[:alnum:]' '-' | sed 's/^-*//; s/-*$//')
+out=${RESULTS:-$here/results/$slug}
+mkdir -p "$out"
+summary=$out/summary.txt
+: >"$summary"
+failed=0
+
+say() { printf '%s\n' "$*" | tee -a "$summary"; }
+
+# verdict WHAT STATUS SECONDS
+verdict() {
+    case $2 in
+        0) say "ok       $1 ($3 s)" ;;
+        124 | 137) say "TIMEOUT  $1 ($3 s)" && failed=1 ;;
+        *) say "FAILED   $1 (exit $2, $3 s)" && failed=1 ;;
+    esac
+}
+
+# step WHAT FILE COMMAND...: stdout to FILE, stderr shown
+step() {
+    local what=$1 file=$2 start=$SECONDS status=0
+    shift 2
+    "$@" >"$out/$file" || status=$?
+    verdict "$what" "$status" "$((SECONDS - start))"
+}
+
+machine() {
+    date -u +%FT%TZ
+    uname -srm
+    local fields=name,driver_version,memory.total,compute_cap,clocks.max.sm,clocks.max.memory,power.limit,ecc.mode.current
+    nvidia-smi --id="${ordinal:-0}" --query-gpu="$fields" --format=csv
+    nvidia-smi --id="${ordinal:-0}" --query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu --format=csv
+    sha256sum "$swara"
+    "$swara" --version
+    "$swara" doctor
+}
+
+find_sanitizer() {
+    if [ -n "${SANITIZER:-}" ]; then
+        printf '%s\n' "$SANITIZER"
+        return
+    fi
+    local candidate
+    for candidate in "$(command -v compute-sanitizer || true)" /usr/local/cuda*/bin/compute-sanitizer /opt/cuda/bin/compute-sanitizer \
+        /usr/local/cuda*/compute-sanitizer/compute-sanitizer; do
+        if [ -x "$candidate" ]; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+}
+
+# One log of four parts; a tool's finding is exit status 99.
+sanitize() {
+    local tool=$1 status=0 start=$SECONDS ops=()
+    read -ra ops <<<"${SANITIZE:-}"
+    echo "== $tool" >>"$out/sanitizer.txt"
+    timeout "${SANITIZER_SECONDS:-300}" "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 20 \
+        "$swara" verify ${ops[@]+"${ops[@]}"} --device "$device" >>"$out/sanitizer.txt" 2>&1 || status=$?
+    verdict "compute-sanitizer $tool" "$status" "$((SECONDS - start))"
+}
+
+# has COMMAND: whether this swara has it
+has() { grep -qE "^ +$1( |\$)" <<<"$("$swara" --help)"; }
+
+say "$name, $("$swara" --version)"
+step "machine" machine.txt machine
+step "verify" verify.json "$swara" verify --device "$device" --json
+grep -oE '"(passed|failed)": ?[0-9]+' "$out/verify.json" | tr -d '"' | while read -r line; do say "         $line"; done || true
+
+sanitizer=$(find_sanitizer)
+if [ -n "$sanitizer" ]; then
+    "$sanitizer" --version >"$out/sanitizer.txt"
+    for tool in memcheck racecheck initcheck synccheck; do sanitize "$tool"; done
+else
+    say "SKIPPED  compute-sanitizer is not installed (it comes with the CUDA toolkit; or set SANITIZER)"
+fi
+
+if has bench; then
+    step "bench kernels" bench-kernels.json "$swara" bench kernels --device "$device" --json -
+    step "bench codec" bench-codec.json "$swara" bench codec --device "$device" --json -
+    nvidia-smi --id="${ordinal:-0}" --query-gpu=clocks.sm,temperature.gpu,clocks_throttle_reasons.active --format=csv >>"$out/machine.txt" || true
+else
+    say "SKIPPED  bench: this swara has no bench command, so nothing was timed"
+fi
+
+say "results in $out"
+exit "$failed"

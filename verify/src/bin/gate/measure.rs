@@ -1,0 +1,161 @@
+//! What the compiler made of one source on one architecture.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use swara_kernels::driver::Source;
+use swara_kernels::driver::nvrtc::{Nvrtc, target};
+
+/// One kernel on one architecture.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Figures {
+    pub registers: u32,
+    /// Static shared memory in bytes.
+    pub shared: u32,
+    /// Bytes of stack frame, spill stores and spill loads.
+    pub spilled: u32,
+    pub code: Option<Code>,
+}
+
+/// What stands in the machine code.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Code {
+    /// Loads from and stores to local memory.
+    pub local: u32,
+    /// 16-byte loads from global memory, asynchronous copies included.
+    pub wide_loads: u32,
+    /// Tensor-core instructions.
+    pub mma: u32,
+}
+
+/// Compiles `source` and reads off every kernel's figures, and the compiler's warnings.
+pub fn measure(
+    nvrtc: &Nvrtc,
+    nvdisasm: Option<&Path>,
+    source: &Source,
+    arch: u32,
+) -> Result<(BTreeMap<String, Figures>, Vec<String>), String> {
+    let text = source.expanded().map_err(|e| e.to_string())?;
+    let compiled = nvrtc.compile(source.path, &text, &target(arch), &["--ptxas-options=-v"]).map_err(|e| e.to_string())?;
+    let mut kernels = read_log(&compiled.log);
+    if let Some(nvdisasm) = nvdisasm {
+        let code = read_code(&disassemble(nvdisasm, &compiled.cubin)?);
+        for (name, figures) in &mut kernels {
+            figures.code = Some(*code.get(name).ok_or_else(|| format!("{}: nvdisasm shows no code of {name}", source.path))?);
+        }
+    }
+    let warnings = compiled.log.lines().filter(|line| line.contains(": warning") || line.starts_with("ptxas warning"));
+    Ok((kernels, warnings.map(|line| format!("sm_{arch}: {line}")).collect()))
+}
+
+/// The report that `ptxas -v` leaves in the compiler's log.
+fn read_log(log: &str) -> BTreeMap<String, Figures> {
+    let mut kernels = BTreeMap::new();
+    let mut current = None;
+    for line in log.lines() {
+        if let Some(entry) = line.split("entry function '").nth(1).and_then(|rest| rest.split('\'').next()) {
+            current = Some(entry.to_owned());
+            kernels.insert(entry.to_owned(), Figures::default());
+        }
+        let Some(figures) = current.as_ref().and_then(|name| kernels.get_mut(name)) else { continue };
+        let before = |words: &str| -> u32 {
+            let head = line.split(words).next().filter(|head| head.len() < line.len());
+            head.and_then(|head| head.split_whitespace().last()).and_then(|number| number.parse().ok()).unwrap_or(0)
+        };
+        if line.contains("bytes stack frame") {
+            // Functions that were not inlined report here too; their spills are the kernel's.
+            figures.spilled += before(" bytes stack frame") + before(" bytes spill stores") + before(" bytes spill loads");
+        }
+        if line.contains(" registers") {
+            figures.registers = before(" registers");
+            figures.shared = before(" bytes smem");
+        }
+    }
+    kernels
+}
+
+/// Counts instructions by kernel in a disassembly.
+fn read_code(listing: &str) -> BTreeMap<String, Code> {
+    let mut kernels: BTreeMap<String, Code> = BTreeMap::new();
+    let mut current = None;
+    for line in listing.lines().map(str::trim_start) {
+        if let Some(name) = line.strip_prefix(".section").and_then(|rest| rest.trim_start().strip_prefix(".text.")) {
+            let name = name.split([',', ' ', '\t']).next().unwrap_or(name).to_owned();
+            current = Some(name.clone());
+            kernels.insert(name, Code::default());
+        }
+        let Some((_, instruction)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) else { continue };
+        let Some(code) = current.as_ref().and_then(|name| kernels.get_mut(name)) else { continue };
+        let Some(mnemonic) = instruction.split_whitespace().find(|word| !word.starts_with(['@', '{'])) else { continue };
+        let family = mnemonic.split('.').next().unwrap_or(mnemonic).trim_end_matches(';');
+        code.local += matches!(family, "LDL" | "STL") as u32;
+        code.wide_loads += (matches!(family, "LDG" | "LDGSTS") && mnemonic.contains(".128")) as u32;
+        code.mma += matches!(family, "HMMA" | "IMMA" | "QMMA" | "HGMMA" | "IGMMA" | "QGMMA") as u32;
+    }
+    kernels
+}
+
+fn disassemble(nvdisasm: &Path, cubin: &[u8]) -> Result<String, String> {
+    let refuse = |why: String| format!("{}: {why}", nvdisasm.display());
+    let io = |e: std::io::Error| refuse(e.to_string());
+    let mut file = tempfile::Builder::new().suffix(".cubin").tempfile().map_err(io)?;
+    file.write_all(cubin).map_err(io)?;
+    let output = Command::new(nvdisasm).arg("--print-code").arg(file.path()).stdin(Stdio::null()).output().map_err(io)?;
+    if !output.status.success() {
+        return Err(refuse(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `SWARA_NVDISASM`, else beside NVRTC (toolkit, Python wheels), else on the `PATH`.
+pub fn find_nvdisasm(nvrtc: &Path) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("SWARA_NVDISASM") {
+        return Some(path.into());
+    }
+    let beside = nvrtc.ancestors().skip(1).take(3).flat_map(|dir| {
+        let nested = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+        std::iter::once(dir.join("bin")).chain(nested).collect::<Vec<_>>()
+    });
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    beside.chain(std::env::split_paths(&path)).map(|dir| dir.join("nvdisasm")).find(|tool| tool.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compiler_log_is_read_kernel_by_kernel() {
+        let log = "ptxas info    : 24 bytes gmem\n\
+            ptxas info    : Compiling entry function 'a' for 'sm_90a'\n\
+            ptxas info    : Function properties for a\n\
+            ptxas         .     296 bytes stack frame, 564 bytes spill stores, 608 bytes spill loads\n\
+            ptxas info    : Used 32 registers, used 0 barriers, 296 bytes cumulative stack size\n\
+            ptxas info    : Compiling entry function 'b' for 'sm_90a'\n\
+            ptxas info    : Function properties for b\n\
+            ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas info    : Used 25 registers, used 1 barriers, 256 bytes smem, 372 bytes cmem[0]";
+        let kernels = read_log(log);
+        assert_eq!(kernels["a"], Figures { registers: 32, shared: 0, spilled: 296 + 564 + 608, code: None });
+        assert_eq!(kernels["b"], Figures { registers: 25, shared: 256, spilled: 0, code: None });
+        assert_eq!(kernels.len(), 2);
+    }
+
+    #[test]
+    fn a_disassembly_is_counted_kernel_by_kernel() {
+        let listing = "\t.section\t.text.a,\"ax\",@progbits\n\
+            /*0000*/                   LDL.LU.64 R42, [R1+0x28] ;\n\
+            /*0010*/              @!P0 STL [R1], R2 ;\n\
+            /*0020*/              @P1  LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;\n\
+            \t.section\t.text.b,\"ax\",@progbits\n\
+            /*0000*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;\n\
+            /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;\n\
+            /*0020*/                   LDG.E R4, desc[UR4][R2.64] ;\n\
+            /*0030*/                   LDS.128 R4, [R2] ;";
+        let kernels = read_code(listing);
+        assert_eq!(kernels["a"], Code { local: 2, wide_loads: 1, mma: 0 });
+        assert_eq!(kernels["b"], Code { local: 0, wide_loads: 1, mma: 1 });
+    }
+}
