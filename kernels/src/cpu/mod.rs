@@ -2,6 +2,7 @@
 
 pub mod gemm;
 pub mod parallel;
+pub mod partial;
 
 /// Runs `f` compiled for the widest vector unit this machine has. Everything hot inside must be `#[inline(always)]`, the
 /// closure included, or it is compiled for the baseline instead.

@@ -1,11 +1,21 @@
 //! One folder an operation: contract and cases (`mod.rs`), plain Rust twin (`cpu.rs`), kernels (`.cu`), launches (`cuda.rs`).
 
+pub mod activation;
+pub mod adamw;
+mod check;
 pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
+pub mod elementwise;
+pub mod loss;
 pub mod matmul;
+pub mod reduce;
 pub mod rvq_search;
+pub mod snake;
 pub mod stft;
+#[cfg(test)]
+pub mod testing;
+pub mod weight_norm;
 
 use crate::case::Op;
 

@@ -1,0 +1,82 @@
+//! Elementwise activations without parameters, of tensors of any shape.
+//!
+//! | kind       | `y`                                                   | `dx / dy`                                   |
+//! |------------|-------------------------------------------------------|---------------------------------------------|
+//! | `Elu`      | `x` if `x > 0`, else `e^x - 1`                        | `1` if `x > 0`, else `e^x`                  |
+//! | `Silu`     | `x s`, `s = 1 / (1 + e^-x)`                           | `s (1 + x (1 - s))`                         |
+//! | `Gelu`     | `x (1 + erf(x / sqrt 2)) / 2`                         | `(1 + erf) / 2 + x e^(-x^2/2) / sqrt(2 pi)` |
+//! | `GeluTanh` | `x (1 + t) / 2`, `t = tanh(sqrt(2/pi) (x + 0.044715 x^3))` | the same, differentiated               |
+//! | `Tanh`     | `tanh x`                                              | `1 - tanh^2 x`                              |
+//!
+//! Storage f32, bf16, f16 on CUDA, f32 or f64 on the CPU. Source: `torch.nn.functional`, default arguments.
+
+use crate::case::{Case, Check, Cost, Input, Op};
+use crate::ops::check;
+use crate::tolerance::Tolerance;
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+
+mod cpu;
+
+pub static OP: Op = Op { name: NAME, source: None, cases };
+
+const NAME: &str = "activation";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Elu,
+    Silu,
+    /// With the error function.
+    Gelu,
+    /// With the hyperbolic tangent that approximates it.
+    GeluTanh,
+    Tanh,
+}
+
+impl Activation {
+    pub const ALL: [Activation; 5] = [Activation::Elu, Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh];
+}
+
+pub fn forward(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    let mut y = x.empty_like()?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(kind, &mut y, x))?,
+        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+    }
+    Ok(y)
+}
+
+/// `dx` of [`forward`], from its input.
+pub fn backward(kind: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    check::same(NAME, x, "dy", dy)?;
+    let mut dx = x.empty_like()?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::backward::<T>(kind, &mut dx, dy, x))?,
+        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+    }
+    Ok(dx)
+}
+
+fn cases() -> Vec<Case> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check_gradient, normal};
+
+    #[test]
+    fn gradients_match_differences() {
+        for kind in Activation::ALL {
+            check_gradient(&[normal([3, 31], 3)], |i| forward(kind, &i[0]), |i, dy| Ok(vec![Some(backward(kind, dy, &i[0])?)]));
+        }
+    }
+
+    #[test]
+    fn nan_stays_nan() {
+        let x = Tensor::from_slice(&Device::Cpu, &[f32::NAN, 1.0], [2]).unwrap();
+        for kind in Activation::ALL {
+            assert!(forward(kind, &x).unwrap().to_vec::<f32>().unwrap()[0].is_nan(), "{kind:?}");
+        }
+    }
+}

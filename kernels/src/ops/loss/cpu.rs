@@ -1,0 +1,73 @@
+use super::Loss;
+use crate::cpu::{parallel, partial, vectorised};
+use crate::{Real, Result, Tensor};
+
+pub fn total<T: Real>(loss: Loss, x: &Tensor, y: &Tensor) -> Result<f64> {
+    let (x, y) = (x.as_slice::<T>()?, y.as_slice::<T>()?);
+    let sums = partial::sums(x.len(), 1, 1, |start, end, sums| {
+        let (x, y) = (&x[start..end], &y[start..end]);
+        sums[0] = vectorised(
+            #[inline(always)]
+            || match loss {
+                Loss::L1 => partial::sum_of(
+                    x,
+                    y,
+                    #[inline(always)]
+                    |x, y| (x - y).abs().f64(),
+                ),
+                Loss::Mse => partial::sum_of(
+                    x,
+                    y,
+                    #[inline(always)]
+                    |x, y| ((x - y) * (x - y)).f64(),
+                ),
+                Loss::LogL1 { floor } => {
+                    let floor = T::of(floor);
+                    partial::sum_of(
+                        x,
+                        y,
+                        #[inline(always)]
+                        |x, y| (at_least(x, floor).log10() - at_least(y, floor).log10()).abs().f64(),
+                    )
+                }
+            },
+        );
+    });
+    Ok(sums[0])
+}
+
+pub fn backward<T: Real>(loss: Loss, dx: &mut Tensor, x: &Tensor, y: &Tensor, factor: f64) -> Result<()> {
+    let (x, y) = (x.as_slice::<T>()?, y.as_slice::<T>()?);
+    parallel::for_rows(dx.as_mut_slice::<T>()?, 1, |at, dx| {
+        let n = dx.len();
+        let (x, y) = (&x[at..][..n], &y[at..][..n]);
+        vectorised(
+            #[inline(always)]
+            || match loss {
+                Loss::L1 => (0..n).for_each(|i| dx[i] = T::of(factor) * sign(x[i] - y[i])),
+                Loss::Mse => (0..n).for_each(|i| dx[i] = T::of(2.0 * factor) * (x[i] - y[i])),
+                Loss::LogL1 { floor } => {
+                    let (factor, floor) = (T::of(factor * std::f64::consts::LOG10_E), T::of(floor));
+                    for i in 0..n {
+                        let slope = factor * sign(x[i] - at_least(y[i], floor)) / x[i];
+                        dx[i] = if x[i] < floor { T::zero() } else { slope };
+                    }
+                }
+            },
+        )
+    });
+    Ok(())
+}
+
+/// `max`, except that NaN stays NaN.
+#[inline(always)]
+fn at_least<T: Real>(x: T, floor: T) -> T {
+    if x < floor { floor } else { x }
+}
+
+/// -1, 0 or 1, and NaN for NaN.
+#[inline(always)]
+fn sign<T: Real>(x: T) -> T {
+    let signed = if x > T::zero() { T::one() } else { -T::one() };
+    if x != T::zero() && x == x { signed } else { x }
+}
