@@ -15,7 +15,7 @@
 
 mod cases;
 pub mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};

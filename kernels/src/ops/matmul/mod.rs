@@ -11,7 +11,7 @@
 
 mod cases;
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
