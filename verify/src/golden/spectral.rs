@@ -1,0 +1,91 @@
+use swara_engine::metrics;
+use swara_kernels::ops::{loss, matmul, stft};
+use swara_kernels::tolerance::Tolerance;
+use swara_kernels::{Device, Tensor};
+
+use super::{Dump, Result, SAME};
+use crate::Outcome;
+
+/// An FFT of n points adds log2(n) times, each time with a fresh rounding of everything so far.
+fn fft_tolerance(window: usize) -> Tolerance {
+    let stages = window.ilog2() as usize;
+    Tolerance::accumulate(4 * stages * stages)
+}
+
+pub fn stft(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
+    let (window, hop) = (dump.count("window")?, dump.count("hop")?);
+    let x = dump.tensor("x", SAME, device)?;
+    let spectrum = stft::forward(&x, window, hop)?;
+    let (re, im) = split(&spectrum)?;
+    // The file has [B, F, frames].
+    dump.check(outcome, "re", &[0, 2, 1], &re, fft_tolerance(window))?;
+    dump.check(outcome, "im", &[0, 2, 1], &im, fft_tolerance(window))?;
+    let (dre, _) = dump.values("dre", &[0, 2, 1])?;
+    let (dim, _) = dump.values("dim", &[0, 2, 1])?;
+    let joined: Vec<f32> = dre.iter().zip(&dim).flat_map(|(&r, &i)| [r as f32, i as f32]).collect();
+    let dspec = Tensor::from_slice(device, &joined, spectrum.shape())?;
+    let dx = stft::backward(&dspec, x.shape()[1], window, hop)?;
+    dump.check(outcome, "dx", SAME, &dx, fft_tolerance(window).with_approximation(0.0))
+}
+
+/// `[.., 2]` to its two halves.
+fn split(spectrum: &Tensor) -> Result<(Tensor, Tensor)> {
+    let shape = spectrum.shape();
+    let values = spectrum.to_vec::<f32>()?;
+    let half = |offset: usize| values.iter().skip(offset).step_by(2).copied().collect::<Vec<_>>();
+    let to = [shape[0], shape[1], shape[2]];
+    Ok((Tensor::from_slice(&Device::Cpu, &half(0), to)?, Tensor::from_slice(&Device::Cpu, &half(1), to)?))
+}
+
+/// Every scale's loss and gradient through the ops that training uses. Where the two log mels nearly agree the gradient's
+/// sign is undecided, so each scale's gradient is checked only if its closest pair is further apart than f32 can err.
+pub fn mel(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
+    const FLOOR: f64 = 1e-5;
+    let rate = dump.count("sample_rate")? as u32;
+    let (x, y) = (dump.tensor("x", SAME, device)?, dump.tensor("y", SAME, device)?);
+    for (bands, window) in metrics::MEL_SCALES.into_iter().filter(|(_, w)| dump.has(&format!("loss.{w}"))) {
+        let bins = window / 2 + 1;
+        let filters = Tensor::from_slice(device, &stft::mel_filters(rate, window, bands), [bins, bands])?;
+        if dump.has(&format!("filterbank.{window}")) {
+            dump.check(outcome, &format!("filterbank.{window}"), &[1, 0], &filters, Tolerance::accumulate(1))?;
+        }
+        let mel = |wave: &Tensor| -> Result<(Tensor, Tensor)> {
+            let spectrum = stft::forward(wave, window, window / 4)?;
+            let mel = matmul::forward(&stft::magnitude(&spectrum)?, &filters, matmul::Transpose::default())?;
+            Ok((spectrum, mel))
+        };
+        let ((spectrum, mel_x), (_, mel_y)) = (mel(&x)?, mel(&y)?);
+        let value = loss::log_l1(&mel_x, &mel_y, FLOOR)?.to_f64()?[0];
+        let expected = dump.values(&format!("loss.{window}"), SAME)?.0[0];
+        // Relative errors of the mels become absolute ones of their logarithms.
+        dump.check_number(outcome, &format!("loss.{window}"), value, expected, 1e-5 * expected.abs().max(1e-2));
+        let closest = dump.values(&format!("closest.{window}"), SAME)?.0[0];
+        if closest > 1e-5 {
+            let dmel = loss::log_l1_backward(&mel_x, &mel_y, FLOOR, 1.0)?;
+            let dmagnitude = matmul::forward(&dmel, &filters, matmul::Transpose { a: false, b: true })?;
+            let dspectrum = stft::magnitude_backward(&dmagnitude, &spectrum)?;
+            let dx = stft::backward(&dspectrum, x.shape()[1], window, window / 4)?;
+            let tolerance = Tolerance::accumulate(4 * bins).with_approximation(1e-5);
+            dump.check(outcome, &format!("dx.{window}"), SAME, &dx, tolerance)?;
+        }
+    }
+    Ok(())
+}
+
+/// The quality measures; no device is involved.
+pub fn metrics(dump: &Dump, _: &Device, outcome: &mut Outcome) -> Result {
+    let rate = dump.count("sample_rate")? as u32;
+    let read = |name: &str| -> Result<Vec<f32>> { Ok(dump.values(name, SAME)?.0.into_iter().map(|v| v as f32).collect()) };
+    let (x, y) = (read("clean")?, read("degraded")?);
+    let w = metrics::waveform(&x, &y);
+    let mut number = |what: &str, found: f64, absolute: f64| -> Result {
+        dump.check_number(outcome, what, found, dump.number(what)?, absolute);
+        Ok(())
+    };
+    number("snr", w.snr_db, 1e-6)?;
+    number("rho", w.rho, 1e-9)?;
+    number("amplitude", w.amplitude, 1e-6)?;
+    number("si_sdr", w.si_sdr_db, 1e-6)?;
+    number("mel", metrics::mel_distance(&x, &y, rate).unwrap_or(f64::NAN), 1e-6)?;
+    number("stoi", metrics::stoi(&x, &y, rate).unwrap_or(f64::NAN), 1e-6)
+}

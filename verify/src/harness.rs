@@ -1,0 +1,189 @@
+//! Operations against their f64 oracle.
+
+use swara_kernels::case::{Case, Check, Op};
+use swara_kernels::ops::REGISTRY;
+use swara_kernels::tolerance::Comparison;
+use swara_kernels::{DType, Device, Result, Tensor};
+
+use crate::{Outcome, Report};
+
+/// What to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Selection<'a> {
+    /// Names of operations; all if empty.
+    pub ops: &'a [String],
+    /// Only cases of this storage type.
+    pub dtype: Option<DType>,
+    /// Large cases too.
+    pub bench: bool,
+}
+
+/// Runs the selected cases on `devices[0]` and compares each with the oracle. The other devices must give the same bits as
+/// the first: they are the same one under other schedules, and a difference is a race.
+///
+/// `progress` is called before each case with its operation, its number and how many there are.
+pub fn run(devices: &[Device], selection: Selection, mut progress: impl FnMut(&str, usize, usize)) -> Report {
+    let mut report = Report::default();
+    let Some(device) = devices.first() else { return report };
+    let name = device.name();
+    let mut chosen: Vec<(&Op, Case)> = Vec::new();
+    for op in REGISTRY.iter().filter(|op| selection.ops.is_empty() || selection.ops.iter().any(|o| o == op.name)) {
+        for case in (op.cases)() {
+            if selection.dtype.is_some_and(|dtype| dtype != case.dtype) || (case.bench && !selection.bench) {
+                continue;
+            }
+            if *device == Device::Cpu && matches!(case.dtype, DType::BF16 | DType::F16) {
+                let why = format!("the CPU stores f32 and f64 only; --device emulator runs {}", case.dtype);
+                report.skip(format!("{} cases on the CPU", case.dtype), why);
+                continue;
+            }
+            chosen.push((op, case));
+        }
+    }
+    let total = chosen.len();
+    for (n, (op, case)) in chosen.iter().enumerate() {
+        progress(op.name, n, total);
+        let mut outcome = Outcome::new(op.name, &case.label, case.dtype.name(), &name);
+        if let Err(error) = compare(devices, case, seed(op.name, case), &mut outcome) {
+            outcome.fail(error.to_string());
+        }
+        report.push(outcome);
+    }
+    report
+}
+
+/// The emulator under three schedules: threads of a block in ascending, descending and random order.
+pub fn emulator_schedules(arch: Option<&str>) -> Result<Vec<Device>> {
+    let spec = arch.map_or_else(|| "emulator".to_owned(), |arch| format!("emulator:{arch}"));
+    Ok(vec![Device::open(&spec)?])
+}
+
+/// The same inputs for a case on every machine, whatever else is run.
+fn seed(op: &str, case: &Case) -> u64 {
+    let text = format!("{op}/{}/{}", case.label, case.dtype);
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn compare(devices: &[Device], case: &Case, seed: u64, outcome: &mut Outcome) -> Result<()> {
+    let values = case.draw(seed);
+    let expected = (case.run)(&case.upload(&Device::Cpu, &values, true)?)?;
+    let found = run_on(&devices[0], case, &values)?;
+    if expected.len() != case.outputs.len() || found.len() != case.outputs.len() {
+        let (e, f) = (expected.len(), found.len());
+        outcome.fail(format!("{} outputs described, the oracle gave {e} and the device {f}", case.outputs.len()));
+        return Ok(());
+    }
+    for (((name, check), found), expected_tensor) in case.outputs.iter().zip(&found).zip(&expected) {
+        if found.shape() != expected_tensor.shape() {
+            outcome.fail(format!("{name} has shape {:?}, expected {:?}", found.shape(), expected_tensor.shape()));
+            continue;
+        }
+        let (f, e) = (found.to_f64()?, expected_tensor.to_f64()?);
+        let comparison = match check {
+            Check::Within(tolerance) => tolerance.compare(&f, &e),
+            Check::Exact => exact(&f, &e),
+            Check::Index { margin, epsilon } => match expected.get(*margin) {
+                Some(margin) => index(&f, &e, &margin.to_f64()?, *epsilon),
+                None => {
+                    outcome.fail(format!("{name}: no output {margin} to take the margin from"));
+                    continue;
+                }
+            },
+            Check::Ignore => continue,
+        };
+        outcome.add(name, comparison);
+    }
+    for other in devices.iter().skip(1) {
+        for (((name, _), first), again) in case.outputs.iter().zip(&found).zip(&run_on(other, case, &values)?) {
+            if bits(first)? != bits(again)? {
+                outcome.fail(format!("{name} differs between {} and {}: a race", devices[0].name(), other.name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn run_on(device: &Device, case: &Case, values: &[Vec<f64>]) -> Result<Vec<Tensor>> {
+    let outputs = (case.run)(&case.upload(device, values, false)?)?;
+    device.synchronize()?;
+    Ok(outputs)
+}
+
+/// All types convert to f64 without loss, and f64's bits tell zeros apart.
+fn bits(tensor: &Tensor) -> Result<Vec<u64>> {
+    Ok(tensor.to_f64()?.into_iter().map(f64::to_bits).collect())
+}
+
+fn exact(found: &[f64], expected: &[f64]) -> Comparison {
+    integers(found, expected, |_| f64::INFINITY)
+}
+
+/// Integers that may differ where the oracle itself was undecided.
+fn index(found: &[f64], expected: &[f64], margins: &[f64], epsilon: f64) -> Comparison {
+    integers(found, expected, |i| margins.get(i).map_or(f64::INFINITY, |margin| margin / epsilon))
+}
+
+/// `used(i)`: the budget that a difference at `i` uses.
+fn integers(found: &[f64], expected: &[f64], used: impl Fn(usize) -> f64) -> Comparison {
+    let mut result = Comparison { elements: expected.len(), ..Comparison::default() };
+    if found.len() != expected.len() {
+        result.budget_used = f64::INFINITY;
+        return result;
+    }
+    let mut differing = 0;
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        if f != e && !(f.is_nan() && e.is_nan()) {
+            differing += 1;
+            result.max_abs = result.max_abs.max((f - e).abs());
+            result.budget_used = result.budget_used.max(used(i));
+        }
+    }
+    result.nmse = differing as f64 / expected.len().max(1) as f64;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_may_differ_only_where_the_oracle_was_undecided() {
+        let margins = [1e-9, 0.5, 0.5];
+        assert!(index(&[1.0, 2.0, 3.0], &[0.0, 2.0, 3.0], &margins, 1e-6).holds());
+        assert!(!index(&[1.0, 0.0, 3.0], &[1.0, 2.0, 3.0], &margins, 1e-6).holds());
+        assert!(!exact(&[1.0], &[2.0]).holds());
+        assert!(!exact(&[1.0], &[1.0, 1.0]).holds());
+    }
+
+    #[test]
+    fn a_selection_that_matches_nothing_does_not_hold() {
+        let ops = ["no_such_op".to_owned()];
+        assert!(!run(&[Device::Cpu], Selection { ops: &ops, ..Selection::default() }, |_, _, _| {}).holds());
+        assert!(!run(&[], Selection::default(), |_, _, _| {}).holds());
+    }
+
+    #[test]
+    fn narrow_types_are_skipped_on_the_cpu_and_said_to_be() {
+        let selection = Selection { dtype: Some(DType::BF16), ..Selection::default() };
+        let report = run(&[Device::Cpu], selection, |_, _, _| {});
+        assert!(report.cases.is_empty());
+        assert!(report.skipped.iter().any(|s| s.what.contains("bf16") && s.why.contains("emulator")));
+    }
+
+    #[test]
+    fn a_planted_error_fails() {
+        let mut cases = (REGISTRY[0].cases)();
+        let mut case = cases.remove(cases.iter().position(|c| c.dtype == DType::F32 && !c.bench).unwrap());
+        let honest = std::mem::replace(&mut case.run, Box::new(|_| Ok(Vec::new())));
+        case.run = Box::new(move |inputs| {
+            let mut outputs = honest(inputs)?;
+            if outputs[0].dtype() == DType::F32 {
+                outputs[0].as_mut_slice::<f32>()?[0] += 1.0;
+            }
+            Ok(outputs)
+        });
+        let mut outcome = Outcome::new("planted", &case.label, "f32", "cpu");
+        compare(&[Device::Cpu], &case, 1, &mut outcome).unwrap();
+        assert!(!outcome.pass && outcome.budget_used > 1.0, "{outcome:?}");
+    }
+}

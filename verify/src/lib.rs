@@ -1,0 +1,11 @@
+//! Is it right? Two independent answers.
+//!
+//! [`harness`] runs every case of every operation on a device and compares it with the same operation in f64 on the CPU,
+//! within tolerances that are computed from the arithmetic. [`golden`] compares with outputs and gradients of PyTorch that
+//! `verify/reference/*.py` wrote into `verify/golden`. Both give [`Outcome`]s, which a [`Report`] collects.
+
+pub mod golden;
+pub mod harness;
+mod report;
+
+pub use report::{Outcome, Report, Skipped};

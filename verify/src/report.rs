@@ -1,0 +1,103 @@
+use serde::Serialize;
+use swara_kernels::tolerance::Comparison;
+
+/// One comparison: the worst of a case's outputs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    pub op: String,
+    pub case: String,
+    pub dtype: String,
+    pub device: String,
+    /// The output with the least budget left.
+    pub output: String,
+    /// Mean squared error over mean squared reference; for integers the share that differs.
+    pub nmse: f64,
+    pub max_abs: f64,
+    /// Units in the last place of f32.
+    pub max_ulp: f64,
+    /// Largest error over its tolerance; holds up to 1.
+    pub budget_used: f64,
+    pub pass: bool,
+    /// Why nothing could be compared, or what is wrong beside the numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Outcome {
+    pub fn new(op: &str, case: &str, dtype: &str, device: &str) -> Outcome {
+        Outcome {
+            op: op.to_owned(),
+            case: case.to_owned(),
+            dtype: dtype.to_owned(),
+            device: device.to_owned(),
+            output: String::new(),
+            nmse: 0.0,
+            max_abs: 0.0,
+            max_ulp: 0.0,
+            budget_used: 0.0,
+            pass: true,
+            error: None,
+        }
+    }
+
+    /// Keeps the worst of what it is given.
+    pub fn add(&mut self, output: &str, comparison: Comparison) {
+        if comparison.elements == 0 && comparison.budget_used == 0.0 {
+            return;
+        }
+        if self.output.is_empty() || comparison.budget_used > self.budget_used {
+            self.output = output.to_owned();
+        }
+        self.nmse = self.nmse.max(comparison.nmse);
+        self.max_abs = self.max_abs.max(comparison.max_abs);
+        self.max_ulp = self.max_ulp.max(comparison.max_ulp);
+        self.budget_used = self.budget_used.max(comparison.budget_used);
+        // Written so that NaN fails.
+        self.pass &= comparison.budget_used <= 1.0;
+    }
+
+    pub fn fail(&mut self, why: impl Into<String>) {
+        self.pass = false;
+        self.error.get_or_insert(why.into());
+    }
+}
+
+/// What was not run, and how to have it run.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Skipped {
+    pub what: String,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub cases: Vec<Outcome>,
+    pub passed: usize,
+    pub failed: usize,
+    pub skipped: Vec<Skipped>,
+}
+
+impl Report {
+    pub fn push(&mut self, outcome: Outcome) {
+        *if outcome.pass { &mut self.passed } else { &mut self.failed } += 1;
+        self.cases.push(outcome);
+    }
+
+    /// Each thing is skipped once, however often it is met.
+    pub fn skip(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        let skipped = Skipped { what: what.into(), why: why.into() };
+        if !self.skipped.contains(&skipped) {
+            self.skipped.push(skipped);
+        }
+    }
+
+    pub fn append(&mut self, other: Report) {
+        other.cases.into_iter().for_each(|outcome| self.push(outcome));
+        other.skipped.into_iter().for_each(|s| self.skip(s.what, s.why));
+    }
+
+    /// Something ran, and all of it held.
+    pub fn holds(&self) -> bool {
+        self.failed == 0 && self.passed > 0
+    }
+}
