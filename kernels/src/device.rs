@@ -28,7 +28,7 @@ impl Device {
                 let ordinal = ordinal.unwrap_or("0").parse().map_err(|_| unknown())?;
                 crate::driver::gpu::open(ordinal).map(Device::on)
             }
-            ("emulator", arch) => crate::driver::emulator::open(arch).map(Device::on),
+            ("emulator", arch) => crate::driver::emulator::open(arch).map(|emulator| Device::on(Box::new(emulator))),
             _ => Err(unknown()),
         }
     }
@@ -104,6 +104,7 @@ impl Cuda {
     }
 
     pub(crate) fn allocate(&self, bytes: usize) -> Result<DeviceBuffer> {
+        let used = bytes;
         let bytes = bytes.max(1).next_multiple_of(256);
         let mut pool = self.lock();
         let recycled = match &mut pool.capture {
@@ -118,6 +119,7 @@ impl Cuda {
             capture.owned.insert(ptr, bytes);
         }
         drop(pool);
+        self.driver().lend(ptr, used);
         Ok(DeviceBuffer { ptr, bytes, cuda: self.clone() })
     }
 

@@ -23,8 +23,8 @@ pub enum Error {
     #[error("compiling {source_name}: {log}")]
     Compile { source_name: String, log: String },
     /// The emulator caught a kernel doing something a GPU may not forgive.
-    #[error("emulator: {kernel}: block {block:?}, thread {thread:?}: {what}")]
-    Fault { kernel: String, block: [u32; 3], thread: [u32; 3], what: String },
+    #[error("emulator: {kernel}: {}{what}", place(.block, .thread))]
+    Fault { kernel: String, block: Option<[u32; 3]>, thread: Option<[u32; 3]>, what: String },
     #[error("{path}: {why}")]
     Io { path: String, why: String },
 }
@@ -40,5 +40,14 @@ impl Error {
 
     pub fn argument(op: &'static str, what: impl Into<String>) -> Self {
         Error::Argument { op, what: what.into() }
+    }
+}
+
+/// As far as it is known: a damaged guard region does not say who damaged it.
+fn place(block: &Option<[u32; 3]>, thread: &Option<[u32; 3]>) -> String {
+    match (block, thread) {
+        (Some(block), Some(thread)) => format!("block {block:?}, thread {thread:?}: "),
+        (Some(block), None) => format!("block {block:?}: "),
+        _ => String::new(),
     }
 }

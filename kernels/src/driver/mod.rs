@@ -66,6 +66,8 @@ pub trait Driver: Send + Sync {
     fn limits(&self) -> Limits;
 
     fn alloc(&self, bytes: usize) -> Result<DevicePtr>;
+    /// A pool hands an allocation out: `bytes` of it are in use from now on, with unspecified contents.
+    fn lend(&self, _ptr: DevicePtr, _bytes: usize) {}
     /// Work already queued on `ptr` still completes first.
     fn free(&self, ptr: DevicePtr);
     fn copy_in(&self, dst: DevicePtr, src: &[u8]) -> Result<()>;

@@ -1,0 +1,178 @@
+//! One CUDA thread is one fiber: a stack, and a switch between stacks that saves what the calling convention makes a callee save.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::arch::naked_asm;
+
+/// A suspended fiber's stack pointer; its registers lie there.
+pub(super) type Context = usize;
+
+/// Saves the running fiber in `*save` and continues `to`. Returns when somebody continues `*save`.
+///
+/// # Safety
+/// `to` must be a context that was saved or prepared and has not been continued since, on a stack that is still there.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn switch(save: *mut Context, to: Context) {
+    naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov [rdi], rsp",
+        "mov rsp, rsi",
+        "jmp {resume}",
+        resume = sym resume,
+    )
+}
+
+/// Continues the context that the stack pointer points to: where a signal handler sends a faulting fiber's host thread.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn resume() {
+    naked_asm!("pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp", "ret")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn start() {
+    naked_asm!("mov rdi, rbx", "call r12", "ud2")
+}
+
+#[cfg(target_arch = "x86_64")]
+const FRAME: usize = 7; // six registers and the return address
+
+/// # Safety
+/// `top` must be the 16-byte aligned end of a writable stack.
+#[cfg(target_arch = "x86_64")]
+unsafe fn prepare(top: *mut usize, main: extern "C" fn(usize) -> !, argument: usize) -> Context {
+    let frame: [usize; FRAME] = [0, 0, 0, main as *const () as usize, argument, 0, start as *const () as usize];
+    // SAFETY: the frame lies inside the stack.
+    unsafe {
+        let sp = top.sub(FRAME);
+        sp.cast::<[usize; FRAME]>().write(frame);
+        sp as Context
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn switch(save: *mut Context, to: Context) {
+    naked_asm!(
+        "sub sp, sp, #160",
+        "stp x19, x20, [sp, #0]",
+        "stp x21, x22, [sp, #16]",
+        "stp x23, x24, [sp, #32]",
+        "stp x25, x26, [sp, #48]",
+        "stp x27, x28, [sp, #64]",
+        "stp x29, x30, [sp, #80]",
+        "stp d8, d9, [sp, #96]",
+        "stp d10, d11, [sp, #112]",
+        "stp d12, d13, [sp, #128]",
+        "stp d14, d15, [sp, #144]",
+        "mov x9, sp",
+        "str x9, [x0]",
+        "mov sp, x1",
+        "b {resume}",
+        resume = sym resume,
+    )
+}
+
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn resume() {
+    naked_asm!(
+        "ldp x19, x20, [sp, #0]",
+        "ldp x21, x22, [sp, #16]",
+        "ldp x23, x24, [sp, #32]",
+        "ldp x25, x26, [sp, #48]",
+        "ldp x27, x28, [sp, #64]",
+        "ldp x29, x30, [sp, #80]",
+        "ldp d8, d9, [sp, #96]",
+        "ldp d10, d11, [sp, #112]",
+        "ldp d12, d13, [sp, #128]",
+        "ldp d14, d15, [sp, #144]",
+        "add sp, sp, #160",
+        "ret",
+    )
+}
+
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+unsafe extern "C" fn start() {
+    naked_asm!("mov x0, x19", "blr x20", "brk #1")
+}
+
+/// # Safety
+/// `top` must be the 16-byte aligned end of a writable stack.
+#[cfg(target_arch = "aarch64")]
+unsafe fn prepare(top: *mut usize, main: extern "C" fn(usize) -> !, argument: usize) -> Context {
+    const FRAME: usize = 20;
+    let mut frame = [0usize; FRAME];
+    (frame[0], frame[1], frame[11]) = (argument, main as *const () as usize, start as *const () as usize);
+    // SAFETY: the frame lies inside the stack.
+    unsafe {
+        let sp = top.sub(FRAME);
+        sp.cast::<[usize; FRAME]>().write(frame);
+        sp as Context
+    }
+}
+
+/// Kernels keep little on the stack: what a GPU thread holds in at most 255 registers and its local arrays.
+const STACK_BYTES: usize = 64 << 10;
+const CANARY: u64 = 0x5afe_57ac_5afe_57ac;
+
+/// Stacks for a fixed number of fibers. Pages that no fiber reaches are never touched.
+pub(super) struct Stacks {
+    memory: *mut u8,
+    count: usize,
+}
+
+// SAFETY: plain owned memory.
+unsafe impl Send for Stacks {}
+
+impl Stacks {
+    pub fn new(count: usize) -> Stacks {
+        let layout = Stacks::layout(count);
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc(layout) };
+        if memory.is_null() {
+            handle_alloc_error(layout)
+        }
+        Stacks { memory, count }
+    }
+
+    fn layout(count: usize) -> Layout {
+        Layout::array::<[u8; STACK_BYTES]>(count.max(1)).and_then(|l| l.align_to(4096)).expect("a block's stacks fit the address space")
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// A fresh context on stack `index` that calls `main(argument)`. Forgets whatever ran on that stack.
+    pub fn prepare(&mut self, index: usize, main: extern "C" fn(usize) -> !, argument: usize) -> Context {
+        assert!(index < self.count);
+        // SAFETY: `index` is in range, so both ends lie in our memory.
+        unsafe {
+            let low = self.memory.add(index * STACK_BYTES);
+            low.cast::<u64>().write(CANARY);
+            prepare(low.add(STACK_BYTES).cast(), main, argument)
+        }
+    }
+
+    /// Whether fiber `index` has stayed on its stack so far.
+    pub fn intact(&self, index: usize) -> bool {
+        assert!(index < self.count);
+        // SAFETY: in range, and written by `prepare`.
+        unsafe { self.memory.add(index * STACK_BYTES).cast::<u64>().read() == CANARY }
+    }
+}
+
+impl Drop for Stacks {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new` with this layout.
+        unsafe { dealloc(self.memory, Stacks::layout(self.count)) }
+    }
+}

@@ -1,0 +1,720 @@
+//! Runs the threads of a launch: warp by warp, each as far as it gets before another one is looked at.
+//!
+//! That order is legal and merciless: a warp that does not wait where it should runs far ahead of the others. The order among
+//! warps and lanes is the [`Schedule`](super::Schedule); results that change with it are races.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Schedule;
+use super::abi::{Kernel, Meeting, Runtime, WHY_BYTES};
+use super::fiber::{self, Context, Stacks};
+use super::memory::{Memory, UNWRITTEN};
+use super::shared::Shared;
+use super::signals;
+use crate::case::SplitMix;
+use crate::driver::Launch;
+
+/// What a kernel did wrong, and who did it as far as it is known.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub block: Option<[u32; 3]>,
+    pub thread: Option<[u32; 3]>,
+    pub what: String,
+}
+
+/// One launch.
+pub(super) struct Job<'a> {
+    pub kernel: &'a Kernel,
+    /// Binds the kernel's library to the calling host thread.
+    pub bind: unsafe extern "C" fn(*const Runtime) -> *mut *mut Thread,
+    pub args: *mut *mut c_void,
+    /// Values of the arguments that may be device addresses.
+    pub pointers: Vec<u64>,
+    pub launch: Launch,
+    pub shared_limit: usize,
+    pub schedule: Schedule,
+    pub memory: &'a Memory,
+}
+
+// SAFETY: `args` and what it points to are only read while the launch runs, and outlive it.
+unsafe impl Sync for Job<'_> {}
+
+/// Where a thread is in a kernel's text.
+#[derive(Clone, Copy, PartialEq)]
+struct Site {
+    file: *const c_char,
+    line: c_int,
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // SAFETY: a string literal of the kernel's library, which is never unloaded.
+        let file = unsafe { CStr::from_ptr(self.file) }.to_string_lossy();
+        write!(f, "{file}:{}", self.line)
+    }
+}
+
+/// What keeps a thread from running on.
+#[derive(Clone, Copy)]
+enum Wait {
+    Nothing,
+    Meeting {
+        what: *const c_char,
+        site: Site,
+        mask: u32,
+        args: *mut c_void,
+        work: Option<Meeting>,
+    },
+    Barrier {
+        operation: c_int,
+        value: c_int,
+        site: Site,
+    },
+    /// Spins on memory that somebody else will write.
+    Spin,
+    Exited,
+}
+
+struct PendingCopy {
+    group: u32,
+    dst: *mut u8,
+    src: *const u8,
+    bytes: usize,
+    valid: usize,
+}
+
+/// One CUDA thread. The first fields are those that kernels read (`swara::Thread` in runtime.h).
+#[repr(C)]
+pub(super) struct Thread {
+    index: [u32; 3],
+    block_index: [u32; 3],
+    block_dim: [u32; 3],
+    grid_dim: [u32; 3],
+    lane: u32,
+    shared: (usize, usize),
+    block: *mut Block,
+    number: usize,
+    context: Context,
+    wait: Wait,
+    barrier_result: c_int,
+    copies: VecDeque<PendingCopy>,
+    group: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Warp {
+    runnable: u32,
+    spinning: u32,
+    meeting: u32,
+    live: u32,
+}
+
+struct Block {
+    worker: *mut Worker,
+    index: [u32; 3],
+    /// Number of its first stack.
+    first_stack: usize,
+    threads: Vec<Thread>,
+    warps: Vec<Warp>,
+    live: usize,
+    at_barrier: usize,
+    shared: Shared,
+}
+
+/// One host thread's share of a launch.
+pub(super) struct Worker {
+    job: *const Job<'static>,
+    current: *mut *mut Thread,
+    context: Context,
+    stacks: Stacks,
+    blocks: Vec<Block>,
+    rng: SplitMix,
+    fault: Option<Fault>,
+    watch: signals::Watch,
+    /// Counts everything that is not spinning.
+    moves: u64,
+}
+
+static RUNTIME: Runtime = Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault };
+
+/// Stacks of earlier launches, whose pages are already there.
+static SPARE_STACKS: Mutex<Vec<Stacks>> = Mutex::new(Vec::new());
+
+/// Runs the whole launch and returns the first fault.
+pub(super) fn run(job: &Job, host_threads: usize) -> Result<(), Fault> {
+    let blocks = job.launch.grid.iter().map(|&n| n as u64).product::<u64>();
+    if job.launch.cooperative {
+        return Worker::new(job, (0..blocks).collect()).run();
+    }
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let first_fault = Mutex::new(None);
+    let work = || {
+        let mut worker = None;
+        while !failed.load(Ordering::Relaxed) {
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            if turn >= blocks {
+                break;
+            }
+            let block = job.schedule.block(turn, blocks);
+            let worker = worker.get_or_insert_with(|| Worker::new(job, vec![block]));
+            worker.blocks[0].index = coordinates(block, job.launch.grid);
+            if let Err(fault) = worker.run() {
+                failed.store(true, Ordering::Relaxed);
+                first_fault.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(fault);
+            }
+        }
+    };
+    let helpers = host_threads.min(blocks.try_into().unwrap_or(usize::MAX)).saturating_sub(1);
+    if helpers == 0 {
+        work();
+    } else {
+        rayon::scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    }
+    first_fault.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), Err)
+}
+
+fn coordinates(linear: u64, extent: [u32; 3]) -> [u32; 3] {
+    let [x, y, _] = extent.map(u64::from);
+    [(linear % x) as u32, (linear / x % y) as u32, (linear / x / y) as u32]
+}
+
+impl Worker {
+    /// A worker that holds `blocks` at the same time. Boxed, because its blocks know its address.
+    fn new(job: &Job, blocks: Vec<u64>) -> Box<Worker> {
+        let threads = job.launch.block.iter().product::<u32>() as usize;
+        let needed = threads * blocks.len();
+        let spare = {
+            let mut spares = SPARE_STACKS.lock().unwrap_or_else(|p| p.into_inner());
+            let fits = spares.iter().position(|s| s.count() >= needed);
+            fits.map(|at| spares.swap_remove(at))
+        };
+        let mut worker = Box::new(Worker {
+            job: (job as *const Job).cast(),
+            current: std::ptr::null_mut(),
+            context: 0,
+            stacks: spare.unwrap_or_else(|| Stacks::new(needed)),
+            blocks: Vec::new(),
+            rng: SplitMix(0),
+            fault: None,
+            watch: signals::Watch::default(),
+            moves: 0,
+        });
+        let owner: *mut Worker = &mut *worker;
+        for (i, &linear) in blocks.iter().enumerate() {
+            worker.blocks.push(Block {
+                worker: owner,
+                index: coordinates(linear, job.launch.grid),
+                first_stack: i * threads,
+                threads: (0..threads).map(|t| Thread::new(t, job.launch)).collect(),
+                warps: vec![Warp::default(); threads.div_ceil(32)],
+                live: 0,
+                at_barrier: 0,
+                shared: Shared::new(job.launch.shared_bytes as usize, job.shared_limit),
+            });
+        }
+        worker
+    }
+
+    fn job(&self) -> &Job<'static> {
+        // SAFETY: `run` keeps the job alive for as long as its workers.
+        unsafe { &*self.job }
+    }
+
+    /// Runs the blocks it holds from beginning to end.
+    fn run(&mut self) -> Result<(), Fault> {
+        // SAFETY: the library is loaded; it keeps the pointer to a static.
+        self.current = unsafe { (self.job().bind)(&RUNTIME) };
+        let seed =
+            self.blocks.iter().fold(0u64, |h, b| b.index.iter().fold(h, |h, &i| h.wrapping_mul(0x100_0003).wrapping_add(i as u64 + 1)));
+        self.rng = SplitMix(self.job().schedule.seed() ^ seed);
+        for block in &mut self.blocks {
+            block.reset(&mut self.stacks);
+        }
+        let finished = {
+            let _watching = signals::watch(&raw mut self.watch);
+            self.rounds()
+        };
+        let caught = self.watch.take().map(plain);
+        if let Some(mut fault) = self.fault.take().or(caught) {
+            // SAFETY: the slot belongs to this host thread; whoever ran last is who faulted.
+            let culprit = unsafe { &**self.current };
+            fault.block.get_or_insert(culprit.block_index);
+            fault.thread.get_or_insert(culprit.index);
+            return Err(fault);
+        }
+        finished?;
+        self.check_guards()
+    }
+
+    /// Lets every warp run in turn until all threads have exited or none can go on.
+    fn rounds(&mut self) -> Result<(), Fault> {
+        const SPIN_ROUNDS: u32 = 1000;
+        const SPIN_TIME: Duration = Duration::from_secs(1);
+        let mut order: Vec<(usize, usize)> =
+            self.blocks.iter().enumerate().flat_map(|(b, block)| (0..block.warps.len()).map(move |w| (b, w))).collect();
+        if self.job().schedule == Schedule::Descending {
+            order.reverse();
+        }
+        let mut spins = 0;
+        let mut spinning_since = None;
+        while self.blocks.iter().any(|b| b.live > 0) {
+            if matches!(self.job().schedule, Schedule::Random(_)) {
+                for i in (1..order.len()).rev() {
+                    order.swap(i, (self.rng.next() % (i as u64 + 1)) as usize);
+                }
+            }
+            let before = self.moves;
+            let mut ran = false;
+            for &(b, w) in &order {
+                let warp = &mut self.blocks[b].warps[w];
+                warp.runnable |= std::mem::take(&mut warp.spinning);
+                if warp.runnable != 0 {
+                    ran = true;
+                    self.enter(b, w);
+                    if self.fault.is_some() || self.watch.caught() {
+                        return Ok(()); // `run` reports it
+                    }
+                }
+            }
+            if !ran {
+                return Err(self.deadlock("dead-lock"));
+            }
+            if self.moves != before {
+                (spins, spinning_since) = (0, None);
+                continue;
+            }
+            // Blocks on other host threads may still write what these wait for.
+            spins += 1;
+            if spins > SPIN_ROUNDS {
+                std::thread::yield_now();
+                if spinning_since.get_or_insert_with(Instant::now).elapsed() > SPIN_TIME {
+                    return Err(self.deadlock("dead-lock: every thread that could run spins"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Switches to one lane of the warp; returns when none of its lanes can run.
+    fn enter(&mut self, block: usize, warp: usize) {
+        let runnable = self.blocks[block].warps[warp].runnable;
+        let lane = self.pick(runnable);
+        let thread: *mut Thread = &mut self.blocks[block].threads[32 * warp + lane];
+        // SAFETY: the thread's context was prepared by `reset` or saved by `leave`; no Rust borrow is held across the switch.
+        unsafe {
+            *self.current = thread;
+            let to = (*thread).context;
+            self.watch.scheduler = &raw const self.context;
+            fiber::switch(&raw mut self.context, to);
+            self.watch.scheduler = std::ptr::null();
+        }
+    }
+
+    fn pick(&mut self, runnable: u32) -> usize {
+        let lane = match self.job().schedule {
+            Schedule::Ascending => runnable.trailing_zeros(),
+            Schedule::Descending => 31 - runnable.leading_zeros(),
+            Schedule::Random(_) => {
+                let turn = (self.rng.next() % 32) as u32;
+                (runnable.rotate_right(turn).trailing_zeros() + turn) % 32
+            }
+        };
+        lane as usize
+    }
+
+    /// Says who waits for whom: for the first thread that is stuck in a meeting, else for the first at a barrier.
+    fn deadlock(&self, what: &str) -> Fault {
+        let stuck = |t: &&Thread| !matches!(t.wait, Wait::Exited);
+        let all = || self.blocks.iter().flat_map(|b| &b.threads).filter(stuck);
+        let first =
+            all().find(|t| matches!(t.wait, Wait::Meeting { .. })).or_else(|| all().find(|t| matches!(t.wait, Wait::Barrier { .. })));
+        let Some(thread) = first.or_else(|| all().next()) else { return Fault { block: None, thread: None, what: what.to_owned() } };
+        // SAFETY: blocks outlive their threads.
+        let block = unsafe { &*thread.block };
+        let absent = match thread.wait {
+            Wait::Meeting { site, mask, .. } => {
+                let base = thread.number & !31;
+                let lanes = (0..32).filter(|lane| mask >> lane & 1 == 1).filter_map(|lane| block.threads.get(base + lane));
+                lanes.filter(stuck).find(|t| !matches!(t.wait, Wait::Meeting { site: s, mask: m, .. } if s == site && m == mask))
+            }
+            Wait::Barrier { .. } => block.threads.iter().filter(stuck).find(|t| !matches!(t.wait, Wait::Barrier { .. })),
+            _ => None,
+        };
+        let absent = absent.map_or(String::new(), |t| format!("; thread {:?} {}", t.index, t.wait));
+        Fault { block: Some(thread.block_index), thread: Some(thread.index), what: format!("{what}: {}{absent}", thread.wait) }
+    }
+
+    /// Guards of shared memory and of the allocations that the kernel was given.
+    fn check_guards(&mut self) -> Result<(), Fault> {
+        for block in &mut self.blocks {
+            if let Some(what) = block.shared.check() {
+                return Err(Fault { block: Some(block.index), thread: None, what });
+            }
+        }
+        let job = self.job();
+        let block = (self.blocks.len() == 1).then(|| self.blocks[0].index);
+        let damaged = job.pointers.iter().find_map(|&p| job.memory.check_at(p).err());
+        damaged.map_or(Ok(()), |what| Err(Fault { block, thread: None, what }))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        const KEPT: usize = 8;
+        let stacks = std::mem::replace(&mut self.stacks, Stacks::new(0));
+        let mut spares = SPARE_STACKS.lock().unwrap_or_else(|p| p.into_inner());
+        if spares.len() < KEPT && stacks.count() <= 8192 {
+            spares.push(stacks);
+        }
+    }
+}
+
+impl std::fmt::Display for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            // SAFETY: a string literal of the kernel's library, which is never unloaded.
+            Wait::Meeting { what, site, mask, .. } => {
+                let what = unsafe { CStr::from_ptr(what) }.to_string_lossy();
+                write!(f, "waits in {what} at {site} for mask {mask:#010x}")
+            }
+            Wait::Barrier { site, .. } => write!(f, "waits in __syncthreads at {site}"),
+            Wait::Spin => f.write_str("spins"),
+            Wait::Exited => f.write_str("has exited"),
+            Wait::Nothing => f.write_str("can run"),
+        }
+    }
+}
+
+impl Thread {
+    fn new(number: usize, launch: Launch) -> Thread {
+        Thread {
+            index: coordinates(number as u64, launch.block),
+            block_index: [0; 3],
+            block_dim: launch.block,
+            grid_dim: launch.grid,
+            lane: (number % 32) as u32,
+            shared: (0, 0),
+            block: std::ptr::null_mut(),
+            number,
+            context: 0,
+            wait: Wait::Nothing,
+            barrier_result: 0,
+            copies: VecDeque::new(),
+            group: 0,
+        }
+    }
+}
+
+impl Block {
+    fn reset(&mut self, stacks: &mut Stacks) {
+        self.shared.reset();
+        let this: *mut Block = self;
+        let range = self.shared.range();
+        for thread in &mut self.threads {
+            thread.block = this;
+            thread.block_index = self.index;
+            thread.shared = range;
+            thread.wait = Wait::Nothing;
+            thread.copies.clear();
+            thread.group = 0;
+            let address: *mut Thread = thread;
+            thread.context = stacks.prepare(self.first_stack + thread.number, thread_main, address as usize);
+        }
+        let threads = self.threads.len();
+        for (i, warp) in self.warps.iter_mut().enumerate() {
+            let lanes = (threads - 32 * i).min(32);
+            let all = u32::MAX >> (32 - lanes);
+            *warp = Warp { runnable: all, spinning: 0, meeting: 0, live: all };
+        }
+        (self.live, self.at_barrier) = (threads, 0);
+    }
+
+    /// Releases the barrier if every live thread has reached it. `Err` names a thread that waits at another one.
+    fn complete_barrier(&mut self) -> Result<(), Fault> {
+        if self.live == 0 || self.at_barrier < self.live {
+            return Ok(());
+        }
+        let mut first = None;
+        let (mut count, mut all) = (0, true);
+        for thread in &self.threads {
+            let Wait::Barrier { operation, value, site } = thread.wait else { continue };
+            let &mut (first_thread, first_operation, first_site) = first.get_or_insert((thread.index, operation, site));
+            if (operation, site) != (first_operation, first_site) {
+                let what =
+                    format!("divergent barrier: waits in __syncthreads at {site}, thread {first_thread:?} in another one at {first_site}");
+                return Err(Fault { block: Some(self.index), thread: Some(thread.index), what });
+            }
+            count += value;
+            all &= value != 0;
+        }
+        for thread in &mut self.threads {
+            if let Wait::Barrier { operation, .. } = thread.wait {
+                thread.barrier_result = match operation {
+                    1 => count,
+                    2 => all as c_int,
+                    _ => (count != 0) as c_int,
+                };
+                thread.wait = Wait::Nothing;
+                self.warps[thread.number / 32].runnable |= 1 << (thread.number % 32);
+            }
+        }
+        self.at_barrier = 0;
+        Ok(())
+    }
+
+    /// Holds the meeting that `lane` waits for, if everyone who is expected has come.
+    fn complete_meeting(&mut self, warp: usize, lane: usize) -> Result<bool, Fault> {
+        let base = 32 * warp;
+        let Wait::Meeting { what, site, mask, work, .. } = self.threads[base + lane].wait else { return Ok(false) };
+        let Warp { meeting, live, .. } = self.warps[warp];
+        let expected = mask & live;
+        if expected & !meeting != 0 {
+            return Ok(false);
+        }
+        let mut lanes = [std::ptr::null_mut(); 32];
+        for i in (0..32).filter(|i| expected >> i & 1 == 1) {
+            match self.threads[base + i].wait {
+                Wait::Meeting { site: s, mask: m, args, .. } if s == site && m == mask => lanes[i] = args,
+                _ => return Ok(false),
+            }
+        }
+        if let Some(work) = work {
+            let mut why = [0 as c_char; WHY_BYTES];
+            // SAFETY: each non-null entry points at the arguments of a suspended fiber of this kernel.
+            let culprit = unsafe { work(lanes.as_mut_ptr(), expected, why.as_mut_ptr()) };
+            if let Some(thread) = usize::try_from(culprit).ok().and_then(|i| self.threads.get(base + i)) {
+                // SAFETY: `snprintf` terminated it; `what` is a literal of the library.
+                let (what, why) = unsafe { (CStr::from_ptr(what).to_string_lossy(), CStr::from_ptr(why.as_ptr()).to_string_lossy()) };
+                return Err(Fault { block: Some(self.index), thread: Some(thread.index), what: format!("{what} at {site} {why}") });
+            }
+        }
+        for i in (0..32).filter(|i| expected >> i & 1 == 1) {
+            self.threads[base + i].wait = Wait::Nothing;
+        }
+        self.warps[warp].meeting &= !expected;
+        self.warps[warp].runnable |= expected;
+        Ok(true)
+    }
+}
+
+// ---- on a fiber. What holds memory across `raise` is leaked, for a faulted fiber is never continued.
+
+extern "C" fn thread_main(thread: usize) -> ! {
+    let thread = thread as *mut Thread;
+    // SAFETY: the worker holds thread, block and job until all fibers are gone; only this fiber runs on this host thread.
+    unsafe {
+        let worker = (*(*thread).block).worker;
+        let job = (*worker).job;
+        ((*(*job).kernel).call)((*job).args);
+        exit(thread)
+    }
+}
+
+/// # Safety
+/// For all functions here: `thread` is the running fiber's.
+unsafe fn exit(thread: *mut Thread) -> ! {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        let block = &mut *(*thread).block;
+        let (warp, bit) = ((*thread).number / 32, 1u32 << (*thread).lane);
+        (*thread).wait = Wait::Exited;
+        block.warps[warp].live &= !bit;
+        block.live -= 1;
+        // Those who remain may have been waiting for this thread alone.
+        let mut outcome = block.complete_barrier();
+        for lane in 0..32 {
+            if block.warps[warp].meeting >> lane & 1 == 1 {
+                outcome = outcome.and_then(|()| block.complete_meeting(warp, lane).map(drop));
+            }
+        }
+        if let Err(fault) = outcome {
+            raise(thread, fault);
+        }
+        leave(thread);
+    }
+    unreachable!("an exited thread is never continued")
+}
+
+/// Goes on with another lane of the warp, or with the scheduler if none can run.
+unsafe fn leave(thread: *mut Thread) {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        let block = (*thread).block;
+        let worker = (*block).worker;
+        let number = (*thread).number;
+        let warp = &mut (&mut (*block).warps)[number / 32];
+        warp.runnable &= !(1 << (number % 32));
+        let runnable = warp.runnable;
+        if !matches!((*thread).wait, Wait::Spin) {
+            (*worker).moves += 1;
+        }
+        if !(*worker).stacks.intact((*block).first_stack + number) {
+            raise(thread, plain("overflowed its stack: local arrays are too large".to_owned()));
+        }
+        let to = if runnable == 0 {
+            (*worker).context
+        } else {
+            let lane = (*worker).pick(runnable);
+            let next: *mut Thread = &mut (&mut (*block).threads)[(number & !31) + lane];
+            *(*worker).current = next;
+            (*next).context
+        };
+        fiber::switch(&mut (*thread).context, to);
+    }
+}
+
+fn plain(what: String) -> Fault {
+    Fault { block: None, thread: None, what }
+}
+
+/// Reports and gives the fiber up.
+unsafe fn raise(thread: *mut Thread, fault: Fault) -> ! {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        let worker = (*(*thread).block).worker;
+        (*worker).fault.get_or_insert(fault);
+        fiber::switch(&mut (*thread).context, (*worker).context);
+    }
+    unreachable!("a faulted thread is never continued")
+}
+
+unsafe extern "C" fn meet(
+    thread: *mut Thread,
+    mask: u32,
+    what: *const c_char,
+    file: *const c_char,
+    line: c_int,
+    args: *mut c_void,
+    work: Option<Meeting>,
+) {
+    // SAFETY: see `thread_main`; the pointers come from the kernel's library.
+    unsafe {
+        let block = &mut *(*thread).block;
+        let (warp, lane) = ((*thread).number / 32, (*thread).lane as usize);
+        let site = Site { file, line };
+        if mask >> lane & 1 == 0 {
+            let what = CStr::from_ptr(what).to_string_lossy();
+            raise(thread, plain(format!("{what} at {site} is called by lane {lane}, which is outside its mask {mask:#010x}")));
+        }
+        (*thread).wait = Wait::Meeting { what, site, mask, args, work };
+        block.warps[warp].meeting |= 1 << lane;
+        match block.complete_meeting(warp, lane) {
+            Ok(true) => (*block.worker).moves += 1,
+            Ok(false) => leave(thread),
+            Err(fault) => raise(thread, fault),
+        }
+    }
+}
+
+unsafe extern "C" fn barrier(thread: *mut Thread, operation: c_int, value: c_int, file: *const c_char, line: c_int) -> c_int {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        let block = &mut *(*thread).block;
+        (*thread).wait = Wait::Barrier { operation, value, site: Site { file, line } };
+        block.at_barrier += 1;
+        // The last one runs on: its warp has the freshest registers, and another order is as legal.
+        if let Err(fault) = block.complete_barrier() {
+            raise(thread, fault);
+        }
+        if matches!((*thread).wait, Wait::Barrier { .. }) {
+            leave(thread);
+        } else {
+            (*block.worker).moves += 1;
+        }
+        (*thread).barrier_result
+    }
+}
+
+unsafe extern "C" fn spin(thread: *mut Thread) {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        (*thread).wait = Wait::Spin;
+        (&mut (*(*thread).block).warps)[(*thread).number / 32].spinning |= 1 << (*thread).lane;
+        leave(thread);
+        (*thread).wait = Wait::Nothing;
+    }
+}
+
+unsafe extern "C" fn shared(thread: *mut Thread, site: *const c_void, name: *const c_char, bytes: usize, align: usize) -> *mut c_void {
+    // SAFETY: see `thread_main`; `name` is a literal of the kernel's library.
+    unsafe {
+        let name = CStr::from_ptr(name).to_str().unwrap_or("?");
+        match (&mut (*(*thread).block).shared).variable(site as usize, name, bytes, align) {
+            Ok(address) => address.cast(),
+            Err(what) => raise(thread, plain(what)),
+        }
+    }
+}
+
+unsafe extern "C" fn dynamic_shared(thread: *mut Thread) -> *mut c_void {
+    // SAFETY: see `thread_main`.
+    unsafe { (&mut (*(*thread).block).shared).dynamic().cast() }
+}
+
+unsafe extern "C" fn copy_async(
+    thread: *mut Thread,
+    dst: *mut c_void,
+    src: *const c_void,
+    bytes: c_int,
+    valid: c_int,
+    file: *const c_char,
+    line: c_int,
+) {
+    // SAFETY: see `thread_main`. The destination is checked to be shared memory of this block before it is written.
+    unsafe {
+        let site = Site { file, line };
+        let (bytes, valid) = (bytes as usize, valid as usize);
+        let (begin, end) = (*thread).shared;
+        let worker = (*(*thread).block).worker;
+        let memory = (*(*worker).job).memory;
+        let outside = if valid > 0 { memory.holds(src as u64, valid).err() } else { None };
+        let wrong = if (dst as usize) < begin || dst as usize + bytes > end {
+            Some("writes outside shared memory".to_owned())
+        } else if dst as usize % bytes != 0 || (valid > 0 && src as usize % bytes != 0) {
+            Some(format!("is not aligned to its {bytes} bytes"))
+        } else {
+            outside.map(|o| format!("reads outside device memory: {o}"))
+        };
+        if let Some(wrong) = wrong {
+            raise(thread, plain(format!("cp_async{bytes} at {site} {wrong}")));
+        }
+        dst.cast::<u8>().write_bytes(UNWRITTEN, bytes);
+        let group = (*thread).group;
+        (&mut (*thread).copies).push_back(PendingCopy { group, dst: dst.cast(), src: src.cast(), bytes, valid });
+    }
+}
+
+unsafe extern "C" fn commit(thread: *mut Thread) {
+    // SAFETY: see `thread_main`.
+    unsafe { (*thread).group += 1 }
+}
+
+unsafe extern "C" fn wait(thread: *mut Thread, pending: c_int) {
+    // SAFETY: see `thread_main`; `copy_async` checked both ends of each copy.
+    unsafe {
+        let copies = &mut (*thread).copies;
+        while let Some(copy) = copies.front().filter(|c| c.group + (pending as u32) < (*thread).group) {
+            copy.dst.copy_from(copy.src, copy.valid);
+            copy.dst.add(copy.valid).write_bytes(0, copy.bytes - copy.valid);
+            copies.pop_front();
+        }
+    }
+}
+
+unsafe extern "C" fn fault(thread: *mut Thread, why: *const c_char, file: *const c_char, line: c_int) {
+    // SAFETY: see `thread_main`; both strings are terminated.
+    unsafe {
+        let fault = plain(format!("{} at {}", CStr::from_ptr(why).to_string_lossy(), Site { file, line }));
+        raise(thread, fault)
+    }
+}
