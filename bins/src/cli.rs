@@ -1,0 +1,264 @@
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use swara_kernels::{DType, Device};
+use swara_loader::dataset::{IdRule, Loudness};
+
+use crate::codec::BUNDLED;
+use crate::failure::{Failure, Result};
+use crate::terminal;
+
+/// Neural audio codecs on handwritten kernels.
+#[derive(Parser)]
+#[command(name = "swara", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Encode and decode a file and report what is left of it; without arguments, the bundled clip
+    Roundtrip(Roundtrip),
+    /// Audio to codes
+    Encode(Encode),
+    /// Codes to audio
+    Decode(Decode),
+    /// Train a model
+    #[command(subcommand)]
+    Train(Train),
+    /// Check every operation against its f64 oracle, and layers and models against stored reference outputs
+    Verify(Verify),
+    /// Turn folders of audio into a normalised, segmented training set split by speaker
+    Prepare(Prepare),
+    /// Say what is wrong with a decoded signal, or with a training run
+    Diagnose(Diagnose),
+    /// Show what is in a file: weights, codes, audio, or a prepared dataset
+    Inspect(Inspect),
+    /// Say what works on this machine, and what to do about the rest
+    Doctor,
+}
+
+#[derive(Args)]
+pub struct Common {
+    /// auto, cpu, cuda[:N] or emulator[:sm_XX]
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Storage type of activations: f32, bf16 or f16
+    #[arg(long, global = true, value_name = "TYPE", value_parser = dtype)]
+    pub dtype: Option<DType>,
+    /// CPU threads; all cores by default
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// One JSON object on standard output instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Errors and results only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// More; may be repeated
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Take CUDA text from this checkout's `kernels` folder instead of from the binary
+    #[arg(long, global = true, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+}
+
+fn dtype(text: &str) -> std::result::Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        _ => Err("expected f32, bf16 or f16".to_owned()),
+    }
+}
+
+impl Common {
+    /// What holds for the whole process.
+    pub fn apply(&self) -> Result {
+        terminal::set_verbosity(self.quiet, self.verbose);
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()
+                .map_err(|e| Failure::work(format!("cannot start {threads} threads: {e}")))?;
+        }
+        if let Some(dir) = &self.kernels {
+            if !dir.join("src/ops").is_dir() || !dir.join("cuda").is_dir() {
+                return Err(Failure::usage(format!("--kernels: no src/ops and cuda in it ({})", dir.display())));
+            }
+            swara_kernels::driver::source::use_directory(dir.clone());
+        }
+        Ok(())
+    }
+
+    /// As given on the command line.
+    pub fn device_spec(&self) -> &str {
+        &self.device
+    }
+
+    pub fn open_device(&self) -> Result<Device> {
+        let spec = self.device.as_str();
+        let known =
+            matches!(spec.split_once(':').map_or((spec, None), |(k, n)| (k, Some(n))), ("auto" | "cpu", None) | ("cuda" | "emulator", _));
+        if !known {
+            return Err(Failure::usage(format!("--device: {spec:?}, expected auto, cpu, cuda[:N] or emulator[:sm_XX]")));
+        }
+        let device = Device::open(spec)?;
+        if spec == "auto" {
+            terminal::note(format!("device: {}", device.name()));
+        }
+        Ok(device)
+    }
+}
+
+#[derive(Args)]
+pub struct Roundtrip {
+    /// Audio file; the bundled clip by default
+    pub input: Option<PathBuf>,
+    /// WAV to write; out.wav, with a picture beside it, by default
+    pub output: Option<PathBuf>,
+    /// Bundled name, file, or folder
+    #[arg(long, default_value = BUNDLED, value_name = "M")]
+    pub model: String,
+    /// Use only the first N codebooks
+    #[arg(long, value_name = "N")]
+    pub codebooks: Option<usize>,
+    /// Frame by frame, as a live stream would be; times every frame
+    #[arg(long)]
+    pub stream: bool,
+    /// Write waveforms and spectrograms of input and output
+    #[arg(long, value_name = "P.png")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Encode {
+    /// Audio file
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// Codes to write
+    #[arg(value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Bundled name, file, or folder
+    #[arg(long, default_value = BUNDLED, value_name = "M")]
+    pub model: String,
+    /// Use only the first N codebooks
+    #[arg(long, value_name = "N")]
+    pub codebooks: Option<usize>,
+    /// Frame by frame
+    #[arg(long)]
+    pub stream: bool,
+}
+
+#[derive(Args)]
+pub struct Decode {
+    /// Codes
+    #[arg(value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// WAV to write
+    #[arg(value_name = "OUT.wav")]
+    pub output: PathBuf,
+    /// Bundled name, file, or folder; by default the bundled codec, if it made the codes
+    #[arg(long, value_name = "M")]
+    pub model: Option<String>,
+    /// 32-bit float samples instead of 16-bit integers
+    #[arg(long)]
+    pub float: bool,
+    /// Frame by frame
+    #[arg(long)]
+    pub stream: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Train {
+    /// A codec, from prepared speech
+    Codec(TrainCodec),
+}
+
+#[derive(Args)]
+pub struct TrainCodec {
+    /// What to train, and how
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: PathBuf,
+    /// A dataset that `swara prepare` wrote
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where checkpoints, logs and the model go
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Continue the run in --out
+    #[arg(long)]
+    pub resume: bool,
+}
+
+#[derive(Args)]
+pub struct Verify {
+    /// Operations, layers or models; everything by default
+    pub names: Vec<String>,
+    /// Also compare with the reference outputs stored in DIR (a checkout's verify/golden)
+    #[arg(long, value_name = "DIR")]
+    pub golden: Option<PathBuf>,
+    /// Large cases too
+    #[arg(long)]
+    pub large: bool,
+}
+
+#[derive(Args)]
+pub struct Prepare {
+    /// Folders of audio (wav, flac, mp3, ogg, aiff, g722), then the folder to write
+    #[arg(required = true, num_args = 2.., value_name = "IN_DIR... OUT_DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// Sample rate of the result in Hz
+    #[arg(long, default_value_t = 16_000, value_name = "HZ")]
+    pub rate: u32,
+    /// rms:DB (dBFS over the utterance), lufs:DB (ITU-R BS.1770) or none
+    #[arg(long, default_value = "rms:-16", value_name = "MEASURE")]
+    pub loudness: Loudness,
+    /// Which folder below IN_DIR names the speaker, from 1
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub speaker_depth: usize,
+    /// Which folder below IN_DIR names the language
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub language_depth: usize,
+    /// Speakers held out whole for test
+    #[arg(long, value_name = "SPEAKER")]
+    pub test_speaker: Vec<String>,
+    /// Speakers held out whole for validation
+    #[arg(long, value_name = "SPEAKER")]
+    pub validation_speaker: Vec<String>,
+    /// Split by the ends of file names, e.g. `reader=test:0,validation:9`
+    #[arg(long, value_name = "PREFIX=SPLIT:ENDING,...")]
+    pub id_rule: Vec<IdRule>,
+    /// Share of the remaining speakers that goes to test
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub test_fraction: f64,
+    /// Longer files are cut at their quietest places
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
+    pub max_seconds: f64,
+    /// Shorter pieces are dropped
+    #[arg(long, default_value_t = 0.3, value_name = "SECONDS")]
+    pub min_seconds: f64,
+}
+
+#[derive(Args)]
+pub struct Diagnose {
+    /// Reference audio, or the folder of a training run
+    pub reference: PathBuf,
+    /// Audio to be judged against the reference
+    pub test: Option<PathBuf>,
+    /// Write a picture
+    #[arg(long, value_name = "P.png")]
+    pub plot: Option<PathBuf>,
+    /// Align within this many samples either way
+    #[arg(long, default_value_t = 2000, value_name = "SAMPLES")]
+    pub max_lag: usize,
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// Weights, codes or audio; or a folder of weights or a prepared dataset
+    pub path: PathBuf,
+}

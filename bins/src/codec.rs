@@ -1,0 +1,245 @@
+//! Files through a codec, in bounded memory, with the time it takes.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use swara_engine::codec::{Codec, Codes, Session};
+use swara_kernels::{DType, Device, Tensor};
+use swara_loader::audio::AudioReader;
+
+use crate::cli::Common;
+use crate::failure::{Failure, Result};
+use crate::terminal;
+
+/// Name of the codec in the binary.
+pub const BUNDLED: &str = "swara-te50";
+#[cfg(bundled_model)]
+const BUNDLED_BYTES: Option<&[u8]> = Some(include_bytes!("../data/swara-te50.safetensors"));
+#[cfg(not(bundled_model))]
+const BUNDLED_BYTES: Option<&[u8]> = None;
+/// A sentence of a speaker the bundled codec was not trained to reproduce word for word; see `data/README.md`.
+pub const CLIP: &[u8] = include_bytes!("../data/clip.flac");
+
+/// Frames taken at a time where nobody waits for each.
+const CHUNK: usize = 64;
+
+/// Opens `model`: the bundled one by its name, a file, or a folder.
+pub fn open(common: &Common, model: &str) -> Result<Codec> {
+    let device = common.open_device()?;
+    let dtype = common.dtype.unwrap_or(DType::F32);
+    if device == Device::Cpu && dtype != DType::F32 {
+        return Err(Failure::usage(format!("--dtype: the CPU computes in f32, not in {dtype}")));
+    }
+    let path = Path::new(model);
+    if model == BUNDLED && !path.exists() {
+        let bytes = BUNDLED_BYTES.ok_or_else(|| {
+            Failure::work(format!("cannot open model: this binary was built without {BUNDLED}")).hint("--model FILE takes a trained one")
+        })?;
+        return Ok(Codec::from_bytes(BUNDLED, bytes, &device, dtype)?);
+    }
+    if !path.exists() {
+        return Err(Failure::file("cannot open model", "no such file", path).hint(format!("bundled: {BUNDLED}")));
+    }
+    Ok(Codec::open(path, &device, dtype)?)
+}
+
+/// How many codebooks to use: those asked for, or all.
+pub fn codebooks(codec: &Codec, asked: Option<usize>) -> Result<usize> {
+    let has = codec.codebooks();
+    match asked {
+        None => Ok(has),
+        Some(n) if (1..=has).contains(&n) => Ok(n),
+        Some(n) => Err(Failure::usage(format!("--codebooks: {n}, expected 1 to {has} ({})", codec.name()))),
+    }
+}
+
+/// Wall times of one kind of work.
+#[derive(Default)]
+pub struct Times {
+    calls: Vec<Duration>,
+}
+
+impl Times {
+    fn time<T>(&mut self, device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let value = work()?;
+        device.synchronize()?;
+        self.calls.push(start.elapsed());
+        Ok(value)
+    }
+
+    pub fn total(&self) -> Duration {
+        self.calls.iter().sum()
+    }
+
+    /// The time in ms that a share of the calls stays within.
+    pub fn percentile_ms(&self, share: f64) -> f64 {
+        let mut sorted = self.calls.clone();
+        sorted.sort_unstable();
+        let last = sorted.len().saturating_sub(1);
+        sorted.get((last as f64 * share).ceil() as usize).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+    }
+}
+
+/// Runs samples and codes through a codec piece by piece. For a causal codec the size of the pieces changes no result.
+pub struct Pipe<'a> {
+    codec: &'a Codec,
+    /// None for codecs that need the whole signal.
+    session: Option<Session<'a>>,
+    codebooks: usize,
+    pub encode_times: Times,
+    pub decode_times: Times,
+}
+
+impl<'a> Pipe<'a> {
+    pub fn new(codec: &'a Codec, codebooks: usize, stream: bool) -> Result<Pipe<'a>> {
+        if stream && !codec.config().causal {
+            return Err(Failure::usage(format!("--stream: {} is not causal", codec.name())));
+        }
+        let session = if codec.config().causal { Some(warm_session(codec, codebooks)?) } else { None };
+        Ok(Pipe { codec, session, codebooks, encode_times: Times::default(), decode_times: Times::default() })
+    }
+
+    pub fn hop(&self) -> usize {
+        self.codec.config().hop()
+    }
+
+    /// Frames of codes `[frames, codebooks]` for whole frames of `samples`.
+    fn encode(&mut self, samples: &[f32]) -> Result<Vec<i32>> {
+        let (codec, codebooks) = (self.codec, self.codebooks);
+        let session = &mut self.session;
+        self.encode_times.time(codec.device(), || match session {
+            Some(session) => {
+                let x = codec.signal(samples, 1)?;
+                Ok(session.encode(&x, codebooks, None)?.to_vec::<i32>()?)
+            }
+            None => Ok(by_frame(&codec.encode(samples, codebooks)?)),
+        })
+    }
+
+    /// Samples for `codes [frames, codebooks]`.
+    fn decode(&mut self, codes: &[i32]) -> Result<Vec<f32>> {
+        let (codec, codebooks) = (self.codec, self.codebooks);
+        let frames = codes.len() / codebooks;
+        let session = &mut self.session;
+        self.decode_times.time(codec.device(), || match session {
+            Some(session) => {
+                let codes = Tensor::from_slice(codec.device(), codes, [1, frames, codebooks])?;
+                Ok(codec.samples(&session.decode(&codes, None)?)?)
+            }
+            None => Ok(codec.decode(&Codes { codebooks, frames, values: by_codebook(codes, codebooks) })?),
+        })
+    }
+}
+
+/// A session whose kernels have been compiled and whose memory has been allocated; its streams start anew.
+fn warm_session(codec: &Codec, codebooks: usize) -> Result<Session<'_>> {
+    let mut session = Session::new(codec, 1)?;
+    let x = codec.signal(&vec![0.0; codec.config().hop()], 1)?;
+    let codes = session.encode(&x, codebooks, None)?;
+    session.decode(&codes, None)?;
+    session.reset(&Tensor::from_slice(codec.device(), &[1u8], [1])?)?;
+    codec.device().synchronize()?;
+    Ok(session)
+}
+
+/// What is done with each piece: its samples (the last one padded to whole frames, and how many are real) and its codes.
+pub type Take<'t> = dyn FnMut(&mut Pipe, &[f32], usize, &[i32]) -> Result + 't;
+
+/// Encodes a file. Returns how many samples it has.
+pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) -> Result<u64> {
+    let mut reader = AudioReader::open(path, Some(pipe.codec.config().sample_rate))?;
+    let bar = terminal::progress(reader.expected_samples(), "encode");
+    let piece = match (&pipe.session, stream) {
+        (None, _) => usize::MAX,
+        (Some(_), true) => pipe.hop(),
+        (Some(_), false) => CHUNK * pipe.hop(),
+    };
+    let mut pending: Vec<f32> = Vec::new();
+    let mut total = 0u64;
+    for samples in &mut reader {
+        pending.extend(samples?);
+        let mut used = 0;
+        while pending.len() - used >= piece {
+            let codes = pipe.encode(&pending[used..used + piece])?;
+            take(pipe, &pending[used..used + piece], piece, &codes)?;
+            used += piece;
+        }
+        pending.drain(..used);
+        total += used as u64;
+        bar.set_position(total);
+    }
+    while !pending.is_empty() {
+        let real = if stream { pending.len().min(pipe.hop()) } else { pending.len() };
+        let mut last: Vec<f32> = pending.drain(..real).collect();
+        last.resize(real.next_multiple_of(pipe.hop()), 0.0);
+        let codes = pipe.encode(&last)?;
+        take(pipe, &last, real, &codes)?;
+        total += real as u64;
+    }
+    bar.finish_and_clear();
+    reader.warnings().iter().for_each(|w| terminal::warn(format!("{w} ({})", path.display())));
+    Ok(total)
+}
+
+/// Decodes codes `[frames, codebooks]`, giving samples piece by piece.
+pub fn decode_frames(pipe: &mut Pipe, codes: &[i32], stream: bool, take: &mut dyn FnMut(&[f32]) -> Result) -> Result {
+    let frames = codes.len() / pipe.codebooks;
+    let bar = terminal::progress(Some(frames as u64), "decode");
+    let piece = match (&pipe.session, stream) {
+        (None, _) => frames.max(1),
+        (Some(_), true) => 1,
+        (Some(_), false) => CHUNK,
+    };
+    for part in codes.chunks(piece * pipe.codebooks) {
+        take(&pipe.decode(part)?)?;
+        bar.inc((part.len() / pipe.codebooks) as u64);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Encodes what [`encode_file`] gives straight back to samples.
+pub fn decode_piece(pipe: &mut Pipe, codes: &[i32]) -> Result<Vec<f32>> {
+    pipe.decode(codes)
+}
+
+/// `[frames, codebooks]` of `[codebooks, frames]`.
+fn by_frame(codes: &Codes) -> Vec<i32> {
+    by_codebook(&codes.values, codes.frames)
+}
+
+/// `[columns, rows]` of `[rows, columns]`: codes by frame to codes by codebook, and back.
+pub fn by_codebook(values: &[i32], columns: usize) -> Vec<i32> {
+    (0..columns).flat_map(|c| values.iter().skip(c).step_by(columns.max(1)).copied()).collect()
+}
+
+impl From<swara_engine::Error> for Failure {
+    fn from(error: swara_engine::Error) -> Failure {
+        match error {
+            swara_engine::Error::Kernel(error) => error.into(),
+            swara_engine::Error::Loader(error) => error.into(),
+            error => Failure::work(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_turn_round_and_back() {
+        let by_frames = [1, 2, 3, 4, 5, 6];
+        let turned = by_codebook(&by_frames, 2);
+        assert_eq!(turned, [1, 3, 5, 2, 4, 6]);
+        assert_eq!(by_frame(&Codes { codebooks: 2, frames: 3, values: turned }), by_frames);
+    }
+
+    #[test]
+    fn percentiles_are_of_the_calls() {
+        let times = Times { calls: (1..=100).rev().map(Duration::from_millis).collect() };
+        assert_eq!((times.percentile_ms(0.5), times.percentile_ms(0.99)), (51.0, 100.0));
+        assert_eq!(Times::default().percentile_ms(0.5), 0.0);
+    }
+}

@@ -1,0 +1,171 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+use swara_engine::codec::{Codec, METADATA_CONFIG};
+use swara_kernels::{DType, Device};
+use swara_loader::audio::{AudioReader, EXTENSIONS};
+use swara_loader::codes::Codes;
+use swara_loader::dataset::{Dataset, Description, Split};
+use swara_loader::weights::Weights;
+
+use crate::cli::{Common, Inspect};
+use crate::failure::Result;
+use crate::terminal;
+
+pub fn run(common: &Common, args: &Inspect) -> Result {
+    let path = args.path.as_path();
+    if path.join("dataset.json").is_file() {
+        return dataset(common, path);
+    }
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    if path.is_file() && (EXTENSIONS.contains(&extension.as_str()) || looks_like_audio(path)) {
+        return audio(common, path);
+    }
+    let weights = Weights::open(path)?;
+    if weights.contains("codes") && weights.metadata().contains_key("frame_rate") {
+        return codes(common, path);
+    }
+    tensors(common, &weights)
+}
+
+/// By its first bytes; a safetensors file begins with the length of its header instead.
+fn looks_like_audio(path: &Path) -> bool {
+    let mut head = [0u8; 4];
+    let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read(&mut f, &mut head));
+    read.is_ok() && matches!(&head, b"RIFF" | b"fLaC" | b"OggS" | b"FORM" | b"RIFX")
+}
+
+fn audio(common: &Common, path: &Path) -> Result {
+    let mut reader = AudioReader::open(path, None)?;
+    let (mut samples, mut peak, mut energy) = (0u64, 0.0f32, 0.0f64);
+    for piece in &mut reader {
+        let piece = piece?;
+        samples += piece.len() as u64;
+        peak = piece.iter().fold(peak, |peak, v| peak.max(v.abs()));
+        energy += piece.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+    }
+    reader.warnings().iter().for_each(|w| terminal::warn(format!("{w} ({})", path.display())));
+    let (rate, channels) = (reader.source_rate(), reader.channels());
+    let seconds = samples as f64 / f64::from(rate);
+    let dbfs = |v: f64| 20.0 * v.max(1e-10).log10();
+    let (rms, peak) = (dbfs((energy / samples.max(1) as f64).sqrt()), dbfs(f64::from(peak)));
+    if common.json {
+        return terminal::say_json(&json!({
+            "kind": "audio", "sample_rate": rate, "channels": channels, "samples": samples, "seconds": seconds,
+            "rms_dbfs": rms, "peak_dbfs": peak,
+        }));
+    }
+    terminal::say(format!("audio: {seconds:.3} s, {samples} samples at {rate} Hz, {channels} channel(s)"))?;
+    terminal::say(format!("downmixed: rms {rms:.1} dBFS, peak {peak:.1} dBFS"))
+}
+
+fn codes(common: &Common, path: &Path) -> Result {
+    let codes = Codes::read(path)?;
+    let largest: Vec<i32> = (0..codes.codebooks).map(|k| codes.codebook(k).iter().copied().max().unwrap_or(0)).collect();
+    if common.json {
+        return terminal::say_json(&json!({
+            "kind": "codes", "model": codes.model, "codebooks": codes.codebooks, "frames": codes.frames(),
+            "sample_rate": codes.sample_rate, "frame_rate": codes.frame_rate, "samples": codes.samples, "largest": largest,
+        }));
+    }
+    let seconds = codes.samples as f64 / f64::from(codes.sample_rate);
+    terminal::say(format!(
+        "codes of {}: {} codebooks x {} frames at {} Hz",
+        codes.model,
+        codes.codebooks,
+        codes.frames(),
+        codes.frame_rate
+    ))?;
+    terminal::say(format!("{seconds:.3} s, {} samples at {} Hz; largest codes {largest:?}", codes.samples, codes.sample_rate))
+}
+
+fn tensors(common: &Common, weights: &Weights) -> Result {
+    let mut rows = Vec::new();
+    let mut totals: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for name in weights.names() {
+        let view = weights.view(name)?;
+        let total = totals.entry(view.dtype.name()).or_default();
+        total.0 += view.count();
+        total.1 += view.bytes.len();
+        rows.push((name, view.dtype.name(), view.shape));
+    }
+    let model = model(weights);
+    if common.json {
+        let listed: Vec<_> = rows.iter().map(|(name, dtype, shape)| json!({ "name": name, "dtype": dtype, "shape": shape })).collect();
+        return terminal::say_json(&json!({
+            "kind": "weights", "tensors": listed, "metadata": weights.metadata(), "model": model,
+        }));
+    }
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|(name, dtype, shape)| vec![(*name).to_owned(), (*dtype).to_owned(), format!("{shape:?}")]).collect();
+    terminal::say(terminal::table(&["tensor", "dtype", "shape"], &cells))?;
+    for (key, value) in weights.metadata() {
+        terminal::say(format!("metadata {key}: {}", shorten(value)))?;
+    }
+    for (dtype, (elements, bytes)) in totals {
+        terminal::say(format!("{dtype}: {elements} elements, {:.2} MB", bytes as f64 / 1e6))?;
+    }
+    terminal::say(format!("{} tensors; {model}", rows.len()))
+}
+
+/// What the tensors are, and what a model would miss in them.
+fn model(weights: &Weights) -> String {
+    let metadata = weights.metadata();
+    if metadata.contains_key("run") && metadata.contains_key("step") {
+        return format!("training checkpoint at step {}", shorten(&metadata["step"]));
+    }
+    if !metadata.contains_key(METADATA_CONFIG) {
+        return "of no layout that is known".to_owned();
+    }
+    match Codec::open(weights.path(), &Device::Cpu, DType::F32) {
+        Ok(codec) => {
+            let c = codec.config();
+            let kind = if c.causal { "causal" } else { "not causal" };
+            format!(
+                "codec {}, complete, {kind}: {} Hz, {} frames a second, codebooks {:?}, {:.2} kbit/s",
+                codec.name(),
+                c.sample_rate,
+                c.frame_rate(),
+                c.codebook_sizes,
+                c.bitrate(c.codebook_sizes.len()) / 1e3
+            )
+        }
+        Err(error) => format!("not a codec that runs: {error}"),
+    }
+}
+
+fn shorten(text: &str) -> String {
+    const LONGEST: usize = 400;
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match line.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}...", &line[..at]),
+        None => line,
+    }
+}
+
+fn dataset(common: &Common, path: &Path) -> Result {
+    let dataset = Dataset::open(path)?;
+    let d = dataset.description();
+    let split = |split| dataset.split(split).count();
+    let counts = [Split::Train, Split::Validation, Split::Test].map(|s| (s, split(s)));
+    if common.json {
+        let counts: BTreeMap<String, usize> = counts.iter().map(|(s, n)| (s.to_string(), *n)).collect();
+        return terminal::say_json(&json!({ "kind": "dataset", "dataset": d, "utterances": counts }));
+    }
+    let seconds = d.samples as f64 / f64::from(d.sample_rate);
+    terminal::say(format!("dataset: {} utterances, {:.2} h at {} Hz", d.utterances, seconds / 3600.0, d.sample_rate))?;
+    terminal::say(counts.map(|(s, n)| format!("{s} {n}")).join(", "))?;
+    terminal::say(hours(d))
+}
+
+/// Hours per speaker and language.
+pub fn hours(d: &Description) -> String {
+    let listed = |map: &BTreeMap<String, f64>| map.iter().map(|(k, h)| format!("{k} {h:.3}")).collect::<Vec<_>>().join(", ");
+    format!(
+        "hours by split: {}\nhours by speaker: {}\nhours by language: {}",
+        listed(&d.hours.split),
+        listed(&d.hours.speaker),
+        listed(&d.hours.language)
+    )
+}

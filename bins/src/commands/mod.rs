@@ -1,0 +1,9 @@
+pub mod decode;
+pub mod diagnose;
+pub mod doctor;
+pub mod encode;
+pub mod inspect;
+pub mod prepare;
+pub mod roundtrip;
+pub mod train;
+pub mod verify;

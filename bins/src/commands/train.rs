@@ -1,0 +1,69 @@
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use serde_json::json;
+use swara_engine::train::{self, Event, TrainConfig};
+
+use crate::cli::{Common, TrainCodec};
+use crate::failure::{Failure, Result};
+use crate::terminal;
+
+/// Longest configuration that is read.
+const MAX_CONFIG: u64 = 1 << 20;
+
+pub fn codec(common: &Common, args: &TrainCodec) -> Result {
+    let config = read_config(&args.config)?;
+    let device = common.open_device()?;
+    let steps = config.train.steps;
+    let bar = terminal::progress(Some(steps), "train");
+    let mut last = None;
+    let result = train::run(config, &args.data, &args.out, args.resume, &device, |event| {
+        match event {
+            Event::Step(r) => {
+                bar.set_position(r.step);
+                bar.set_message(format!("mel {:.3}  rho {:.3}  {}", r.losses.mel, r.rho, r.verdict));
+                let seconds = r.elapsed.as_secs_f64();
+                terminal::detail(format!(
+                    "step {}  mel {:.4}  wave {:.4}  commitment {:.4}  rho {:.3}  amplitude {:.0}%  {}  {seconds:.2} s",
+                    r.step, r.losses.mel, r.losses.wave, r.losses.commitment, r.rho, r.amplitude, r.verdict
+                ));
+                for k in &r.collapsed {
+                    bar.suspend(|| terminal::warn(format!("step {}: codebook {k} has collapsed", r.step)));
+                }
+            }
+            Event::Validated(v) => {
+                bar.suspend(|| {
+                    terminal::note(format!(
+                        "step {}: validation mel {:.3}, STOI {:.3}, SI-SDR {:.2} dB, rho {:.3}, amplitude {:.0}%",
+                        v.step, v.mel_distance, v.stoi, v.si_sdr_db, v.rho, v.amplitude
+                    ));
+                });
+                last = Some(*v);
+            }
+            Event::Saved(step) => terminal::detail(format!("step {step}: saved")),
+        }
+        ControlFlow::Continue(())
+    });
+    bar.finish_and_clear();
+    let trainer = result?;
+    let picture = args.out.join("training.png");
+    super::diagnose::plot_run(&args.out, &picture)?;
+    if common.json {
+        let validation = last.map(|v| {
+            json!({ "step": v.step, "utterances": v.utterances, "mel_distance": v.mel_distance, "stoi": v.stoi,
+                    "si_sdr_db": v.si_sdr_db, "rho": v.rho, "amplitude": v.amplitude })
+        });
+        return terminal::say_json(&json!({ "steps": trainer.step(), "out": args.out, "validation": validation }));
+    }
+    terminal::say(format!("{} steps; model, checkpoint, log and picture in {}", trainer.step(), args.out.display()))
+}
+
+fn read_config(path: &Path) -> Result<TrainConfig> {
+    let fail = |why: String| Failure::file("cannot read configuration", why, path);
+    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    if meta.is_file() && meta.len() > MAX_CONFIG {
+        return Err(fail(format!("{} bytes, expected at most {MAX_CONFIG}", meta.len())));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    TrainConfig::from_toml(&text).map_err(|e| fail(e.to_string()))
+}

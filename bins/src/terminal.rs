@@ -1,0 +1,91 @@
+//! Results go to standard output; everything else to standard error. A reader that goes away is not an error.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::failure::{Failure, Result};
+
+static VERBOSITY: AtomicU8 = AtomicU8::new(1);
+
+/// 0 says errors and results only, 1 adds notes and progress, 2 details.
+pub fn set_verbosity(quiet: bool, verbose: u8) {
+    VERBOSITY.store(if quiet { 0 } else { 1 + verbose }, Ordering::Relaxed);
+}
+
+fn verbosity() -> u8 {
+    VERBOSITY.load(Ordering::Relaxed)
+}
+
+/// A result.
+pub fn say(text: impl AsRef<str>) -> Result {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))
+}
+
+/// A result for machines: one JSON object on one line.
+pub fn say_json(value: &impl Serialize) -> Result {
+    say(serde_json::to_string(value).map_err(|e| Failure::work(format!("cannot write JSON: {e}")))?)
+}
+
+/// Something the user should know.
+pub fn note(text: impl AsRef<str>) {
+    if verbosity() >= 1 {
+        let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+    }
+}
+
+/// A warning is a note that `-q` does not silence.
+pub fn warn(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr(), "warning: {}", text.as_ref());
+}
+
+pub fn detail(text: impl AsRef<str>) {
+    if verbosity() >= 2 {
+        let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+    }
+}
+
+/// A bar that shows itself on a terminal only.
+pub fn progress(length: Option<u64>, what: &str) -> ProgressBar {
+    let shown = verbosity() >= 1 && std::io::stderr().is_terminal();
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(length, target);
+    let template = match length {
+        Some(_) => "{prefix:>10} {bar:40} {percent:>3}% {elapsed} of {duration} {wide_msg}",
+        None => "{prefix:>10} {spinner} {elapsed} {wide_msg}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// Columns of text, each as wide as its widest cell; the first is flushed left, the others right.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::new();
+        for (i, (cell, &width)) in cells.zip(&widths).enumerate() {
+            let pad = " ".repeat(width.saturating_sub(cell.chars().count()));
+            match i {
+                0 => text.push_str(&format!("{cell}{pad}")),
+                _ => text.push_str(&format!("  {pad}{cell}")),
+            }
+        }
+        text.trim_end().to_owned()
+    };
+    let mut lines = vec![line(&mut header.iter().copied())];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines.join("\n")
+}

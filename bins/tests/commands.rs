@@ -1,0 +1,166 @@
+//! What the commands give when all is well.
+
+mod common;
+
+use common::{CONFIG, Room, model, samples, wav};
+
+fn room() -> Room {
+    let room = Room::new();
+    model(&room);
+    wav(&room, "in.wav", 16000, 1, &samples(5000));
+    room
+}
+
+const MODEL: [&str; 4] = ["--model", "tiny.safetensors", "--device", "cpu"];
+
+fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    args.iter().copied().chain(MODEL).collect()
+}
+
+#[test]
+fn a_roundtrip_writes_sound_and_picture_and_reports_every_key() {
+    let room = room();
+    let report = room.json(&with(&["roundtrip", "in.wav", "out.wav", "--plot", "out.png", "--stream", "--json"]));
+    for key in [
+        "model",
+        "device",
+        "dtype",
+        "codebooks",
+        "seconds",
+        "bitrate_kbps",
+        "si_sdr_db",
+        "rho",
+        "amplitude",
+        "mel_distance",
+        "real_time_factor",
+        "frame_ms",
+    ] {
+        assert!(!report[key].is_null(), "{key} in {report}");
+    }
+    for key in ["encode_p50", "encode_p99", "decode_p50", "decode_p99"] {
+        assert!(report["frame_ms"][key].as_f64().unwrap() > 0.0, "{key} in {report}");
+    }
+    assert_eq!(report["codebooks"], 3);
+    assert_eq!(report["seconds"], 5000.0 / 16000.0);
+    assert_eq!(report["bitrate_kbps"], 5.0);
+    assert_eq!(hound::WavReader::open(room.path("out.wav")).unwrap().duration(), 5000);
+    assert!(std::fs::read(room.path("out.png")).unwrap().starts_with(b"\x89PNG"));
+    let text = room.works(&with(&["roundtrip", "in.wav", "out.wav", "--codebooks", "1"]));
+    assert!(text.contains("1 codebooks x 500 Hz") && text.contains("verdict"), "{text}");
+}
+
+#[test]
+fn streaming_and_offline_give_the_same_files() {
+    let room = room();
+    room.works(&with(&["encode", "in.wav", "a.safetensors"]));
+    room.works(&with(&["encode", "in.wav", "b.safetensors", "--stream"]));
+    assert_eq!(std::fs::read(room.path("a.safetensors")).unwrap(), std::fs::read(room.path("b.safetensors")).unwrap());
+    room.works(&with(&["decode", "a.safetensors", "a.wav", "--float"]));
+    room.works(&with(&["decode", "b.safetensors", "b.wav", "--float", "--stream"]));
+    assert_eq!(std::fs::read(room.path("a.wav")).unwrap(), std::fs::read(room.path("b.wav")).unwrap());
+    room.works(&with(&["roundtrip", "in.wav", "c.wav"]));
+    let c = room.json(&["diagnose", "a.wav", "c.wav", "--json"]);
+    assert_eq!(c["lag"], 0);
+    assert!(c["snr_db"].as_f64().unwrap() > 40.0, "16-bit rounding alone: {c}");
+}
+
+#[test]
+fn codes_written_without_the_bundled_model_need_to_be_told_the_model() {
+    let room = room();
+    room.works(&with(&["encode", "in.wav", "a.safetensors"]));
+    let codes = room.json(&["inspect", "a.safetensors", "--json"]);
+    assert_eq!((&codes["model"], &codes["frames"], &codes["samples"]), (&"tiny".into(), &157.into(), &5000.into()));
+    room.refuses(&["decode", "a.safetensors", "o.wav", "--device", "cpu"], 1, "");
+}
+
+#[test]
+fn results_go_to_pipes_and_devices_as_well() {
+    let room = room();
+    room.works(&with(&["encode", "in.wav", "/dev/null"]));
+    let swara = env!("CARGO_BIN_EXE_swara");
+    room.works(&with(&["encode", "in.wav", "a.safetensors"]));
+    let command = format!("{swara} decode a.safetensors /dev/stdout --model tiny.safetensors --device cpu -q --json | head -c 4");
+    let output = std::process::Command::new("sh").args(["-c", &command]).current_dir(room.path("")).output().unwrap();
+    assert_eq!(output.stdout, b"RIFF");
+}
+
+#[test]
+fn diagnose_tells_a_delay_from_a_loss() {
+    let room = room();
+    let x = samples(32_000);
+    wav(&room, "x.wav", 16000, 1, &x);
+    let late: Vec<f32> = std::iter::repeat_n(0.0, 137).chain(x.iter().map(|v| v * 0.3)).collect();
+    wav(&room, "late.wav", 16000, 1, &late);
+    let report = room.json(&["diagnose", "x.wav", "late.wav", "--json", "--plot", "p.png"]);
+    assert_eq!(report["lag"], 137);
+    assert_eq!(report["verdict"], "gain-collapse");
+    assert!((report["amplitude"].as_f64().unwrap() - 30.0).abs() < 1e-3);
+    let other: Vec<f32> = samples(64_000)[32_000..].to_vec();
+    wav(&room, "other.wav", 16000, 1, &other);
+    assert_eq!(room.json(&["diagnose", "x.wav", "other.wav", "--json"])["verdict"], "starved");
+}
+
+#[test]
+fn speech_is_prepared_and_trained_on_and_the_run_is_diagnosed_and_resumed() {
+    let room = room();
+    for (folder, n) in [("a/en", 3), ("b/en", 2)] {
+        std::fs::create_dir_all(room.path("raw").join(folder)).unwrap();
+        (0..n).for_each(|i| drop(wav(&room, &format!("raw/{folder}/{i}.wav"), 16000, 1, &samples(20_000 + 1000 * i))));
+    }
+    let prepared = room.json(&["prepare", "raw", "data", "--validation-speaker", "b", "--json"]);
+    assert_eq!(prepared["dataset"]["utterances"], 5);
+    assert_eq!(room.json(&["inspect", "data", "--json"])["utterances"]["validation"], 2);
+
+    room.write("config.toml", CONFIG.as_bytes());
+    let train = ["train", "codec", "--config", "config.toml", "--data", "data", "--out", "run", "--device", "cpu", "--json"];
+    assert_eq!(room.json(&train)["steps"], 12);
+    for file in ["checkpoint.safetensors", "model.safetensors", "log.csv", "training.png"] {
+        assert!(room.path("run").join(file).is_file(), "{file}");
+    }
+    room.refuses(&train[..train.len() - 1], 1, "--resume");
+    room.write("config.toml", CONFIG.replace("steps = 12", "steps = 18").as_bytes());
+    assert_eq!(room.json(&[&train[..], &["--resume"]].concat())["steps"], 18);
+
+    let diagnosis = room.json(&["diagnose", "run", "--plot", "run.png", "--json"]);
+    assert_eq!(diagnosis["step"], 18);
+    assert_eq!(diagnosis["perplexities"].as_array().unwrap().len(), 3);
+    assert!(room.path("run.png").is_file());
+    let codec = room.works(&["inspect", "run/model.safetensors"]);
+    assert!(codec.contains("codec tiny, complete"), "{codec}");
+    room.works(&["roundtrip", "in.wav", "o.wav", "--model", "run/model.safetensors", "--device", "cpu"]);
+}
+
+#[test]
+fn verify_passes_on_the_cpu_and_says_what_it_left_out() {
+    let room = room();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../verify/golden");
+    let report = room.json(&["verify", "conv1d", "--device", "cpu", "--golden", golden, "--json"]);
+    assert_eq!(report["failed"], 0);
+    let cases = report["cases"].as_array().unwrap();
+    assert_eq!(report["passed"], cases.len());
+    for key in ["op", "case", "dtype", "device", "nmse", "max_abs", "max_ulp", "budget_used", "pass"] {
+        assert!(cases.iter().all(|c| !c[key].is_null()), "{key}");
+    }
+    assert!(report["skipped"].as_array().unwrap().iter().any(|s| s["what"].as_str().unwrap().contains("bf16")));
+    room.refuses(&["verify", "conv1d", "--golden", "nowhere"], 1, "nowhere");
+}
+
+#[test]
+fn doctor_names_every_device_and_what_to_do() {
+    let room = room();
+    let facts = room.json(&["doctor", "--json"]);
+    let items: Vec<&str> = facts["facts"].as_array().unwrap().iter().map(|f| f["item"].as_str().unwrap()).collect();
+    for item in ["CPU", "CUDA driver", "NVRTC", "kernel cache", "emulator"] {
+        assert!(items.contains(&item), "{item} in {items:?}");
+    }
+}
+
+#[test]
+fn help_lists_the_commands_that_work() {
+    let room = room();
+    let help = room.works(&["--help"]);
+    for command in ["roundtrip", "encode", "decode", "prepare", "train", "diagnose", "verify", "inspect", "doctor"] {
+        assert!(help.contains(command), "{help}");
+        room.works(&[command, "--help"]);
+    }
+}
