@@ -1,6 +1,7 @@
 //! Operations against their f64 oracle.
 
 use swara_kernels::case::{Case, Check, Op};
+use swara_kernels::driver::emulator::{self, Emulator, Schedule};
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::tolerance::Comparison;
 use swara_kernels::{DType, Device, Result, Tensor};
@@ -54,8 +55,9 @@ pub fn run(devices: &[Device], selection: Selection, mut progress: impl FnMut(&s
 
 /// The emulator under three schedules: threads of a block in ascending, descending and random order.
 pub fn emulator_schedules(arch: Option<&str>) -> Result<Vec<Device>> {
-    let spec = arch.map_or_else(|| "emulator".to_owned(), |arch| format!("emulator:{arch}"));
-    Ok(vec![Device::open(&spec)?])
+    let options = emulator::open(arch)?.options();
+    let device = |schedule| Ok(Device::on(Box::new(Emulator::new(emulator::Options { schedule, ..options })?)));
+    Schedule::ALL.into_iter().map(device).collect()
 }
 
 /// The same inputs for a case on every machine, whatever else is run.

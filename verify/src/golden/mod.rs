@@ -38,10 +38,15 @@ type Family = fn(&Dump, &Device, &mut Outcome) -> Result;
 const FAMILIES: &[(&str, Family)] = &[
     ("conv1d", layers::conv1d),
     ("conv_transpose1d", layers::conv_transpose1d),
+    ("activation", layers::activation),
+    ("weight_norm", layers::weight_norm),
+    ("losses", layers::losses),
+    ("adamw", layers::adamw),
     ("stft", spectral::stft),
     ("mel", spectral::mel),
     ("metrics", spectral::metrics),
     ("rvq_euclidean", quantise::euclidean),
+    ("rvq_cosine", quantise::cosine),
 ];
 
 /// Names that [`run`] knows.

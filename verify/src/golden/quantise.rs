@@ -1,11 +1,11 @@
-use swara_kernels::ops::{codebook, rvq_search};
+use swara_kernels::ops::{codebook, elementwise, matmul, rvq_search};
 use swara_kernels::tolerance::Tolerance;
 use swara_kernels::{Device, Tensor};
 
 use super::{Dump, Error, Result, SAME};
 use crate::Outcome;
 
-/// `[.., D, T]` latents as rows `[N, D]`.
+/// Smallest usage that an embedding is divided by (Mimi).
 const EPSILON: f64 = 1e-5;
 
 pub fn euclidean(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
@@ -107,4 +107,40 @@ fn kmeans(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     dump.check(outcome, "counts", SAME, &counts, Tolerance::accumulate(1))?;
     let means = Tensor::from_slice(device, &means, [k, width])?;
     dump.check(outcome, "means", SAME, &means, Tolerance::accumulate(rows.shape()[0]))
+}
+
+/// Codes and quantised sum of DAC's stages, each with its projections; gradients are compared with those of whole codecs.
+pub fn cosine(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
+    let (x, shape) = dump.values("x", &[0, 2, 1])?;
+    let (n, channels) = (shape[0] * shape[1], shape[2]);
+    let mut residual = Tensor::from_f64(device, swara_kernels::DType::F32, &x, [n, channels])?;
+    let keep = dump.has("keep").then(|| dump.values("keep", SAME)).transpose()?.map(|(values, _)| values);
+    let stages = (0..).take_while(|k| dump.has(&format!("{k}.codebook"))).count();
+    let (expected, margin) = (dump.values("codes", &[1, 0, 2])?.0, dump.values("margin", &[1, 0, 2])?.0);
+    let mut total = vec![0.0f32; n * channels];
+    for k in 0..stages {
+        let project = |x: &Tensor, name: &str| -> Result<Tensor> {
+            let (weight, shape) = dump.values(&format!("{k}.{name}.weight"), &[1, 0, 2])?;
+            let weight = Tensor::from_f64(device, swara_kernels::DType::F32, &weight, [shape[0], shape[1]])?;
+            let y = matmul::forward(x, &weight, matmul::Transpose::default())?;
+            Ok(elementwise::add_row(&y, &dump.tensor(&format!("{k}.{name}.bias"), SAME, device)?)?)
+        };
+        let book = dump.tensor(&format!("{k}.codebook"), SAME, device)?;
+        let codes = rvq_search::nearest(&project(&residual, "in_proj")?, &book, rvq_search::Metric::Cosine)?;
+        for (i, code) in codes.to_f64()?.into_iter().enumerate() {
+            let (expected, gap) = (expected[k * n + i], margin[k * n + i]);
+            if code != expected {
+                outcome.fail(format!("row {i}, stage {k}: code {code}, expected {expected} by a margin of {gap:.1e}"));
+            }
+        }
+        let quantised = project(&rvq_search::gather(&book, &codes)?, "out_proj")?;
+        for (i, (sum, q)) in total.iter_mut().zip(quantised.to_vec::<f32>()?).enumerate() {
+            let item = i / (channels * shape[1]);
+            let kept = keep.as_ref().is_none_or(|keep| (k as f64) < keep[item]);
+            *sum += if kept { q } else { 0.0 };
+        }
+        residual = elementwise::sub(&residual, &quantised)?;
+    }
+    let total = Tensor::from_slice(device, &total, [shape[0], shape[1], channels])?;
+    dump.check(outcome, "z_q", &[0, 2, 1], &total, Tolerance::accumulate(stages * channels))
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use budget::{Budget, Measured, faults};
-use measure::{find_nvdisasm, measure};
+use measure::{Report, find_nvdisasm, measure};
 use swara_kernels::driver::Source;
 use swara_kernels::driver::nvrtc::Nvrtc;
 use swara_kernels::ops::REGISTRY;
@@ -78,8 +78,13 @@ fn run(update: bool, file: &Path) -> Result<String, String> {
         std::fs::write(file, Budget::of(&measured, version.clone()).text()).map_err(|e| format!("{}: {e}", file.display()))?;
         println!("wrote {}", file.display());
     }
-    let budget = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let budget: Budget = toml::from_str(&budget).map_err(|e| format!("{}: {e}", file.display()))?;
+    let budget = std::fs::read_to_string(file)
+        .map_err(|e| e.to_string())
+        .and_then(|text| toml::from_str::<Budget>(&text).map_err(|e| e.to_string()));
+    let budget = budget.unwrap_or_else(|why| {
+        failures.push(format!("{}: {why}", file.display()));
+        Budget { nvrtc: version.clone(), kernels: BTreeMap::new() }
+    });
     if budget.nvrtc == version {
         let (worse, better) = budget.judge(&measured);
         failures.extend(worse);
@@ -108,7 +113,8 @@ fn sources() -> Vec<(&'static str, &'static Source)> {
 
 /// Compiles everything on all cores.
 fn measure_all(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, sources: &[(&str, &Source)]) -> (Measured, Vec<String>) {
-    let work: Vec<_> = sources.iter().flat_map(|&(op, source)| source.archs.iter().map(move |&arch| (op, source, arch))).collect();
+    let mut work: Vec<_> = sources.iter().flat_map(|&(op, source)| source.archs.iter().map(move |&arch| (op, source, arch))).collect();
+    work.sort_by_key(|(_, source, _)| std::cmp::Reverse(source.text.len())); // the long ones first, so that no core waits at the end
     let (next, results) = (AtomicUsize::new(0), Mutex::new((Measured::new(), Vec::new())));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -117,7 +123,7 @@ fn measure_all(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, sources: &[(&str, &Source
                     let outcome = measure(nvrtc, nvdisasm, source, arch);
                     let mut results = results.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     match outcome {
-                        Ok((kernels, warnings)) => {
+                        Ok(Report { kernels, warnings }) => {
                             warnings.iter().for_each(|warning| println!("{warning}"));
                             for (kernel, figures) in kernels {
                                 results.0.entry(op.to_owned()).or_default().entry(kernel).or_default().insert(arch, figures);

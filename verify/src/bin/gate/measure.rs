@@ -5,11 +5,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde::{Deserialize, Serialize};
+use swara_kernels::Error;
 use swara_kernels::driver::Source;
-use swara_kernels::driver::nvrtc::{Nvrtc, target};
+use swara_kernels::driver::cache::Cache;
+use swara_kernels::driver::nvrtc::{Nvrtc, OPTIONS, target};
 
 /// One kernel on one architecture.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     pub registers: u32,
     /// Static shared memory in bytes.
@@ -20,7 +23,7 @@ pub struct Figures {
 }
 
 /// What stands in the machine code.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Code {
     /// Loads from and stores to local memory.
     pub local: u32,
@@ -30,24 +33,51 @@ pub struct Code {
     pub mma: u32,
 }
 
-/// Compiles `source` and reads off every kernel's figures, and the compiler's warnings.
-pub fn measure(
-    nvrtc: &Nvrtc,
-    nvdisasm: Option<&Path>,
-    source: &Source,
-    arch: u32,
-) -> Result<(BTreeMap<String, Figures>, Vec<String>), String> {
+/// What one compilation told.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Report {
+    pub kernels: BTreeMap<String, Figures>,
+    pub warnings: Vec<String>,
+}
+
+/// Compiles `source` and reads off every kernel's figures, or recalls them: they follow from the text, the target and the tools.
+pub fn measure(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, source: &Source, arch: u32) -> Result<Report, String> {
     let text = source.expanded().map_err(|e| e.to_string())?;
-    let compiled = nvrtc.compile(source.path, &text, &target(arch), &["--ptxas-options=-v"]).map_err(|e| e.to_string())?;
+    let target = target(arch);
+    let measure = || {
+        let report = compile(nvrtc, nvdisasm, source.path, &text, &target)?;
+        serde_json::to_vec(&report).map_err(|e| e.to_string())
+    };
+    let tools = format!("{} {} {nvdisasm:?}", env!("CARGO_PKG_VERSION"), nvrtc.identity());
+    let key = [include_str!("measure.rs"), &text, &target, &OPTIONS.join(" "), &tools].map(str::as_bytes);
+    let mut failure = None;
+    let entry = Cache::open().and_then(|cache| {
+        cache.entry("gate", "json", &key, || {
+            measure().map_err(|why| {
+                failure = Some(why);
+                Error::argument("gate", "failed")
+            })
+        })
+    });
+    let bytes = match (entry, failure) {
+        (_, Some(why)) => return Err(why),
+        (Ok(entry), None) => entry.bytes,
+        (Err(_), None) => measure()?, // no cache on this machine
+    };
+    serde_json::from_slice(&bytes).map_err(|e| e.to_string())
+}
+
+fn compile(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, path: &str, text: &str, target: &str) -> Result<Report, String> {
+    let compiled = nvrtc.compile(path, text, target, &["--ptxas-options=-v"]).map_err(|e| e.to_string())?;
     let mut kernels = read_log(&compiled.log);
     if let Some(nvdisasm) = nvdisasm {
         let code = read_code(&disassemble(nvdisasm, &compiled.cubin)?);
         for (name, figures) in &mut kernels {
-            figures.code = Some(*code.get(name).ok_or_else(|| format!("{}: nvdisasm shows no code of {name}", source.path))?);
+            figures.code = Some(*code.get(name).ok_or_else(|| format!("{path}: nvdisasm shows no code of {name}"))?);
         }
     }
     let warnings = compiled.log.lines().filter(|line| line.contains(": warning") || line.starts_with("ptxas warning"));
-    Ok((kernels, warnings.map(|line| format!("sm_{arch}: {line}")).collect()))
+    Ok(Report { kernels, warnings: warnings.map(|line| format!("{target}: {line}")).collect() })
 }
 
 /// The report that `ptxas -v` leaves in the compiler's log.

@@ -1,0 +1,21 @@
+use swara_kernels::Error;
+use swara_verify::harness::{self, Selection};
+
+#[test]
+fn every_op_on_the_emulator_is_within_its_budget_under_three_schedules() {
+    let devices = match harness::emulator_schedules(None) {
+        Ok(devices) => devices,
+        Err(Error::Unavailable { why, hint, .. }) => {
+            println!("skipped: the emulator, {why}; {}", hint.unwrap_or_default());
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert_eq!(devices.len(), 3);
+    let report = harness::run(&devices, Selection::default(), |_, _, _| {});
+    let failed: Vec<_> = report.cases.iter().filter(|c| !c.pass).collect();
+    assert!(report.holds(), "{} passed, {} failed: {failed:#?}", report.passed, report.failed);
+    for dtype in ["f32", "bf16", "f16"] {
+        assert!(report.cases.iter().any(|c| c.dtype == dtype), "no {dtype} case");
+    }
+}
