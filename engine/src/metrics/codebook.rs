@@ -71,9 +71,11 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    /// `stage` counts from 0.
+    /// `stage` counts from 0. A perplexity of 0 says that nothing has been counted, and raises none.
     pub fn of(stage: usize, size: usize, perplexity: f64) -> Option<Alarm> {
-        if perplexity < 1.5 {
+        if perplexity <= 0.0 {
+            None
+        } else if perplexity < 1.5 {
             Some(Alarm::Collapsed { stage, perplexity })
         } else if stage < 4 && perplexity < 0.05 * size as f64 {
             Some(Alarm::Starving { stage, perplexity, size })

@@ -134,6 +134,7 @@ fn a_collapsed_and_a_starving_codebook_raise_their_alarms() {
     let mut few = Usage::new(1024);
     few.add(&[5; 100]);
     assert_eq!(few.alarm(0), None);
+    assert_eq!(Alarm::of(0, 1024, 0.0), None);
 }
 
 #[test]

@@ -129,8 +129,24 @@ impl<'a> TensorView<'a> {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Option<Mmap>,
+    bytes: Bytes,
     header: header::Header,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
 }
 
 impl Shard {
@@ -139,12 +155,16 @@ impl Shard {
         let file = File::open(path).map_err(io)?;
         // SAFETY: the map is read-only and private; as with every memory-mapped file, nobody may truncate it meanwhile.
         // Our own writers never do: they rename a new file over the old one.
-        let map = match file.metadata().map_err(io)?.len() {
-            0 => None,
-            _ => Some(unsafe { Mmap::map(&file) }.map_err(io)?),
+        let bytes = match file.metadata().map_err(io)?.len() {
+            0 => Bytes::Owned(Vec::new()),
+            _ => Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(io)?),
         };
-        let header = header::parse(map.as_deref().unwrap_or_default()).map_err(|why| Error::Weights { path: path.to_owned(), why })?;
-        Ok(Self { path: path.to_owned(), map, header })
+        Self::parse(path, bytes)
+    }
+
+    fn parse(path: &Path, bytes: Bytes) -> Result<Self> {
+        let header = header::parse(&bytes).map_err(|why| Error::Weights { path: path.to_owned(), why })?;
+        Ok(Self { path: path.to_owned(), bytes, header })
     }
 }
 
@@ -183,6 +203,13 @@ impl Weights {
         Ok(Self { path: path.to_owned(), shards, names })
     }
 
+    /// A whole safetensors file in memory; `name` stands for its path in errors.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self> {
+        let shard = Shard::parse(Path::new(name), Bytes::Owned(bytes.to_vec()))?;
+        let names = shard.header.tensors.keys().map(|name| (name.clone(), 0)).collect();
+        Ok(Self { path: shard.path.clone(), shards: vec![shard], names })
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -210,7 +237,7 @@ impl Weights {
     fn find(&self, name: &str) -> Option<TensorView<'_>> {
         let shard = self.shards.get(*self.names.get(name)?)?;
         let entry = shard.header.tensors.get(name)?;
-        let bytes = shard.map.as_deref().unwrap_or_default().get(entry.range.clone())?;
+        let bytes = shard.bytes.get(entry.range.clone())?;
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 

@@ -1,0 +1,130 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Shape of a DAC-style codec. The JSON form is what a checkpoint carries in its metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub sample_rate: u32,
+    /// Widths before each stride and after the last one, finest first.
+    pub encoder_widths: Vec<usize>,
+    /// Widths before each upsampling and after the last one, coarsest first.
+    pub decoder_widths: Vec<usize>,
+    /// Encoder order; the decoder reverses them. A layer of stride s has `2 s` taps.
+    pub strides: Vec<usize>,
+    /// One residual unit each, per block.
+    pub dilations: Vec<usize>,
+    /// Channels between encoder and quantiser, and quantiser and decoder.
+    pub latent: usize,
+    /// All padding on the left (streams), or symmetric as in DAC.
+    pub causal: bool,
+    pub quantizer: QuantizerKind,
+    /// Dimensions in which codewords are searched.
+    pub codebook_dim: usize,
+    /// Codewords of each stage.
+    pub codebook_sizes: Vec<usize>,
+}
+
+/// How codewords are found and learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantizerKind {
+    /// Euclidean, codebooks as moving averages (Mimi's rules).
+    Ema,
+    /// Cosine, a projection per stage, codebooks by gradient (DAC's rules).
+    Factorised,
+}
+
+impl Config {
+    pub fn from_json(text: &str) -> Result<Config> {
+        let config: Config = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// A preset: `te200`, `te50`, `te12` or `swara-te50`.
+    pub fn preset(name: &str) -> Result<Config> {
+        let doubling = |first: usize, n: usize| (0..=n).map(|i| first << i).collect::<Vec<_>>();
+        let reversed = |mut widths: Vec<usize>| {
+            widths.reverse();
+            widths
+        };
+        let dac = |sample_rate, strides: &[usize], codebook_sizes: &[usize]| Config {
+            sample_rate,
+            encoder_widths: doubling(64, strides.len()),
+            decoder_widths: reversed(doubling(1024 >> strides.len(), strides.len())),
+            strides: strides.to_vec(),
+            dilations: vec![1, 3, 9],
+            latent: 1024,
+            causal: true,
+            quantizer: QuantizerKind::Ema,
+            codebook_dim: 256,
+            codebook_sizes: codebook_sizes.to_vec(),
+        };
+        let split = [2048, 1024, 1024, 1024, 1024, 1024, 1024, 1024];
+        Ok(match name {
+            "te200" => dac(16000, &[2, 2, 4, 5], &[1024; 8]),
+            "te50" => dac(16000, &[2, 4, 5, 8], &split),
+            "te12" => Config { encoder_widths: vec![64, 128, 256, 512, 1024, 1024], ..dac(24000, &[4, 5, 6, 8, 2], &split) },
+            "swara-te50" => Config {
+                sample_rate: 16000,
+                encoder_widths: vec![16, 48, 96, 160, 224],
+                decoder_widths: vec![224, 192, 96, 64, 24],
+                strides: vec![8, 5, 4, 2],
+                dilations: vec![1, 3, 9],
+                latent: 192,
+                causal: true,
+                quantizer: QuantizerKind::Ema,
+                codebook_dim: 32,
+                codebook_sizes: split.to_vec(),
+            },
+            _ => return Err(Error::Config(format!("unknown preset {name:?}; expected te200, te50, te12 or swara-te50"))),
+        })
+    }
+
+    /// Refuses shapes that no file should be able to ask for.
+    pub fn check(&self) -> Result<()> {
+        let fail = |what: String| Err(Error::Config(what));
+        let widths = |name, widths: &[usize]| match widths {
+            w if w.len() != self.strides.len() + 1 => fail(format!("{name} has {} entries, expected one more than strides", w.len())),
+            w if w.iter().any(|w| !(1..=8192).contains(w)) => fail(format!("{name} must lie in 1..=8192: {w:?}")),
+            _ => Ok(()),
+        };
+        if !(1000..=768_000).contains(&self.sample_rate) {
+            return fail(format!("sample_rate {} is not in 1000..=768000", self.sample_rate));
+        }
+        if self.strides.is_empty() || self.strides.len() > 8 || self.strides.iter().any(|s| !(1..=64).contains(s)) {
+            return fail(format!("strides must be 1 to 8 numbers in 1..=64: {:?}", self.strides));
+        }
+        widths("encoder_widths", &self.encoder_widths)?;
+        widths("decoder_widths", &self.decoder_widths)?;
+        if self.dilations.len() > 8 || self.dilations.iter().any(|d| !(1..=1024).contains(d)) {
+            return fail(format!("dilations must be at most 8 numbers in 1..=1024: {:?}", self.dilations));
+        }
+        if !(1..=8192).contains(&self.latent) || !(1..=4096).contains(&self.codebook_dim) {
+            return fail(format!("latent {} or codebook_dim {} out of range", self.latent, self.codebook_dim));
+        }
+        if self.codebook_sizes.is_empty()
+            || self.codebook_sizes.len() > 64
+            || self.codebook_sizes.iter().any(|k| !(2..=1 << 16).contains(k))
+        {
+            return fail(format!("codebook_sizes must be 1 to 64 numbers in 2..=65536: {:?}", self.codebook_sizes));
+        }
+        Ok(())
+    }
+
+    /// Samples a frame.
+    pub fn hop(&self) -> usize {
+        self.strides.iter().product()
+    }
+
+    pub fn frame_rate(&self) -> f64 {
+        self.sample_rate as f64 / self.hop() as f64
+    }
+
+    /// Bits a second with the first `codebooks` stages.
+    pub fn bitrate(&self, codebooks: usize) -> f64 {
+        self.codebook_sizes.iter().take(codebooks).map(|&k| (k as f64).log2().ceil()).sum::<f64>() * self.frame_rate()
+    }
+}

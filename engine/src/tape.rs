@@ -1,0 +1,266 @@
+//! Reverse-mode differentiation: a list of what was computed, walked backwards.
+//!
+//! An entry keeps what its backward needs and nothing else; the tape is dropped after every step. Losses are terminal: each
+//! is recorded with its weight, and [`Tape::backward`] starts from all of them. Gradients of values used more than once add
+//! up in the order of the tape, so they do not depend on timing.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use swara_kernels::ops::conv1d::{self, Fused};
+use swara_kernels::ops::{activation, conv_transpose1d, elementwise, loss, matmul, reduce, rvq_search, snake, stft, weight_norm};
+use swara_kernels::{Result, Tensor};
+
+/// A tensor that may have a place on a tape.
+#[derive(Clone)]
+pub struct Var {
+    value: Rc<Tensor>,
+    node: Option<usize>,
+}
+
+impl Var {
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// A constant that shares its tensor.
+    pub fn from_shared(value: &Rc<Tensor>) -> Var {
+        Var { value: value.clone(), node: None }
+    }
+
+    /// The same value, cut off from whatever computed it.
+    pub fn detached(&self) -> Var {
+        Var { value: self.value.clone(), node: None }
+    }
+}
+
+impl From<Tensor> for Var {
+    fn from(value: Tensor) -> Var {
+        Var { value: Rc::new(value), node: None }
+    }
+}
+
+/// Maps the gradient of an output to those of the inputs, in order; `None` where the input is not differentiated.
+type Backward = Box<dyn FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>>>;
+
+enum Entry {
+    Leaf,
+    Operation {
+        inputs: Vec<Option<usize>>,
+        backward: Backward,
+    },
+    /// As an operation, but nothing is downstream of it: its backward gets its own value in place of a gradient.
+    Loss {
+        inputs: Vec<Option<usize>>,
+        value: Rc<Tensor>,
+        backward: Backward,
+    },
+}
+
+#[derive(Default)]
+pub struct Tape {
+    entries: RefCell<Vec<Entry>>,
+}
+
+/// Gradients of the leaves.
+pub struct Gradients(Vec<Option<Tensor>>);
+
+impl Gradients {
+    /// Takes the gradient of `leaf`; `None` if no loss depends on it.
+    pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
+        self.0.get_mut(leaf.node?)?.take()
+    }
+}
+
+impl Tape {
+    pub fn new() -> Tape {
+        Tape::default()
+    }
+
+    fn push(&self, entry: Entry) -> usize {
+        let mut entries = self.entries.borrow_mut();
+        entries.push(entry);
+        entries.len() - 1
+    }
+
+    /// A value whose gradient is wanted.
+    pub fn leaf(&self, value: Rc<Tensor>) -> Var {
+        Var { value, node: Some(self.push(Entry::Leaf)) }
+    }
+
+    fn record(
+        &self,
+        inputs: &[&Var],
+        value: Tensor,
+        backward: impl FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
+    ) -> Var {
+        let inputs: Vec<_> = inputs.iter().map(|v| v.node).collect();
+        let node = inputs.iter().any(Option::is_some).then(|| self.push(Entry::Operation { inputs, backward: Box::new(backward) }));
+        Var { value: Rc::new(value), node }
+    }
+
+    fn record_loss(&self, input: &Var, value: Tensor, backward: impl FnOnce() -> Result<Tensor> + 'static) -> Var {
+        let value = Rc::new(value);
+        let node = input.node.map(|node| {
+            let backward: Backward = Box::new(move |_, _| Ok(vec![Some(backward()?)]));
+            self.push(Entry::Loss { inputs: vec![Some(node)], value: value.clone(), backward })
+        });
+        Var { value, node }
+    }
+
+    /// Gradients of the weighted sum of all losses recorded so far.
+    pub fn backward(self) -> Result<Gradients> {
+        let entries = self.entries.into_inner();
+        let mut gradients: Vec<Option<Tensor>> = entries.iter().map(|_| None).collect();
+        for (node, entry) in entries.into_iter().enumerate().rev() {
+            let (inputs, backward, dy) = match entry {
+                Entry::Leaf => continue,
+                Entry::Operation { inputs, backward } => match gradients[node].take() {
+                    Some(dy) => (inputs, backward, dy),
+                    None => continue,
+                },
+                Entry::Loss { inputs, value, backward } => (inputs, backward, value.copy()?),
+            };
+            let needed: Vec<bool> = inputs.iter().map(Option::is_some).collect();
+            for (input, gradient) in inputs.into_iter().zip(backward(dy, &needed)?) {
+                let (Some(input), Some(gradient)) = (input, gradient) else { continue };
+                match &mut gradients[input] {
+                    Some(sum) => elementwise::add_assign(sum, &gradient)?,
+                    empty => *empty = Some(gradient),
+                }
+            }
+        }
+        Ok(Gradients(gradients))
+    }
+
+    pub fn add(&self, a: &Var, b: &Var) -> Result<Var> {
+        let value = elementwise::add(&a.value, &b.value)?;
+        Ok(self.record(&[a, b], value, |dy, needed| {
+            let first = if needed[0] { Some(dy.copy()?) } else { None };
+            Ok(vec![first, needed[1].then_some(dy)])
+        }))
+    }
+
+    pub fn sub(&self, a: &Var, b: &Var) -> Result<Var> {
+        let value = elementwise::sub(&a.value, &b.value)?;
+        Ok(self.record(&[a, b], value, |dy, needed| {
+            let second = if needed[1] { Some(elementwise::scale(&dy, -1.0)?) } else { None };
+            Ok(vec![needed[0].then_some(dy), second])
+        }))
+    }
+
+    pub fn reshape(&self, x: &Var, shape: impl Into<swara_kernels::Shape>) -> Result<Var> {
+        let from = x.value.shape();
+        let value = x.value.copy()?.reshape(shape)?;
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(dy.reshape(from)?)])))
+    }
+
+    pub fn tanh(&self, x: &Var) -> Result<Var> {
+        let value = activation::forward(activation::Activation::Tanh, &x.value)?;
+        let x_value = x.value.clone();
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(activation::backward(activation::Activation::Tanh, &dy, &x_value)?)])))
+    }
+
+    pub fn snake(&self, x: &Var, alpha: &Var) -> Result<Var> {
+        let value = snake::forward(&x.value, &alpha.value)?;
+        let (x_value, alpha_value) = (x.value.clone(), alpha.value.clone());
+        Ok(self.record(&[x, alpha], value, move |dy, needed| {
+            let (dx, dalpha) = snake::backward(&dy, &x_value, &alpha_value)?;
+            Ok(vec![needed[0].then_some(dx), needed[1].then_some(dalpha)])
+        }))
+    }
+
+    pub fn weight_norm(&self, v: &Var, g: &Var, axis: weight_norm::Axis) -> Result<Var> {
+        let value = weight_norm::forward(&v.value, &g.value, axis)?;
+        let (v_value, g_value) = (v.value.clone(), g.value.clone());
+        Ok(self.record(&[v, g], value, move |dw, needed| {
+            let (dv, dg) = weight_norm::backward(&dw, &v_value, &g_value, axis)?;
+            Ok(vec![needed[0].then_some(dv), needed[1].then_some(dg)])
+        }))
+    }
+
+    /// Convolution plus `bias` plus `residual`, which has the output's shape.
+    pub fn conv1d(&self, x: &Var, weight: &Var, bias: Option<&Var>, residual: Option<&Var>, geometry: conv1d::Geometry) -> Result<Var> {
+        let fused = Fused { bias: bias.map(Var::value), residual: residual.map(Var::value), ..Fused::default() };
+        let value = conv1d::forward(&x.value, &weight.value, &geometry, fused)?;
+        let (x_value, w_value) = (x.value.clone(), weight.value.clone());
+        let none = Var { value: x.value.clone(), node: None };
+        Ok(self.record(&[x, weight, bias.unwrap_or(&none), residual.unwrap_or(&none)], value, move |dy, needed| {
+            let (t, taps) = (x_value.shape()[1], w_value.shape()[0]);
+            let dx = if needed[0] { Some(conv1d::backward_input(&dy, &w_value, &geometry, t)?) } else { None };
+            let dw = if needed[1] { Some(conv1d::backward_weight(&dy, &x_value, &geometry, taps)?) } else { None };
+            let db = if needed[2] { Some(reduce::sum_rows(&dy)?) } else { None };
+            Ok(vec![dx, dw, db, needed[3].then_some(dy)])
+        }))
+    }
+
+    pub fn conv_transpose1d(&self, x: &Var, weight: &Var, bias: Option<&Var>, geometry: conv_transpose1d::Geometry) -> Result<Var> {
+        let value = conv_transpose1d::forward(&x.value, &weight.value, bias.map(Var::value), &geometry)?;
+        let (x_value, w_value) = (x.value.clone(), weight.value.clone());
+        let none = Var { value: x.value.clone(), node: None };
+        Ok(self.record(&[x, weight, bias.unwrap_or(&none)], value, move |dy, needed| {
+            let (t, taps) = (x_value.shape()[1], w_value.shape()[0]);
+            let dx = if needed[0] { Some(conv_transpose1d::backward_input(&dy, &w_value, &geometry, t)?) } else { None };
+            let dw = if needed[1] { Some(conv_transpose1d::backward_weight(&dy, &x_value, &geometry, taps)?) } else { None };
+            let db = if needed[2] { Some(reduce::sum_rows(&dy)?) } else { None };
+            Ok(vec![dx, dw, db])
+        }))
+    }
+
+    /// `x [.., K]` times a constant matrix `[K, N]`.
+    pub fn project(&self, x: &Var, matrix: &Rc<Tensor>) -> Result<Var> {
+        let value = matmul::forward(&x.value, matrix, matmul::Transpose::default())?;
+        let matrix = matrix.clone();
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(matmul::forward(&dy, &matrix, matmul::Transpose { a: false, b: true })?)])))
+    }
+
+    /// Spectrum `[B, F, bins, 2]` of a signal `[B, T]`.
+    pub fn stft(&self, x: &Var, window: usize, hop: usize) -> Result<Var> {
+        let samples = x.value.shape().last_dim();
+        let value = stft::forward(&x.value, window, hop)?;
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(stft::backward(&dy, samples, window, hop)?)])))
+    }
+
+    pub fn magnitude(&self, spectrum: &Var) -> Result<Var> {
+        let value = stft::magnitude(&spectrum.value)?;
+        let saved = spectrum.value.clone();
+        Ok(self.record(&[spectrum], value, move |dy, _| Ok(vec![Some(stft::magnitude_backward(&dy, &saved)?)])))
+    }
+
+    /// Rows `codes [N]` of `codebook [K, D]`.
+    pub fn gather(&self, codebook: &Var, codes: &Rc<Tensor>) -> Result<Var> {
+        let value = rvq_search::gather(&codebook.value, codes)?;
+        let (codes, rows) = (codes.clone(), codebook.value.shape()[0]);
+        Ok(self.record(&[codebook], value, move |dy, _| Ok(vec![Some(rvq_search::scatter_add(&dy, &codes, rows)?)])))
+    }
+
+    /// `value` going forward, the gradient of `x` going back.
+    pub fn straight_through(&self, x: &Var, value: Tensor) -> Var {
+        self.record(&[x], value, |dy, _| Ok(vec![Some(dy)]))
+    }
+
+    /// `weight * mean |x - target|`; alike below. The returned value is unweighted.
+    pub fn l1_loss(&self, x: &Var, target: &Var, weight: f64) -> Result<Var> {
+        let value = loss::l1(&x.value, &target.value)?;
+        let (x_value, target) = (x.value.clone(), target.value.clone());
+        Ok(self.record_loss(x, value, move || loss::l1_backward(&x_value, &target, weight)))
+    }
+
+    pub fn mse_loss(&self, x: &Var, target: &Var, weight: f64) -> Result<Var> {
+        let value = loss::mse(&x.value, &target.value)?;
+        let (x_value, target) = (x.value.clone(), target.value.clone());
+        Ok(self.record_loss(x, value, move || loss::mse_backward(&x_value, &target, weight)))
+    }
+
+    /// `weight * mean |log10 max(x, floor) - log10 max(target, floor)|`.
+    pub fn log_l1_loss(&self, x: &Var, target: &Var, floor: f64, weight: f64) -> Result<Var> {
+        let value = loss::log_l1(&x.value, &target.value, floor)?;
+        let (x_value, target) = (x.value.clone(), target.value.clone());
+        Ok(self.record_loss(x, value, move || loss::log_l1_backward(&x_value, &target, floor, weight)))
+    }
+
+    /// A loss whose gradient is known already: `weight * gradient`.
+    pub fn known_loss(&self, x: &Var, value: Tensor, gradient: Tensor, weight: f64) -> Var {
+        self.record_loss(x, value, move || elementwise::scale(&gradient, weight))
+    }
+}

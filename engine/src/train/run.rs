@@ -1,0 +1,260 @@
+//! A run: batches from a dataset into a trainer, with a log, checkpoints and validation, in one folder.
+//!
+//! | file                      | what                                                          |
+//! |---------------------------|---------------------------------------------------------------|
+//! | `config.toml`             | what was asked for                                            |
+//! | `checkpoint.safetensors`  | everything `--resume` needs; replaced whole                   |
+//! | `log.csv`                 | one line per `log_every` steps                                |
+//! | `validation.csv`          | one line per validation                                       |
+//! | `model.safetensors`       | the codec as it stands                                        |
+
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use swara_kernels::Device;
+use swara_loader::dataset::{Dataset, Sampler, SamplerOptions, Split};
+use swara_loader::output;
+
+use super::{Losses, Step, TrainConfig, Trainer};
+use crate::metrics::{self, Comparison, Verdict};
+use crate::{Error, Result};
+
+/// One line of `log.csv`.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub step: u64,
+    pub steps: u64,
+    pub learning_rate: f64,
+    pub losses: Losses,
+    pub snr_db: f64,
+    pub rho: f64,
+    /// Percent.
+    pub amplitude: f64,
+    /// Of each codebook, if they are moving averages.
+    pub perplexities: Vec<f64>,
+    pub verdict: Verdict,
+    /// Codebooks whose perplexity is near 1.
+    pub collapsed: Vec<usize>,
+    /// Wall time of the steps since the last report.
+    pub elapsed: Duration,
+}
+
+/// Means over the validation utterances, all codebooks.
+#[derive(Clone, Copy, Debug)]
+pub struct Validation {
+    pub step: u64,
+    pub utterances: usize,
+    pub mel_distance: f64,
+    pub stoi: f64,
+    pub si_sdr_db: f64,
+    pub rho: f64,
+    pub amplitude: f64,
+}
+
+pub enum Event<'a> {
+    Step(&'a Report),
+    Validated(&'a Validation),
+    Saved(u64),
+}
+
+const LOG_HEADER: &str =
+    "step,learning_rate,mel,wave,spectrum,commitment,codebook,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
+const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
+/// Utterances a validation decodes at most, spread over the split.
+const VALIDATION_UTTERANCES: usize = 12;
+
+/// Trains until the schedule ends or `observe` breaks; either way the last state is saved.
+///
+/// A fresh run refuses a folder that holds one already; `resume` continues it. Killing the process at any moment costs at most
+/// the steps since the last checkpoint.
+pub fn run(
+    config: TrainConfig,
+    data: &Path,
+    out: &Path,
+    resume: bool,
+    device: &Device,
+    mut observe: impl FnMut(Event) -> ControlFlow<()>,
+) -> Result<Trainer> {
+    let file = |path: &Path, why: String| Error::File { path: path.to_owned(), why };
+    let dataset = Dataset::open(data)?;
+    let codec = config.codec()?;
+    if dataset.sample_rate() != codec.sample_rate {
+        return Err(file(data, format!("is at {} Hz, the model at {} Hz", dataset.sample_rate(), codec.sample_rate)));
+    }
+    let folder = Folder { dir: out.to_owned() };
+    let checkpoint = folder.path("checkpoint.safetensors");
+    let mut trainer = match resume {
+        true => Trainer::resume(&checkpoint, config.clone(), device)?,
+        false if checkpoint.exists() => return Err(file(out, "already holds a run; --resume continues it".into())),
+        false => Trainer::new(config.clone(), device)?,
+    };
+    fs::create_dir_all(out).map_err(|e| file(out, e.to_string()))?;
+    let text = toml::to_string(&config).map_err(|e| Error::Config(e.to_string()))?;
+    output::write(folder.path("config.toml"), text.as_bytes())?;
+    folder.truncate_log("log.csv", LOG_HEADER, trainer.step())?;
+    folder.truncate_log("validation.csv", VALIDATION_HEADER, trainer.step())?;
+
+    let t = &config.train;
+    let options = SamplerOptions {
+        split: Split::Train,
+        seed: t.seed,
+        batch: t.batch,
+        crop: config.crop()?,
+        gain_db: (t.gain_db != (0.0, 0.0)).then_some(t.gain_db),
+        ..SamplerOptions::default()
+    };
+    let sampler = Sampler::new(&dataset, options)?;
+    let mut clock = Instant::now();
+    while trainer.step() < t.steps {
+        if trainer.needs_codebooks() {
+            // Batches from beyond the schedule: what k-means sees, no step has trained on.
+            let first = u64::MAX / 2;
+            trainer.initialise_codebooks((0..config.codebook.kmeans_batches as u64).map(|i| sampler.batch(first + i).samples))?;
+        }
+        let batch = sampler.batch(trainer.step()).samples;
+        let step = trainer.train(&batch)?;
+        let done = trainer.step();
+        let last = done == t.steps;
+        let mut stop = false;
+        if done.is_multiple_of(t.log_every) || last {
+            let report = report(&trainer, &step, &batch, clock.elapsed())?;
+            clock = Instant::now();
+            folder.append("log.csv", &report.line())?;
+            stop |= observe(Event::Step(&report)).is_break();
+        }
+        if done.is_multiple_of(t.validate_every) || last {
+            let validation = validate(&trainer, &dataset)?;
+            if let Some(validation) = validation {
+                folder.append("validation.csv", &validation.line())?;
+                stop |= observe(Event::Validated(&validation)).is_break();
+            }
+            clock = Instant::now();
+        }
+        if done.is_multiple_of(t.checkpoint_every) || last || stop {
+            trainer.save(&checkpoint)?;
+            if trainer.quantises(done)
+                && (trainer.codec.quantizer == crate::codec::QuantizerKind::Factorised || done > config.codebook.start)
+            {
+                trainer.release(&folder.path("model.safetensors"))?;
+            }
+            stop |= observe(Event::Saved(done)).is_break();
+        }
+        if stop {
+            break;
+        }
+    }
+    Ok(trainer)
+}
+
+fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> Result<Report> {
+    let losses = step.losses()?;
+    if ![losses.mel, losses.wave, losses.gradient_norm].iter().all(|v| v.is_finite()) {
+        return Err(Error::Argument(format!("training diverged at step {}: {losses:?}; lower the learning rate or the clip", step.number)));
+    }
+    let output: Vec<f32> = step.output.to_f64()?.into_iter().map(|v| v as f32).collect();
+    let wave = metrics::waveform(input, &output);
+    let perplexities = trainer.perplexities()?;
+    let collapsed = perplexities.iter().enumerate().filter(|(_, p)| **p > 0.0 && **p < 1.5).map(|(k, _)| k).collect();
+    Ok(Report {
+        step: trainer.step(),
+        steps: trainer.config().train.steps,
+        learning_rate: step.learning_rate,
+        losses,
+        snr_db: wave.snr_db,
+        rho: wave.rho,
+        amplitude: wave.amplitude,
+        verdict: Verdict::of(wave.rho, wave.amplitude, Some(losses.mel)),
+        perplexities,
+        collapsed,
+        elapsed,
+    })
+}
+
+/// Encodes and decodes utterances of the validation split; `None` while there is nothing to quantise with, or no such split.
+fn validate(trainer: &Trainer, dataset: &Dataset) -> Result<Option<Validation>> {
+    let indices: Vec<usize> = dataset.split(Split::Validation).map(|(i, _)| i).collect();
+    if indices.is_empty() || !trainer.quantises(trainer.step().saturating_sub(1)) {
+        return Ok(None);
+    }
+    let codec = trainer.codec()?;
+    let stride = indices.len().div_ceil(VALIDATION_UTTERANCES);
+    let mut sum = [0.0; 5];
+    let mut count = 0;
+    for &index in indices.iter().step_by(stride) {
+        let samples = dataset.samples(index);
+        let mut decoded = codec.decode(&codec.encode(&samples, codec.codebooks())?)?;
+        decoded.truncate(samples.len());
+        let c = Comparison::new(&samples, &decoded, codec.config().sample_rate, 0);
+        let (Some(mel), Some(stoi)) = (c.mel_distance, c.stoi) else { continue };
+        let values = [mel, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude];
+        sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+        count += 1;
+    }
+    let [mel_distance, stoi, si_sdr_db, rho, amplitude] = sum.map(|s| s / count.max(1) as f64);
+    Ok((count > 0).then_some(Validation { step: trainer.step(), utterances: count, mel_distance, stoi, si_sdr_db, rho, amplitude }))
+}
+
+impl Report {
+    fn line(&self) -> String {
+        let l = &self.losses;
+        let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
+        format!(
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.4},{:.3},{:.4},{:.2},{},{}\n",
+            self.step,
+            self.learning_rate,
+            l.mel,
+            l.wave,
+            l.spectrum,
+            l.commitment,
+            l.codebook,
+            l.gradient_norm,
+            self.snr_db,
+            self.rho,
+            self.amplitude,
+            self.verdict.name(),
+            perplexities.join(";")
+        )
+    }
+}
+
+impl Validation {
+    fn line(&self) -> String {
+        format!(
+            "{},{},{:.4},{:.4},{:.3},{:.4},{:.2}\n",
+            self.step, self.utterances, self.mel_distance, self.stoi, self.si_sdr_db, self.rho, self.amplitude
+        )
+    }
+}
+
+struct Folder {
+    dir: PathBuf,
+}
+
+impl Folder {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Drops lines of steps after `step`, which a resumed run is about to write again.
+    fn truncate_log(&self, name: &str, header: &str, step: u64) -> Result<()> {
+        let path = self.path(name);
+        let text = if step == 0 { String::new() } else { fs::read_to_string(&path).unwrap_or_default() };
+        let kept =
+            text.lines().skip(1).filter(|line| line.split(',').next().and_then(|s| s.parse::<u64>().ok()).is_some_and(|s| s <= step));
+        let mut out = header.to_owned();
+        kept.for_each(|line| {
+            out.push_str(line);
+            out.push('\n');
+        });
+        Ok(output::write(path, out.as_bytes())?)
+    }
+
+    fn append(&self, name: &str, line: &str) -> Result<()> {
+        let path = self.path(name);
+        let append = || fs::OpenOptions::new().append(true).create(true).open(&path)?.write_all(line.as_bytes());
+        append().map_err(|e: std::io::Error| Error::File { path: path.clone(), why: e.to_string() })
+    }
+}
