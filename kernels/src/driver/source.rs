@@ -83,7 +83,8 @@ fn read(path: &std::path::Path) -> Result<String> {
 /// dtype suffix; a macro user lists the pasted names in a `// kernels: a b c` comment.
 fn kernel_names(text: &str) -> Vec<String> {
     let mut names = Vec::new();
-    for line in text.lines() {
+    // A line that goes on with a backslash is the body of such a macro: what it names is no kernel yet.
+    for line in text.lines().filter(|line| !line.ends_with('\\')) {
         if let Some(list) = line.trim_start().strip_prefix("// kernels:") {
             names.extend(list.split_whitespace().map(str::to_owned));
         } else if let Some(rest) = line.trim_start().strip_prefix("extern \"C\" __global__") {
@@ -93,7 +94,8 @@ fn kernel_names(text: &str) -> Vec<String> {
             };
             let name: String =
                 head.trim_start().trim_start_matches("void").trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            if !name.is_empty() && head.contains('(') && !names.contains(&name) {
+            let pasted = head.contains(&format!("{name}##")); // in a macro; the comment lists what it becomes
+            if !name.is_empty() && !pasted && head.contains('(') && !names.contains(&name) {
                 names.push(name);
             }
         }
