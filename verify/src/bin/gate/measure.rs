@@ -42,14 +42,13 @@ pub struct Report {
 
 /// Compiles `source` and reads off every kernel's figures, or recalls them: they follow from the text, the target and the tools.
 pub fn measure(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, source: &Source, arch: u32) -> Result<Report, String> {
-    let text = source.expanded().map_err(|e| e.to_string())?;
-    let target = target(arch);
+    let (text, target) = (source.expanded().map_err(|e| e.to_string())?, target(arch));
     let measure = || {
         let report = compile(nvrtc, nvdisasm, source.path, &text, &target)?;
         serde_json::to_vec(&report).map_err(|e| e.to_string())
     };
-    let tools = format!("{} {} {nvdisasm:?}", env!("CARGO_PKG_VERSION"), nvrtc.identity());
-    let key = [include_str!("measure.rs"), &text, &target, &OPTIONS.join(" "), &tools].map(str::as_bytes);
+    let tools = format!("{} {} {nvdisasm:?}", OPTIONS.join(" "), nvrtc.identity());
+    let key = [include_str!("measure.rs"), &text, &target, &tools].map(str::as_bytes);
     let mut failure = None;
     let entry = Cache::open().and_then(|cache| {
         cache.entry("gate", "json", &key, || {
