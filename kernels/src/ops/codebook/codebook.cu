@@ -1,0 +1,73 @@
+// Codebooks learnt by averages.
+//
+//   statistics  counts_k = |{i : code_i = k}|,  sums_k = sum over those i, in ascending order, of x_i
+//   decay       average = keep average + take fresh            (moving averages of counts and sums)
+//   embedding   e_k = sum_k / max(usage_k, epsilon)
+//   replace     usage_k = value, sum_k = value sample_m        for k = rows_m, each at most once
+//
+// x [N, D], codes [N], counts and usage [K], sums, sum and e [K, D], samples [M, D]; row-major f32, codes i32.
+//
+// Mapping
+//   statistics  a block owns codeword blockIdx.x and 256 columns; it reads all codes, 256 at a time, lists its own in order
+//               and adds their rows, a thread a column. No atomics: the sum is the CPU's, bit for bit.
+//   the others  a thread an element.
+// Bytes
+//   statistics  4 (N D + K D + K), and 4 N K of codes, which stay in L2       the others  each operand once
+// Ladder
+//   v1  as above. No GPU has timed it yet. Next: sort the codes first where N K is large.
+
+#include "types.cuh"
+
+#define THREADS 256
+
+extern "C" __global__ void __launch_bounds__(THREADS) codebook_statistics_f32(float* counts, float* sums, const float* x,
+    const int* codes, int n, int d) {
+    __shared__ int listed[THREADS];
+    __shared__ int found_by_warp[THREADS / 32];
+    const int codeword = blockIdx.x, column = blockIdx.y * THREADS + threadIdx.x;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sum = 0.0f;
+    int count = 0;
+    for (int first = 0; first < n; first += THREADS) {
+        const int i = first + threadIdx.x;
+        const bool mine = i < n && codes[i] == codeword;
+        const unsigned votes = __ballot_sync(0xffffffffu, mine);
+        if (lane == 0) found_by_warp[warp] = __popc(votes);
+        __syncthreads();
+        int before = 0, found = 0;
+        for (int w = 0; w < THREADS / 32; w++) {
+            if (w < warp) before += found_by_warp[w];
+            found += found_by_warp[w];
+        }
+        if (mine) listed[before + __popc(votes & ((1u << lane) - 1))] = i;
+        __syncthreads();
+        if (column < d)
+            for (int m = 0; m < found; m++) sum = __fadd_rn(sum, x[(size_t)listed[m] * d + column]);
+        count += found;
+    }
+    if (column < d) sums[(size_t)codeword * d + column] = sum;
+    if (blockIdx.y == 0 && threadIdx.x == 0) counts[codeword] = (float)count;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) codebook_decay_f32(float* average, const float* fresh, float keep,
+    float take, int n) {
+    const int i = blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) average[i] = __fadd_rn(__fmul_rn(keep, average[i]), __fmul_rn(take, fresh[i]));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) codebook_embedding_f32(float* embedding, const float* usage,
+    const float* sum, float epsilon, int k, int d) {
+    const int i = blockIdx.x * THREADS + threadIdx.x;
+    if (i >= k * d) return;
+    const float used = usage[i / d];
+    embedding[i] = __fdiv_rn(sum[i], used > epsilon ? used : epsilon);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) codebook_replace_f32(float* sum, float* usage, const int* rows,
+    const float* samples, float value, int m, int d) {
+    const int i = blockIdx.x * THREADS + threadIdx.x;
+    if (i >= m * d) return;
+    const int row = rows[i / d], column = i % d;
+    sum[(size_t)row * d + column] = __fmul_rn(value, samples[i]);
+    if (column == 0) usage[row] = value;
+}

@@ -45,7 +45,10 @@ fn kmeans_finds_separated_clusters_after_empty_ones_are_replaced() {
     for _ in 0..10 {
         let (mut counts, mut sums) = kmeans_step(&x, &means).unwrap();
         let empty: Vec<i32> = (0..3).filter(|&k| counts.as_slice::<f64>().unwrap()[k as usize] == 0.0).collect();
-        let picks: Vec<f64> = (0..empty.len()).flat_map(|_| x.as_slice::<f64>().unwrap().chunks(2).nth((rng.next() % 300) as usize).unwrap()).copied().collect();
+        let picks: Vec<f64> = (0..empty.len())
+            .flat_map(|_| x.as_slice::<f64>().unwrap().chunks(2).nth((rng.next() % 300) as usize).unwrap())
+            .copied()
+            .collect();
         replace_rows(&mut sums, &mut counts, &indices(&empty), &tensor(&picks, [empty.len(), 2]), 1.0).unwrap();
         means = embedding(&counts, &sums, 1e-5).unwrap();
     }
@@ -66,8 +69,14 @@ fn bad_operands_are_named() {
     assert!(statistics(&x, &indices(&[0, 0, 0]), usize::MAX).is_err());
     let (mut usage, mut sum) = (tensor(&[1.0; 3], [3]), tensor(&[1.0; 6], [3, 2]));
     let sample = tensor(&[0.0; 4], [2, 2]);
-    assert_eq!(message(replace_rows(&mut sum, &mut usage, &indices(&[1, 1]), &sample, 1.0).err().unwrap()), "codebook: row 1 is replaced twice");
-    assert_eq!(message(replace_rows(&mut sum, &mut usage, &indices(&[0, 3]), &sample, 1.0).err().unwrap()), "codebook: row 3 is not below 3");
+    assert_eq!(
+        message(replace_rows(&mut sum, &mut usage, &indices(&[1, 1]), &sample, 1.0).err().unwrap()),
+        "codebook: row 1 is replaced twice"
+    );
+    assert_eq!(
+        message(replace_rows(&mut sum, &mut usage, &indices(&[0, 3]), &sample, 1.0).err().unwrap()),
+        "codebook: row 3 is not below 3"
+    );
     assert!(replace_rows(&mut sum, &mut usage, &indices(&[0]), &sample, 1.0).is_err());
     assert!(embedding(&usage, &x.copy().unwrap().reshape([2, 3]).unwrap(), 1e-5).is_err());
 }

@@ -89,7 +89,10 @@ fn what_is_decoded_and_what_is_left_add_up_to_the_input() {
         assert!((x - y - r).abs() < 1e-14);
     }
     let first = tensor(DType::F64, &residual.to_f64().unwrap(), [n, d]);
-    assert_eq!(stage(&x, books[0]).unwrap().0.to_vec::<i32>().unwrap(), nearest(&x, books[0], Metric::Euclidean).unwrap().to_vec::<i32>().unwrap());
+    assert_eq!(
+        stage(&x, books[0]).unwrap().0.to_vec::<i32>().unwrap(),
+        nearest(&x, books[0], Metric::Euclidean).unwrap().to_vec::<i32>().unwrap()
+    );
     assert_ne!(first.to_f64().unwrap(), values);
 }
 
