@@ -190,8 +190,11 @@ pub struct TrainCodec {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Continue the run in --out
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     pub resume: bool,
+    /// Start from the weights of a trained model instead of from noise
+    #[arg(long, value_name = "MODEL")]
+    pub init: Option<PathBuf>,
 }
 
 #[derive(Args)]

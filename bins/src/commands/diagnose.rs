@@ -108,7 +108,10 @@ fn folder(common: &Common, args: &Diagnose) -> Result {
             shown("rho"),
             shown("amplitude")
         ))?;
-        for (k, (p, size)) in perplexities.iter().zip(&sizes).enumerate() {
+        if perplexities.iter().all(|&p| p == 0.0) {
+            terminal::say("codebooks: not initialised yet")?;
+        }
+        for (k, (p, size)) in perplexities.iter().zip(&sizes).enumerate().filter(|(_, (p, _))| **p > 0.0) {
             terminal::say(format!("codebook {k}: perplexity {p:.1} of {size} ({:.0} %)", 100.0 * p / *size as f64))?;
         }
         terminal::say(format!("verdict: {verdict}: {}", verdict.advice()))?;
@@ -161,6 +164,7 @@ pub fn plot_run(dir: &Path, picture: &Path) -> Result {
         panels.push(Panel { title: "validation".into(), series: vec![points("stoi"), points("rho")] });
         panels.push(Panel { title: "validation".into(), series: vec![points("mel_distance"), points("si_sdr_db")] });
     }
+    panels.retain(|p| p.series.iter().flat_map(|(_, points)| points).any(|(_, y)| y.is_finite()));
     picture::curves(picture, &format!("training in {}", dir.display()), "step", &panels)
 }
 

@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde_json::json;
-use swara_engine::train::{self, Event, TrainConfig};
+use swara_engine::train::{self, Event, Start, TrainConfig};
 
 use crate::cli::{Common, TrainCodec};
 use crate::failure::{Failure, Result};
@@ -17,7 +17,12 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
     let steps = config.train.steps;
     let bar = terminal::progress(Some(steps), "train");
     let mut last = None;
-    let result = train::run(config, &args.data, &args.out, args.resume, &device, |event| {
+    let start = match &args.init {
+        Some(model) => Start::Model(model),
+        None if args.resume => Start::Resume,
+        None => Start::Fresh,
+    };
+    let result = train::run(config, &args.data, &args.out, start, &device, |event| {
         match event {
             Event::Step(r) => {
                 bar.set_position(r.step);

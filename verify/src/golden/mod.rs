@@ -4,6 +4,7 @@
 //! parameters as JSON under the metadata key `case`. Its only error is one rounding to f32.
 
 mod layers;
+mod model;
 mod quantise;
 mod spectral;
 
@@ -47,6 +48,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("metrics", spectral::metrics),
     ("rvq_euclidean", quantise::euclidean),
     ("rvq_cosine", quantise::cosine),
+    ("codec", model::codec),
 ];
 
 /// Names that [`run`] knows.
@@ -153,6 +155,10 @@ impl Dump {
 
     pub fn flag(&self, field: &str) -> Result<bool> {
         self.fact(field)?.as_bool().ok_or_else(|| self.wrong(field, "true or false"))
+    }
+
+    fn broken(&self, why: String) -> Error {
+        Error::Dump { path: self.path.clone(), why }
     }
 
     fn wrong(&self, field: &str, expected: &str) -> Error {

@@ -25,7 +25,7 @@ pub fn stft(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     let joined: Vec<f32> = dre.iter().zip(&dim).flat_map(|(&r, &i)| [r as f32, i as f32]).collect();
     let dspec = Tensor::from_slice(device, &joined, spectrum.shape())?;
     let dx = stft::backward(&dspec, x.shape()[1], window, hop)?;
-    dump.check(outcome, "dx", SAME, &dx, fft_tolerance(window).with_approximation(0.0))
+    dump.check(outcome, "dx", SAME, &dx, fft_tolerance(window))
 }
 
 /// `[.., 2]` to its two halves.
@@ -65,6 +65,8 @@ pub fn mel(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
             let dmagnitude = matmul::forward(&dmel, &filters, matmul::Transpose { a: false, b: true })?;
             let dspectrum = stft::magnitude_backward(&dmagnitude, &spectrum)?;
             let dx = stft::backward(&dspectrum, x.shape()[1], window, window / 4)?;
+            // A magnitude's gradient is its phase, which is lost in noise for bins far below the window's loudest: 100 dB down
+            // an FFT in f32 has no digit left.
             let tolerance = Tolerance::accumulate(4 * bins).with_approximation(1e-5);
             dump.check(outcome, &format!("dx.{window}"), SAME, &dx, tolerance)?;
         }
