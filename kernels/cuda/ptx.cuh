@@ -226,9 +226,15 @@ inline float rsqrt_approx(float x) { return 1.0f / sqrtf(x); }
 // ---- asynchronous copy: the runtime poisons the destination and copies when the matching wait returns
 
 #if SWARA_ARCH >= 80
-inline void cp_async16(void* dst, const void* src, bool valid = true) { swara::copy_async(dst, src, 16, valid); }
-inline void cp_async8(void* dst, const void* src, bool valid = true) { swara::copy_async(dst, src, 8, valid); }
-inline void cp_async4(void* dst, const void* src, bool valid = true) { swara::copy_async(dst, src, 4, valid); }
+inline void cp_async16(void* dst, const void* src, bool valid = true, SWARA_HERE) {
+    swara::copy_async(dst, src, 16, valid, file, line);
+}
+inline void cp_async8(void* dst, const void* src, bool valid = true, SWARA_HERE) {
+    swara::copy_async(dst, src, 8, valid, file, line);
+}
+inline void cp_async4(void* dst, const void* src, bool valid = true, SWARA_HERE) {
+    swara::copy_async(dst, src, 4, valid, file, line);
+}
 inline void cp_async_commit() { swara::runtime->commit(swara::current); }
 template <int N>
 inline void cp_async_wait() {

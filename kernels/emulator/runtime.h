@@ -82,7 +82,7 @@ static thread_local Thread* current;
 inline void meet(unsigned mask, const char* what, const char* file, int line, void* args, Meeting work) {
     runtime->meet(current, mask, what, file, line, args, work);
 }
-inline void copy_async(void* dst, const void* src, int bytes, bool valid, SWARA_HERE) {
+inline void copy_async(void* dst, const void* src, int bytes, bool valid, const char* file, int line) {
     runtime->copy_async(current, dst, src, bytes, valid ? bytes : 0, file, line);
 }
 inline int explain(char* why, const char* text, int lane) {
@@ -111,6 +111,11 @@ template <class... A, void (*KERNEL)(A...)> struct Entry<KERNEL> {
     template <int... I> static void spread(void** args, Indices<I...>) { KERNEL(*(typename Plain<A>::Type*)args[I]...); }
     static void call(void** args) { spread(args, typename MakeIndices<sizeof...(A)>::Type()); }
     static constexpr Kernel kernel(const char* name) { return {name, call, sizes, sizeof...(A)}; }
+};
+// What the name of a kernel means where the text leaves the kernel out (another architecture's, say).
+struct Absent {};
+template <const Absent* KERNEL> struct Entry<KERNEL> {
+    static constexpr Kernel kernel(const char* name) { return {name, nullptr, nullptr, 0}; }
 };
 
 }  // namespace swara

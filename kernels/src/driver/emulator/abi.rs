@@ -28,7 +28,8 @@ pub(super) struct Runtime {
 #[repr(C)]
 pub(super) struct Kernel {
     pub name: *const c_char,
-    pub call: unsafe extern "C" fn(*mut *mut c_void),
+    /// Absent if this architecture's text leaves the kernel out.
+    pub call: Option<unsafe extern "C" fn(*mut *mut c_void)>,
     sizes: *const u32,
     count: u32,
 }
@@ -36,6 +37,9 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Bytes of each parameter.
     pub fn sizes(&self) -> &[u32] {
+        if self.call.is_none() {
+            return &[];
+        }
         // SAFETY: the library exports both together, and is never unloaded.
         unsafe { std::slice::from_raw_parts(self.sizes, self.count as usize) }
     }

@@ -98,7 +98,7 @@ impl Library {
         // SAFETY: the symbol is a `swara::Kernel`, which the text below defines under this name only.
         let symbol = unsafe { self.library.get::<*const Kernel>(format!("swara_kernel_{name}\0").as_bytes()) }.ok()?;
         // SAFETY: libraries are never unloaded.
-        Some(unsafe { &**symbol })
+        Some(unsafe { &**symbol }).filter(|kernel| kernel.call.is_some())
     }
 }
 
@@ -126,8 +126,10 @@ fn translate(source: &Source, arch: Arch) -> Result<String> {
         arch.0,
         shared_text::rewrite(&expanded.replace("#pragma once", "")),
     );
+    // `::name` is the kernel if there is one at the top level, and only otherwise what a using-directive brings.
     for name in source.kernels()? {
-        text.push_str(&format!("SWARA_EXPORT const swara::Kernel swara_kernel_{name} = swara::Entry<&{name}>::kernel(\"{name}\");\n"));
+        text.push_str(&format!("namespace swara_absent {{ constexpr swara::Absent {name}{{}}; }}\nusing namespace swara_absent;\n"));
+        text.push_str(&format!("SWARA_EXPORT const swara::Kernel swara_kernel_{name} = swara::Entry<&::{name}>::kernel(\"{name}\");\n"));
     }
     Ok(text)
 }

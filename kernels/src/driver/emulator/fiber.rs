@@ -1,6 +1,5 @@
 //! One CUDA thread is one fiber: a stack, and a switch between stacks that saves what the calling convention makes a callee save.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::arch::naked_asm;
 
 /// A suspended fiber's stack pointer; its registers lie there.
@@ -120,10 +119,11 @@ unsafe fn prepare(top: *mut usize, main: extern "C" fn(usize) -> !, argument: us
 }
 
 /// Kernels keep little on the stack: what a GPU thread holds in at most 255 registers and its local arrays.
-const STACK_BYTES: usize = 64 << 10;
-const CANARY: u64 = 0x5afe_57ac_5afe_57ac;
+const STACK_BYTES: usize = 128 << 10;
+/// The lowest part of each stack, which nobody can touch.
+const GUARD_BYTES: usize = 16 << 10;
 
-/// Stacks for a fixed number of fibers. Pages that no fiber reaches are never touched.
+/// Stacks for a fixed number of fibers. Pages that no fiber reaches take no memory.
 pub(super) struct Stacks {
     memory: *mut u8,
     count: usize,
@@ -133,18 +133,21 @@ pub(super) struct Stacks {
 unsafe impl Send for Stacks {}
 
 impl Stacks {
-    pub fn new(count: usize) -> Stacks {
-        let layout = Stacks::layout(count);
-        // SAFETY: the layout is not empty.
-        let memory = unsafe { alloc(layout) };
-        if memory.is_null() {
-            handle_alloc_error(layout)
+    /// `None` if the system refuses so much address space.
+    pub fn new(count: usize) -> Option<Stacks> {
+        let bytes = count.max(1).checked_mul(STACK_BYTES)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+        // SAFETY: asks for fresh pages anywhere.
+        let memory = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if memory == libc::MAP_FAILED {
+            return None;
         }
-        Stacks { memory, count }
-    }
-
-    fn layout(count: usize) -> Layout {
-        Layout::array::<[u8; STACK_BYTES]>(count.max(1)).and_then(|l| l.align_to(4096)).expect("a block's stacks fit the address space")
+        let stacks = Stacks { memory: memory.cast(), count };
+        for i in 0..count {
+            // SAFETY: the low end of a stack of ours. Refused only when the process has too many mappings: then there is no guard.
+            unsafe { libc::mprotect(stacks.memory.add(i * STACK_BYTES).cast(), GUARD_BYTES, libc::PROT_NONE) };
+        }
+        Some(stacks)
     }
 
     pub fn count(&self) -> usize {
@@ -154,25 +157,20 @@ impl Stacks {
     /// A fresh context on stack `index` that calls `main(argument)`. Forgets whatever ran on that stack.
     pub fn prepare(&mut self, index: usize, main: extern "C" fn(usize) -> !, argument: usize) -> Context {
         assert!(index < self.count);
-        // SAFETY: `index` is in range, so both ends lie in our memory.
-        unsafe {
-            let low = self.memory.add(index * STACK_BYTES);
-            low.cast::<u64>().write(CANARY);
-            prepare(low.add(STACK_BYTES).cast(), main, argument)
-        }
+        // SAFETY: `index` is in range, so the end of its stack lies in our memory.
+        unsafe { prepare(self.memory.add((index + 1) * STACK_BYTES).cast(), main, argument) }
     }
 
-    /// Whether fiber `index` has stayed on its stack so far.
-    pub fn intact(&self, index: usize) -> bool {
-        assert!(index < self.count);
-        // SAFETY: in range, and written by `prepare`.
-        unsafe { self.memory.add(index * STACK_BYTES).cast::<u64>().read() == CANARY }
+    /// Whether an access to `address` left a stack at its low end.
+    pub fn guards(&self, address: usize) -> bool {
+        let offset = address.wrapping_sub(self.memory as usize);
+        offset < self.count * STACK_BYTES && offset % STACK_BYTES < GUARD_BYTES
     }
 }
 
 impl Drop for Stacks {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new` with this layout.
-        unsafe { dealloc(self.memory, Stacks::layout(self.count)) }
+        // SAFETY: mapped by `new` with this size.
+        unsafe { libc::munmap(self.memory.cast(), self.count.max(1) * STACK_BYTES) };
     }
 }

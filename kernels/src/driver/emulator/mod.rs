@@ -440,7 +440,7 @@ impl Driver for Emulator {
             return Err(refuse(format!("not for sm_{}", self.options.arch.0)));
         }
         let library = compile::load(source, self.options.arch)?; // slow, so not under the lock
-        let found = library.kernel(kernel).ok_or_else(|| refuse(format!("no kernel {kernel}")))?;
+        let found = library.kernel(kernel).ok_or_else(|| refuse(format!("no kernel {kernel} for sm_{}", self.options.arch.0)))?;
         let state = &mut *self.lock();
         let id = FunctionId(state.functions.len());
         state.functions.push(found);

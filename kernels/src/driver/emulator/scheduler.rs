@@ -130,7 +130,8 @@ pub(super) struct Worker {
     job: *const Job<'static>,
     current: *mut *mut Thread,
     context: Context,
-    stacks: Stacks,
+    /// Taken only when the worker is dropped.
+    stacks: Option<Stacks>,
     blocks: Vec<Block>,
     rng: SplitMix,
     fault: Option<Fault>,
@@ -148,22 +149,24 @@ static SPARE_STACKS: Mutex<Vec<Stacks>> = Mutex::new(Vec::new());
 pub(super) fn run(job: &Job, host_threads: usize) -> Result<(), Fault> {
     let blocks = job.launch.grid.iter().map(|&n| n as u64).product::<u64>();
     if job.launch.cooperative {
-        return Worker::new(job, (0..blocks).collect()).run();
+        return Worker::new(job, (0..blocks).collect()).and_then(|mut worker| worker.run());
     }
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let first_fault = Mutex::new(None);
     let work = || {
-        let mut worker = None;
+        let mut worker: Option<Box<Worker>> = None;
         while !failed.load(Ordering::Relaxed) {
             let turn = next.fetch_add(1, Ordering::Relaxed);
             if turn >= blocks {
                 break;
             }
             let block = job.schedule.block(turn, blocks);
-            let worker = worker.get_or_insert_with(|| Worker::new(job, vec![block]));
-            worker.blocks[0].index = coordinates(block, job.launch.grid);
-            if let Err(fault) = worker.run() {
+            let outcome = match &mut worker {
+                Some(worker) => worker.run_block(coordinates(block, job.launch.grid)),
+                None => Worker::new(job, vec![block]).and_then(|made| worker.insert(made).run()),
+            };
+            if let Err(fault) = outcome {
                 failed.store(true, Ordering::Relaxed);
                 first_fault.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(fault);
             }
@@ -190,7 +193,7 @@ fn coordinates(linear: u64, extent: [u32; 3]) -> [u32; 3] {
 
 impl Worker {
     /// A worker that holds `blocks` at the same time. Boxed, because its blocks know its address.
-    fn new(job: &Job, blocks: Vec<u64>) -> Box<Worker> {
+    fn new(job: &Job, blocks: Vec<u64>) -> Result<Box<Worker>, Fault> {
         let threads = job.launch.block.iter().product::<u32>() as usize;
         let needed = threads * blocks.len();
         let spare = {
@@ -198,11 +201,12 @@ impl Worker {
             let fits = spares.iter().position(|s| s.count() >= needed);
             fits.map(|at| spares.swap_remove(at))
         };
+        let stacks = spare.or_else(|| Stacks::new(needed)).ok_or_else(|| plain(format!("no address space for {needed} stacks")))?;
         let mut worker = Box::new(Worker {
             job: (job as *const Job).cast(),
             current: std::ptr::null_mut(),
             context: 0,
-            stacks: spare.unwrap_or_else(|| Stacks::new(needed)),
+            stacks: Some(stacks),
             blocks: Vec::new(),
             rng: SplitMix(0),
             fault: None,
@@ -222,7 +226,13 @@ impl Worker {
                 shared: Shared::new(job.launch.shared_bytes as usize, job.shared_limit),
             });
         }
-        worker
+        Ok(worker)
+    }
+
+    /// Runs one block, on a worker that holds one.
+    fn run_block(&mut self, index: [u32; 3]) -> Result<(), Fault> {
+        self.blocks[0].index = index;
+        self.run()
     }
 
     fn job(&self) -> &Job<'static> {
@@ -238,13 +248,14 @@ impl Worker {
             self.blocks.iter().fold(0u64, |h, b| b.index.iter().fold(h, |h, &i| h.wrapping_mul(0x100_0003).wrapping_add(i as u64 + 1)));
         self.rng = SplitMix(self.job().schedule.seed() ^ seed);
         for block in &mut self.blocks {
-            block.reset(&mut self.stacks);
+            self.stacks.iter_mut().for_each(|stacks| block.reset(stacks));
         }
         let finished = {
             let _watching = signals::watch(&raw mut self.watch);
             self.rounds()
         };
-        let caught = self.watch.take().map(plain);
+        let stacks = self.stacks.as_ref();
+        let caught = self.watch.take(|address| stacks.is_some_and(|s| s.guards(address))).map(plain);
         if let Some(mut fault) = self.fault.take().or(caught) {
             // SAFETY: the slot belongs to this host thread; whoever ran last is who faulted.
             let culprit = unsafe { &**self.current };
@@ -371,10 +382,9 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         const KEPT: usize = 8;
-        let stacks = std::mem::replace(&mut self.stacks, Stacks::new(0));
         let mut spares = SPARE_STACKS.lock().unwrap_or_else(|p| p.into_inner());
-        if spares.len() < KEPT && stacks.count() <= 8192 {
-            spares.push(stacks);
+        if spares.len() < KEPT {
+            spares.extend(self.stacks.take().filter(|s| s.count() <= 1024));
         }
     }
 }
@@ -515,7 +525,9 @@ extern "C" fn thread_main(thread: usize) -> ! {
     unsafe {
         let worker = (*(*thread).block).worker;
         let job = (*worker).job;
-        ((*(*job).kernel).call)((*job).args);
+        if let Some(kernel) = (*(*job).kernel).call {
+            kernel((*job).args);
+        }
         exit(thread)
     }
 }
@@ -557,9 +569,6 @@ unsafe fn leave(thread: *mut Thread) {
         let runnable = warp.runnable;
         if !matches!((*thread).wait, Wait::Spin) {
             (*worker).moves += 1;
-        }
-        if !(*worker).stacks.intact((*block).first_stack + number) {
-            raise(thread, plain("overflowed its stack: local arrays are too large".to_owned()));
         }
         let to = if runnable == 0 {
             (*worker).context

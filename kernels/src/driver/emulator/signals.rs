@@ -22,12 +22,13 @@ impl Watch {
     }
 
     /// What was caught, in words.
-    pub fn take(&mut self) -> Option<String> {
+    pub fn take(&mut self, is_stack_guard: impl Fn(usize) -> bool) -> Option<String> {
         let address = self.address;
         match std::mem::take(&mut self.signal) {
             0 => None,
             libc::SIGFPE => Some("divides an integer by zero".to_owned()),
             libc::SIGILL => Some("runs into a trap".to_owned()),
+            _ if is_stack_guard(address) => Some("overflows its stack: local arrays or recursion take too much".to_owned()),
             _ if address == 0 => Some("accesses address 0, or a vector that is not aligned to its size".to_owned()),
             _ => Some(format!("accesses {address:#x}, which is no memory")),
         }

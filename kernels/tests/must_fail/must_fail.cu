@@ -1,0 +1,163 @@
+// One kernel a check of the emulator, each wrong in one way. The tests assert what is said about it.
+#include "types.cuh"
+
+// kernels in pairs: RIGHT is the same kernel without the mistake.
+template <bool RIGHT>
+__device__ void reverse(float* y, const float* x) {
+    __shared__ float tile[128];
+    tile[threadIdx.x] = x[threadIdx.x];
+    if (RIGHT) __syncthreads();
+    y[threadIdx.x] = tile[127 - threadIdx.x];
+}
+extern "C" __global__ void barrier(float* y, const float* x) { reverse<true>(y, x); }
+extern "C" __global__ void no_barrier(float* y, const float* x) { reverse<false>(y, x); }
+
+// y = the sum of four tiles, loaded one ahead.
+template <int LAST_WAIT, bool TRAILING>
+__device__ void stream(float* y, const float* x) {
+    __shared__ float tile[2][128];
+    float sum = 0;
+    cp_async4(&tile[0][threadIdx.x], x + threadIdx.x);
+    cp_async_commit();
+    for (int i = 0; i < 4; i++) {
+        if (i < 3) {
+            cp_async4(&tile[(i + 1) % 2][threadIdx.x], x + 128 * (i + 1) + threadIdx.x);
+            cp_async_commit();
+            cp_async_wait<1>();
+        } else {
+            cp_async_wait<LAST_WAIT>();
+        }
+        __syncthreads();
+        sum += tile[i % 2][127 - threadIdx.x];
+        if (TRAILING) __syncthreads();
+    }
+    y[threadIdx.x] = sum;
+}
+extern "C" __global__ void waits(float* y, const float* x) { stream<0, true>(y, x); }
+extern "C" __global__ void wrong_wait(float* y, const float* x) { stream<1, true>(y, x); }
+extern "C" __global__ void no_trailing_barrier(float* y, const float* x) { stream<0, false>(y, x); }
+
+extern "C" __global__ void divergent_barrier(float* y) {
+    if (threadIdx.x < 32)
+        __syncthreads();
+    else
+        __syncthreads_or(1);
+    y[threadIdx.x] = 1;
+}
+
+extern "C" __global__ void dead_lock(float* y) {
+    if (threadIdx.x % 32 < 16)
+        __syncwarp();
+    else
+        __syncthreads();
+    y[threadIdx.x] = 1;
+}
+
+extern "C" __global__ void spins_forever(unsigned* flag) {
+    while (ld_acquire(flag) == 0) __nanosleep(100);
+}
+
+extern "C" __global__ void outside_its_mask(float* y) {
+    y[threadIdx.x] = __shfl_xor_sync(0x0000ffffu, 1.f, 1);
+}
+extern "C" __global__ void reads_outside_the_mask(float* y) {
+    if (threadIdx.x < 16) y[threadIdx.x] = __shfl_sync(0x0000ffffu, 1.f, 20);
+}
+extern "C" __global__ void reads_an_exited_lane(float* y) {
+    if (threadIdx.x >= 24) return;
+    y[threadIdx.x] = __shfl_xor_sync(~0u, 1.f, 16);
+}
+
+__device__ __noinline__ void write_at(float* p, int at) { p[at] = 1; }
+extern "C" __global__ void past_a_shared_variable(float* y, int at) {
+    __shared__ float tile[32];
+    write_at(tile, at);
+    y[0] = tile[0];
+}
+extern "C" __global__ void past_dynamic_shared(float* y, int at) {
+    DYNAMIC_SHARED(float, tile);
+    write_at(tile, at);
+    y[0] = tile[0];
+}
+extern "C" __global__ void index_out_of_bounds(float* y, int at) {
+    __shared__ float tile[4][32];
+    tile[3][at] = 1;
+    y[0] = tile[3][0];
+}
+extern "C" __global__ void writes_at(float* y, int at) { write_at(y, at); }
+
+extern "C" __global__ void reads_unwritten_shared(float* y) {
+    __shared__ float tile[32];
+    if (threadIdx.x != 7) tile[threadIdx.x] = 1;
+    __syncthreads();
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+extern "C" __global__ void reads_unwritten_dynamic(float* y) {
+    DYNAMIC_SHARED(float, tile);
+    if (threadIdx.x != 7) tile[threadIdx.x] = 1;
+    __syncthreads();
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+extern "C" __global__ void copies(float* y, const float* x) { y[threadIdx.x] = x[threadIdx.x]; }
+
+// The last warp to write wins.
+extern "C" __global__ void race(float* y) {
+    __shared__ float winner;
+    winner = threadIdx.x / 32;
+    __syncthreads();
+    y[threadIdx.x] = winner;
+}
+// The lanes of one warp are not in step either.
+extern "C" __global__ void race_in_a_warp(float* y) {
+    __shared__ float tile[32];
+    tile[threadIdx.x] = threadIdx.x;
+    y[threadIdx.x] = tile[31 - threadIdx.x];
+}
+
+extern "C" __global__ void too_much_static_shared(float* y) {
+    __shared__ float tile[13 << 10];
+    tile[threadIdx.x] = 1;
+    y[0] = tile[threadIdx.x];
+}
+
+extern "C" __global__ void misaligned_vector(float* y, const float* x) { *(float4*)y = *(const float4*)(x + 1); }
+extern "C" __global__ void wild_address(float* y, unsigned long long address) { y[0] = *(const float*)address; }
+extern "C" __global__ void divides(int* y, int by) { y[0] = 100 / by; }
+extern "C" __global__ void traps(float* y) {
+    if (threadIdx.x == 3) __trap();
+    y[threadIdx.x] = 1;
+}
+__device__ __noinline__ float recurse(int depth) {
+    volatile float local[1024];
+    local[depth % 1024] = depth;
+    return depth == 0 ? 0 : recurse(depth - 1) + local[depth % 1024];
+}
+extern "C" __global__ void overflows_its_stack(float* y) {
+    y[0] = recurse(100);
+    __syncthreads();
+}
+
+extern "C" __global__ void cp_async_misaligned(float* y, const float* x) {
+    DYNAMIC_SHARED(float, tile);
+    cp_async16(tile, x + 1);
+    y[0] = tile[0];
+}
+extern "C" __global__ void cp_async_past_the_source(float* y, const float* x, int at) {
+    DYNAMIC_SHARED(float, tile);
+    cp_async16(tile, x + at);
+    y[0] = tile[0];
+}
+extern "C" __global__ void cp_async_to_global(float* y, const float* x) { cp_async16(y, x); }
+extern "C" __global__ void ldmatrix_misaligned(unsigned* y) {
+    DYNAMIC_SHARED(unsigned, tile);
+    unsigned r[1];
+    ldmatrix_x1(r, tile + 4 * (threadIdx.x % 8) + 1);
+    y[threadIdx.x] = r[0];
+}
+extern "C" __global__ void half_a_warp_multiplies(float* y) {
+    const unsigned a[2] = {}, b[1] = {};
+    float d[4] = {};
+    if (threadIdx.x < 16) return;
+    mma_m16n8k8_f16(d, a, b);
+    y[threadIdx.x] = d[0];
+}
