@@ -311,32 +311,29 @@ struct Tf32 {
     static constexpr int WIDTH = 1;
     static float get(unsigned r, int) { return __uint_as_float(r & ~0x1fffu); }  // the hardware does not look at the low bits
 };
+typedef float Row __attribute__((vector_size(32)));  // eight columns
 template <class Element, int K>
-int multiply(void** lanes, unsigned present, char* why) {
+__attribute__((no_sanitize("bounds"))) int multiply(void** lanes, unsigned present, char* why) {
     if (present != ~0u) return explain(why, "needs all 32 lanes of the warp", __builtin_ctz(~present));
     constexpr int W = Element::WIDTH, SPAN = 4 * W;  // a register of the four lanes of a row spans this many k
-    float a[K][16], b[K][8];
+    float a[16][K];
+    Row b[K], sum[16];
     for (int lane = 0; lane < 32; lane++) {
         const Fragments& f = *(Fragments*)lanes[lane];
         const int g = lane / 4, t = lane % 4;
         for (int half = 0; half < K / SPAN; half++)
             for (int e = 0; e < W; e++) {
                 const int k = half * SPAN + t * W + e;
-                a[k][g] = Element::get(f.a[2 * half], e);
-                a[k][g + 8] = Element::get(f.a[2 * half + 1], e);
+                a[g][k] = Element::get(f.a[2 * half], e);
+                a[g + 8][k] = Element::get(f.a[2 * half + 1], e);
                 b[k][g] = Element::get(f.b[half], e);
             }
+        for (int e = 0; e < 4; e++) sum[g + e / 2 * 8][2 * t + e % 2] = f.d[e];
     }
-    float sum[16][8];
     for (int row = 0; row < 16; row++)
-        for (int column = 0; column < 8; column++)
-            sum[row][column] = ((Fragments*)lanes[row % 8 * 4 + column / 2])->d[row / 8 * 2 + column % 2];
-    for (int row = 0; row < 16; row++)
-        for (int k = 0; k < K; k++)
-            for (int column = 0; column < 8; column++) sum[row][column] += a[k][row] * b[k][column];
-    for (int row = 0; row < 16; row++)
-        for (int column = 0; column < 8; column++)
-            ((Fragments*)lanes[row % 8 * 4 + column / 2])->d[row / 8 * 2 + column % 2] = sum[row][column];
+        for (int k = 0; k < K; k++) sum[row] += a[row][k] * b[k];
+    for (int lane = 0; lane < 32; lane++)
+        for (int e = 0; e < 4; e++) ((Fragments*)lanes[lane])->d[e] = sum[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2];
     return -1;
 }
 }  // namespace swara

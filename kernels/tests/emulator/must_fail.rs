@@ -1,5 +1,6 @@
 //! One kernel a check; a check that stopped working is noticed here.
 
+use swara_kernels::device::Arg;
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::driver::source::ALL_ARCHS;
 use swara_kernels::driver::{Launch, Source};
@@ -42,9 +43,9 @@ fn a_wait_for_too_little_or_no_trailing_barrier_reads_poison() {
 }
 
 /// Launches `kernel(y, ..)` and returns what the emulator says; the device must be as good as new afterwards.
-fn fault(device: &Device, kernel: &str, shape_of: Launch, more: &mut [swara_kernels::device::Arg]) -> String {
+fn fault(device: &Device, kernel: &str, shape_of: Launch, more: &mut [Arg]) -> String {
     let y = upload(device, &[0f32; 64]);
-    let mut arguments = args![&y].to_vec();
+    let mut arguments = vec![Arg::from(&y)];
     arguments.extend_from_slice(more);
     let error = launch(device, &SOURCE, kernel, shape_of, &mut arguments).and_then(|()| device.synchronize()).expect_err(kernel);
     assert!(matches!(&error, Error::Fault { kernel: k, .. } if k == kernel), "{error:?}");
@@ -92,7 +93,10 @@ fn writes_past_shared_memory_are_seen() {
     let text = fault(&ascending(), "past_a_shared_variable", shape(1, 1), args![32]);
     assert_says(&text, &["block [0, 0, 0]", "wrote 0 bytes past the end of __shared__ tile of 128 bytes"]);
     let dynamic = Launch { shared_bytes: 128, ..shape(1, 1) };
-    assert_says(&fault(&ascending(), "past_dynamic_shared", dynamic, args![35]), &["wrote 12 bytes past the end of dynamic shared memory of 128"]);
+    assert_says(
+        &fault(&ascending(), "past_dynamic_shared", dynamic, args![35]),
+        &["wrote 12 bytes past the end of dynamic shared memory of 128"],
+    );
     assert_says(&fault(&ascending(), "past_dynamic_shared", dynamic, args![-1]), &["wrote 1 bytes before dynamic shared memory"]);
     let text = fault(&ascending(), "index_out_of_bounds", shape(1, 1), args![32]);
     assert_says(&text, &["thread [0, 0, 0]", "index 32 is outside", "float [32]", "must_fail.cu:"]);
@@ -150,7 +154,10 @@ fn launches_over_the_limits_of_the_architecture_are_refused() {
     assert_says(&fault(&device, "race", shape(1, 1025), &mut []), &["1025 threads per block; the limit is 1024"]);
     assert_says(&fault(&device, "race", Launch { block: [1, 1, 65], ..shape(1, 1) }, &mut []), &["block [1, 1, 65]"]);
     assert_says(&fault(&device, "race", Launch { grid: [1, 65536, 1], ..shape(1, 1) }, &mut []), &["grid [1, 65536, 1]"]);
-    assert_says(&fault(&device, "race", Launch { cooperative: true, ..shape(1000, 1024) }, &mut []), &["cooperative launch of 1000 blocks"]);
+    assert_says(
+        &fault(&device, "race", Launch { cooperative: true, ..shape(1000, 1024) }, &mut []),
+        &["cooperative launch of 1000 blocks"],
+    );
     assert_says(&fault(&device, "too_much_static_shared", shape(1, 1), &mut []), &["53248 bytes of static shared memory with tile"]);
     for (arch, kilobytes) in [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)] {
         let device = emulator(arch, Schedule::Ascending);
@@ -183,7 +190,10 @@ fn asynchronous_copies_and_matrix_loads_check_their_addresses() {
     let device = ascending();
     let x = upload(&device, &values(64));
     let shared = Launch { shared_bytes: 1024, ..shape(1, 1) };
-    assert_says(&fault(&device, "cp_async_misaligned", shared, args![&x]), &["cp_async16 at must_fail.cu", "is not aligned to its 16 bytes"]);
+    assert_says(
+        &fault(&device, "cp_async_misaligned", shared, args![&x]),
+        &["cp_async16 at must_fail.cu", "is not aligned to its 16 bytes"],
+    );
     let text = fault(&device, "cp_async_past_the_source", shared, args![&x, 64]);
     assert_says(&text, &["reads outside device memory: 16 bytes at offset 256 leave an allocation of 256 bytes"]);
     assert_says(&fault(&device, "cp_async_to_global", shared, args![&x]), &["writes outside shared memory"]);
@@ -198,7 +208,10 @@ fn wrong_numbers_of_arguments_and_unknown_kernels_are_errors() {
     let y = upload(&device, &[0f32; 64]);
     let text = launch(&device, &SOURCE, "copies", shape(1, 32), args![&y]).unwrap_err().to_string();
     assert_says(&text, &["copies with 1 arguments; it has 2"]);
-    assert_says(&launch(&device, &SOURCE, "absent", shape(1, 32), args![&y]).unwrap_err().to_string(), &["must_fail.cu", "no kernel absent"]);
+    assert_says(
+        &launch(&device, &SOURCE, "absent", shape(1, 32), args![&y]).unwrap_err().to_string(),
+        &["must_fail.cu", "no kernel absent"],
+    );
     static BROKEN: Source = Source { path: "broken.cu", text: "extern \"C\" __global__ void broken(float* y) { y[0] = z; }", archs: &[90] };
     let text = launch(&device, &BROKEN, "broken", shape(1, 1), args![&y]).unwrap_err().to_string();
     assert_says(&text, &["compiling broken.cu", "broken.cu:1:", "error"]);

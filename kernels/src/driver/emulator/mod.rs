@@ -17,6 +17,7 @@
 //! A result agrees with a GPU's within tolerances, not bit by bit: the GPU fuses multiply-adds and its `mma` truncates.
 
 mod abi;
+mod calls;
 mod compile;
 mod fiber;
 mod memory;

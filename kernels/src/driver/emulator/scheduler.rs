@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::Schedule;
 use super::abi::{Kernel, Meeting, Runtime, WHY_BYTES};
+use super::calls::{RUNTIME, thread_main};
 use super::fiber::{self, Context, Stacks};
-use super::memory::{Memory, UNWRITTEN};
+use super::memory::Memory;
 use super::shared::Shared;
 use super::signals;
 use crate::case::SplitMix;
@@ -24,6 +25,11 @@ pub(super) struct Fault {
     pub block: Option<[u32; 3]>,
     pub thread: Option<[u32; 3]>,
     pub what: String,
+}
+
+/// A fault of whichever thread is running.
+pub(super) fn plain(what: String) -> Fault {
+    Fault { block: None, thread: None, what }
 }
 
 /// One launch.
@@ -45,9 +51,9 @@ unsafe impl Sync for Job<'_> {}
 
 /// Where a thread is in a kernel's text.
 #[derive(Clone, Copy, PartialEq)]
-struct Site {
-    file: *const c_char,
-    line: c_int,
+pub(super) struct Site {
+    pub file: *const c_char,
+    pub line: c_int,
 }
 
 impl std::fmt::Display for Site {
@@ -60,7 +66,7 @@ impl std::fmt::Display for Site {
 
 /// What keeps a thread from running on.
 #[derive(Clone, Copy)]
-enum Wait {
+pub(super) enum Wait {
     Nothing,
     Meeting {
         what: *const c_char,
@@ -79,68 +85,66 @@ enum Wait {
     Exited,
 }
 
-struct PendingCopy {
-    group: u32,
-    dst: *mut u8,
-    src: *const u8,
-    bytes: usize,
-    valid: usize,
+pub(super) struct PendingCopy {
+    pub group: u32,
+    pub dst: *mut u8,
+    pub src: *const u8,
+    pub bytes: usize,
+    pub valid: usize,
 }
 
 /// One CUDA thread. The first fields are those that kernels read (`swara::Thread` in runtime.h).
 #[repr(C)]
 pub(super) struct Thread {
-    index: [u32; 3],
-    block_index: [u32; 3],
-    block_dim: [u32; 3],
-    grid_dim: [u32; 3],
-    lane: u32,
-    shared: (usize, usize),
-    block: *mut Block,
-    number: usize,
-    context: Context,
-    wait: Wait,
-    barrier_result: c_int,
-    copies: VecDeque<PendingCopy>,
-    group: u32,
+    pub index: [u32; 3],
+    pub block_index: [u32; 3],
+    pub block_dim: [u32; 3],
+    pub grid_dim: [u32; 3],
+    pub lane: u32,
+    pub shared: (usize, usize),
+    pub block: *mut Block,
+    pub number: usize,
+    pub context: Context,
+    pub wait: Wait,
+    pub barrier_result: c_int,
+    pub copies: VecDeque<PendingCopy>,
+    pub group: u32,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Warp {
-    runnable: u32,
-    spinning: u32,
-    meeting: u32,
-    live: u32,
+pub(super) struct Warp {
+    pub runnable: u32,
+    pub spinning: u32,
+    pub meeting: u32,
+    pub live: u32,
 }
 
-struct Block {
-    worker: *mut Worker,
-    index: [u32; 3],
+pub(super) struct Block {
+    pub worker: *mut Worker,
+    pub index: [u32; 3],
     /// Number of its first stack.
-    first_stack: usize,
-    threads: Vec<Thread>,
-    warps: Vec<Warp>,
-    live: usize,
-    at_barrier: usize,
-    shared: Shared,
+    pub first_stack: usize,
+    pub threads: Vec<Thread>,
+    pub warps: Vec<Warp>,
+    pub live: usize,
+    pub at_barrier: usize,
+    pub shared: Shared,
 }
 
 /// One host thread's share of a launch.
 pub(super) struct Worker {
-    job: *const Job<'static>,
-    current: *mut *mut Thread,
-    context: Context,
+    pub job: *const Job<'static>,
+    pub current: *mut *mut Thread,
+    pub context: Context,
     /// Taken only when the worker is dropped.
-    stacks: Option<Stacks>,
-    blocks: Vec<Block>,
-    rng: SplitMix,
-    fault: Option<Fault>,
-    watch: signals::Watch,
+    pub stacks: Option<Stacks>,
+    pub blocks: Vec<Block>,
+    pub rng: SplitMix,
+    pub fault: Option<Fault>,
+    pub watch: signals::Watch,
     /// Counts everything that is not spinning.
-    moves: u64,
+    pub moves: u64,
 }
-
-static RUNTIME: Runtime = Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault };
 
 /// Stacks of earlier launches, whose pages are already there.
 static SPARE_STACKS: Mutex<Vec<Stacks>> = Mutex::new(Vec::new());
@@ -172,17 +176,17 @@ pub(super) fn run(job: &Job, host_threads: usize) -> Result<(), Fault> {
             }
         }
     };
-    let helpers = host_threads.min(blocks.try_into().unwrap_or(usize::MAX)).saturating_sub(1);
-    if helpers == 0 {
+    // Not the shared thread pool: a thread that waits there takes up other work, which may want this device.
+    const WORTH_A_THREAD: u64 = 256;
+    let threads = job.launch.block.iter().map(|&n| n as u64).product::<u64>() * blocks;
+    let helpers = (host_threads as u64 - 1).min(blocks - 1).min(threads / WORTH_A_THREAD);
+    std::thread::scope(|scope| {
+        for _ in 0..helpers {
+            // If the system has no thread left, this one does it all.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
         work();
-    } else {
-        rayon::scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
-    }
+    });
     first_fault.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), Err)
 }
 
@@ -331,7 +335,7 @@ impl Worker {
         }
     }
 
-    fn pick(&mut self, runnable: u32) -> usize {
+    pub fn pick(&mut self, runnable: u32) -> usize {
         let lane = match self.job().schedule {
             Schedule::Ascending => runnable.trailing_zeros(),
             Schedule::Descending => 31 - runnable.leading_zeros(),
@@ -450,7 +454,7 @@ impl Block {
     }
 
     /// Releases the barrier if every live thread has reached it. `Err` names a thread that waits at another one.
-    fn complete_barrier(&mut self) -> Result<(), Fault> {
+    pub fn complete_barrier(&mut self) -> Result<(), Fault> {
         if self.live == 0 || self.at_barrier < self.live {
             return Ok(());
         }
@@ -483,7 +487,7 @@ impl Block {
     }
 
     /// Holds the meeting that `lane` waits for, if everyone who is expected has come.
-    fn complete_meeting(&mut self, warp: usize, lane: usize) -> Result<bool, Fault> {
+    pub fn complete_meeting(&mut self, warp: usize, lane: usize) -> Result<bool, Fault> {
         let base = 32 * warp;
         let Wait::Meeting { what, site, mask, work, .. } = self.threads[base + lane].wait else { return Ok(false) };
         let Warp { meeting, live, .. } = self.warps[warp];
@@ -514,216 +518,5 @@ impl Block {
         self.warps[warp].meeting &= !expected;
         self.warps[warp].runnable |= expected;
         Ok(true)
-    }
-}
-
-// ---- on a fiber. What holds memory across `raise` is leaked, for a faulted fiber is never continued.
-
-extern "C" fn thread_main(thread: usize) -> ! {
-    let thread = thread as *mut Thread;
-    // SAFETY: the worker holds thread, block and job until all fibers are gone; only this fiber runs on this host thread.
-    unsafe {
-        let worker = (*(*thread).block).worker;
-        let job = (*worker).job;
-        if let Some(kernel) = (*(*job).kernel).call {
-            kernel((*job).args);
-        }
-        exit(thread)
-    }
-}
-
-/// # Safety
-/// For all functions here: `thread` is the running fiber's.
-unsafe fn exit(thread: *mut Thread) -> ! {
-    // SAFETY: see `thread_main`.
-    unsafe {
-        let block = &mut *(*thread).block;
-        let (warp, bit) = ((*thread).number / 32, 1u32 << (*thread).lane);
-        (*thread).wait = Wait::Exited;
-        block.warps[warp].live &= !bit;
-        block.live -= 1;
-        // Those who remain may have been waiting for this thread alone.
-        let mut outcome = block.complete_barrier();
-        for lane in 0..32 {
-            if block.warps[warp].meeting >> lane & 1 == 1 {
-                outcome = outcome.and_then(|()| block.complete_meeting(warp, lane).map(drop));
-            }
-        }
-        if let Err(fault) = outcome {
-            raise(thread, fault);
-        }
-        leave(thread);
-    }
-    unreachable!("an exited thread is never continued")
-}
-
-/// Goes on with another lane of the warp, or with the scheduler if none can run.
-unsafe fn leave(thread: *mut Thread) {
-    // SAFETY: see `thread_main`.
-    unsafe {
-        let block = (*thread).block;
-        let worker = (*block).worker;
-        let number = (*thread).number;
-        let warp = &mut (&mut (*block).warps)[number / 32];
-        warp.runnable &= !(1 << (number % 32));
-        let runnable = warp.runnable;
-        if !matches!((*thread).wait, Wait::Spin) {
-            (*worker).moves += 1;
-        }
-        let to = if runnable == 0 {
-            (*worker).context
-        } else {
-            let lane = (*worker).pick(runnable);
-            let next: *mut Thread = &mut (&mut (*block).threads)[(number & !31) + lane];
-            *(*worker).current = next;
-            (*next).context
-        };
-        fiber::switch(&mut (*thread).context, to);
-    }
-}
-
-fn plain(what: String) -> Fault {
-    Fault { block: None, thread: None, what }
-}
-
-/// Reports and gives the fiber up.
-unsafe fn raise(thread: *mut Thread, fault: Fault) -> ! {
-    // SAFETY: see `thread_main`.
-    unsafe {
-        let worker = (*(*thread).block).worker;
-        (*worker).fault.get_or_insert(fault);
-        fiber::switch(&mut (*thread).context, (*worker).context);
-    }
-    unreachable!("a faulted thread is never continued")
-}
-
-unsafe extern "C" fn meet(
-    thread: *mut Thread,
-    mask: u32,
-    what: *const c_char,
-    file: *const c_char,
-    line: c_int,
-    args: *mut c_void,
-    work: Option<Meeting>,
-) {
-    // SAFETY: see `thread_main`; the pointers come from the kernel's library.
-    unsafe {
-        let block = &mut *(*thread).block;
-        let (warp, lane) = ((*thread).number / 32, (*thread).lane as usize);
-        let site = Site { file, line };
-        if mask >> lane & 1 == 0 {
-            let what = CStr::from_ptr(what).to_string_lossy();
-            raise(thread, plain(format!("{what} at {site} is called by lane {lane}, which is outside its mask {mask:#010x}")));
-        }
-        (*thread).wait = Wait::Meeting { what, site, mask, args, work };
-        block.warps[warp].meeting |= 1 << lane;
-        match block.complete_meeting(warp, lane) {
-            Ok(true) => (*block.worker).moves += 1,
-            Ok(false) => leave(thread),
-            Err(fault) => raise(thread, fault),
-        }
-    }
-}
-
-unsafe extern "C" fn barrier(thread: *mut Thread, operation: c_int, value: c_int, file: *const c_char, line: c_int) -> c_int {
-    // SAFETY: see `thread_main`.
-    unsafe {
-        let block = &mut *(*thread).block;
-        (*thread).wait = Wait::Barrier { operation, value, site: Site { file, line } };
-        block.at_barrier += 1;
-        // The last one runs on: its warp has the freshest registers, and another order is as legal.
-        if let Err(fault) = block.complete_barrier() {
-            raise(thread, fault);
-        }
-        if matches!((*thread).wait, Wait::Barrier { .. }) {
-            leave(thread);
-        } else {
-            (*block.worker).moves += 1;
-        }
-        (*thread).barrier_result
-    }
-}
-
-unsafe extern "C" fn spin(thread: *mut Thread) {
-    // SAFETY: see `thread_main`.
-    unsafe {
-        (*thread).wait = Wait::Spin;
-        (&mut (*(*thread).block).warps)[(*thread).number / 32].spinning |= 1 << (*thread).lane;
-        leave(thread);
-        (*thread).wait = Wait::Nothing;
-    }
-}
-
-unsafe extern "C" fn shared(thread: *mut Thread, site: *const c_void, name: *const c_char, bytes: usize, align: usize) -> *mut c_void {
-    // SAFETY: see `thread_main`; `name` is a literal of the kernel's library.
-    unsafe {
-        let name = CStr::from_ptr(name).to_str().unwrap_or("?");
-        match (&mut (*(*thread).block).shared).variable(site as usize, name, bytes, align) {
-            Ok(address) => address.cast(),
-            Err(what) => raise(thread, plain(what)),
-        }
-    }
-}
-
-unsafe extern "C" fn dynamic_shared(thread: *mut Thread) -> *mut c_void {
-    // SAFETY: see `thread_main`.
-    unsafe { (&mut (*(*thread).block).shared).dynamic().cast() }
-}
-
-unsafe extern "C" fn copy_async(
-    thread: *mut Thread,
-    dst: *mut c_void,
-    src: *const c_void,
-    bytes: c_int,
-    valid: c_int,
-    file: *const c_char,
-    line: c_int,
-) {
-    // SAFETY: see `thread_main`. The destination is checked to be shared memory of this block before it is written.
-    unsafe {
-        let site = Site { file, line };
-        let (bytes, valid) = (bytes as usize, valid as usize);
-        let (begin, end) = (*thread).shared;
-        let worker = (*(*thread).block).worker;
-        let memory = (*(*worker).job).memory;
-        let outside = if valid > 0 { memory.holds(src as u64, valid).err() } else { None };
-        let wrong = if (dst as usize) < begin || dst as usize + bytes > end {
-            Some("writes outside shared memory".to_owned())
-        } else if dst as usize % bytes != 0 || (valid > 0 && src as usize % bytes != 0) {
-            Some(format!("is not aligned to its {bytes} bytes"))
-        } else {
-            outside.map(|o| format!("reads outside device memory: {o}"))
-        };
-        if let Some(wrong) = wrong {
-            raise(thread, plain(format!("cp_async{bytes} at {site} {wrong}")));
-        }
-        dst.cast::<u8>().write_bytes(UNWRITTEN, bytes);
-        let group = (*thread).group;
-        (&mut (*thread).copies).push_back(PendingCopy { group, dst: dst.cast(), src: src.cast(), bytes, valid });
-    }
-}
-
-unsafe extern "C" fn commit(thread: *mut Thread) {
-    // SAFETY: see `thread_main`.
-    unsafe { (*thread).group += 1 }
-}
-
-unsafe extern "C" fn wait(thread: *mut Thread, pending: c_int) {
-    // SAFETY: see `thread_main`; `copy_async` checked both ends of each copy.
-    unsafe {
-        let copies = &mut (*thread).copies;
-        while let Some(copy) = copies.front().filter(|c| c.group + (pending as u32) < (*thread).group) {
-            copy.dst.copy_from(copy.src, copy.valid);
-            copy.dst.add(copy.valid).write_bytes(0, copy.bytes - copy.valid);
-            copies.pop_front();
-        }
-    }
-}
-
-unsafe extern "C" fn fault(thread: *mut Thread, why: *const c_char, file: *const c_char, line: c_int) {
-    // SAFETY: see `thread_main`; both strings are terminated.
-    unsafe {
-        let fault = plain(format!("{} at {}", CStr::from_ptr(why).to_string_lossy(), Site { file, line }));
-        raise(thread, fault)
     }
 }
