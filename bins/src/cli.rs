@@ -43,8 +43,7 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Common {
-    /// auto, cpu, cuda[:N] or emulator[:sm_XX]
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help = "auto, cpu, cuda[:N] or emulator[:sm_XX]")]
     device: String,
     /// Storage type of activations: f32, bf16 or f16
     #[arg(long, global = true, value_name = "TYPE", value_parser = dtype)]

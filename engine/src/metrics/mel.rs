@@ -1,4 +1,5 @@
 use realfft::RealFftPlanner;
+use swara_kernels::ops::stft::mel_filters;
 
 /// (mel bands, window) of each scale; hop = window / 4 (DAC, `MelSpectrogramLoss`).
 pub const MEL_SCALES: [(usize, usize); 7] = [(5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048)];
@@ -43,14 +44,14 @@ impl MelFrames {
     fn new(bands: usize, window: usize, sample_rate: u32) -> Self {
         let fft = RealFftPlanner::<f64>::new().plan_fft_forward(window);
         let bins = window / 2 + 1;
-        let filters = mel_filterbank(sample_rate, window, bands)
-            .chunks(bins)
-            .map(|row| {
-                let first = row.iter().position(|&w| w > 0.0).unwrap_or(0);
-                let end = row.iter().rposition(|&w| w > 0.0).map_or(first, |last| last + 1);
-                (first, row[first..end].to_vec())
-            })
-            .collect();
+        let weights = mel_filters(sample_rate, window, bands);
+        let filter = |band: usize| {
+            let column = || weights.iter().skip(band).step_by(bands);
+            let first = column().position(|&w| w > 0.0).unwrap_or(0);
+            let width = column().skip(first).take_while(|&&w| w > 0.0).count();
+            (first, column().skip(first).take(width).map(|&w| f64::from(w)).collect())
+        };
+        let filters = (0..bands).map(filter).collect();
         MelFrames {
             hann: (0..window).map(|i| 0.5 - 0.5 * (std::f64::consts::TAU * i as f64 / window as f64).cos()).collect(),
             frame: fft.make_input_vec(),
@@ -85,30 +86,4 @@ fn reflect(at: isize, len: usize) -> usize {
     let last = len as isize - 1;
     let at = at.abs();
     (if at > last { 2 * last - at } else { at }) as usize
-}
-
-/// `[bands, window / 2 + 1]` triangular filters over `0..sample_rate / 2`, each of unit area in hertz, on Slaney's scale
-/// (librosa's defaults).
-pub fn mel_filterbank(sample_rate: u32, window: usize, bands: usize) -> Vec<f64> {
-    let bins = window / 2 + 1;
-    let top = hz_to_mel(f64::from(sample_rate) / 2.0);
-    let edges: Vec<f64> = (0..bands + 2).map(|i| mel_to_hz(top * i as f64 / (bands + 1) as f64)).collect();
-    let mut weights = Vec::with_capacity(bands * bins);
-    for edge in edges.windows(3) {
-        for bin in 0..bins {
-            let hz = bin as f64 * f64::from(sample_rate) / window as f64;
-            let (rise, fall) = ((hz - edge[0]) / (edge[1] - edge[0]), (edge[2] - hz) / (edge[2] - edge[1]));
-            weights.push(rise.min(fall).max(0.0) * 2.0 / (edge[2] - edge[0]));
-        }
-    }
-    weights
-}
-
-/// 3 mel per 200 Hz up to 1 kHz, then 27 mel per factor of 6.4 (Slaney, Auditory Toolbox).
-fn hz_to_mel(hz: f64) -> f64 {
-    if hz < 1000.0 { hz * 3.0 / 200.0 } else { 15.0 + 27.0 * (hz / 1000.0).ln() / 6.4f64.ln() }
-}
-
-fn mel_to_hz(mel: f64) -> f64 {
-    if mel < 15.0 { mel * 200.0 / 3.0 } else { 1000.0 * ((mel - 15.0) * 6.4f64.ln() / 27.0).exp() }
 }

@@ -14,7 +14,7 @@ mod waveform;
 
 pub use align::{align, lag};
 pub use codebook::{Alarm, Usage};
-pub use mel::{MEL_SCALES, mel_distance, mel_filterbank};
+pub use mel::{MEL_SCALES, mel_distance};
 pub use stoi::stoi;
 pub use verdict::{Verdict, rho_from_log};
 pub use waveform::{Waveform, waveform};
