@@ -37,6 +37,9 @@ pub enum QuantizerKind {
 }
 
 impl Config {
+    /// Most codebooks a model may have.
+    pub const MAX_CODEBOOKS: usize = 64;
+
     pub fn from_json(text: &str) -> Result<Config> {
         let config: Config = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
         config.check()?;
@@ -106,7 +109,7 @@ impl Config {
             return fail(format!("latent {} or codebook_dim {} out of range", self.latent, self.codebook_dim));
         }
         if self.codebook_sizes.is_empty()
-            || self.codebook_sizes.len() > 64
+            || self.codebook_sizes.len() > Self::MAX_CODEBOOKS
             || self.codebook_sizes.iter().any(|k| !(2..=1 << 16).contains(k))
         {
             return fail(format!("codebook_sizes must be 1 to 64 numbers in 2..=65536: {:?}", self.codebook_sizes));

@@ -88,6 +88,15 @@ impl Projection {
     }
 }
 
+/// References to all of `tensors`, without an allocation per frame.
+fn with_references<R>(tensors: &[Tensor], f: impl FnOnce(&[&Tensor]) -> Result<R>) -> Result<R> {
+    let Some(first) = tensors.first() else { return f(&[]) };
+    let mut references = [first; Config::MAX_CODEBOOKS];
+    let used = references.get_mut(..tensors.len()).ok_or_else(|| crate::Error::Argument(format!("{} codebooks", tensors.len())))?;
+    used.iter_mut().zip(tensors).for_each(|(reference, tensor)| *reference = tensor);
+    f(used)
+}
+
 /// A convolution with one tap over rows `[N, Cin]` (or `[B, T, Cin]`, kept so).
 fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let shape = x.shape();
@@ -130,8 +139,8 @@ impl Quantizer {
             Quantizer::Ema { input, codebooks, .. } => {
                 let x = project(z, input, None)?;
                 let dim = x.shape().last_dim();
-                let books: Vec<&Tensor> = codebooks[..stages].iter().collect();
-                Ok(rvq_search::search(&x.reshape([rows, dim])?, &books)?.0)
+                let x = x.reshape([rows, dim])?;
+                with_references(&codebooks[..stages], |books| Ok(rvq_search::search(&x, books)?.0))
             }
             Quantizer::Factorised { stages: all } => {
                 let mut residual = z.copy()?.reshape([rows, z.shape().last_dim()])?;
@@ -154,8 +163,7 @@ impl Quantizer {
     pub fn decode(&self, codes: &Tensor) -> Result<Tensor> {
         match self {
             Quantizer::Ema { output, codebooks, .. } => {
-                let books: Vec<&Tensor> = codebooks.iter().collect();
-                project(&rvq_search::decode(codes, &books)?, output, None)
+                project(&with_references(codebooks, |books| Ok(rvq_search::decode(codes, books)?))?, output, None)
             }
             Quantizer::Factorised { stages } => {
                 let sizes: Vec<usize> = stages.iter().map(|s| s.codebook.shape()[0]).collect();

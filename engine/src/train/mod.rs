@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub use config::{CodebookRules, LossWeights, Schedule, TrainConfig};
-pub use run::{Event, Report, Validation, run};
+pub use run::{Event, Report, Start, Validation, run};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::adamw::{self, AdamW};
 use swara_kernels::ops::{elementwise, reduce};
@@ -45,6 +45,8 @@ pub struct Trainer {
     device: Device,
     parameters: Vec<Parameter>,
     codebooks: Vec<Codebook>,
+    /// Whether the codebooks hold anything yet.
+    initialised: bool,
     reconstruction: Reconstruction,
     step: u64,
 }
@@ -118,6 +120,7 @@ impl Trainer {
             model,
             codec,
             config,
+            initialised: false,
             step: 0,
         })
     }
@@ -157,13 +160,14 @@ impl Trainer {
         t.learning_rate * warm * (t.final_rate + (1.0 - t.final_rate) * cosine)
     }
 
-    fn quantises(&self, step: u64) -> bool {
-        self.codec.quantizer == QuantizerKind::Factorised || step >= self.config.codebook.start
+    /// Whether steps quantise: always, or once k-means has run or a model was loaded.
+    pub fn has_codebooks(&self) -> bool {
+        self.codec.quantizer == QuantizerKind::Factorised || self.initialised
     }
 
     /// Whether the next step needs [`Trainer::initialise_codebooks`] first.
     pub fn needs_codebooks(&self) -> bool {
-        self.codec.quantizer == QuantizerKind::Ema && self.step == self.config.codebook.start
+        !self.has_codebooks() && self.step >= self.config.codebook.start
     }
 
     /// k-means over the latents of `batches`, each `[batch * crop]` samples.
@@ -186,7 +190,9 @@ impl Trainer {
         }
         let x = elementwise::convert(&Tensor::from_slice(&self.device, &rows, [n, dim])?, self.dtype())?;
         self.codebooks = quantize::kmeans(x, &self.codec.codebook_sizes, self.config.codebook.kmeans_iterations, self.config.train.seed)?;
-        self.codebooks.iter_mut().try_for_each(|book| quantize::rescale(book, batch_rows, n))
+        self.codebooks.iter_mut().try_for_each(|book| quantize::rescale(book, batch_rows, n))?;
+        self.initialised = true;
+        Ok(())
     }
 
     fn signal(&self, samples: &[f32]) -> Result<Var> {
@@ -218,7 +224,7 @@ impl Trainer {
         let x = self.signal(samples)?;
         let z = model::run(&self.model.encoder, &mut recording, x.clone())?;
         let (used, weights) = (self.stages_used(self.step), &self.config.loss);
-        let (z, commitment, codebook, stages) = if !self.quantises(self.step) {
+        let (z, commitment, codebook, stages) = if !self.has_codebooks() {
             (quantize::pass_through(&recording, &z)?.1, None, None, Vec::new())
         } else {
             let q: Quantised = match self.codec.quantizer {
@@ -265,7 +271,9 @@ impl Trainer {
             adamw::step(value, gradient, &mut parameter.first_moment, &mut parameter.second_moment, &rules, self.step + 1, Some(&scale))?;
             adamw::ema(&mut parameter.average, value, t.average)?;
         }
-        quantize::update(&mut self.codebooks, &stages, &self.config.codebook, self.step, t.seed)?;
+        if self.initialised {
+            quantize::update(&mut self.codebooks, &stages, &self.config.codebook, self.step, t.seed)?;
+        }
         self.step += 1;
         Ok(step)
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use swara_kernels::Device;
 use swara_loader::dataset::{Dataset, Sampler, SamplerOptions, Split};
 use swara_loader::output;
+use swara_loader::weights::Weights;
 
 use super::{Losses, Step, TrainConfig, Trainer};
 use crate::metrics::{self, Comparison, Verdict};
@@ -54,6 +55,16 @@ pub struct Validation {
     pub amplitude: f64,
 }
 
+/// What a run begins with.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    Fresh,
+    /// The weights of this model (see [`Trainer::initialise_from`]), a fresh optimiser and schedule.
+    Model(&'a Path),
+    /// The checkpoint in the run's own folder.
+    Resume,
+}
+
 pub enum Event<'a> {
     Step(&'a Report),
     Validated(&'a Validation),
@@ -68,13 +79,13 @@ const VALIDATION_UTTERANCES: usize = 12;
 
 /// Trains until the schedule ends or `observe` breaks; either way the last state is saved.
 ///
-/// A fresh run refuses a folder that holds one already; `resume` continues it. Killing the process at any moment costs at most
+/// A fresh run refuses a folder that holds one already; [`Start::Resume`] continues it. Killing the process at any moment costs at most
 /// the steps since the last checkpoint.
 pub fn run(
     config: TrainConfig,
     data: &Path,
     out: &Path,
-    resume: bool,
+    start: Start,
     device: &Device,
     mut observe: impl FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Trainer> {
@@ -86,10 +97,15 @@ pub fn run(
     }
     let folder = Folder { dir: out.to_owned() };
     let checkpoint = folder.path("checkpoint.safetensors");
-    let mut trainer = match resume {
-        true => Trainer::resume(&checkpoint, config.clone(), device)?,
-        false if checkpoint.exists() => return Err(file(out, "already holds a run; --resume continues it".into())),
-        false => Trainer::new(config.clone(), device)?,
+    let mut trainer = match start {
+        Start::Resume => Trainer::resume(&checkpoint, config.clone(), device)?,
+        _ if checkpoint.exists() => return Err(file(out, "already holds a run; --resume continues it".into())),
+        Start::Fresh => Trainer::new(config.clone(), device)?,
+        Start::Model(model) => {
+            let mut trainer = Trainer::new(config.clone(), device)?;
+            trainer.initialise_from(&Weights::open(model)?)?;
+            trainer
+        }
     };
     fs::create_dir_all(out).map_err(|e| file(out, e.to_string()))?;
     let text = toml::to_string(&config).map_err(|e| Error::Config(e.to_string()))?;
@@ -135,9 +151,7 @@ pub fn run(
         }
         if done.is_multiple_of(t.checkpoint_every) || last || stop {
             trainer.save(&checkpoint)?;
-            if trainer.quantises(done)
-                && (trainer.codec.quantizer == crate::codec::QuantizerKind::Factorised || done > config.codebook.start)
-            {
+            if trainer.has_codebooks() {
                 trainer.release(&folder.path("model.safetensors"))?;
             }
             stop |= observe(Event::Saved(done)).is_break();
@@ -176,7 +190,7 @@ fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> R
 /// Encodes and decodes utterances of the validation split; `None` while there is nothing to quantise with, or no such split.
 fn validate(trainer: &Trainer, dataset: &Dataset) -> Result<Option<Validation>> {
     let indices: Vec<usize> = dataset.split(Split::Validation).map(|(i, _)| i).collect();
-    if indices.is_empty() || !trainer.quantises(trainer.step().saturating_sub(1)) {
+    if indices.is_empty() || !trainer.has_codebooks() {
         return Ok(None);
     }
     let codec = trainer.codec()?;

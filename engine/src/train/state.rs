@@ -73,6 +73,11 @@ impl Trainer {
             book.usage = read(&file, &pair[0], device)?;
             book.sum = read(&file, &pair[1], device)?;
         }
+        // Before k-means, nothing has been used.
+        trainer.initialised = match trainer.codebooks.first() {
+            Some(book) => book.usage.to_f64()?.iter().any(|&u| u > 0.0),
+            None => false,
+        };
         trainer.step = step;
         Ok(trainer)
     }
@@ -120,6 +125,7 @@ impl Trainer {
                 book.sum = load(&averages[2 * k + 1])?;
             }
         }
+        self.initialised = true;
         Ok(())
     }
 

@@ -78,27 +78,40 @@ pub fn forward<T: Real>(y: &mut Tensor, x: &Tensor, ring: Option<&Ring>, weight:
     let weight = weight.as_slice::<T>()?;
     let x = x.as_slice::<T>()?;
     let (t, cin) = (xs[1], xs[2]);
-    convolve(y.as_mut_slice::<T>()?, ys[1], ws[2], cin, (weight, ws[0]), g, bias, |item| Rows {
-        x: &x[item * t * cin..][..t * cin],
-        channels: cin,
-        pad_left: g.pad_left,
-        past: past.map(|(rows, position)| {
-            let size = rows.len() / xs[0];
-            (&rows[item * size..][..size], position[item] as usize)
-        }),
-        snake: coefficients.as_ref(),
-        elu: with_elu,
-    }, |block, at| {
-        if let Some(residual) = residual {
-            let residual = &residual[at..][..block.len()];
-            vectorised(#[inline(always)] || block.iter_mut().zip(residual).for_each(|(y, &r)| *y += r));
-        }
-        match fused.epilogue {
-            Epilogue::None => {}
-            Epilogue::Tanh => block.iter_mut().for_each(|v| *v = v.tanh()),
-            Epilogue::Elu => elu(block),
-        }
-    });
+    convolve(
+        y.as_mut_slice::<T>()?,
+        ys[1],
+        ws[2],
+        cin,
+        (weight, ws[0]),
+        g,
+        bias,
+        |item| Rows {
+            x: &x[item * t * cin..][..t * cin],
+            channels: cin,
+            pad_left: g.pad_left,
+            past: past.map(|(rows, position)| {
+                let size = rows.len() / xs[0];
+                (&rows[item * size..][..size], position[item] as usize)
+            }),
+            snake: coefficients.as_ref(),
+            elu: with_elu,
+        },
+        |block, at| {
+            if let Some(residual) = residual {
+                let residual = &residual[at..][..block.len()];
+                vectorised(
+                    #[inline(always)]
+                    || block.iter_mut().zip(residual).for_each(|(y, &r)| *y += r),
+                );
+            }
+            match fused.epilogue {
+                Epilogue::None => {}
+                Epilogue::Tanh => block.iter_mut().for_each(|v| *v = v.tanh()),
+                Epilogue::Elu => elu(block),
+            }
+        },
+    );
     Ok(())
 }
 
@@ -120,10 +133,10 @@ fn convolve<'a, T: Real>(
     // Packing pays once more than a few rows share the weights.
     let few_rows = tout < 16 && y.len() / cout.max(1) < 64;
     let in_place = if few_rows && g.groups == 1 { Panels::in_place(weight, depth, cout) } else { None };
-    let packed: Vec<Packed<T>> = match in_place {
-        Some(_) => Vec::new(),
-        None => (0..g.groups).map(|n| Packed::new(&weight[n * cout_group..], depth, cout_group, cout)).collect(),
-    };
+    let pack = |group: usize| Packed::new(&weight[group * cout_group..], depth, cout_group, cout);
+    // One group, the usual case, costs no allocation.
+    let whole = (in_place.is_none() && g.groups == 1).then(|| pack(0));
+    let grouped: Vec<Packed<T>> = if g.groups == 1 { Vec::new() } else { (0..g.groups).map(pack).collect() };
     let block_rows = (BLOCK / (cin * g.stride).max(1)).clamp(16, 1024).next_multiple_of(12);
     parallel::for_blocks(y, tout * cout, block_rows * cout, y_work(depth), |item, first, block| {
         let rows = block.len() / cout;
@@ -139,7 +152,7 @@ fn convolve<'a, T: Real>(
                 width: cin_group,
                 column_stride: 1,
             };
-            let panels = in_place.unwrap_or_else(|| packed[group].panels());
+            let Some(panels) = in_place.or_else(|| whole.as_ref().or(grouped.get(group)).map(Packed::panels)) else { return };
             let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[group * cout_group..][..cout_group]));
             gemm(&mut block[group * cout_group..], cout, rows, a, panels, start);
         }
@@ -181,7 +194,8 @@ pub(crate) fn bare<T: Real>(
     (w, taps, cout): (&[T], usize, usize),
     g: &Geometry,
 ) {
-    let rows = |item: usize| Rows { x: &x[item * t * cin..][..t * cin], channels: cin, pad_left: g.pad_left, past: None, snake: None, elu: false };
+    let rows =
+        |item: usize| Rows { x: &x[item * t * cin..][..t * cin], channels: cin, pad_left: g.pad_left, past: None, snake: None, elu: false };
     convolve(y, tout, cout, cin, (w, taps), g, None, rows, |_, _| {});
 }
 

@@ -1,0 +1,116 @@
+//! How good is a codec on speech it has not seen?
+//!
+//! `codec_quality MODEL.safetensors DATASET [UTTERANCES]`: encodes and decodes the test split with 1, 2, 4, ... codebooks and
+//! prints the means per group (unseen speakers, unseen sentences of seen speakers), the perplexity of every codebook, and -
+//! where ffmpeg with libopus is installed - the same figures for Opus at 6 kbit/s. One JSON object a line.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use swara_engine::codec::Codec;
+use swara_engine::metrics::{Comparison, Usage};
+use swara_kernels::{DType, Device};
+use swara_loader::audio::{self, WavFormat};
+use swara_loader::dataset::{Dataset, Split};
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (model, data, limit) = match &args[..] {
+        [model, data] => (model, data, usize::MAX),
+        [model, data, limit] => (model, data, limit.parse().context("UTTERANCES")?),
+        _ => bail!("usage: codec_quality MODEL.safetensors DATASET [UTTERANCES]"),
+    };
+    let codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
+    let dataset = Dataset::open(data)?;
+    let trained: Vec<&str> = dataset.split(Split::Train).map(|(_, u)| u.speaker.as_str()).collect();
+    let test: Vec<(usize, String)> = dataset
+        .split(Split::Test)
+        .map(|(i, u)| (i, if trained.contains(&u.speaker.as_str()) { "seen speakers" } else { "unseen speakers" }.to_owned()))
+        .collect();
+    if test.is_empty() {
+        bail!("{data}: no test split");
+    }
+    let stride = test.len().div_ceil(limit.max(1));
+    let test: Vec<_> = test.into_iter().step_by(stride).collect();
+
+    let mut stages = vec![codec.codebooks()];
+    stages.extend((0..).map(|i| 1 << i).take_while(|&n| n < codec.codebooks()));
+    stages.sort_unstable();
+    let mut usage: Vec<Usage> = codec.config().codebook_sizes.iter().map(|&size| Usage::new(size)).collect();
+    for &codebooks in &stages {
+        let mut means = Means::default();
+        for (index, group) in &test {
+            let samples = dataset.samples(*index);
+            let codes = codec.encode(&samples, codebooks)?;
+            if codebooks == codec.codebooks() {
+                usage.iter_mut().zip(codes.values.chunks(codes.frames.max(1))).for_each(|(usage, codes)| usage.add(codes));
+            }
+            let mut decoded = codec.decode(&codes)?;
+            decoded.truncate(samples.len());
+            means.add(group, &Comparison::new(&samples, &decoded, codec.config().sample_rate, 0));
+        }
+        means.print(&format!("{} {:.2} kbit/s", codec.name(), codec.config().bitrate(codebooks) / 1e3), codebooks);
+    }
+    let perplexities: Vec<f64> = usage.iter().map(|u| (u.perplexity() * 10.0).round() / 10.0).collect();
+    let shares: Vec<f64> = usage.iter().map(|u| (u.perplexity() / u.size() as f64 * 1e3).round() / 1e3).collect();
+    println!("{}", json!({ "perplexity": perplexities, "share_of_size": shares }));
+
+    let mut opus = Means::default();
+    for (index, group) in &test {
+        let samples = dataset.samples(*index);
+        match opus_roundtrip(&samples, codec.config().sample_rate)? {
+            Some(decoded) => opus.add(group, &Comparison::new(&samples, &decoded, codec.config().sample_rate, 640)),
+            None => {
+                eprintln!("SKIPPED: Opus at 6 kbit/s: install ffmpeg with libopus");
+                return Ok(());
+            }
+        }
+    }
+    opus.print("opus 6 kbit/s", 0);
+    Ok(())
+}
+
+/// Sums per group: STOI, SI-SDR, rho, amplitude, mel distance, count.
+#[derive(Default)]
+struct Means(BTreeMap<String, [f64; 6]>);
+
+impl Means {
+    /// Utterances too short for a measure are left out.
+    fn add(&mut self, group: &str, c: &Comparison) {
+        let (Some(stoi), Some(mel)) = (c.stoi, c.mel_distance) else { return };
+        let values = [stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude, mel, 1.0];
+        let sums = self.0.entry(group.to_owned()).or_default();
+        sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+    }
+
+    fn print(&self, codec: &str, codebooks: usize) {
+        for (group, sums) in &self.0 {
+            let [stoi, si_sdr, rho, amplitude, mel, n] = sums.map(|s| s / sums[5]);
+            let round = |v: f64| (v * 1e3).round() / 1e3;
+            let line = json!({ "codec": codec, "codebooks": codebooks, "group": group, "utterances": sums[5] * n, "stoi": round(stoi),
+                "mel_distance": round(mel), "si_sdr_db": round(si_sdr), "rho": round(rho), "amplitude": round(amplitude) });
+            println!("{line}");
+        }
+    }
+}
+
+/// Through `libopus` at 6 kbit/s in a temporary folder; `None` without ffmpeg.
+fn opus_roundtrip(samples: &[f32], rate: u32) -> Result<Option<Vec<f32>>> {
+    let dir = std::env::temp_dir().join(format!("codec_quality-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let (wav, opus, back) = (dir.join("x.wav"), dir.join("x.opus"), dir.join("y.wav"));
+    audio::write(&wav, samples, rate, WavFormat::S16)?;
+    let ffmpeg = |args: &[&std::ffi::OsStr]| {
+        Command::new("ffmpeg").args(["-y", "-loglevel", "error"]).args(args).stdin(Stdio::null()).status().is_ok_and(|s| s.success())
+    };
+    let rate_text = rate.to_string();
+    let done =
+        ffmpeg(&["-i".as_ref(), wav.as_os_str(), "-c:a".as_ref(), "libopus".as_ref(), "-b:a".as_ref(), "6k".as_ref(), opus.as_os_str()])
+            && ffmpeg(&["-i".as_ref(), opus.as_os_str(), "-ar".as_ref(), rate_text.as_ref(), back.as_os_str()]);
+    let decoded = if done { Some(audio::read(&back, Some(rate))?.samples) } else { None };
+    std::fs::remove_dir_all(&dir)?;
+    Ok(decoded)
+}
