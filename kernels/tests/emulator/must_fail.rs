@@ -176,11 +176,12 @@ fn launches_over_the_limits_of_the_architecture_are_refused() {
 fn a_crash_is_a_fault_of_the_kernel() {
     let device = ascending();
     let x = upload(&device, &values(64));
-    assert_says(&fault(&device, "misaligned_vector", shape(1, 1), args![&x]), &["thread [0, 0, 0]", "not aligned"]);
     assert_says(&fault(&device, "wild_address", shape(1, 1), args![0x10000u64]), &["accesses 0x10000"]);
     assert_says(&fault(&device, "traps", shape(1, 32), &mut []), &["thread [3, 0, 0]", "__trap() at must_fail.cu"]);
     assert_says(&fault(&device, "overflows_its_stack", shape(1, 1), &mut []), &["stack"]);
     if cfg!(target_arch = "x86_64") {
+        // Other processors load vectors from anywhere and divide by zero in silence.
+        assert_says(&fault(&device, "misaligned_vector", shape(1, 1), args![&x]), &["thread [0, 0, 0]", "not aligned"]);
         assert_says(&fault(&device, "divides", shape(1, 1), args![0]), &["divides an integer by zero"]);
     }
 }

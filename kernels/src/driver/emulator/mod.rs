@@ -7,7 +7,7 @@
 //!   are NaN, which reaches the output;
 //! - writes next to device allocations and to shared variables (guard regions), indices outside arrays of known extent;
 //! - divergent barriers, dead-locks, shuffles from outside the mask, `ldmatrix` and `cp.async` on misplaced addresses;
-//! - crashes: wild addresses, misaligned vectors, integer division by zero;
+//! - crashes: wild addresses, stack overflow, and on x86-64 misaligned vectors and integer division by zero (Linux);
 //! - launches over the architecture's limits;
 //! - races, by comparing the results of several schedules bit by bit.
 //!
