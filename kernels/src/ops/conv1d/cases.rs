@@ -25,15 +25,23 @@ pub(super) fn cases() -> Vec<Case> {
         Shape(1, 31, 6, 4, 3, Geometry { groups: 2, pad_left: 2, ..g }),
         Shape(1, 37, 5, 5, 5, Geometry { groups: 5, stride: 2, dilation: 2, pad_left: 4, ..g }),
         Shape(1, 12, 64, 64, 3, causal(3, 1, 1)),
+        Shape(1, 500, 1, 7, 5, Geometry { stride: 3, dilation: 2, pad_left: 4, pad_right: 1, ..g }),
+        Shape(3, 129, 33, 1, 3, Geometry { stride: 2, dilation: 3, pad_left: 4, ..g }),
+        Shape(1, 41, 5, 8, 3, Geometry { stride: 2, dilation: 3, pad_left: 5, pad_right: 2, ..g }),
+        Shape(2, 300, 16, 40, 3, causal(3, 1, 1)),
     ];
     let mut cases = Vec::new();
     for dtype in DTYPES {
         for shape in small {
             cases.extend([forward_case(shape, dtype, false), input_gradient(shape, dtype), weight_gradient(shape, dtype)]);
         }
-        cases.push(fused_case(Shape(2, 33, 9, 9, 7, causal(7, 1, 3)), dtype));
-        cases.push(stream_case(Shape(3, 12, 6, 10, 7, causal(7, 1, 1)), dtype));
+        for (cin, cout) in [(9, 9), (16, 24), (1, 16), (24, 1)] {
+            cases.push(fused_case(Shape(2, 33, cin, cout, 7, causal(7, 1, 3)), dtype));
+            cases.push(stream_case(Shape(3, 12, cin, cout, 7, causal(7, 1, 1)), dtype));
+        }
+        cases.push(fused_case(Shape(1, 31, 6, 4, 3, Geometry { groups: 2, pad_left: 2, ..g }), dtype));
         cases.push(stream_case(Shape(2, 20, 6, 10, 10, causal(10, 5, 1)), dtype));
+        cases.push(stream_case(Shape(2, 12, 8, 8, 7, causal(7, 1, 9)), dtype));
         cases.push(forward_case(Shape(1, 4096, 128, 128, 7, causal(7, 1, 1)), dtype, true));
         cases.push(forward_case(Shape(8, 16000, 16, 16, 7, causal(7, 1, 9)), dtype, true));
     }
@@ -42,7 +50,9 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn label(kind: &str, Shape(b, t, cin, cout, k, g): Shape) -> String {
     let mut s = format!("{kind} {b}x{t}x{cin}->{cout} k{k}");
-    for (name, value, default) in [("s", g.stride, 1), ("d", g.dilation, 1), ("g", g.groups, 1), ("l", g.pad_left, 0), ("r", g.pad_right, 0)] {
+    for (name, value, default) in
+        [("s", g.stride, 1), ("d", g.dilation, 1), ("g", g.groups, 1), ("l", g.pad_left, 0), ("r", g.pad_right, 0)]
+    {
         if value != default {
             s += &format!(" {name}{value}");
         }
@@ -58,11 +68,22 @@ fn cost(Shape(b, t, cin, cout, k, g): Shape, dtype: DType) -> Cost {
 
 fn case(kind: &str, shape: Shape, dtype: DType, inputs: Vec<Input>, n: usize, run: crate::case::Run) -> Case {
     let tolerance = Tolerance::accumulate(n).then_round_to(dtype);
-    Case { label: label(kind, shape), dtype, inputs, outputs: vec![("y", Check::Within(tolerance))], run, cost: cost(shape, dtype), bench: false }
+    Case {
+        label: label(kind, shape),
+        dtype,
+        inputs,
+        outputs: vec![("y", Check::Within(tolerance))],
+        run,
+        cost: cost(shape, dtype),
+        bench: false,
+    }
 }
 
 fn operands(Shape(b, t, cin, cout, k, g): Shape) -> (Input, Input) {
-    (Input::normal("x", [b, t, cin]), Input::new("weight", [k, cin / g.groups, cout], Fill::Normal(((k * cin / g.groups) as f64).powf(-0.5))))
+    (
+        Input::normal("x", [b, t, cin]),
+        Input::new("weight", [k, cin / g.groups, cout], Fill::Normal(((k * cin / g.groups) as f64).powf(-0.5))),
+    )
 }
 
 fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
@@ -101,7 +122,7 @@ fn fused_case(shape: Shape, dtype: DType) -> Case {
         let elu = Fused { prologue: Prologue::Elu, bias: None, residual: None, epilogue: Epilogue::Elu };
         Ok(vec![forward(&i[0], &i[1], &g, snake)?, forward(&i[0], &i[1], &g, elu)?])
     });
-    let tolerance = Tolerance::accumulate(k * cin + 2).with_approximation(1e-6).via(dtype).then_round_to(dtype);
+    let tolerance = Tolerance::accumulate(k * cin / g.groups + 2).with_approximation(1e-6).via(dtype).then_round_to(dtype);
     let outputs = vec![("snake, bias, residual, tanh", Check::Within(tolerance)), ("elu, elu", Check::Within(tolerance))];
     Case { outputs, ..case("fused", shape, dtype, inputs, k * cin, run) }
 }

@@ -16,6 +16,8 @@
 mod cases;
 pub mod cpu;
 pub(crate) mod cuda;
+#[cfg(test)]
+mod tests;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};

@@ -18,6 +18,8 @@ pub(super) fn cases() -> Vec<Case> {
         Shape(1, 13, 6, 7, 10, padded(5, 3, 1)),
         Shape(1, 11, 4, 6, 7, padded(3, 2, 0)),
         Shape(1, 8, 4, 6, 3, padded(5, 0, 0)),
+        Shape(2, 127, 24, 1, 4, causal(4, 2)),
+        Shape(1, 33, 8, 16, 4, Geometry { stride: 2, crop_left: 5, crop_right: 1 }),
     ];
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -25,6 +27,7 @@ pub(super) fn cases() -> Vec<Case> {
             cases.extend([forward_case(shape, dtype, false), input_gradient(shape, dtype), weight_gradient(shape, dtype)]);
         }
         cases.push(stream_case(Shape(3, 4, 6, 5, 10, causal(10, 5)), dtype));
+        cases.push(stream_case(Shape(2, 3, 16, 8, 7, causal(7, 2)), dtype));
         cases.push(forward_case(Shape(1, 2048, 128, 64, 16, causal(16, 8)), dtype, true));
     }
     cases

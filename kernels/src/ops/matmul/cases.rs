@@ -17,6 +17,8 @@ pub(super) fn cases() -> Vec<Case> {
         (29, 37, 33, tb),
         (64, 64, 64, tb),
         (5, 3, 500, Transpose { a: true, b: true }),
+        (48, 40, 2100, ta),
+        (3, 66, 128, tb),
     ];
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {

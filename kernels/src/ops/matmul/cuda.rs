@@ -152,6 +152,11 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// `y = finish(window x weights)`.
     pub fn product(&self, gpu: &Cuda, x: Window, w: Taps, y: Output) -> Result<()> {
+        let (m, n) = (x.batches.saturating_mul(x.rows), w.phases.saturating_mul(y.channels));
+        self.product_by(gpu, Tile::choose(self.tiles, gpu, m, n), x, w, y)
+    }
+
+    fn product_by(&self, gpu: &Cuda, tile: Tile, x: Window, w: Taps, y: Output) -> Result<()> {
         let op = self.op;
         let suffix = check_dtype(op, x.data)?;
         let (m, n) = (x.batches.saturating_mul(x.rows), w.phases.saturating_mul(y.channels));
@@ -164,7 +169,6 @@ impl Kernels {
         if k == 0 {
             return Err(Error::argument(op, "a product over no elements"));
         }
-        let tile = Tile::choose(self.tiles, gpu, m, n);
         let kernel = gpu.kernel(self.source, &format!("{}_{}x{}_{suffix}", self.name, tile.m, tile.n))?;
         let shared = tile.shared_bytes(uses_tensor_cores(gpu, x.data.dtype()), true, w.transposed);
         let (ring, position) = x.past.unzip();
@@ -299,4 +303,48 @@ fn transposed(gpu: &Cuda, b: &Tensor, rows: usize, columns: usize) -> Result<Ten
     // SAFETY: the parameter list of matmul_transpose; both matrices have rows * columns elements.
     unsafe { kernel.launch(grid(rows.div_ceil(32) * columns.div_ceil(32), 256, 0)?, arguments)? };
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::case::SplitMix;
+    use crate::driver::Arch;
+    use crate::driver::emulator::{Emulator, Options};
+
+    #[test]
+    fn the_choice_of_a_tile_changes_no_bit() -> Result<()> {
+        let (m, n, k) = (133, 141, 77);
+        for arch in [75, 90] {
+            let emulator = match Emulator::new(Options { arch: Arch(arch), ..Options::default() }) {
+                Err(Error::Unavailable { why, .. }) => return Ok(println!("skipped: the emulator, {why}")),
+                emulator => emulator?,
+            };
+            let device = Device::on(Box::new(emulator));
+            let Device::Cuda(gpu) = &device else { return Err(Error::argument("test", "the emulator is a CUDA device")) };
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let mut rng = SplitMix(3);
+                let mut random = |rows: usize, columns: usize| {
+                    let values: Vec<f64> = (0..rows * columns).map(|_| rng.uniform() - 0.5).collect();
+                    Tensor::from_f64(&device, dtype, &values, [rows, columns])
+                };
+                let (a, b, bt) = (random(m, k)?, random(k, n)?, random(n, k)?);
+                for (kernels, b, transposed) in [(&NN, &b, false), (&NT, &bt, true)] {
+                    let mut results = Vec::new();
+                    for &tile in kernels.tiles {
+                        let c = Tensor::empty(&device, dtype, [m, n])?;
+                        let (rows, columns) = if transposed { (n, k) } else { (k, n) };
+                        let weights = Taps { data: b, taps: 1, rows, columns, phases: 1, dilation: 1, transposed };
+                        let output = Output { y: &c, bias: None, residual: None, epilogue: 0, time: m, channels: n, offset: 0 };
+                        kernels.product_by(gpu, tile, Window::matrix(&a, m, k), weights, output)?;
+                        results.push(c.to_f64()?);
+                    }
+                    assert!(results[0].iter().all(|v| v.is_finite()));
+                    assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "sm_{arch} {dtype} transposed {transposed}");
+                }
+            }
+        }
+        Ok(())
+    }
 }

@@ -6,7 +6,8 @@
 //! | `b`    | `[K, N]`, or `[N, K]` transposed       | shared by all rows                   |
 //! | `c`    | `[.., M, N]`                           |                                      |
 //!
-//! Every output is one sum over `k` in ascending order, whatever `M`. Storage f32, bf16 or f16 on CUDA with f32 accumulation,
+//! Every output is one sum over `k` in ascending order, whatever `M` (with `a` transposed, on CUDA: sums over runs of `k` of a
+//! length that depends on `K` alone, then over the runs). Storage f32, bf16 or f16 on CUDA with f32 accumulation,
 //! f32 or f64 on the CPU.
 
 mod cases;
