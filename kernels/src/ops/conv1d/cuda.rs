@@ -3,7 +3,8 @@
 use super::{Epilogue, Fused, Geometry, Prologue, Ring, SOURCE};
 use crate::device::Arg;
 use crate::ops::matmul::cuda::{
-    Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, TILE_128X128, Taps, Window, check_dtype, grid, int, run_length, signed,
+    Correlation, Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, TILE_128X128, Taps, Window, check_dtype, grid, int, run_length,
+    signed,
 };
 use crate::{Cuda, DType, Error, Result, Tensor, args};
 
@@ -244,5 +245,5 @@ pub(super) fn backward_weight(gpu: &Cuda, dw: &mut Tensor, dy: &Tensor, x: &Tens
         return unsafe { kernel.launch(grid(dw.elements(), 128, 0)?, arguments) };
     }
     let depth = run_length(total, taps * xs[2], cout);
-    WEIGHT_GRADIENT.correlation(gpu, "conv1d_dw_sum", dw, rows, dy, cout, false, depth)
+    WEIGHT_GRADIENT.correlation(gpu, Correlation { dw, x: rows, rows: dy, columns: cout, swapped: false, depth })
 }

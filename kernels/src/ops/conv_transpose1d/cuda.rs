@@ -1,7 +1,7 @@
 use super::{Extents, Geometry, NAME, SOURCE};
 use crate::ops::conv1d::Ring;
 use crate::ops::conv1d::cuda::{append, check_ring, window};
-use crate::ops::matmul::cuda::{Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, Taps, run_length};
+use crate::ops::matmul::cuda::{Correlation, Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, Taps, run_length};
 use crate::{Cuda, Result, Tensor};
 
 const FORWARD: Kernels = Kernels { op: NAME, source: &SOURCE, name: "conv_transpose1d", tiles: &[TILE_64X64, TILE_128X32, TILE_16X64] };
@@ -80,5 +80,5 @@ pub(super) fn backward_weight(gpu: &Cuda, dw: &mut Tensor, dy: &Tensor, x: &Tens
     // Windows of dy against rows of x give [(tap, out), in].
     let rows = window(dy, (ys[0], ys[1], ys[2]), xs[1], g.stride, g.crop_left as isize, 1, taps);
     let depth = run_length(xs[0].saturating_mul(xs[1]), taps * ys[2], xs[2]);
-    WEIGHT_GRADIENT.correlation(gpu, "conv_transpose1d_dw_sum", dw, rows, x, xs[2], true, depth)
+    WEIGHT_GRADIENT.correlation(gpu, Correlation { dw, x: rows, rows: x, columns: xs[2], swapped: true, depth })
 }

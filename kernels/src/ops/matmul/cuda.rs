@@ -57,6 +57,17 @@ pub(crate) struct Output<'a> {
     pub offset: usize,
 }
 
+/// `dw[(tap, i), j] = sum over rows of x[row, (tap, i)] * rows[row, j]`, in runs of `depth` rows that are then added up in
+/// order. With `swapped`, dw is `[tap, j, i]`.
+pub(crate) struct Correlation<'a> {
+    pub dw: &'a Tensor,
+    pub x: Window<'a>,
+    pub rows: &'a Tensor,
+    pub columns: usize,
+    pub swapped: bool,
+    pub depth: usize,
+}
+
 /// A tile of C; `gemm.cuh` has the same table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tile {
@@ -161,7 +172,9 @@ impl Kernels {
         let suffix = check_dtype(op, x.data)?;
         let (m, n) = (x.batches.saturating_mul(x.rows), w.phases.saturating_mul(y.channels));
         let k = x.taps.saturating_mul(x.channels);
-        (int(op, m)?, int(op, n)?, int(op, k)?);
+        for extent in [m, n, k] {
+            int(op, extent)?;
+        }
         int(op, x.rows.saturating_mul(x.step.max(w.phases)).saturating_add(x.taps.saturating_mul(x.tap_step.unsigned_abs())))?;
         if m == 0 || n == 0 {
             return Ok(());
@@ -206,24 +219,15 @@ impl Kernels {
         unsafe { kernel.launch(grid(tile.count(m, n), tile.threads(), shared)?, arguments) }
     }
 
-    /// `dw[(tap, i), j] = sum over rows of x[row, (tap, i)] * rows[row, j]`, in runs of `depth` rows that are then added up by
-    /// kernel `sum`. With `swapped`, dw is `[tap, j, i]`.
-    pub fn correlation(
-        &self,
-        gpu: &Cuda,
-        sum: &str,
-        dw: &Tensor,
-        x: Window,
-        rows: &Tensor,
-        columns: usize,
-        swapped: bool,
-        depth: usize,
-    ) -> Result<()> {
+    /// Sums over rows, by the kernels `{name}_64x64` and `{name}_sum`.
+    pub fn correlation(&self, gpu: &Cuda, sum: Correlation) -> Result<()> {
         let op = self.op;
+        let Correlation { dw, x, rows, columns, swapped, depth } = sum;
         let suffix = check_dtype(op, x.data)?;
         let (m, n) = (x.taps.saturating_mul(x.channels), columns);
         let total = x.batches.saturating_mul(x.rows);
-        (int(op, total)?, int(op, m.saturating_mul(n))?);
+        int(op, total)?;
+        int(op, m.saturating_mul(n))?;
         int(op, x.rows.saturating_mul(x.step).saturating_add(x.taps.saturating_mul(x.tap_step.unsigned_abs())))?;
         if m == 0 || n == 0 {
             return Ok(());
@@ -253,7 +257,7 @@ impl Kernels {
         // SAFETY: the parameter list of CORRELATION_KERNEL; `partial` has room for every split, the callers check the rest.
         unsafe { kernel.launch(launch, arguments)? };
         let (inputs, outputs) = if swapped { (columns, x.channels) } else { (x.channels, columns) };
-        let kernel = gpu.kernel(self.source, &format!("{sum}_{suffix}"))?;
+        let kernel = gpu.kernel(self.source, &format!("{}_sum_{suffix}", self.name))?;
         let arguments: &mut [Arg] =
             args![dw, &partial, splits as i32, int(op, x.taps)?, int(op, inputs)?, int(op, outputs)?, i32::from(swapped)];
         // SAFETY: the parameter list of SUM_PARTIALS_KERNEL; dw has m * n elements.
@@ -286,7 +290,8 @@ pub(super) fn forward(gpu: &Cuda, c: &mut Tensor, a: &Tensor, b: &Tensor, transp
             b
         };
         // The length of a run depends on k alone.
-        return TN.correlation(gpu, "matmul_sum", c, Window::matrix(a, k, m), b, n, false, k.div_ceil(64).max(1024));
+        let depth = k.div_ceil(64).max(1024);
+        return TN.correlation(gpu, Correlation { dw: c, x: Window::matrix(a, k, m), rows: b, columns: n, swapped: false, depth });
     }
     let (rows, columns) = if transpose.b { (n, k) } else { (k, n) };
     let weights = Taps { data: b, taps: 1, rows, columns, phases: 1, dilation: 1, transposed: transpose.b };

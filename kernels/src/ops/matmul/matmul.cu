@@ -4,7 +4,7 @@
 //
 //   matmul_nn   A [M, K], B [K, N]    grid: tiles of C, columns first; block: one tile; K from 0 up in every block
 //   matmul_nt   A [M, K], B [N, K]    as nn
-//   matmul_tn   A [K, M], B [K, N]    grid.y: runs of k; f32 partial sums, added up in order by matmul_sum
+//   matmul_tn   A [K, M], B [K, N]    grid.y: runs of k; f32 partial sums, added up in order by matmul_tn_sum
 //   matmul_transpose                  32 x 32 a block, before tn if B is [N, K]
 //
 // The tile loops, the tensor-core and the f32 cores and the edge handling are gemm.cuh; here are only the instances. Tiles:
@@ -40,17 +40,17 @@ __device__ __forceinline__ void transpose(T* out, const T* in, int rows, int col
     PRODUCT_KERNEL(matmul_nt_64x64_##SUFFIX, T, Tile64x64, true)                                                               \
     PRODUCT_KERNEL(matmul_nt_16x64_##SUFFIX, T, Tile16x64, true)                                                               \
     CORRELATION_KERNEL(matmul_tn_64x64_##SUFFIX, T, Tile64x64)                                                                 \
-    SUM_PARTIALS_KERNEL(matmul_sum_##SUFFIX, T)                                                                                \
+    SUM_PARTIALS_KERNEL(matmul_tn_sum_##SUFFIX, T)                                                                                \
     extern "C" __global__ void __launch_bounds__(256) matmul_transpose_##SUFFIX(T* out, const T* in, int rows, int columns) {  \
         transpose(out, in, rows, columns);                                                                                     \
     }
 
 // kernels: matmul_nn_128x128_f32 matmul_nn_64x64_f32 matmul_nn_16x64_f32 matmul_nt_64x64_f32 matmul_nt_16x64_f32
-// kernels: matmul_tn_64x64_f32 matmul_sum_f32 matmul_transpose_f32
+// kernels: matmul_tn_64x64_f32 matmul_tn_sum_f32 matmul_transpose_f32
 // kernels: matmul_nn_128x128_bf16 matmul_nn_64x64_bf16 matmul_nn_16x64_bf16 matmul_nt_64x64_bf16 matmul_nt_16x64_bf16
-// kernels: matmul_tn_64x64_bf16 matmul_sum_bf16 matmul_transpose_bf16
+// kernels: matmul_tn_64x64_bf16 matmul_tn_sum_bf16 matmul_transpose_bf16
 // kernels: matmul_nn_128x128_f16 matmul_nn_64x64_f16 matmul_nn_16x64_f16 matmul_nt_64x64_f16 matmul_nt_16x64_f16
-// kernels: matmul_tn_64x64_f16 matmul_sum_f16 matmul_transpose_f16
+// kernels: matmul_tn_64x64_f16 matmul_tn_sum_f16 matmul_transpose_f16
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)
