@@ -60,7 +60,10 @@ pub enum Check {
     Exact,
     /// Integers that may differ only where the oracle's output number `margin` (same shape, relative gap between best and
     /// second best) is below `epsilon`.
-    Index { margin: usize, epsilon: f64 },
+    Index {
+        margin: usize,
+        epsilon: f64,
+    },
     /// Not compared; exists for another output's sake.
     Ignore,
 }

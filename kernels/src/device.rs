@@ -3,8 +3,8 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use crate::driver::{Driver, EventId, GraphId, Launch, Source};
 use crate::driver::{DevicePtr, FunctionId};
+use crate::driver::{Driver, EventId, GraphId, Launch, Source};
 use crate::{Error, Result, Tensor};
 
 /// Where a tensor lives and where its operations run. Cheap to clone; equal if it is the same device.

@@ -70,7 +70,6 @@ element!(f64 => F64, f32 => F32, bf16 => BF16, f16 => F16, i32 => I32, u8 => U8)
 
 /// The two types the CPU computes in: f32 is the device, f64 the oracle.
 pub trait Real: Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum {
-
     fn of(v: f64) -> Self;
     fn f64(self) -> f64;
 }

@@ -130,6 +130,12 @@ impl Codec {
         if codes.values.len() != codes.codebooks * codes.frames {
             return Err(Error::Argument(format!("{} codes are not {} x {}", codes.values.len(), codes.codebooks, codes.frames)));
         }
+        for (i, &code) in codes.values.iter().enumerate() {
+            let (k, size) = (i / codes.frames, self.config.codebook_sizes[i / codes.frames]);
+            if usize::try_from(code).map_or(true, |code| code >= size) {
+                return Err(Error::Argument(format!("code {code} of codebook {k}, frame {}, is not below {size}", i % codes.frames)));
+            }
+        }
         let row = |t: usize| (0..codes.codebooks).map(move |k| codes.values[k * codes.frames + t]);
         let rows: Vec<i32> = (0..codes.frames).flat_map(row).collect();
         let mut samples = Vec::with_capacity(codes.frames * self.config.hop());

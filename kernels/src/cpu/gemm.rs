@@ -5,9 +5,9 @@
 
 use num_traits::Zero;
 
-use crate::{Element, Real};
 use crate::cpu::{has_avx512, vectorised};
 use crate::tensor::Scratch;
+use crate::{Element, Real};
 
 /// `A(i, (k, c)) = data[i * row_stride + k * tap_stride + c * column_stride]`, with `p = k * width + c`.
 #[derive(Clone, Copy)]
@@ -121,10 +121,16 @@ pub fn gemm<T: Real>(c: &mut [T], c_stride: usize, rows: usize, a: Gather<T>, b:
     if T::DTYPE == crate::DType::F32 {
         use std::arch::x86_64::{__m256, __m512};
         if has_avx512() {
-            return vectorised(#[inline(always)] || job.run::<__m512, 12, 2>());
+            return vectorised(
+                #[inline(always)]
+                || job.run::<__m512, 12, 2>(),
+            );
         }
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return vectorised(#[inline(always)] || job.run::<__m256, 6, 2>());
+            return vectorised(
+                #[inline(always)]
+                || job.run::<__m256, 6, 2>(),
+            );
         }
     }
     job.run::<Scalars<T>, 2, 2>()
@@ -219,7 +225,11 @@ impl<T: Real> Job<'_, T> {
             let columns = self.b.panel_width.min(self.b.columns - panel * self.b.panel_width);
             for first in (0..columns).step_by(NV * V::LANES) {
                 let n = columns - first;
-                if n <= V::LANES { self.rows::<V, MR, 1>(panel, first, n) } else { self.rows::<V, MR, NV>(panel, first, n.min(NV * V::LANES)) }
+                if n <= V::LANES {
+                    self.rows::<V, MR, 1>(panel, first, n)
+                } else {
+                    self.rows::<V, MR, NV>(panel, first, n.min(NV * V::LANES))
+                }
             }
         }
     }

@@ -64,9 +64,11 @@ fn expand(file: &str, text: &str, included: &mut Vec<String>, out: &mut String) 
             included.push(name.to_owned());
             let body = match OVERRIDE.get() {
                 Some(dir) => read(&dir.join("cuda").join(name))?,
-                None => HEADERS.iter().find(|(h, _)| *h == name).map(|(_, body)| (*body).to_owned()).ok_or_else(|| {
-                    Error::Compile { source_name: file.to_owned(), log: format!("no header {name}") }
-                })?,
+                None => HEADERS
+                    .iter()
+                    .find(|(h, _)| *h == name)
+                    .map(|(_, body)| (*body).to_owned())
+                    .ok_or_else(|| Error::Compile { source_name: file.to_owned(), log: format!("no header {name}") })?,
             };
             expand(name, &body, included, out)?;
         }
@@ -92,8 +94,13 @@ fn kernel_names(text: &str) -> Vec<String> {
                 Some(at) => rest[at..].split_once(')').map_or("", |(_, r)| r),
                 None => rest.trim_start().strip_prefix("void").unwrap_or(""),
             };
-            let name: String =
-                head.trim_start().trim_start_matches("void").trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let name: String = head
+                .trim_start()
+                .trim_start_matches("void")
+                .trim_start()
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
             let pasted = head.contains(&format!("{name}##")); // in a macro; the comment lists what it becomes
             if !name.is_empty() && !pasted && head.contains('(') && !names.contains(&name) {
                 names.push(name);

@@ -4,6 +4,7 @@
 use super::{Epilogue, Fused, Geometry, Prologue, Ring};
 use crate::cpu::gemm::{Gather, Packed, Panels, Start, gemm};
 use crate::cpu::{parallel, vectorised};
+use crate::ops::snake;
 use crate::tensor::Scratch;
 use crate::{Real, Result, Tensor};
 
@@ -277,7 +278,7 @@ pub(crate) fn upsample<T: Real>(
     // Rows of `stride` outputs that cover `crop..crop + len`; row u reads inputs u - (history - 1) ..= u.
     let first = crop / stride;
     let rows = if len == 0 { 0 } else { (crop + len).div_ceil(stride) - first };
-    let batch = if len * cout == 0 { 0 } else { y.len() / (len * cout) };
+    let batch = y.len().checked_div(len * cout).unwrap_or(0);
     // A crop beyond the padding is skipped input.
     let skip = first.saturating_sub(history - 1).min(t);
     let pad_left = (history - 1).saturating_sub(first);
@@ -395,23 +396,4 @@ pub fn reset<T: Real>(ring: &mut Ring, mask: &[u8]) -> Result<()> {
         ring.position.as_mut_slice::<i32>()?[item] = 0;
     }
     Ok(())
-}
-
-mod snake {
-    pub mod cpu {
-        use crate::Real;
-        pub struct Coefficients<T>(Vec<T>);
-        impl<T: Real> Coefficients<T> {
-            pub fn new(alpha: &[T]) -> Self {
-                Coefficients(alpha.to_vec())
-            }
-            pub fn apply(&self, out: &mut [T], x: &[T]) {
-                for (i, (o, &x)) in out.iter_mut().zip(x).enumerate() {
-                    let a = self.0[i % self.0.len()];
-                    let s = (a * x).sin();
-                    *o = x + s * s / (a + T::of(1e-9));
-                }
-            }
-        }
-    }
 }

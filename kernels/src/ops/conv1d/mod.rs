@@ -196,7 +196,12 @@ pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, f
     let g = Geometry { pad_left: past, pad_right: 0, ..*geometry };
     let e = check(x, weight, &g)?;
     if *ring.rows.shape() != [e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin] {
-        return Err(Error::shape("conv1d", "ring", format!("[{}, {}, {}]", e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin), ring.rows.shape()));
+        return Err(Error::shape(
+            "conv1d",
+            "ring",
+            format!("[{}, {}, {}]", e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin),
+            ring.rows.shape(),
+        ));
     }
     if !e.t.is_multiple_of(g.stride) {
         return Err(Error::shape("conv1d", "x", format!("a multiple of the stride {} in time", g.stride), x.shape()));

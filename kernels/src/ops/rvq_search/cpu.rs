@@ -58,12 +58,11 @@ pub fn search<T: Real>(x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Ten
 
 pub fn decode<T: Real>(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
     let (n, d) = (codes.shape()[0], codebooks[0].shape()[1]);
-    let books = codebooks.iter().map(|b| b.as_slice::<T>()).collect::<Result<Vec<_>>>()?;
     let mut out = Tensor::zeros(&Device::Cpu, T::DTYPE, [n, d])?;
     let rows = codes.as_slice::<i32>()?.chunks_exact(codes.shape()[1]);
     for (row, codes) in out.as_mut_slice::<T>()?.chunks_exact_mut(d).zip(rows) {
-        for (book, &code) in books.iter().zip(codes) {
-            for (y, &c) in row.iter_mut().zip(&book[code as usize * d..][..d]) {
+        for (book, &code) in codebooks.iter().zip(codes) {
+            for (y, &c) in row.iter_mut().zip(&book.as_slice::<T>()?[code as usize * d..][..d]) {
                 *y += c;
             }
         }

@@ -87,8 +87,7 @@ pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
     check_operand("codes", codes, DType::I32, &codebooks[0].device())?;
     match codes.device() {
         Device::Cpu => {
-            let sizes: Vec<usize> = codebooks.iter().map(|b| b.shape()[0]).collect();
-            check_codes(codes, &sizes)?;
+            check_values(codes.as_slice()?, codebooks.len(), |stage| codebooks[stage].shape()[0])?;
             dispatch_real!(NAME, codebooks[0].dtype(), T => cpu::decode::<T>(codes, codebooks))
         }
         Device::Cuda(gpu) => cuda::decode(&gpu, codes, codebooks),
@@ -113,12 +112,14 @@ pub fn check_codes(codes: &Tensor, sizes: &[usize]) -> Result<()> {
     if codes.shape().len() != 2 || codes.shape()[1] > sizes.len() {
         return Err(Error::shape(NAME, "codes", format!("[N, S] with S <= {}", sizes.len()), codes.shape()));
     }
-    let values = codes.to_vec::<i32>()?;
-    for (i, &code) in values.iter().enumerate() {
-        let stage = i % codes.shape()[1];
-        if usize::try_from(code).map_or(true, |code| code >= sizes[stage]) {
-            let row = i / codes.shape()[1];
-            return Err(Error::argument(NAME, format!("code {code} of row {row}, stage {stage}, is not below {}", sizes[stage])));
+    check_values(&codes.to_vec::<i32>()?, codes.shape()[1], |stage| sizes[stage])
+}
+
+fn check_values(codes: &[i32], stages: usize, size: impl Fn(usize) -> usize) -> Result<()> {
+    for (i, &code) in codes.iter().enumerate() {
+        let (row, stage) = (i / stages, i % stages);
+        if usize::try_from(code).map_or(true, |code| code >= size(stage)) {
+            return Err(Error::argument(NAME, format!("code {code} of row {row}, stage {stage}, is not below {}", size(stage))));
         }
     }
     Ok(())
