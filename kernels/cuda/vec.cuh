@@ -1,1 +1,59 @@
+// 16-byte vectors of float, bf16 or f16 that are floats in registers, and the walk of a kernel whose elements are alone.
+//
+//   LANES<T>                          elements in 16 bytes
+//   load_vector<T, N>(dst, src)       N = LANES<T>: one 16-byte load, src aligned to 16 bytes; N = 1: a scalar
+//   store_vector<T, N>(dst, src)
+//   for_elements<T>(n, f)             f.at<N>(i) for the elements i .. i + N of each thread
 #pragma once
+
+#include "types.cuh"
+
+template <typename T>
+constexpr int LANES = 16 / sizeof(T);
+
+template <typename T, int N>
+__device__ __forceinline__ void load_vector(float (&dst)[N], const T* src) {
+    static_assert(N == 1 || N == LANES<T>, "a vector or a scalar");
+    if constexpr (N == 1) {
+        dst[0] = to_float(src[0]);
+    } else {
+        const uint4 raw = *reinterpret_cast<const uint4*>(src);
+        const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if constexpr (sizeof(T) == 4)
+                dst[i] = __uint_as_float(words[i]);
+            else
+                dst[i] = to_float(T{(uint16_t)(words[i / 2] >> (16 * (i % 2)))});
+        }
+    }
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void store_vector(T* dst, const float (&src)[N]) {
+    static_assert(N == 1 || N == LANES<T>, "a vector or a scalar");
+    if constexpr (N == 1) {
+        dst[0] = from_float<T>(src[0]);
+    } else {
+        unsigned words[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if constexpr (sizeof(T) == 4)
+                words[i] = __float_as_uint(src[i]);
+            else
+                words[i / 2] |= (unsigned)from_float<T>(src[i]).bits << (16 * (i % 2));
+        }
+        *reinterpret_cast<uint4*>(dst) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+
+// One vector a thread; the last thread does what is left one by one. `T` is the narrowest type that is touched, so that the
+// vectors of wider ones are aligned too.
+template <typename T, typename F>
+__device__ __forceinline__ void for_elements(uint64_t n, F f) {
+    const uint64_t first = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * LANES<T>;
+    if (first + LANES<T> <= n)
+        f.template at<LANES<T>>(first);
+    else
+        for (uint64_t i = first; i < n; i++) f.template at<1>(i);
+}

@@ -7,6 +7,7 @@ pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod elementwise;
+mod launch;
 pub mod loss;
 pub mod matmul;
 pub mod reduce;
@@ -20,4 +21,18 @@ pub mod weight_norm;
 use crate::case::Op;
 
 /// Every operation, for `verify`, `bench`, the compile gate and the kernel table.
-pub const REGISTRY: &[&Op] = &[&conv1d::OP, &conv_transpose1d::OP, &matmul::OP, &codebook::OP, &rvq_search::OP, &stft::OP];
+pub const REGISTRY: &[&Op] = &[
+    &conv1d::OP,
+    &conv_transpose1d::OP,
+    &matmul::OP,
+    &codebook::OP,
+    &rvq_search::OP,
+    &stft::OP,
+    &snake::OP,
+    &activation::OP,
+    &weight_norm::OP,
+    &elementwise::OP,
+    &reduce::OP,
+    &loss::OP,
+    &adamw::OP,
+];

@@ -7,12 +7,11 @@ const SLOPE: f64 = 0.797_884_560_802_865_4;
 const CUBIC: f64 = 0.044_715;
 
 pub fn forward<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()> {
-    let half = T::of(0.5);
     match kind {
         Activation::Elu => map(y, x, |x: T| if x > T::zero() { x } else { x.exp_m1() }),
         Activation::Silu => map(y, x, |x: T| x * sigmoid(x)),
         Activation::Gelu => map(y, x, |x: T| x * normal_cdf(x)),
-        Activation::GeluTanh => map(y, x, |x: T| half * x * (T::one() + inner(x).tanh())),
+        Activation::GeluTanh => map(y, x, |x: T| x * sigmoid(inner(x))),
         Activation::Tanh => map(y, x, |x: T| x.tanh()),
     }
 }
@@ -21,23 +20,16 @@ pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Ten
     let one = T::one();
     match kind {
         Activation::Elu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { dy * x.exp() }),
-        Activation::Silu => map2(dx, dy, x, |dy, x: T| {
-            let s = sigmoid(x);
-            dy * s * (one + x * (one - s))
-        }),
+        Activation::Silu => map2(dx, dy, x, |dy, x: T| dy * (sigmoid(x) + x * sigmoid_slope(x))),
         Activation::Gelu => map2(dx, dy, x, |dy, x: T| {
             let density = (-x * x * T::of(0.5)).exp() * T::of(0.5 * SLOPE);
             dy * (normal_cdf(x) + x * density)
         }),
         Activation::GeluTanh => map2(dx, dy, x, |dy, x: T| {
-            let t = inner(x).tanh();
-            let slope = T::of(SLOPE) * (one + T::of(3.0 * CUBIC) * x * x);
-            dy * T::of(0.5) * ((one + t) + x * (one - t * t) * slope)
+            let (v, slope) = (inner(x), T::of(2.0 * SLOPE) * (one + T::of(3.0 * CUBIC) * x * x));
+            dy * (sigmoid(v) + x * sigmoid_slope(v) * slope)
         }),
-        Activation::Tanh => map2(dx, dy, x, |dy, x: T| {
-            let t = x.tanh();
-            dy * (one - t * t)
-        }),
+        Activation::Tanh => map2(dx, dy, x, |dy, x: T| dy * T::of(4.0) * sigmoid_slope(x + x)),
     }
 }
 
@@ -49,8 +41,15 @@ fn normal_cdf<T: Real>(x: T) -> T {
     T::of(0.5 * libm::erfc(-x.f64() * std::f64::consts::FRAC_1_SQRT_2))
 }
 
+/// `sigmoid (1 - sigmoid)` without its cancellation; a quarter of `1 - tanh^2(x / 2)`.
+fn sigmoid_slope<T: Real>(x: T) -> T {
+    let e = (-x.abs()).exp();
+    e / ((T::one() + e) * (T::one() + e))
+}
+
+/// Twice the argument of the hyperbolic tangent, since `(1 + tanh u) / 2 = sigmoid(2 u)`.
 fn inner<T: Real>(x: T) -> T {
-    T::of(SLOPE) * (x + T::of(CUBIC) * x * x * x)
+    T::of(2.0 * SLOPE) * (x + T::of(CUBIC) * x * x * x)
 }
 
 fn map<T: Real>(y: &mut Tensor, x: &Tensor, f: impl Fn(T) -> T + Sync + Send) -> Result<()> {

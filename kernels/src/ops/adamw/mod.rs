@@ -9,14 +9,17 @@
 //! ```
 //! `p`, `g`, `m`, `v` share a shape. f32, or f64 on the CPU. Source: Loshchilov & Hutter 2019 as in `torch.optim.AdamW`.
 
-use crate::case::{Case, Check, Cost, Fill, Input, Op};
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::tolerance::Tolerance;
 use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real};
 
+mod cases;
 mod cpu;
+mod cuda;
 
-pub static OP: Op = Op { name: NAME, source: None, cases };
+pub static SOURCE: Source = Source { path: "ops/adamw/adamw.cu", text: include_str!("adamw.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
 
 const NAME: &str = "adamw";
 
@@ -45,11 +48,22 @@ impl AdamW {
     fn at(&self, step: u64) -> Result<Update> {
         let &AdamW { lr, beta1, beta2, eps, weight_decay } = self;
         let decays = |beta: f64| (0.0..1.0).contains(&beta);
-        if step == 0 || !decays(beta1) || !decays(beta2) || !(lr.is_finite() && weight_decay.is_finite() && eps >= 0.0) {
-            return Err(Error::argument(NAME, format!("expected step >= 1, 0 <= beta < 1, eps >= 0 and finite rates: step {step}, {self:?}")));
+        let valid = step > 0 && decays(beta1) && decays(beta2) && lr.is_finite() && weight_decay.is_finite() && eps >= 0.0;
+        if !valid {
+            return Err(Error::argument(
+                NAME,
+                format!("expected step >= 1, 0 <= beta < 1, eps >= 0 and finite rates: step {step}, {self:?}"),
+            ));
         }
         let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
-        Ok(Update { keep: 1.0 - lr * weight_decay, beta1, beta2, rate: lr / corrected(beta1), correction: corrected(beta2).sqrt().recip(), eps })
+        Ok(Update {
+            keep: 1.0 - lr * weight_decay,
+            beta1,
+            beta2,
+            rate: lr / corrected(beta1),
+            correction: corrected(beta2).sqrt().recip(),
+            eps,
+        })
     }
 }
 
@@ -73,7 +87,7 @@ pub fn step(
     let update = options.at(step)?;
     match param.device() {
         Device::Cpu => dispatch_real!(NAME, param.dtype(), T => cpu::step::<T>(param, grad, m, v, update, grad_scale)),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::step(&gpu, param, grad, m, v, update, grad_scale),
     }
 }
 
@@ -81,7 +95,7 @@ pub fn step(
 pub fn clip_scale(total: &Tensor, max_norm: f64) -> Result<Tensor> {
     check_dtype("total", total)?;
     check::parameter(NAME, total, "total", total, 1)?;
-    if !(max_norm > 0.0) {
+    if max_norm.is_nan() || max_norm <= 0.0 {
         return Err(Error::argument(NAME, format!("the norm to clip to must be positive, not {max_norm}")));
     }
     match total.device() {
@@ -89,7 +103,11 @@ pub fn clip_scale(total: &Tensor, max_norm: f64) -> Result<Tensor> {
             let scale = max_norm / (total.as_slice::<T>()?[0].f64().sqrt() + 1e-6);
             Tensor::from_slice(&Device::Cpu, &[T::of(if scale > 1.0 { 1.0 } else { scale })], [1])
         }),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => {
+            let mut scale = total.empty_like()?;
+            cuda::clip_scale(&gpu, &mut scale, total, max_norm)?;
+            Ok(scale)
+        }
     }
 }
 
@@ -99,7 +117,7 @@ pub fn ema(shadow: &mut Tensor, param: &Tensor, decay: f64) -> Result<()> {
     check::same(NAME, shadow, "param", param)?;
     match shadow.device() {
         Device::Cpu => dispatch_real!(NAME, shadow.dtype(), T => cpu::ema::<T>(shadow, param, decay)),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::ema(&gpu, shadow, param, decay),
     }
 }
 
@@ -108,10 +126,6 @@ fn check_dtype(operand: &'static str, t: &Tensor) -> Result<()> {
         DType::F32 | DType::F64 => Ok(()),
         found => Err(Error::dtype(NAME, operand, "f32", found)),
     }
-}
-
-fn cases() -> Vec<Case> {
-    Vec::new()
 }
 
 #[cfg(test)]

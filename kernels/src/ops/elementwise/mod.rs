@@ -6,14 +6,17 @@
 //! Any shape unless stated; no broadcasting but [`add_row`]'s. f32, bf16 or f16 on CUDA (one rounding, after f32
 //! arithmetic), f32 or f64 on the CPU.
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::tolerance::Tolerance;
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
 
+mod cases;
 mod cpu;
+mod cuda;
 
-pub static OP: Op = Op { name: NAME, source: None, cases };
+pub static SOURCE: Source = Source { path: "ops/elementwise/elementwise.cu", text: include_str!("elementwise.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
 
 const NAME: &str = "elementwise";
 
@@ -41,7 +44,7 @@ fn binary(kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let mut y = a.empty_like()?;
     match a.device() {
         Device::Cpu => dispatch_real!(NAME, a.dtype(), T => cpu::binary::<T>(kind, &mut y, a, b))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::binary(&gpu, kind, &mut y, a, b)?,
     }
     Ok(y)
 }
@@ -51,7 +54,7 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     let mut y = x.empty_like()?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::scale::<T>(&mut y, x, factor))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::scale(&gpu, &mut y, x, factor)?,
     }
     Ok(y)
 }
@@ -61,7 +64,7 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     check::same(NAME, a, "b", b)?;
     match a.device() {
         Device::Cpu => dispatch_real!(NAME, a.dtype(), T => cpu::add_assign::<T>(a, b)),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::add_assign(&gpu, a, b),
     }
 }
 
@@ -74,7 +77,7 @@ pub fn add_row(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let mut y = x.empty_like()?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::add_row::<T>(&mut y, x, bias))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::add_row(&gpu, &mut y, x, bias)?,
     }
     Ok(y)
 }
@@ -85,7 +88,7 @@ pub fn transpose(x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::empty(&x.device(), x.dtype(), [batch, n, m])?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::transpose::<T>(&mut y, x, m, n))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::transpose(&gpu, &mut y, x, [batch, m, n])?,
     }
     Ok(y)
 }
@@ -97,12 +100,12 @@ pub fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
     }
     match x.device() {
         Device::Cpu => Tensor::from_f64(&Device::Cpu, dtype, &x.to_f64()?, x.shape()),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => {
+            let mut y = Tensor::empty(&x.device(), dtype, x.shape())?;
+            cuda::convert(&gpu, &mut y, x)?;
+            Ok(y)
+        }
     }
-}
-
-fn cases() -> Vec<Case> {
-    Vec::new()
 }
 
 #[cfg(test)]

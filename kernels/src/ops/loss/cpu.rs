@@ -68,6 +68,11 @@ fn at_least<T: Real>(x: T, floor: T) -> T {
 /// -1, 0 or 1, and NaN for NaN.
 #[inline(always)]
 fn sign<T: Real>(x: T) -> T {
-    let signed = if x > T::zero() { T::one() } else { -T::one() };
-    if x != T::zero() && x == x { signed } else { x }
+    if x > T::zero() {
+        T::one()
+    } else if x < T::zero() {
+        -T::one()
+    } else {
+        x
+    }
 }

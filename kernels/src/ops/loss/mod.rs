@@ -9,14 +9,17 @@
 //! `x`. `sign(0) = 0`. An empty tensor has the loss NaN. f32, or f64 on the CPU; sums in f64 on the CPU. Deterministic.
 //! Sources: `torch.nn.functional.{l1_loss, mse_loss}`; `log_l1` is the log-mel term of DAC (`nn/loss.py`) at power 1.
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::tolerance::Tolerance;
 use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real};
 
+mod cases;
 mod cpu;
+mod cuda;
 
-pub static OP: Op = Op { name: NAME, source: None, cases };
+pub static SOURCE: Source = Source { path: "ops/loss/loss.cu", text: include_str!("loss.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
 
 const NAME: &str = "loss";
 
@@ -70,7 +73,7 @@ fn forward(loss: Loss, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
             Tensor::from_slice(&Device::Cpu, &[T::of(cpu::total::<T>(loss, x, y)? / x.elements() as f64)], [1])
         }),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::forward(&gpu, loss, x, y),
     }
 }
 
@@ -80,13 +83,9 @@ fn backward(loss: Loss, x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
     let factor = scale / x.elements().max(1) as f64;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::backward::<T>(loss, &mut dx, x, y, factor))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::backward(&gpu, loss, &mut dx, x, y, factor)?,
     }
     Ok(dx)
-}
-
-fn cases() -> Vec<Case> {
-    Vec::new()
 }
 
 #[cfg(test)]

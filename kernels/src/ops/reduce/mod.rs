@@ -6,14 +6,17 @@
 //! Two levels: blocks of fixed size, then the blocks in order. So the result depends on the shape alone and is the same
 //! every time. Input f32, bf16 or f16 on CUDA, f32 or f64 on the CPU; the result is f32 (f64 for f64), the CPU adds in f64.
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::tolerance::Tolerance;
-use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real};
+use crate::{Device, Real, Result, Tensor, dispatch_real};
 
+mod cases;
 mod cpu;
+pub(super) mod cuda;
 
-pub static OP: Op = Op { name: NAME, source: None, cases };
+pub static SOURCE: Source = Source { path: "ops/reduce/reduce.cu", text: include_str!("reduce.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
 
 const NAME: &str = "reduce";
 
@@ -30,7 +33,7 @@ pub fn sum_squares(x: &Tensor) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Term {
+pub(super) enum Term {
     Value,
     Square,
 }
@@ -40,7 +43,7 @@ fn total(x: &Tensor, term: Term, factor: f64) -> Result<Tensor> {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
             Tensor::from_slice(&Device::Cpu, &[T::of(cpu::total::<T>(x, term)? * factor)], [1])
         }),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::total(&gpu, x, term, factor),
     }
 }
 
@@ -51,12 +54,8 @@ pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
             Tensor::from_f64(&Device::Cpu, check::statistics_dtype(x.dtype()), &cpu::sum_rows::<T>(x)?, [width])
         }),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::sum_rows(&gpu, x),
     }
-}
-
-fn cases() -> Vec<Case> {
-    Vec::new()
 }
 
 #[cfg(test)]
@@ -100,7 +99,8 @@ mod tests {
     #[test]
     fn the_result_does_not_depend_on_the_number_of_threads() {
         let x = normal([300_001], 7);
-        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| sum(&x).unwrap().to_f64().unwrap());
+        let on =
+            |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| sum(&x).unwrap().to_f64().unwrap());
         assert_eq!(on(1), on(5));
         assert!(sum(&tensor(&[f64::NAN], [1])).unwrap().to_f64().unwrap()[0].is_nan());
     }

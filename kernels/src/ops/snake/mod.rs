@@ -11,19 +11,22 @@
 //!
 //! Sources: Ziyin et al. 2020 (arXiv 2006.08195); DAC `nn/layers.py` (free alpha); BigVGAN `activations.py` (log scale).
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::tolerance::Tolerance;
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{Device, Result, Tensor, dispatch_real};
 
+mod cases;
 pub mod cpu;
+mod cuda;
 
-pub static OP: Op = Op { name: NAME, source: None, cases };
+pub static SOURCE: Source = Source { path: "ops/snake/snake.cu", text: include_str!("snake.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
 
 const NAME: &str = "snake";
 /// Keeps the division finite at `alpha = 0`; the published models have it inside the division.
 const EPSILON: f64 = 1e-9;
-/// Absolute error of the fast sine and cosine (`cpu::half_turn`, `activation.cuh`).
+/// Absolute error of the fast sine and cosine (`cpu::half_turn`, `snake.cu`).
 const SINE_ERROR: f64 = 1.2e-7;
 
 /// `y = x + sin^2(alpha x) / (alpha + 1e-9)`.
@@ -32,7 +35,7 @@ pub fn forward(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
     let mut y = x.empty_like()?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(&mut y, x, &cpu::Coefficients::new(alpha.as_slice()?)))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, alpha, None)?,
     }
     Ok(y)
 }
@@ -49,7 +52,10 @@ pub fn backward(dy: &Tensor, x: &Tensor, alpha: &Tensor) -> Result<(Tensor, Tens
             let dalpha = Tensor::from_f64(&Device::Cpu, x.dtype(), &dalpha.collect::<Vec<_>>(), alpha.shape())?;
             Ok((dx, dalpha))
         }),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => {
+            let (dalpha, _) = cuda::backward(&gpu, &mut dx, dy, x, alpha, None)?;
+            Ok((dx, dalpha))
+        }
     }
 }
 
@@ -61,7 +67,7 @@ pub fn beta_forward(x: &Tensor, log_alpha: &Tensor, log_beta: &Tensor) -> Result
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
             cpu::forward::<T>(&mut y, x, &cpu::Coefficients::beta(log_alpha.as_slice()?, log_beta.as_slice()?))
         })?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, log_alpha, Some(log_beta))?,
     }
     Ok(y)
 }
@@ -81,7 +87,10 @@ pub fn beta_backward(dy: &Tensor, x: &Tensor, log_alpha: &Tensor, log_beta: &Ten
             };
             Ok((dx, gradient(&sums.frequency, log_alpha, 1.0)?, gradient(&sums.amplitude, log_beta, -1.0)?))
         }),
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => {
+            let (dlog_alpha, dlog_beta) = cuda::backward(&gpu, &mut dx, dy, x, log_alpha, Some(log_beta))?;
+            Ok((dx, dlog_alpha, dlog_beta))
+        }
     }
 }
 
@@ -90,14 +99,12 @@ fn check_beta(x: &Tensor, log_alpha: &Tensor, log_beta: &Tensor) -> Result<()> {
     check::parameter(NAME, x, "log_beta", log_beta, x.shape().last_dim())
 }
 
-fn cases() -> Vec<Case> {
-    Vec::new()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::testing::{check_gradient, normal, tensor};
+    use crate::tolerance::Tolerance;
+    use crate::{DType, Error};
 
     #[test]
     fn gradients_match_differences() {

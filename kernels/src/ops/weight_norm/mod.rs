@@ -9,14 +9,17 @@
 //! torch's `dim = 0` of a ConvTranspose1d, whose weight is stored input first. A zero `v` gives NaN, as in torch.
 //! f32 (sums in f64 on the CPU), f64 on the CPU. Deterministic.
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::Op;
+use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::tolerance::Tolerance;
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
 
+mod cases;
 mod cpu;
+mod cuda;
 
-pub static OP: Op = Op { name: NAME, source: None, cases };
+pub static SOURCE: Source = Source { path: "ops/weight_norm/weight_norm.cu", text: include_str!("weight_norm.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
 
 const NAME: &str = "weight_norm";
 
@@ -46,7 +49,7 @@ pub fn forward(v: &Tensor, g: &Tensor, axis: Axis) -> Result<Tensor> {
     let mut w = v.empty_like()?;
     match v.device() {
         Device::Cpu => dispatch_real!(NAME, v.dtype(), T => cpu::forward::<T>(&mut w, v, g, axis))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut w, v, g, axis)?,
     }
     Ok(w)
 }
@@ -58,13 +61,9 @@ pub fn backward(dw: &Tensor, v: &Tensor, g: &Tensor, axis: Axis) -> Result<(Tens
     let (mut dv, mut dg) = (v.empty_like()?, g.empty_like()?);
     match v.device() {
         Device::Cpu => dispatch_real!(NAME, v.dtype(), T => cpu::backward::<T>(&mut dv, &mut dg, dw, v, g, axis))?,
-        Device::Cuda(_) => return Err(Error::argument(NAME, "has no CUDA kernel yet")),
+        Device::Cuda(gpu) => cuda::backward(&gpu, &mut dv, &mut dg, dw, v, g, axis)?,
     }
     Ok((dv, dg))
-}
-
-fn cases() -> Vec<Case> {
-    Vec::new()
 }
 
 #[cfg(test)]
@@ -91,6 +90,12 @@ mod tests {
             let norm = (0..2).flat_map(|k| &w[(k * 3 + i) * 4..][..4]).map(|w| w * w).sum::<f64>().sqrt();
             assert!((norm - g.abs()).abs() < 1e-14);
         }
+    }
+
+    #[test]
+    fn a_slice_of_one_weight_has_no_gradient() {
+        let (dv, dg) = backward(&normal([1, 1, 1], 1), &normal([1, 1, 1], 2), &normal([1], 3), Axis::Out).unwrap();
+        assert!(dv.to_f64().unwrap()[0].abs() < 1e-15 && dg.to_f64().unwrap()[0] != 0.0);
     }
 
     #[test]

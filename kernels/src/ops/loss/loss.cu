@@ -1,0 +1,66 @@
+// Losses between two tensors and their gradients; the formulas are in mod.rs.
+//
+// Tensors    x, y, dx [n] f32; partial [blocks] f32, added up by reduce.cu.
+// Mapping    forward: a block = a run of `per_block` elements. Backward: a thread = 16 bytes.
+// Bytes      forward: x and y read. Backward: x and y read, dx written.
+// Measured   on the emulator only, for correctness; no GPU figure exists yet.
+#include "vec.cuh"
+#include "block.cuh"
+
+enum Loss { L1, MSE, LOG_L1 };  // as in cuda.rs
+
+// max(x, floor), except that NaN stays NaN.
+__device__ __forceinline__ float at_least(float x, float floor) { return x < floor ? floor : x; }
+
+__device__ __forceinline__ float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
+
+__device__ __forceinline__ float term(int kind, float x, float y, float floor) {
+    if (kind == LOG_L1) return fabsf(log10f(at_least(x, floor)) - log10f(at_least(y, floor)));
+    const float d = x - y;
+    return kind == L1 ? fabsf(d) : d * d;
+}
+
+// `factor`: what the gradient is multiplied by, over n; the 2 of a square or log10(e) included.
+__device__ __forceinline__ float slope(int kind, float x, float y, float floor, float factor) {
+    if (kind == LOG_L1) return x < floor ? 0.0f : factor * sign(x - at_least(y, floor)) / x;
+    return factor * (kind == L1 ? sign(x - y) : x - y);
+}
+
+// `per_block` is a multiple of a vector.
+extern "C" __global__ void loss_f32(float* partial, const float* x, const float* y, uint64_t n, uint64_t per_block, int kind, float floor) {
+    constexpr int N = LANES<float>;
+    const uint64_t start = blockIdx.x * per_block, end = start + per_block < n ? start + per_block : n;
+    float total = 0.0f;
+    uint64_t i = start + threadIdx.x * N;
+    for (; i + N <= end; i += (uint64_t)blockDim.x * N) {
+        float u[N], v[N];
+        load_vector(u, x + i);
+        load_vector(v, y + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) total += term(kind, u[j], v[j], floor);
+    }
+    for (; i < end; i++) total += term(kind, x[i], y[i], floor);
+    total = block_sum(total);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+struct Backward {
+    float* dx;
+    const float *x, *y;
+    int kind;
+    float floor, factor;
+
+    template <int N>
+    __device__ __forceinline__ void at(uint64_t i) const {
+        float u[N], v[N];
+        load_vector(u, x + i);
+        load_vector(v, y + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) u[j] = slope(kind, u[j], v[j], floor, factor);
+        store_vector(dx + i, u);
+    }
+};
+
+extern "C" __global__ void loss_backward_f32(float* dx, const float* x, const float* y, uint64_t n, int kind, float floor, float factor) {
+    for_elements<float>(n, Backward{dx, x, y, kind, floor, factor});
+}

@@ -1,0 +1,60 @@
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::tolerance::Tolerance;
+use crate::{DType, Shape};
+
+pub fn cases() -> Vec<Case> {
+    let shapes: [Shape; 9] = [
+        [0, 3].into(),
+        [1, 1].into(),
+        [31, 33].into(),
+        [2, 127, 17].into(),
+        [500, 1].into(),
+        [1, 500].into(),
+        [700, 16].into(),
+        [5, 2056].into(),
+        [9000, 1].into(),
+    ];
+    let mut cases = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for shape in shapes {
+            cases.extend([totals(shape, dtype, false), sum_rows(shape, dtype, false)]);
+        }
+        cases.extend([totals([8, 48_000, 64].into(), dtype, true), sum_rows([8, 48_000, 64].into(), dtype, true)]);
+    }
+    cases
+}
+
+/// Of mean 0.5: the error of a sum is judged relative to the sum, which must not vanish by chance.
+fn input(shape: Shape) -> Vec<Input> {
+    vec![Input::new("x", shape, Fill::Uniform(-0.5, 1.5))]
+}
+
+fn totals(shape: Shape, dtype: DType, bench: bool) -> Case {
+    let n = shape.elements();
+    Case {
+        label: format!("sum, mean, sum_squares {shape:?}"),
+        dtype,
+        inputs: input(shape),
+        outputs: vec![
+            ("sum", Check::Within(Tolerance::accumulate(n))),
+            ("mean", Check::Within(Tolerance::accumulate(n))),
+            ("sum_squares", Check::Within(Tolerance::accumulate(n))),
+        ],
+        run: Box::new(|i| Ok(vec![super::sum(&i[0])?, super::mean(&i[0])?, super::sum_squares(&i[0])?])),
+        cost: Cost { bytes: 3 * n * dtype.bytes(), flops: 4 * n },
+        bench,
+    }
+}
+
+fn sum_rows(shape: Shape, dtype: DType, bench: bool) -> Case {
+    let n = shape.elements();
+    Case {
+        label: format!("sum_rows {shape:?}"),
+        dtype,
+        inputs: input(shape),
+        outputs: vec![("y", Check::Within(Tolerance::accumulate(shape.rows())))],
+        run: Box::new(|i| Ok(vec![super::sum_rows(&i[0])?])),
+        cost: Cost { bytes: n * dtype.bytes(), flops: n },
+        bench,
+    }
+}

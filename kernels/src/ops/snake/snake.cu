@@ -1,0 +1,139 @@
+// Snake: y = x + sin^2(a x) / (b + 1e-9), with b = a (DAC) or a = e^log_alpha, b = e^log_beta (BigVGAN).
+//
+// Tensors    x, y, dy, dx [rows, channels] in T; alpha, beta and their gradients [channels] in f32;
+//            partial [row blocks, 2, channels] f32.
+// Mapping    threadIdx.x = 16 bytes of channels (one channel if they do not divide), threadIdx.y and the loop = rows, so that
+//            a thread's parameters stay in registers. blockIdx.x = run of rows, blockIdx.y = run of channels.
+// Bytes      forward: x read, y written. Backward: dy and x read, dx written; partial is below 1/8 of x for tall tensors.
+// Sine       of half a turn by polynomial (mod.rs, cpu.rs have the same), as sin^2 has period pi; two-part reduction.
+// Sums       each thread over its rows, a tree over the block, then snake_reduce over the blocks, all in fixed order.
+// Measured   on the emulator only, for correctness; no GPU figure exists yet.
+//
+// kernels: snake_f32 snake_bf16 snake_f16 snake_backward_f32 snake_backward_bf16 snake_backward_f16 snake_reduce
+#include "types.cuh"
+#include "vec.cuh"
+#include "block.cuh"
+
+struct Channel {
+    float turns, turns_low, alpha, inverse;  // alpha / pi = turns + turns_low, inverse = 1 / (b + 1e-9)
+};
+
+// `log_beta` null: plain snake.
+__device__ __forceinline__ Channel channel_parameters(const float* alpha, const float* log_beta, int channel) {
+    constexpr float PER_PI = 0.318309873f, PER_PI_LOW = 1.28412766e-8f;
+    const float a = log_beta ? expf(alpha[channel]) : alpha[channel];
+    const float b = log_beta ? expf(log_beta[channel]) : a;
+    const float turns = a * PER_PI;
+    return {turns, fmaf(a, PER_PI, -turns) + a * PER_PI_LOW, a, 1.0f / (b + 1e-9f)};
+}
+
+// sin(pi t) and cos(pi t) up to a common sign, t = x (turns + turns_low).
+__device__ __forceinline__ void sin_cos(float& sin, float& cos, float x, const Channel& c) {
+    const float t = x * c.turns;
+    const float r = (t - rintf(t)) + fmaf(x, c.turns_low, fmaf(x, c.turns, -t));
+    const float u = r * r;
+    sin = r * fmaf(u, fmaf(u, fmaf(u, fmaf(u, 0.0775603867908f, -0.598242126342f), 2.55006972633f), -5.1677096848f), 3.1415926369f);
+    cos = fmaf(u, fmaf(u, fmaf(u, fmaf(u, 0.219696799123f, -1.33188016148f), 4.0584119142f), -4.93479285868f), 0.999999953467f);
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void forward(T* y, const T* x, const float* alpha, const float* log_beta, uint64_t rows, int channels,
+                                        int rows_per_block) {
+    const Columns<N> at(rows, channels, rows_per_block);
+    if (!at.active) return;
+    Channel c[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) c[i] = channel_parameters(alpha, log_beta, at.channel + i);
+    for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
+        const uint64_t offset = row * channels + at.channel;
+        float v[N];
+        load_vector<T, N>(v, x + offset);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float sin, cos;
+            sin_cos(sin, cos, v[i], c[i]);
+            v[i] = fmaf(sin * sin, c[i].inverse, v[i]);
+        }
+        store_vector<T, N>(y + offset, v);
+    }
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void backward(T* dx, float* partial, const T* dy, const T* x, const float* alpha, const float* log_beta,
+                                         uint64_t rows, int channels, int rows_per_block) {
+    DYNAMIC_SHARED(float, shared);
+    const Columns<N> at(rows, channels, rows_per_block);
+    Channel c[N] = {};
+    float frequency[N] = {}, amplitude[N] = {};
+    if (at.active) {
+#pragma unroll
+        for (int i = 0; i < N; i++) c[i] = channel_parameters(alpha, log_beta, at.channel + i);
+    }
+    for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
+        const uint64_t offset = row * channels + at.channel;
+        float g[N], v[N];
+        load_vector<T, N>(g, dy + offset);
+        load_vector<T, N>(v, x + offset);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float sin, cos;
+            sin_cos(sin, cos, v[i], c[i]);
+            const float twice = (sin + sin) * cos * c[i].inverse, scaled = sin * c[i].inverse;
+            frequency[i] += g[i] * (v[i] * twice);
+            amplitude[i] += g[i] * (scaled * scaled);
+            v[i] = g[i] * fmaf(twice, c[i].alpha, 1.0f);
+        }
+        store_vector<T, N>(dx + offset, v);
+    }
+    column_sum<N>(frequency, shared);
+    column_sum<N>(amplitude, shared);
+    if (!at.active || threadIdx.y != 0) return;
+    float* const out = partial + (uint64_t)blockIdx.x * 2 * channels + at.channel;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        out[i] = frequency[i];
+        out[channels + i] = amplitude[i];
+    }
+}
+
+// One scalar channel a thread; `blocks` rows of partial sums. `log_beta` null: plain snake, which leaves dlog_beta alone.
+extern "C" __global__ void snake_reduce(float* dalpha, float* dlog_beta, const float* partial, const float* alpha, const float* log_beta,
+                                        uint64_t blocks, int channels) {
+    DYNAMIC_SHARED(float, shared);
+    const Columns<1> at(blocks, channels, (int)blocks);
+    float frequency[1] = {0.0f}, amplitude[1] = {0.0f};
+    for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
+        frequency[0] += partial[row * 2 * channels + at.channel];
+        amplitude[0] += partial[row * 2 * channels + channels + at.channel];
+    }
+    column_sum<1>(frequency, shared);
+    column_sum<1>(amplitude, shared);
+    if (!at.active || threadIdx.y != 0) return;
+    if (log_beta) {
+        dalpha[at.channel] = expf(alpha[at.channel]) * frequency[0];
+        dlog_beta[at.channel] = -expf(log_beta[at.channel]) * amplitude[0];
+    } else {
+        dalpha[at.channel] = frequency[0] - amplitude[0];
+    }
+}
+
+// `vector`: channels divide into 16 bytes.
+#define SNAKE(T, NAME)                                                                                                               \
+    extern "C" __global__ void snake_##NAME(T* y, const T* x, const float* alpha, const float* log_beta, uint64_t rows, int channels, \
+                                            int rows_per_block, int vector) {                                                        \
+        if (vector)                                                                                                                  \
+            forward<T, LANES<T>>(y, x, alpha, log_beta, rows, channels, rows_per_block);                                             \
+        else                                                                                                                         \
+            forward<T, 1>(y, x, alpha, log_beta, rows, channels, rows_per_block);                                                    \
+    }                                                                                                                                \
+    extern "C" __global__ void snake_backward_##NAME(T* dx, float* partial, const T* dy, const T* x, const float* alpha,              \
+                                                     const float* log_beta, uint64_t rows, int channels, int rows_per_block,          \
+                                                     int vector) {                                                                   \
+        if (vector)                                                                                                                  \
+            backward<T, LANES<T>>(dx, partial, dy, x, alpha, log_beta, rows, channels, rows_per_block);                              \
+        else                                                                                                                         \
+            backward<T, 1>(dx, partial, dy, x, alpha, log_beta, rows, channels, rows_per_block);                                     \
+    }
+SNAKE(float, f32)
+SNAKE(bf16, bf16)
+SNAKE(f16, f16)
