@@ -20,7 +20,7 @@ use swara_kernels::ops::{elementwise, reduce};
 use swara_kernels::{DType, Device, Shape, Tensor};
 
 use self::losses::{Reconstruction, Terms};
-use self::quantize::{Codebook, Quantised, mix};
+use self::quantize::{Codebook, Quantised, Stages, mix};
 use crate::codec::execute::{Recording, Weights};
 use crate::codec::model::{self, Layout, Model, TensorSpec};
 use crate::codec::{Codec, Config, QuantizerKind, quantizer};
@@ -216,7 +216,7 @@ impl Trainer {
     }
 
     /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
-    pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Vec<(Tensor, Tensor)>)> {
+    pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
         let tape = Tape::new();
         let leaves: Vec<Var> = self.parameters.iter().map(|p| tape.leaf(p.value.clone())).collect();
         let parameters = self.parameters.iter().zip(&leaves).map(|(p, leaf)| (p.spec.name.clone(), leaf.clone())).collect();

@@ -26,6 +26,9 @@ impl Codebook {
     }
 }
 
+/// Inputs `[N, D]` and codes i32 `[N]` of every stage.
+pub type Stages = Vec<(Tensor, Tensor)>;
+
 /// What one step of quantisation leaves behind.
 pub struct Quantised {
     /// `[B, T, latent]`
@@ -33,8 +36,8 @@ pub struct Quantised {
     /// Unweighted commitment, and codebook loss if there is one.
     pub commitment: Var,
     pub codebook: Option<Var>,
-    /// Inputs and codes of every stage, for the moving averages.
-    pub stages: Vec<(Tensor, Tensor)>,
+    /// For the moving averages.
+    pub stages: Stages,
 }
 
 /// `ema` quantisation of `z`: every stage runs and learns, `used` of them reach the decoder.
