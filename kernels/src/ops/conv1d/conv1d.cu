@@ -188,7 +188,7 @@ __device__ __forceinline__ void reset(T* ring, int* position, const unsigned cha
 }
 
 #define DIRECT_KERNEL(NAME, T, BODY, ...)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                                                       \
         NAME(T* y, const T* x, const T* weight, const T* bias, const T* residual, const T* ring, const int* position,          \
              const T* alpha, int batches, int time, int channels, int past, int rows, int step, int offset, int tap_step,      \
              int taps, int prologue, int out_channels, int groups, int epilogue) {                                             \
