@@ -46,7 +46,7 @@ pub fn ema<T: Real>(shadow: &mut Tensor, param: &Tensor, decay: f64) -> Result<(
         let param = &param[at..][..shadow.len()];
         vectorised(
             #[inline(always)]
-            || shadow.iter_mut().zip(param).for_each(|(s, &p)| *s = keep * *s + new * p),
+            move || shadow.iter_mut().zip(param).for_each(|(s, &p)| *s = keep * *s + new * p),
         )
     });
     Ok(())

@@ -28,14 +28,15 @@ pub fn binary<T: Real>(kind: Binary, y: &mut Tensor, a: &Tensor, b: &Tensor) -> 
     }
 }
 
-fn zip<T: Real>(y: &mut Tensor, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync + Send) -> Result<()> {
+fn zip<T: Real>(y: &mut Tensor, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Copy + Sync + Send) -> Result<()> {
     let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
     parallel::for_rows(y.as_mut_slice::<T>()?, 1, |at, y| {
         let n = y.len();
         let (a, b) = (&a[at..][..n], &b[at..][..n]);
         vectorised(
+            // By value: what `f` captures must not look as if writing `y` could change it.
             #[inline(always)]
-            || (0..n).for_each(|i| y[i] = f(a[i], b[i])),
+            move || (0..n).for_each(|i| y[i] = f(a[i], b[i])),
         )
     });
     Ok(())
@@ -48,7 +49,7 @@ pub fn scale<T: Real>(y: &mut Tensor, x: &Tensor, factor: f64) -> Result<()> {
         x,
         x,
         #[inline(always)]
-        |x: T, _| x * factor,
+        move |x: T, _| x * factor,
     )
 }
 

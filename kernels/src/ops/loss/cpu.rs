@@ -43,7 +43,7 @@ pub fn backward<T: Real>(loss: Loss, dx: &mut Tensor, x: &Tensor, y: &Tensor, fa
         let (x, y) = (&x[at..][..n], &y[at..][..n]);
         vectorised(
             #[inline(always)]
-            || match loss {
+            move || match loss {
                 Loss::L1 => (0..n).for_each(|i| dx[i] = T::of(factor) * sign(x[i] - y[i])),
                 Loss::Mse => (0..n).for_each(|i| dx[i] = T::of(2.0 * factor) * (x[i] - y[i])),
                 Loss::LogL1 { floor } => {
