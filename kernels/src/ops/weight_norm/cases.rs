@@ -25,10 +25,10 @@ fn gains(shape: [usize; 3], axis: Axis) -> usize {
 }
 
 /// The norm is a sum of positive terms over the slice: it errs relative to itself, and so does what it scales. `dv` is the
-/// difference of two rounded terms.
+/// difference of two rounded terms, one of them a product.
 fn tolerance(shape: [usize; 3], axis: Axis) -> Check {
     let sum = Tolerance::accumulate(shape.iter().product::<usize>() / gains(shape, axis));
-    Check::Within((0..4).fold(sum, |t, _| t.then_round_to(DType::F32)).via(DType::F32).via(DType::F32))
+    Check::Within((0..4).fold(sum, |t, _| t.then_round_to(DType::F32)).via(DType::F32).via(DType::F32).via(DType::F32))
 }
 
 fn forward(shape: [usize; 3], axis: Axis, bench: bool) -> Case {
