@@ -13,10 +13,7 @@ use crate::terminal;
 
 /// Name of the codec in the binary.
 pub const BUNDLED: &str = "swara-te50";
-#[cfg(bundled_model)]
-const BUNDLED_BYTES: Option<&[u8]> = Some(include_bytes!("../data/swara-te50.safetensors"));
-#[cfg(not(bundled_model))]
-const BUNDLED_BYTES: Option<&[u8]> = None;
+const BUNDLED_BYTES: &[u8] = include_bytes!("../data/swara-te50.safetensors");
 /// A sentence of a speaker the bundled codec was not trained to reproduce word for word; see `data/README.md`.
 pub const CLIP: &[u8] = include_bytes!("../data/clip.flac");
 
@@ -32,10 +29,7 @@ pub fn open(common: &Common, model: &str) -> Result<Codec> {
     }
     let path = Path::new(model);
     if model == BUNDLED && !path.exists() {
-        let bytes = BUNDLED_BYTES.ok_or_else(|| {
-            Failure::work(format!("cannot open model: this binary was built without {BUNDLED}")).hint("--model FILE takes a trained one")
-        })?;
-        return Ok(Codec::from_bytes(BUNDLED, bytes, &device, dtype)?);
+        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, &device, dtype)?);
     }
     if !path.exists() {
         return Err(Failure::file("cannot open model", "no such file", path).hint(format!("bundled: {BUNDLED}")));
