@@ -59,6 +59,20 @@ fn train(trainer: &mut Trainer, steps: u64, seeds: impl Fn(u64) -> u64) -> Vec<L
 }
 
 #[test]
+fn an_untrained_codec_is_in_phase_with_its_input() {
+    for causal in [true, false] {
+        let mut config = tiny(QuantizerKind::Ema);
+        config.codec.as_mut().unwrap().causal = causal;
+        let trainer = Trainer::new(config.clone(), &Device::Cpu).unwrap();
+        let samples = batch(&config, 1);
+        let (step, _, _) = trainer.gradients(&samples).unwrap();
+        let wave = metrics::waveform(&samples, &step.output.to_vec::<f32>().unwrap());
+        println!("causal {causal}: rho {:.3}, amplitude {:.1} %", wave.rho, wave.amplitude);
+        assert!(wave.rho > 0.8, "causal {causal}: rho {}", wave.rho);
+    }
+}
+
+#[test]
 fn one_batch_is_learnt_by_heart() {
     for quantizer in [QuantizerKind::Ema, QuantizerKind::Factorised] {
         let config = tiny(quantizer);

@@ -77,6 +77,9 @@ pub struct LossWeights {
     pub mel: f64,
     /// `(mel bands, window)`; a window longer than the crop is left out.
     pub mel_scales: Vec<(usize, usize)>,
+    /// Smallest mel magnitude that counts. The logarithm's gradient grows as a magnitude falls, so this says down to where
+    /// silence is heard; speech stands near 1e-2.
+    pub mel_floor: f64,
     /// Mean absolute difference of the waves.
     pub wave: f64,
     /// Mean absolute difference of complex spectra, summed over `spectrum_windows`: unlike the mel distance it sees phase.
@@ -93,6 +96,7 @@ impl Default for LossWeights {
         LossWeights {
             mel: 15.0,
             mel_scales: vec![(5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048)],
+            mel_floor: 1e-5,
             wave: 1.0,
             spectrum: 0.0,
             spectrum_windows: vec![512],
@@ -187,6 +191,9 @@ impl TrainConfig {
         let l = &self.loss;
         if [l.mel, l.wave, l.spectrum, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
             return fail("loss weights must be finite and not negative");
+        }
+        if !(l.mel_floor.is_finite() && l.mel_floor > 0.0) {
+            return fail("mel_floor must be positive");
         }
         Ok(())
     }

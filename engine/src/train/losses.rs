@@ -7,9 +7,6 @@ use super::LossWeights;
 use crate::Result;
 use crate::tape::{Tape, Var};
 
-/// Smallest mel magnitude that counts (DAC).
-const MEL_FLOOR: f64 = 1e-5;
-
 /// Distances between waves; filters made once.
 pub struct Reconstruction {
     weights: LossWeights,
@@ -49,7 +46,7 @@ impl Reconstruction {
                 let spectrum = tape.stft(signal, *window, window / 4)?;
                 Ok(tape.project(&tape.magnitude(&spectrum)?, filters)?)
             };
-            terms.mel.push(tape.log_l1_loss(&mel(&y)?, &mel(&x)?, MEL_FLOOR, self.weights.mel)?);
+            terms.mel.push(tape.log_l1_loss(&mel(&y)?, &mel(&x)?, self.weights.mel_floor, self.weights.mel)?);
         }
         if self.weights.spectrum > 0.0 {
             for &window in &self.windows {

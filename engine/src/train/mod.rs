@@ -4,12 +4,12 @@
 //! not from generators with a memory. So a resumed run is bit-exact with one that was never stopped.
 
 mod config;
+mod initial;
 mod losses;
 pub mod quantize;
 mod run;
 mod state;
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub use config::{CodebookRules, LossWeights, Schedule, TrainConfig};
@@ -100,10 +100,7 @@ impl Trainer {
         let model = Model::new(&codec);
         let mut specs = model.tensors(false);
         specs.extend(quantizer::parameter_tensors(&codec, false));
-        let mut values = BTreeMap::new();
-        for spec in &specs {
-            initialise(spec, config.train.seed, &mut values);
-        }
+        let values = initial::values(&codec, &model, &specs, config.train.seed);
         let parameter = |spec: TensorSpec| -> Result<Parameter> {
             let values = values.get(&spec.name).ok_or_else(|| Error::MissingTensor(spec.name.clone()))?;
             let shape = Shape::try_from(&spec.shape()[..])?;
@@ -300,40 +297,5 @@ impl Trainer {
         let tensors = self.parameters.iter().map(|p| Ok((p.spec.name.clone(), p.average.copy()?))).collect::<Result<_>>()?;
         let codebooks = self.codebooks.iter().map(Codebook::embedding).collect::<Result<_>>()?;
         Ok((crate::codec::fold(&specs, tensors)?, codebooks))
-    }
-}
-
-/// Starting values in memory order. Weights: normal, of the deviation that keeps the signal's variance; gains: the norm of
-/// their weight, less where a branch should start small; snakes: 1; biases: 0; codebooks: standard normal (DAC).
-fn initialise(spec: &TensorSpec, seed: u64, values: &mut BTreeMap<String, Vec<f64>>) {
-    let n: usize = spec.published.iter().product();
-    let mut rng = SplitMix(spec.name.bytes().fold(seed, |h, b| mix(h, b as u64, 1)));
-    let mut normal = |std: f64| -> Vec<f64> {
-        let mut one = || std * (-2.0 * (1.0 - rng.uniform()).ln()).sqrt() * (std::f64::consts::TAU * rng.uniform()).cos();
-        (0..n).map(|_| one() as f32 as f64).collect()
-    };
-    let p = &spec.published;
-    let value = match spec.layout {
-        Layout::Alpha => vec![1.0; n],
-        Layout::Plain if spec.name.ends_with(".codebook.weight") => normal(1.0),
-        Layout::Plain => vec![0.0; n],
-        // Half of a transposed convolution's taps meet at each output.
-        Layout::Conv => normal((1.0 / (p[1] * p[2]) as f64).sqrt()),
-        Layout::ConvTranspose => normal((1.0 / (2 * p[0]) as f64).sqrt()),
-        Layout::Gain => Vec::new(),
-    };
-    // A gain comes before its weight in the list, and is known only with it.
-    if let Some(layer) = spec.name.strip_suffix(".weight_v") {
-        // Residual units start near the identity, the output well inside tanh's straight part.
-        let start = match layer {
-            "decoder.conv2" => 0.1,
-            _ if layer.contains("res_unit") && layer.ends_with("conv2") => 0.25,
-            _ => 1.0,
-        };
-        let gains = spec.norms(&value).into_iter().map(|n| (start * n) as f32 as f64).collect();
-        values.insert(format!("{layer}.weight_g"), gains);
-    }
-    if spec.layout != Layout::Gain {
-        values.insert(spec.name.clone(), value);
     }
 }

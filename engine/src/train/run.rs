@@ -71,6 +71,7 @@ pub enum Event<'a> {
     Saved(u64),
 }
 
+const CONFIG: &str = "config.toml";
 const LOG_HEADER: &str =
     "step,learning_rate,mel,wave,spectrum,commitment,codebook,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
@@ -98,7 +99,10 @@ pub fn run(
     let folder = Folder { dir: out.to_owned() };
     let checkpoint = folder.path("checkpoint.safetensors");
     let mut trainer = match start {
-        Start::Resume => Trainer::resume(&checkpoint, config.clone(), device)?,
+        Start::Resume if checkpoint.exists() => Trainer::resume(&checkpoint, config.clone(), device)?,
+        // Killed before its first checkpoint.
+        Start::Resume if folder.path(CONFIG).exists() => Trainer::new(config.clone(), device)?,
+        Start::Resume => return Err(file(out, "holds no run to resume".into())),
         _ if checkpoint.exists() => return Err(file(out, "already holds a run; --resume continues it".into())),
         Start::Fresh => Trainer::new(config.clone(), device)?,
         Start::Model(model) => {
@@ -109,7 +113,7 @@ pub fn run(
     };
     fs::create_dir_all(out).map_err(|e| file(out, e.to_string()))?;
     let text = toml::to_string(&config).map_err(|e| Error::Config(e.to_string()))?;
-    output::write(folder.path("config.toml"), text.as_bytes())?;
+    output::write(folder.path(CONFIG), text.as_bytes())?;
     folder.truncate_log("log.csv", LOG_HEADER, trainer.step())?;
     folder.truncate_log("validation.csv", VALIDATION_HEADER, trainer.step())?;
 
@@ -150,10 +154,11 @@ pub fn run(
             clock = Instant::now();
         }
         if done.is_multiple_of(t.checkpoint_every) || last || stop {
-            trainer.save(&checkpoint)?;
+            // The checkpoint last: when it stands, everything of its step does.
             if trainer.has_codebooks() {
                 trainer.release(&folder.path("model.safetensors"))?;
             }
+            trainer.save(&checkpoint)?;
             stop |= observe(Event::Saved(done)).is_break();
         }
         if stop {

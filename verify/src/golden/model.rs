@@ -87,6 +87,7 @@ fn gradients(
         loss: LossWeights {
             mel: 15.0,
             mel_scales: scales,
+            mel_floor: 1e-5,
             wave: 1.0,
             spectrum: 0.0,
             spectrum_windows: Vec::new(),

@@ -1,0 +1,168 @@
+//! Starting values of a codec.
+//!
+//! From independent noise a decoder takes thousands of steps to find the phase of what the encoder saw, and a loss on the wave
+//! only teaches it silence meanwhile. So the layers between the residual units start as a cosine transform of blocks of
+//! samples, lowest frequencies first, and the decoder's as its inverse: the untrained codec is a low-pass filter.
+
+use std::collections::BTreeMap;
+use std::f64::consts::TAU;
+
+use swara_kernels::case::SplitMix;
+
+use super::quantize::mix;
+use crate::codec::Config;
+use crate::codec::model::{Layer, Layout, Model, TensorSpec};
+
+/// Deviation of the noise around the transform, beside that of a layer which keeps the variance.
+const NOISE: f64 = 0.2;
+/// Level of the signal inside, beside that outside: small, because snakes are straight there.
+const LEVEL: f64 = 0.1;
+/// Size of a residual branch.
+const BRANCH: f64 = 0.25;
+
+/// Values of `specs`, in memory order. Snakes are 1, biases 0, codebooks standard normal (DAC); gains are the norms of their
+/// weights.
+pub fn values(config: &Config, model: &Model, specs: &[TensorSpec], seed: u64) -> BTreeMap<String, Vec<f64>> {
+    let spine = spine(model, config);
+    let place = |spec: &TensorSpec| {
+        let layer = spec.name.strip_suffix(".weight").or(spec.name.strip_suffix(".weight_v"))?;
+        spine.iter().find_map(|pair| Some((pair, pair.halves.iter().find(|half| half.name == layer)?)))
+    };
+    let mut values = BTreeMap::new();
+    for spec in specs {
+        let place = place(spec);
+        let branch = spec.name.contains("res_unit") && spec.name.ends_with("conv2.weight_v");
+        let scale = if place.is_some() {
+            NOISE
+        } else if branch {
+            BRANCH
+        } else {
+            1.0
+        };
+        let mut weights: Vec<f64> = noise(spec, seed).into_iter().map(|w| (w * scale) as f32 as f64).collect();
+        if let Some((pair, half)) = place {
+            pair.add_to(spec, half, &mut weights);
+        }
+        if let Some(layer) = spec.name.strip_suffix(".weight_v") {
+            values.insert(format!("{layer}.weight_g"), spec.norms(&weights).into_iter().map(|n| n as f32 as f64).collect());
+        }
+        if spec.layout != Layout::Gain {
+            values.insert(spec.name.clone(), weights);
+        }
+    }
+    values
+}
+
+/// A layer that turns blocks of rows into single rows (the encoder's), or back.
+struct Half {
+    name: String,
+    encodes: bool,
+    /// The tap that sees the block's first row.
+    tap: usize,
+    /// Channels of the single rows.
+    width: usize,
+    /// Factor on all of its weights.
+    level: f64,
+}
+
+/// An encoder layer and the decoder layer that undoes it.
+struct Pair {
+    halves: [Half; 2],
+    /// Rows that become one, and samples that one of them stands for.
+    block: usize,
+    hop: usize,
+    /// Channels before and after that carry coefficients.
+    fine: usize,
+    coarse: usize,
+}
+
+fn spine(model: &Model, config: &Config) -> Vec<Pair> {
+    let half = |name: &str, encodes, tap, width| Half { name: name.to_owned(), encodes, tap, width, level: 1.0 };
+    let encoder = model.encoder.iter().filter_map(|layer| match layer {
+        Layer::Conv(c) => Some((c.geometry.stride, half(&c.name, true, c.geometry.pad_left, c.cout))),
+        _ => None,
+    });
+    let decoder = model.decoder.iter().rev().filter_map(|layer| match layer {
+        Layer::Conv(c) => Some(half(&c.name, false, c.geometry.pad_left, c.cin)),
+        Layer::Upsample(u) => Some(half(&u.name, false, u.geometry.crop_left, u.cin)),
+        Layer::Residual(..) => None,
+    });
+    let mut layers: Vec<_> = encoder.zip(decoder).collect();
+    for (place, level) in [(0, LEVEL), (layers.len() - 1, 1.0 / LEVEL)] {
+        let ((_, encodes), decodes) = &mut layers[place];
+        (encodes.level, decodes.level) = (encodes.level * level, decodes.level / level);
+    }
+    let dim = config.codebook_dim;
+    layers.push(((1, half("quantizer.input_proj", true, 0, dim)), half("quantizer.output_proj", false, 0, dim)));
+
+    let (mut hop, mut fine) = (1, 1);
+    let pair = |((block, encodes), decodes): ((usize, Half), Half)| {
+        let coarse = (fine * block).min(encodes.width).min(decodes.width);
+        let pair = Pair { halves: [encodes, decodes], block, hop, fine, coarse };
+        (hop, fine) = (hop * block, coarse);
+        pair
+    };
+    layers.into_iter().map(pair).collect()
+}
+
+impl Pair {
+    /// Adds the transform to the weights of one of the two layers. The encoder's is scaled down so that coefficients are as
+    /// large as samples, where snakes are nearly straight, and the decoder's up.
+    fn add_to(&self, spec: &TensorSpec, half: &Half, weights: &mut [f64]) {
+        let shape = spec.shape();
+        let (rows, columns) = (shape[1], shape[2]);
+        let (short, long) = (Cosines::new(self.hop), Cosines::new(self.hop * self.block));
+        let scale = (self.block as f64).sqrt();
+        for j in 0..self.block {
+            for f in 0..self.fine {
+                for c in 0..self.coarse {
+                    let product: f64 = (0..self.hop).map(|n| short.at(f, n) * long.at(c, j * self.hop + n)).sum();
+                    let (row, column, value) = if half.encodes { (f, c, product / scale) } else { (c, f, product * scale) };
+                    let w = &mut weights[((half.tap + j) * rows + row) * columns + column];
+                    *w += value;
+                }
+            }
+        }
+        weights.iter_mut().for_each(|w| *w = (*w * half.level) as f32 as f64);
+    }
+}
+
+/// Vectors of the orthonormal DCT-II of `size` samples.
+struct Cosines {
+    size: usize,
+    /// A period, in steps of half a sample of the fastest vector.
+    period: Vec<f64>,
+}
+
+impl Cosines {
+    fn new(size: usize) -> Cosines {
+        Cosines { size, period: (0..4 * size).map(|i| (TAU * i as f64 / (4 * size) as f64).cos()).collect() }
+    }
+
+    /// Sample `n` of vector `k`.
+    fn at(&self, k: usize, n: usize) -> f64 {
+        let norm = if k == 0 { 1.0 } else { 2.0 } / self.size as f64;
+        norm.sqrt() * self.period[k * (2 * n + 1) % (4 * self.size)]
+    }
+}
+
+/// Normal values of the deviation that keeps the signal's variance.
+fn noise(spec: &TensorSpec, seed: u64) -> Vec<f64> {
+    let p = &spec.published;
+    let n = p.iter().product();
+    let std = match spec.layout {
+        Layout::Alpha => return vec![1.0; n],
+        Layout::Plain if spec.name.ends_with(".codebook.weight") => 1.0,
+        Layout::Plain => return vec![0.0; n],
+        Layout::Conv => (1.0 / (p[1] * p[2]) as f64).sqrt(),
+        // Half of a transposed convolution's taps meet at each output.
+        Layout::ConvTranspose => (1.0 / (2 * p[0]) as f64).sqrt(),
+        Layout::Gain => return Vec::new(),
+    };
+    let mut rng = SplitMix(spec.name.bytes().fold(seed, |h, b| mix(h, b as u64, 1)));
+    (0..n).map(|_| std * gaussian(&mut rng)).collect()
+}
+
+fn gaussian(rng: &mut SplitMix) -> f64 {
+    (-2.0 * (1.0 - rng.uniform()).ln()).sqrt() * (TAU * rng.uniform()).cos()
+}
