@@ -21,14 +21,14 @@ class CodecConfig:
     """The fields of swara's codec config; the defaults are the preset swara-te50."""
 
     sample_rate: int = 16000
-    encoder_widths: list = field(default_factory=lambda: [16, 64, 128, 192, 256])
-    decoder_widths: list = field(default_factory=lambda: [256, 256, 128, 64, 24])
+    encoder_widths: list = field(default_factory=lambda: [16, 48, 96, 160, 224])
+    decoder_widths: list = field(default_factory=lambda: [224, 192, 96, 64, 24])
     strides: list = field(default_factory=lambda: [8, 5, 4, 2])
     dilations: list = field(default_factory=lambda: [1, 3, 9])
-    latent: int = 256
+    latent: int = 192
     causal: bool = True
     quantizer: str = "ema"
-    codebook_dim: int = 64
+    codebook_dim: int = 32
     codebook_sizes: list = field(default_factory=lambda: [2048] + [1024] * 7)
 
     @property

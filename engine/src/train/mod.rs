@@ -259,6 +259,8 @@ impl Trainer {
         let (step, gradients, stages) = self.gradients(samples)?;
         let t = &self.config.train;
         let scale = adamw::clip_scale(&step.gradient_energy, t.clip)?;
+        // Early averages follow closely: they would remember the starting values otherwise.
+        let average = t.average.min((self.step + 1) as f64 / (self.step + 10) as f64);
         let rules = AdamW { lr: step.learning_rate, beta1: t.beta1, beta2: t.beta2, eps: 1e-8, weight_decay: t.weight_decay };
         for (parameter, gradient) in self.parameters.iter_mut().zip(&gradients) {
             let value = Rc::get_mut(&mut parameter.value).ok_or_else(|| Error::Argument("a parameter is still on a tape".into()))?;
@@ -266,7 +268,7 @@ impl Trainer {
             let decayed = matches!(parameter.spec.layout, Layout::Conv | Layout::ConvTranspose);
             let rules = AdamW { weight_decay: if decayed { rules.weight_decay } else { 0.0 }, ..rules };
             adamw::step(value, gradient, &mut parameter.first_moment, &mut parameter.second_moment, &rules, self.step + 1, Some(&scale))?;
-            adamw::ema(&mut parameter.average, value, t.average)?;
+            adamw::ema(&mut parameter.average, value, average)?;
         }
         if self.initialised {
             quantize::update(&mut self.codebooks, &stages, &self.config.codebook, self.step, t.seed)?;
