@@ -37,8 +37,30 @@ pub enum Command {
     Diagnose(Diagnose),
     /// Show what is in a file: weights, codes, audio, or a prepared dataset
     Inspect(Inspect),
+    /// Time kernels or the codec beside what this machine can do at most
+    #[command(subcommand)]
+    Bench(Bench),
     /// Say what works on this machine, and what to do about the rest
-    Doctor,
+    Doctor(Report),
+}
+
+impl Command {
+    /// Whether the result is wanted as JSON instead of text.
+    pub fn json(&self) -> bool {
+        let report = match self {
+            Command::Roundtrip(args) => &args.report,
+            Command::Encode(args) => &args.report,
+            Command::Decode(args) => &args.report,
+            Command::Train(Train::Codec(args)) => &args.report,
+            Command::Verify(args) => &args.report,
+            Command::Prepare(args) => &args.report,
+            Command::Diagnose(args) => &args.report,
+            Command::Inspect(args) => &args.report,
+            Command::Doctor(report) => report,
+            Command::Bench(_) => return false,
+        };
+        report.json
+    }
 }
 
 #[derive(Args)]
@@ -51,8 +73,8 @@ pub struct Common {
     /// CPU threads; all cores by default
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// One JSON object on standard output instead of text
-    #[arg(long, global = true)]
+    /// Set from the command's own flag: `bench` takes a file instead.
+    #[arg(skip)]
     pub json: bool,
     /// Errors and results only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -72,6 +94,14 @@ fn dtype(text: &str) -> std::result::Result<DType, String> {
         "f16" => Ok(DType::F16),
         _ => Err("expected f32, bf16 or f16".to_owned()),
     }
+}
+
+/// How a command reports.
+#[derive(Args)]
+pub struct Report {
+    /// One JSON object on standard output instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 impl Common {
@@ -115,6 +145,8 @@ impl Common {
 
 #[derive(Args)]
 pub struct Roundtrip {
+    #[command(flatten)]
+    pub report: Report,
     /// Audio file; the bundled clip by default
     pub input: Option<PathBuf>,
     /// WAV to write; out.wav, with a picture beside it, by default
@@ -135,6 +167,8 @@ pub struct Roundtrip {
 
 #[derive(Args)]
 pub struct Encode {
+    #[command(flatten)]
+    pub report: Report,
     /// Audio file
     #[arg(value_name = "IN")]
     pub input: PathBuf,
@@ -154,6 +188,8 @@ pub struct Encode {
 
 #[derive(Args)]
 pub struct Decode {
+    #[command(flatten)]
+    pub report: Report,
     /// Codes
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
@@ -179,6 +215,8 @@ pub enum Train {
 
 #[derive(Args)]
 pub struct TrainCodec {
+    #[command(flatten)]
+    pub report: Report,
     /// What to train, and how
     #[arg(long, value_name = "FILE.toml")]
     pub config: PathBuf,
@@ -198,6 +236,8 @@ pub struct TrainCodec {
 
 #[derive(Args)]
 pub struct Verify {
+    #[command(flatten)]
+    pub report: Report,
     /// Operations, layers or models; everything by default
     pub names: Vec<String>,
     /// Also compare with the reference outputs stored in DIR (a checkout's verify/golden)
@@ -208,8 +248,44 @@ pub struct Verify {
     pub large: bool,
 }
 
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Every operation's large cases: device time with cold caches, bandwidth, arithmetic, share of the ceiling
+    Kernels(BenchKernels),
+    /// Frames through a codec, one at a time: median and 99th percentile
+    Codec(BenchCodec),
+}
+
+#[derive(Args)]
+pub struct BenchKernels {
+    /// Operations; all by default
+    #[arg(value_name = "OP")]
+    pub names: Vec<String>,
+    /// One JSON array to FILE (- for standard output) instead of a table
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct BenchCodec {
+    /// Bundled names, files, or folders
+    #[arg(value_name = "MODEL", default_value = BUNDLED)]
+    pub models: Vec<String>,
+    /// Streams that advance together; may be repeated
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub batch: Vec<u16>,
+    /// Frames to time
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub frames: u32,
+    /// One JSON array to FILE (- for standard output) instead of a table
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
 #[derive(Args)]
 pub struct Prepare {
+    #[command(flatten)]
+    pub report: Report,
     /// Folders of audio (wav, flac, mp3, ogg, aiff, g722), then the folder to write
     #[arg(required = true, num_args = 2.., value_name = "IN_DIR... OUT_DIR")]
     pub dirs: Vec<PathBuf>,
@@ -247,6 +323,8 @@ pub struct Prepare {
 
 #[derive(Args)]
 pub struct Diagnose {
+    #[command(flatten)]
+    pub report: Report,
     /// Reference audio, or the folder of a training run
     pub reference: PathBuf,
     /// Audio to be judged against the reference
@@ -261,6 +339,8 @@ pub struct Diagnose {
 
 #[derive(Args)]
 pub struct Inspect {
+    #[command(flatten)]
+    pub report: Report,
     /// Weights, codes or audio; or a folder of weights or a prepared dataset
     pub path: PathBuf,
 }

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use cli::{Cli, Command, Train};
+use cli::{Bench, Cli, Command, Train};
 use failure::{Failure, Result};
 
 fn main() -> ExitCode {
@@ -33,7 +33,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result {
+fn run(mut cli: Cli) -> Result {
+    cli.common.json = cli.command.json();
     cli.common.apply()?;
     let common = &cli.common;
     match cli.command {
@@ -45,7 +46,9 @@ fn run(cli: Cli) -> Result {
         Command::Prepare(args) => commands::prepare::run(common, &args),
         Command::Diagnose(args) => commands::diagnose::run(common, &args),
         Command::Inspect(args) => commands::inspect::run(common, &args),
-        Command::Doctor => commands::doctor::run(common),
+        Command::Bench(Bench::Kernels(args)) => commands::bench::kernels(common, &args),
+        Command::Bench(Bench::Codec(args)) => commands::bench::codec(common, &args),
+        Command::Doctor(_) => commands::doctor::run(common),
     }
 }
 

@@ -146,6 +146,57 @@ fn verify_passes_on_the_cpu_and_says_what_it_left_out() {
 }
 
 #[test]
+fn bench_gives_every_key_and_refuses_what_cannot_be_timed() {
+    let room = room();
+    let rows = room.json(&["bench", "kernels", "snake", "--device", "cpu", "--json", "-"]);
+    let rows = rows.as_array().unwrap();
+    assert!(!rows.is_empty());
+    for key in [
+        "op",
+        "case",
+        "dtype",
+        "device",
+        "median_us",
+        "p10_us",
+        "p90_us",
+        "bytes",
+        "flops",
+        "gb_s",
+        "gflop_s",
+        "share_of_ceiling",
+        "batch_us",
+    ] {
+        assert!(rows.iter().all(|row| !row[key].is_null()), "{key} in {rows:?}");
+    }
+    // A share far above one would mean a wrong cost or a wrong ceiling; caches and noise allow a little.
+    assert!(rows.iter().all(|row| (0.001..1.5).contains(&row["share_of_ceiling"].as_f64().unwrap())), "{rows:?}");
+    room.works(&[
+        "bench",
+        "codec",
+        "tiny.safetensors",
+        "--device",
+        "cpu",
+        "--frames",
+        "5",
+        "--batch",
+        "1",
+        "--batch",
+        "3",
+        "--json",
+        "b.json",
+    ]);
+    let rows: serde_json::Value = serde_json::from_slice(&std::fs::read(room.path("b.json")).unwrap()).unwrap();
+    assert_eq!((&rows[0]["batch"], &rows[1]["batch"], &rows[1]["frames"]), (&1.into(), &3.into(), &5.into()));
+    for key in ["model", "device", "dtype", "encode_ms_p50", "encode_ms_p99", "decode_ms_p50", "decode_ms_p99", "share_of_ceiling"] {
+        assert!(!rows[0][key].is_null(), "{key} in {rows}");
+    }
+    let table = room.works(&["bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "5"]);
+    assert!(table.contains("ceilings measured on cpu"), "{table}");
+    room.refuses(&["bench", "kernels", "--device", "emulator"], 2, "emulator");
+    room.refuses(&["bench", "kernels", "no_such_op", "--device", "cpu"], 2, "no_such_op");
+}
+
+#[test]
 fn doctor_names_every_device_and_what_to_do() {
     let room = room();
     let facts = room.json(&["doctor", "--json"]);

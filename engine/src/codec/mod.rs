@@ -84,6 +84,15 @@ impl Codec {
         self.dtype
     }
 
+    /// Size of all weights and codebooks, which a frame reads once.
+    pub fn bytes(&self) -> usize {
+        let embeddings: &[Tensor] = match &self.quantizer {
+            Quantizer::Ema { codebooks, .. } => codebooks,
+            Quantizer::Factorised { .. } => &[], // among the weights
+        };
+        self.weights.values().chain(embeddings).map(|t| t.elements() * t.dtype().bytes()).sum()
+    }
+
     /// Number of codebooks.
     pub fn codebooks(&self) -> usize {
         self.config.codebook_sizes.len()

@@ -1,0 +1,188 @@
+//! What the machine can do at most, measured here and now: the denominators of every share.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use serde::Serialize;
+use swara_kernels::cpu::vectorised;
+use swara_kernels::device::Event;
+use swara_kernels::driver::source::{ALL_ARCHS, Source};
+use swara_kernels::driver::{Arch, Launch};
+use swara_kernels::{Cuda, DType, Device, Result, Tensor, args};
+
+use crate::timing::{Limit, repeat};
+
+static CEILING: Source = Source { path: "../../benches/src/ceiling.cu", text: include_str!("ceiling.cu"), archs: ALL_ARCHS };
+
+/// Bytes and operations a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ceilings {
+    /// Reading, on the CPU; reading and writing, by a copy, on a GPU.
+    pub bytes: f64,
+    /// Fused multiply-adds in f32, two operations each.
+    pub f32_flops: f64,
+    /// `mma.sync` on 16-bit inputs; where there is none, that of f32.
+    pub f16_flops: f64,
+    pub bf16_flops: f64,
+}
+
+impl Ceilings {
+    pub fn flops(&self, dtype: DType) -> f64 {
+        match dtype {
+            DType::BF16 => self.bf16_flops,
+            DType::F16 => self.f16_flops,
+            _ => self.f32_flops,
+        }
+    }
+
+    /// The least time a run of this cost can take, in seconds.
+    pub fn floor(&self, bytes: usize, flops: usize, dtype: DType) -> f64 {
+        (bytes as f64 / self.bytes).max(flops as f64 / self.flops(dtype))
+    }
+}
+
+const LIMIT: Limit = Limit { least: 10, uncertainty: 0.01, time: Duration::from_millis(500) };
+
+/// Measures `device`: a second or two.
+pub fn measure(device: &Device) -> Result<Ceilings> {
+    match device {
+        Device::Cpu => {
+            let f32_flops = cpu_flops();
+            Ok(Ceilings { bytes: cpu_read(), f32_flops, f16_flops: f32_flops, bf16_flops: f32_flops })
+        }
+        Device::Cuda(cuda) => {
+            let f32_flops = cuda_flops(cuda, device, "fma_f32", 8 * 2)?;
+            // 16 x 8 x 16 multiply-adds a warp.
+            let mma = 8 * 2 * 16 * 8 * 16 / 32;
+            let f16_flops = cuda_flops(cuda, device, "mma_f16", mma)?;
+            let bf16 = cuda.driver().arch() >= Arch(80);
+            let bf16_flops = if bf16 { cuda_flops(cuda, device, "mma_bf16", mma)? } else { f32_flops };
+            Ok(Ceilings { bytes: cuda_copy(cuda, device)?, f32_flops, f16_flops, bf16_flops })
+        }
+    }
+}
+
+/// The best sample: a ceiling is what the machine can do, not what it usually does.
+fn best(mut sample: impl FnMut() -> f64) -> f64 {
+    match repeat(LIMIT, || Ok::<f64, std::convert::Infallible>(sample())) {
+        Ok(samples) => samples.quantile(0.0),
+        Err(never) => match never {},
+    }
+}
+
+fn cpu_read() -> f64 {
+    // Beyond any cache.
+    let data = vec![1.0f32; 64 << 20];
+    let part = data.len() / rayon::current_num_threads();
+    let seconds = best(|| {
+        let start = Instant::now();
+        let sum: f32 = data.par_chunks(part.max(1)).map(read).sum();
+        black_box(sum);
+        start.elapsed().as_secs_f64()
+    });
+    size_of_val(&data[..]) as f64 / seconds
+}
+
+fn read(part: &[f32]) -> f32 {
+    vectorised(
+        #[inline(always)]
+        || {
+            let (blocks, _) = part.as_chunks::<64>();
+            let mut sums = [0.0f32; 64];
+            for block in blocks {
+                for (sum, v) in sums.iter_mut().zip(block) {
+                    *sum += v;
+                }
+            }
+            sums.iter().sum()
+        },
+    )
+}
+
+fn cpu_flops() -> f64 {
+    const STEPS: usize = 1 << 16;
+    // Enough chains to hide the latency of two units of 512 bits, few enough to stay in registers.
+    const LANES: usize = 16 * 10;
+    let threads = rayon::current_num_threads();
+    let seconds = best(|| {
+        let start = Instant::now();
+        let sum: f32 = (0..threads)
+            .into_par_iter()
+            .map(|thread| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let (a, b) = (black_box(1.0 + thread as f32 * 1e-9), black_box(1e-9f32));
+                        let mut x: [f32; LANES] = std::array::from_fn(|i| i as f32);
+                        for _ in 0..STEPS {
+                            for x in &mut x {
+                                *x = x.mul_add(a, b);
+                            }
+                        }
+                        x.iter().sum::<f32>()
+                    },
+                )
+            })
+            .sum();
+        black_box(sum);
+        start.elapsed().as_secs_f64()
+    });
+    (2 * STEPS * LANES * threads) as f64 / seconds
+}
+
+/// Device time of `work`, by events around it.
+pub(crate) fn device_seconds(cuda: &Cuda, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start: Event = cuda.event()?;
+    work()?;
+    let end = cuda.event()?;
+    cuda.driver().synchronize()?;
+    Ok(f64::from(end.since_ms(&start)?) * 1e-3)
+}
+
+fn cuda_copy(cuda: &Cuda, device: &Device) -> Result<f64> {
+    let bytes = (8 * cuda.driver().limits().l2_bytes).clamp(1 << 20, 1 << 30);
+    let source = Tensor::zeros(device, DType::U8, [bytes])?;
+    let samples = repeat(LIMIT, || device_seconds(cuda, || source.copy().map(drop)))?;
+    Ok(2.0 * bytes as f64 / samples.quantile(0.0))
+}
+
+fn cuda_flops(cuda: &Cuda, device: &Device, kernel: &str, flops_a_step: usize) -> Result<f64> {
+    // On the emulator only that it runs.
+    let emulated = cuda.driver().name().starts_with("emulator");
+    let (steps, blocks): (i32, u32) = if emulated { (2, 1) } else { (4096, 8 * cuda.driver().limits().multiprocessors) };
+    let threads = 256;
+    let out = Tensor::empty(device, DType::F32, [threads as usize * blocks as usize])?;
+    let function = cuda.kernel(&CEILING, kernel)?;
+    let launch = Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0, cooperative: false };
+    let samples = repeat(LIMIT, || {
+        // SAFETY: the kernel takes a pointer and an int, and writes one float a thread.
+        device_seconds(cuda, || unsafe { function.launch(launch, args![&out, steps]) })
+    })?;
+    let flops = flops_a_step as f64 * f64::from(steps) * f64::from(threads) * f64::from(blocks);
+    Ok(flops / samples.quantile(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plausible(c: &Ceilings) {
+        assert!([c.bytes, c.f32_flops, c.f16_flops, c.bf16_flops].iter().all(|v| v.is_finite() && *v > 0.0), "{c:?}");
+        // A cost of either kind is bounded by its own ceiling, and the larger bound counts.
+        assert_eq!(c.floor(8, 0, DType::F32), 8.0 / c.bytes);
+        assert_eq!(c.floor(1, 1 << 40, DType::BF16), (1u64 << 40) as f64 / c.bf16_flops);
+    }
+
+    #[test]
+    fn the_cpu_is_measured() {
+        plausible(&measure(&Device::Cpu).unwrap());
+    }
+
+    #[test]
+    fn the_kernels_that_measure_a_gpu_run_on_the_emulator() {
+        for device in ["emulator", "emulator:sm_75"] {
+            plausible(&measure(&Device::open(device).expect("the emulator needs a C++ compiler")).unwrap());
+        }
+    }
+}
