@@ -36,6 +36,23 @@ impl Ceilings {
         }
     }
 
+    /// The higher of each, of two measurements around what was timed, and by what share they differ at most: more than a few
+    /// percent mean that the machine was busy or throttled.
+    pub fn around(before: &Ceilings, after: &Ceilings) -> (Ceilings, f64) {
+        let mut drift: f64 = 0.0;
+        let mut high = |a: f64, b: f64| {
+            drift = drift.max((a - b).abs() / a.max(b));
+            a.max(b)
+        };
+        let ceilings = Ceilings {
+            bytes: high(before.bytes, after.bytes),
+            f32_flops: high(before.f32_flops, after.f32_flops),
+            f16_flops: high(before.f16_flops, after.f16_flops),
+            bf16_flops: high(before.bf16_flops, after.bf16_flops),
+        };
+        (ceilings, drift)
+    }
+
     /// The least time a run of this cost can take, in seconds.
     pub fn floor(&self, bytes: usize, flops: usize, dtype: DType) -> f64 {
         (bytes as f64 / self.bytes).max(flops as f64 / self.flops(dtype))

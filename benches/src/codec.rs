@@ -24,15 +24,23 @@ pub struct Row {
     pub frame_ms: f64,
     /// Of all weights and codebooks, each of which a frame reads once.
     pub bytes_per_frame: usize,
-    /// The time to read them at the measured bandwidth, divided by the medians' sum.
+    /// The time to read them at the measured bandwidth, divided by the medians' sum; 0 until [`Row::against`].
     pub share_of_ceiling: f64,
+}
+
+impl Row {
+    /// With its share of `ceilings`.
+    pub fn against(mut self, ceilings: &Ceilings) -> Row {
+        self.share_of_ceiling = self.bytes_per_frame as f64 / ceilings.bytes / ((self.encode_ms_p50 + self.decode_ms_p50) * 1e-3);
+        self
+    }
 }
 
 /// Frames that are not timed.
 const WARMUP: usize = 20;
 
 /// Times `frames` frames (at least one).
-pub fn run(codec: &Codec, batch: usize, frames: usize, ceilings: &Ceilings) -> swara_engine::Result<Row> {
+pub fn run(codec: &Codec, batch: usize, frames: usize) -> swara_engine::Result<Row> {
     let mut session = Session::new(codec, batch)?;
     let hop = codec.config().hop();
     let (mut encode, mut decode) = (Vec::with_capacity(frames), Vec::with_capacity(frames));
@@ -55,7 +63,6 @@ pub fn run(codec: &Codec, batch: usize, frames: usize, ceilings: &Ceilings) -> s
     }
     let nothing = || swara_engine::Error::Argument("no frames to time".into());
     let (encode, decode) = (Samples::new(encode).ok_or_else(nothing)?, Samples::new(decode).ok_or_else(nothing)?);
-    let bytes_per_frame = codec.bytes();
     Ok(Row {
         model: codec.name().to_owned(),
         device: codec.device().name(),
@@ -67,7 +74,7 @@ pub fn run(codec: &Codec, batch: usize, frames: usize, ceilings: &Ceilings) -> s
         decode_ms_p99: decode.quantile(0.99) * 1e3,
         frames: encode.len(),
         frame_ms: 1e3 / codec.config().frame_rate(),
-        bytes_per_frame,
-        share_of_ceiling: bytes_per_frame as f64 / ceilings.bytes / (encode.median() + decode.median()),
+        bytes_per_frame: codec.bytes(),
+        share_of_ceiling: 0.0,
     })
 }

@@ -27,8 +27,17 @@ pub struct Row {
     pub flops: usize,
     pub gb_s: f64,
     pub gflop_s: f64,
-    /// The least time that the measured ceilings allow, divided by the median.
+    /// The least time that the measured ceilings allow, divided by the median; 0 until [`Row::against`].
     pub share_of_ceiling: f64,
+}
+
+impl Row {
+    /// With its share of `ceilings`.
+    pub fn against(mut self, ceilings: &Ceilings) -> Row {
+        let dtype = [DType::BF16, DType::F16].into_iter().find(|d| d.name() == self.dtype).unwrap_or(DType::F32);
+        self.share_of_ceiling = ceilings.floor(self.bytes, self.flops, dtype) / (self.median_us * 1e-6);
+        self
+    }
 }
 
 /// What to time.
@@ -46,7 +55,7 @@ const BATCH: usize = 20;
 const CPU_FLUSH: usize = 64 << 20;
 
 /// Times the selected cases. `progress` is called before each with its operation, its number and how many there are.
-pub fn run(device: &Device, selection: Selection, ceilings: &Ceilings, mut progress: impl FnMut(&str, usize, usize)) -> Result<Vec<Row>> {
+pub fn run(device: &Device, selection: Selection, mut progress: impl FnMut(&str, usize, usize)) -> Result<Vec<Row>> {
     let chosen: Vec<(&Op, Case)> = REGISTRY
         .iter()
         .filter(|op| selection.ops.is_empty() || selection.ops.iter().any(|name| name == op.name))
@@ -78,7 +87,7 @@ pub fn run(device: &Device, selection: Selection, ceilings: &Ceilings, mut progr
             flops: case.cost.flops,
             gb_s: case.cost.bytes as f64 / seconds * 1e-9,
             gflop_s: case.cost.flops as f64 / seconds * 1e-9,
-            share_of_ceiling: ceilings.floor(case.cost.bytes, case.cost.flops, case.dtype) / seconds,
+            share_of_ceiling: 0.0,
         });
     }
     Ok(rows)

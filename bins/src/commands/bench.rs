@@ -18,10 +18,10 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
         return Err(Failure::usage(format!("bench: no operation is called {name:?}")).hint(format!("known: {}", known.join(" "))));
     }
     let device = common.open_device()?;
-    let ceilings = measure(&device)?;
+    let before = measure(&device)?;
     let bar = terminal::progress(Some(0), "bench");
     let selection = Selection { ops: &args.names, dtype: common.dtype };
-    let rows = swara_benches::kernels::run(&device, selection, &ceilings, |op, done, total| {
+    let rows = swara_benches::kernels::run(&device, selection, |op, done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         bar.set_message(op.to_owned());
@@ -30,6 +30,8 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
     if rows.is_empty() {
         return Err(Failure::work("bench: nothing was timed").hint("the CPU computes in f32 only"));
     }
+    let ceilings = settle(&device, &before)?;
+    let rows: Vec<_> = rows.into_iter().map(|row| row.against(&ceilings)).collect();
     if let Some(path) = &args.json {
         return write(path, &rows);
     }
@@ -56,7 +58,7 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
 
 pub fn codec(common: &Common, args: &BenchCodec) -> Result {
     let device = common.open_device()?;
-    let ceilings = measure(&device)?;
+    let before = measure(&device)?;
     let mut rows = Vec::new();
     for model in &args.models {
         let codec = models::open(common, model)?;
@@ -64,9 +66,11 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
             return Err(Failure::usage(format!("bench: {} is not causal and has no frames to time", codec.name())));
         }
         for &batch in &args.batch {
-            rows.push(swara_benches::codec::run(&codec, usize::from(batch), args.frames as usize, &ceilings)?);
+            rows.push(swara_benches::codec::run(&codec, usize::from(batch), args.frames as usize)?);
         }
     }
+    let ceilings = settle(&device, &before)?;
+    let rows: Vec<_> = rows.into_iter().map(|row| row.against(&ceilings)).collect();
     if let Some(path) = &args.json {
         return write(path, &rows);
     }
@@ -99,6 +103,15 @@ fn measure(device: &Device) -> Result<Ceilings> {
         );
     }
     Ok(ceilings::measure(device)?)
+}
+
+/// Ceilings once more, after the work; says if the machine was not the same throughout.
+fn settle(device: &Device, before: &Ceilings) -> Result<Ceilings> {
+    let (ceilings, drift) = Ceilings::around(before, &ceilings::measure(device)?);
+    if drift > 0.1 {
+        terminal::warn(format!("the ceilings before and after differ by {:.0}%: this machine is busy or throttled", 100.0 * drift));
+    }
+    Ok(ceilings)
 }
 
 fn say_ceilings(device: &Device, c: &Ceilings) -> Result {
