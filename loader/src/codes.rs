@@ -43,7 +43,7 @@ impl Codes {
         let view = weights.view("codes").map_err(|_| CodesError::NoCodes)?;
         let flat = weights.to_i32("codes").map_err(|_| CodesError::Dtype(view.dtype.name()))?;
         let codebooks = match *view.shape {
-            [codebooks, _] if codebooks > 0 => codebooks,
+            [codebooks, frames] if codebooks > 0 && frames > 0 => codebooks,
             _ => return Err(CodesError::Shape(view.shape.to_vec())),
         };
         let codes = Self {
@@ -65,7 +65,7 @@ impl Codes {
         let path = path.as_ref();
         let fail = |why| Error::Codes { path: path.to_owned(), why };
         let shape = [self.codebooks, self.frames()];
-        if self.codebooks == 0 || shape[0] * shape[1] != self.codes.len() {
+        if self.codes.is_empty() || shape[0] * shape[1] != self.codes.len() {
             return Err(fail(CodesError::Shape(shape.into())));
         }
         self.check_length().map_err(fail)?;
@@ -161,6 +161,16 @@ mod tests {
         for (samples, fits) in [(641, true), (960, true), (1280, true), (639, false), (1281, false), (u64::MAX, false)] {
             let written = Codes { samples, ..codes() }.write(&path);
             assert_eq!(written.is_ok(), fits, "{samples}");
+        }
+    }
+
+    #[test]
+    fn codes_of_nothing_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        for shape in [[1 << 40, 0], [0, 1 << 40], [1, 0]] {
+            save(&path, &[TensorRef::i32("codes", &shape, &[])], &BTreeMap::new()).unwrap();
+            assert!(Codes::read(&path).unwrap_err().to_string().contains("at least one of each"), "{shape:?}");
         }
     }
 

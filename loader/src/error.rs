@@ -66,7 +66,7 @@ pub enum AudioError {
     NoSamples,
     #[error("sample {index} of channel {channel} is {value}")]
     NonFinite { index: u64, channel: usize, value: f32 },
-    #[error("sample rate {0} Hz, expected 1 to {max}", max = crate::audio::MAX_RATE)]
+    #[error("sample rate {0} Hz, expected {min} to {max}", min = crate::audio::MIN_RATE, max = crate::audio::MAX_RATE)]
     Rate(u32),
     #[error("{0} channels, expected 1 to {max}", max = crate::audio::MAX_CHANNELS)]
     Channels(usize),
@@ -118,7 +118,7 @@ pub enum CodesError {
     NoCodes,
     #[error("`codes` has dtype {0}, expected I32")]
     Dtype(&'static str),
-    #[error("`codes` has shape {0:?}, expected [codebooks, frames] with at least one codebook")]
+    #[error("`codes` has shape {0:?}, expected [codebooks, frames] with at least one of each")]
     Shape(Vec<usize>),
     #[error("no metadata field `{0}`")]
     NoField(&'static str),

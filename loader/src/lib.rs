@@ -8,6 +8,7 @@
 //! | [`weights`] | safetensors, memory-mapped; one file or an indexed directory | safetensors |
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
+//! | [`input`] | small files, whole | |
 //! | [`output`] | | any file: whole, or not at all |
 //!
 //! Every file is taken as hostile: what it claims is checked before it is used, an [`Error`] names the file and what is
@@ -20,6 +21,7 @@ pub mod audio;
 pub mod codes;
 pub mod dataset;
 mod error;
+pub mod input;
 pub mod loudness;
 pub mod output;
 pub mod weights;

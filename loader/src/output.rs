@@ -10,7 +10,8 @@ use crate::{Error, Result};
 ///
 /// A regular file is written to `.NAME.partial` beside its target, which [`commit`](Self::commit) synchronises to the disk
 /// and renames over the target: whoever opens the target, at any moment and after any crash, finds the old file or the new
-/// one. Dropped without `commit`, it leaves nothing. Devices and pipes, and all of `/dev` and `/proc`, are written directly.
+/// one. Dropped without `commit`, it leaves nothing. Devices, pipes and open files under their names in `/dev` and `/proc` are
+/// written directly.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
@@ -34,7 +35,8 @@ impl AtomicFile {
             return Err(fail(io::ErrorKind::IsADirectory.into()));
         }
         let regular = existing.as_ref().is_none_or(|m| m.is_file());
-        if !regular || path.starts_with("/dev") || path.starts_with("/proc") {
+        let open_file = (path.starts_with("/dev") && !path.starts_with("/dev/shm")) || path.starts_with("/proc");
+        if !regular || open_file {
             let file = OpenOptions::new().write(true).open(path).map_err(fail)?;
             return Ok(Self { target: path.to_owned(), partial: None, file: BufWriter::new(file), regular });
         }
@@ -112,6 +114,11 @@ pub fn write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 /// pile up; one that is being written right now is refused.
 fn claim(partial: &Path) -> io::Result<File> {
     loop {
+        // A link planted under this name would have its target overwritten; a pipe would never take the bytes.
+        if fs::symlink_metadata(partial).is_ok_and(|meta| !meta.is_file()) {
+            let name = partial.file_name().unwrap_or_default().display();
+            return Err(io::Error::other(format!("{name} is in the way and no file")));
+        }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(partial)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -221,6 +228,26 @@ mod tests {
         write(&link, b"new").unwrap();
         assert_eq!(fs::read(&real).unwrap(), b"new");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_planted_under_the_partial_name_is_neither_followed_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        std::os::unix::fs::symlink(&victim, dir.path().join(".a.bin.partial")).unwrap();
+        assert!(write(dir.path().join("a.bin"), b"x").unwrap_err().to_string().contains(".a.bin.partial is in the way"));
+        assert!(!victim.exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn shared_memory_is_a_folder_like_others() {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return println!("skipped: no /dev/shm here") };
+        let path = dir.path().join("a.bin");
+        write(&path, b"long").unwrap();
+        write(&path, b"x").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"x");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub use write::{WavFormat, WavWriter, write};
 
 use crate::{AudioError, Error, Result};
 
+/// Lowest sample rate taken, Hz: a resampler's memory grows with the ratio of the rates, which a header may claim.
+pub const MIN_RATE: u32 = 1000;
 /// Highest sample rate taken, Hz.
 pub const MAX_RATE: u32 = 768_000;
 /// Most channels taken.
@@ -91,7 +93,7 @@ impl AudioReader {
         let source = open_source(path)?;
         let (from, to) = (source.rate(), rate.unwrap_or(source.rate()));
         for rate in [from, to] {
-            if !(1..=MAX_RATE).contains(&rate) {
+            if !(MIN_RATE..=MAX_RATE).contains(&rate) {
                 return Err(fail(AudioError::Rate(rate)));
             }
         }

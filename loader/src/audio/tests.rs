@@ -288,3 +288,14 @@ fn pieces_together_are_the_whole() {
     assert!(pieces.iter().all(|p| p.len() < 4 * BLOCK));
     assert_eq!(pieces.concat(), whole);
 }
+
+#[test]
+fn a_rate_that_would_need_a_huge_resampler_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.wav");
+    let mut bytes = header(1, 16, 1, 1, 200);
+    bytes.extend([1; 200]);
+    std::fs::write(&path, &bytes).unwrap();
+    let error = read(&path, Some(16_000)).unwrap_err().to_string();
+    assert!(error.contains("sample rate 1 Hz, expected 1000 to"), "{error}");
+}

@@ -35,6 +35,8 @@ const VERSION: u32 = 1;
 const AUDIO: &str = "audio.s16";
 const MANIFEST: &str = "manifest.jsonl";
 const DESCRIPTION: &str = "dataset.json";
+/// Longest `dataset.json`, bytes.
+const MAX_DESCRIPTION: u64 = 1 << 26;
 /// Longest line of a manifest, bytes.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -113,7 +115,7 @@ impl Dataset {
         if !dir.join(DESCRIPTION).exists() {
             return Err(fail(DatasetError::NotPrepared));
         }
-        let text = std::fs::read(dir.join(DESCRIPTION)).map_err(io(DESCRIPTION))?;
+        let text = crate::input::read(dir.join(DESCRIPTION), "open dataset", MAX_DESCRIPTION)?;
         let description: Description = serde_json::from_slice(&text).map_err(|e| fail(DatasetError::Description(e.to_string())))?;
         if description.version != VERSION {
             let why = format!("version {}, expected {VERSION}", description.version);
@@ -139,6 +141,7 @@ impl Dataset {
             return Err(fail(DatasetError::Description(why)));
         }
 
+        crate::input::regular(&dir.join(AUDIO)).map_err(io(AUDIO))?;
         let file = File::open(dir.join(AUDIO)).map_err(io(AUDIO))?;
         let found = file.metadata().map_err(io(AUDIO))?.len();
         if Some(found) != samples.checked_mul(2) {
@@ -193,6 +196,7 @@ fn from_s16(x: i16) -> f32 {
 fn read_manifest(dir: &Path) -> Result<(Vec<Utterance>, String)> {
     let path = dir.join(MANIFEST);
     let io = |e| Error::io("open dataset", &path, e);
+    crate::input::regular(&path).map_err(io)?;
     let mut reader = BufReader::new(File::open(&path).map_err(io)?);
     let (mut utterances, mut ids, mut sha) = (Vec::new(), HashSet::new(), Sha256::new());
     let (mut line, mut at) = (Vec::new(), 0_u64);

@@ -10,7 +10,7 @@ use super::Dtype;
 use crate::WeightsError;
 
 /// As in the reference implementation.
-const MAX_HEADER: u64 = 100_000_000;
+pub(super) const MAX_HEADER: u64 = 100_000_000;
 
 #[derive(Debug, Clone)]
 pub(super) struct Entry {

@@ -152,6 +152,7 @@ impl std::ops::Deref for Bytes {
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("open weights", path, e);
+        crate::input::regular(path).map_err(io)?;
         let file = File::open(path).map_err(io)?;
         // SAFETY: the map is read-only and private; as with every memory-mapped file, nobody may truncate it meanwhile.
         // Our own writers never do: they rename a new file over the old one.
@@ -298,7 +299,7 @@ fn open_indexed(dir: &Path) -> Result<Vec<Shard>> {
         weight_map: BTreeMap<String, String>,
     }
     let path = dir.join("model.safetensors.index.json");
-    let text = std::fs::read(&path).map_err(|e| Error::io("open weights", &path, e))?;
+    let text = crate::input::read(&path, "open weights", header::MAX_HEADER)?;
     let fail = |why| Error::Weights { path: path.clone(), why };
     let index: Index = serde_json::from_slice(&text).map_err(|e| fail(WeightsError::Header(e.to_string())))?;
     let mut shards = BTreeMap::new();

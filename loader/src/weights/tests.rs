@@ -242,3 +242,10 @@ proptest! {
         }
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_device_or_a_pipe_is_refused_without_being_opened() {
+    let error = Weights::open("/dev/zero").unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
+}
