@@ -1,6 +1,7 @@
 #pragma once
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "snake.cuh"
 #include "types.cuh"
 
 // One matrix product for every layer: C[M, N] = A[M, K] B[K, N], f32 accumulation, K in ascending order.
@@ -65,18 +66,20 @@ __device__ __forceinline__ void advance(Index& i, int n, int extent) {
     while (i.minor >= extent) i.minor -= extent, ++i.major;
 }
 
-/// sin(x)^2 by reduction modulo pi in two steps; absolute error about 3e-7 while |x| < 1e5.
-__device__ __forceinline__ float sin_squared(float x) {
-    const float n = rintf(x * 0.318309886f);
-    const float r = (x - n * 3.140625f) - n * 9.67653585e-4f;
-    const float z = r * r;
-    const float s = r + r * z * (-0.166666582f + z * (8.33304971e-3f + z * (-1.98089823e-4f + z * 2.60501952e-6f)));
-    return s * s;
-}
 __device__ __forceinline__ float elu(float x) { return x > 0.0f ? x : expm1f(x); }
 
 enum Prologue { PROLOGUE_NONE, PROLOGUE_SNAKE, PROLOGUE_ELU };
 enum Epilogue { EPILOGUE_NONE, EPILOGUE_TANH, EPILOGUE_ELU };
+
+/// What a layer does to the elements of one channel before the product. Maps zero to zero.
+struct Activation {
+    int prologue;
+    Snake snake;
+
+    __device__ __forceinline__ float operator()(float x) const {
+        return prologue == PROLOGUE_NONE ? x : prologue == PROLOGUE_SNAKE ? snake(x) : elu(x);
+    }
+};
 
 /// Rows of overlapping windows. Outer index: (batch, row). Inner index: (tap, channel). The element is
 /// data[batch, row * step + tap * tap_step - offset, channel] of data [batches, time, channels].
@@ -85,7 +88,7 @@ template <class T>
 struct Window {
     const T *data, *ring;
     const int* position;
-    const T* alpha; // [channels], of PROLOGUE_SNAKE
+    const float* alpha; // [channels], of PROLOGUE_SNAKE
     int batches, time, channels, past, rows, step, offset, tap_step, taps, prologue;
 
     __device__ int outer_extent() const { return rows; }
@@ -101,13 +104,9 @@ struct Window {
         return ring + ((int64_t)outer.major * past + slot) * channels + inner.minor;
     }
 
-    /// What the layer does to an element before the product. Maps zero to zero.
-    __device__ float activate(float x, int channel) const {
-        if (prologue == PROLOGUE_SNAKE) {
-            const float a = to_float(alpha[channel]);
-            return x + __fdividef(sin_squared(a * x), a + 1e-9f);
-        }
-        return elu(x);
+    __device__ __forceinline__ Activation activation(int channel) const {
+        if (prologue != PROLOGUE_SNAKE) return {prologue, {}};
+        return {prologue, make_snake(alpha[channel], alpha[channel])};
     }
 };
 
@@ -253,10 +252,11 @@ template <int PITCH, bool FLIP, class C, class T, class Element>
 __device__ __forceinline__ void activate_elements(Element* tile, Index inner, const Window<T>& window) {
 #pragma unroll 1
     for (int e = 0; e < C::CHUNK; ++e) {
+        const Activation activate = window.activation(inner.minor);
 #pragma unroll 1
         for (int p = 0; p < C::PASSES; ++p) {
             Element* at = tile + place<C, PITCH, FLIP>(p, e);
-            *at = from_float<Element>(window.activate(to_float(*at), inner.minor));
+            *at = from_float<Element>(activate(to_float(*at)));
         }
         advance(inner, 1, window.channels);
     }
@@ -481,7 +481,7 @@ __device__ __forceinline__ void correlation(const Window<T>& a, const Window<T>&
 #define PRODUCT_KERNEL(NAME, T, TILE, TRANSPOSED)                                                                              \
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, TILE::RESIDENT)                                               \
         NAME(T* y, const T* x, const T* weight, const T* bias, const T* residual, const T* ring, const int* position,          \
-             const T* alpha, int batches, int time, int channels, int past, int rows, int step, int offset, int tap_step,      \
+             const float* alpha, int batches, int time, int channels, int past, int rows, int step, int offset, int tap_step,  \
              int history, int prologue, int taps, int weight_in, int weight_out, int phases, int dilation, int out_time,       \
              int out_channels, int out_offset, int epilogue) {                                                                 \
         product<T, TILE, TRANSPOSED>({x, ring, position, alpha, batches, time, channels, past, rows, step, offset, tap_step,    \

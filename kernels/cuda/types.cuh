@@ -18,9 +18,9 @@ typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
 
-#define DYNAMIC_SHARED(T, name)                                        \
-    extern __shared__ __align__(16) unsigned char swara_dynamic_shared[]; \
-    T* const name = reinterpret_cast<T*>(swara_dynamic_shared)
+// Declared here alone: a second declaration of another type or alignment is undefined, and NVRTC only warns of it.
+extern __shared__ __align__(16) unsigned char swara_dynamic_shared[];
+#define DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(swara_dynamic_shared)
 #else
 #define DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(swara::runtime->dynamic_shared(swara::current))
 #endif

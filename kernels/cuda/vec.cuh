@@ -4,6 +4,8 @@
 //   load_vector<T, N>(dst, src)       N = LANES<T>: one 16-byte load, src aligned to 16 bytes; N = 1: a scalar
 //   store_vector<T, N>(dst, src)
 //   for_elements<T>(n, f)             f.at<N>(i) for the elements i .. i + N of each thread
+//   map(y, x, n, f)                   y[i] = f(x[i]), in float; y may be x
+//   zip(y, a, b, n, f)                y[i] = f(a[i], b[i]); y may be a or b
 #pragma once
 
 #include "types.cuh"
@@ -56,4 +58,47 @@ __device__ __forceinline__ void for_elements(uint64_t n, F f) {
         f.template at<LANES<T>>(first);
     else
         for (uint64_t i = first; i < n; i++) f.template at<1>(i);
+}
+
+template <typename T, typename F>
+struct Map {
+    T* y;
+    const T* x;
+    F f;
+
+    template <int N>
+    __device__ __forceinline__ void at(uint64_t i) const {
+        float v[N];
+        load_vector(v, x + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) v[j] = f(v[j]);
+        store_vector(y + i, v);
+    }
+};
+
+template <typename T, typename F>
+__device__ __forceinline__ void map(T* y, const T* x, uint64_t n, F f) {
+    for_elements<T>(n, Map<T, F>{y, x, f});
+}
+
+template <typename T, typename F>
+struct Zip {
+    T* y;
+    const T *a, *b;
+    F f;
+
+    template <int N>
+    __device__ __forceinline__ void at(uint64_t i) const {
+        float u[N], v[N];
+        load_vector(u, a + i);
+        load_vector(v, b + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) u[j] = f(u[j], v[j]);
+        store_vector(y + i, u);
+    }
+};
+
+template <typename T, typename F>
+__device__ __forceinline__ void zip(T* y, const T* a, const T* b, uint64_t n, F f) {
+    for_elements<T>(n, Zip<T, F>{y, a, b, f});
 }

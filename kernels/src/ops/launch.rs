@@ -3,7 +3,7 @@
 use crate::driver::Launch;
 use crate::{DType, Error, Result, Tensor};
 
-const THREADS: usize = 256;
+pub const THREADS: usize = 256;
 /// Shared memory that `column_sum` may use: N floats a thread, N at most 8.
 const COLUMN_SUM_BYTES: usize = THREADS * 8 * 4;
 
@@ -20,6 +20,11 @@ pub fn elements(op: &'static str, n: usize, bytes: usize) -> Result<Launch> {
     blocks(op, n.div_ceil(THREADS * (16 / bytes)))
 }
 
+/// For kernels with one element a thread.
+pub fn threads(op: &'static str, n: usize) -> Result<Launch> {
+    blocks(op, n.div_ceil(THREADS))
+}
+
 /// `n` one-dimensional blocks.
 pub fn blocks(op: &'static str, n: usize) -> Result<Launch> {
     Ok(Launch { grid: [index(op, n)? as u32, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: 0, cooperative: false })
@@ -28,6 +33,17 @@ pub fn blocks(op: &'static str, n: usize) -> Result<Launch> {
 /// Kernels count channels, blocks and rows of a block in 32 bits.
 pub fn index(op: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::argument(op, format!("an extent of {n} exceeds 32 bits")))
+}
+
+/// What kernels of one type and 32-bit indices take: f32, fewer than 2^31 elements.
+pub fn check_f32(op: &'static str, x: &Tensor) -> Result<()> {
+    if x.dtype() != DType::F32 {
+        return Err(Error::dtype(op, "input", "f32 on CUDA", x.dtype()));
+    }
+    if x.elements() > i32::MAX as usize {
+        return Err(Error::shape(op, "input", "fewer than 2^31 elements", x.shape()));
+    }
+    Ok(())
 }
 
 /// How `Columns` divides a matrix.

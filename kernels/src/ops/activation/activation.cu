@@ -48,45 +48,12 @@ __device__ __forceinline__ float slope(int kind, float x) {
     }
 }
 
-template <typename T>
-struct Forward {
-    T* y;
-    const T* x;
-    int kind;
-
-    template <int N>
-    __device__ __forceinline__ void at(uint64_t i) const {
-        float v[N];
-        load_vector(v, x + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) v[j] = value(kind, v[j]);
-        store_vector(y + i, v);
-    }
-};
-
-template <typename T>
-struct Backward {
-    T* dx;
-    const T *dy, *x;
-    int kind;
-
-    template <int N>
-    __device__ __forceinline__ void at(uint64_t i) const {
-        float g[N], v[N];
-        load_vector(g, dy + i);
-        load_vector(v, x + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) g[j] *= slope(kind, v[j]);
-        store_vector(dx + i, g);
-    }
-};
-
 #define ACTIVATION(T, NAME)                                                                                     \
     extern "C" __global__ void activation_##NAME(T* y, const T* x, uint64_t n, int kind) {                       \
-        for_elements<T>(n, Forward<T>{y, x, kind});                                                             \
+        map(y, x, n, [=](float x) { return value(kind, x); });                                                  \
     }                                                                                                           \
     extern "C" __global__ void activation_backward_##NAME(T* dx, const T* dy, const T* x, uint64_t n, int kind) { \
-        for_elements<T>(n, Backward<T>{dx, dy, x, kind});                                                       \
+        zip(dx, dy, x, n, [=](float g, float x) { return g * slope(kind, x); });                                \
     }
 ACTIVATION(float, f32)
 ACTIVATION(bf16, bf16)

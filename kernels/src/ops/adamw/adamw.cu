@@ -45,22 +45,6 @@ extern "C" __global__ void clip_scale_f32(float* scale, const float* total, floa
     *scale = s > 1.0f ? 1.0f : s;
 }
 
-struct Average {
-    float* shadow;
-    const float* param;
-    float keep, fresh;
-
-    template <int N>
-    __device__ __forceinline__ void at(uint64_t i) const {
-        float s[N], p[N];
-        load_vector(s, shadow + i);
-        load_vector(p, param + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) s[j] = keep * s[j] + fresh * p[j];
-        store_vector(shadow + i, s);
-    }
-};
-
 extern "C" __global__ void ema_f32(float* shadow, const float* param, uint64_t n, float keep, float fresh) {
-    for_elements<float>(n, Average{shadow, param, keep, fresh});
+    zip(shadow, shadow, param, n, [=](float s, float p) { return keep * s + fresh * p; });
 }

@@ -1,7 +1,6 @@
 // Codebooks learnt by averages.
 //
 //   statistics  counts_k = |{i : code_i = k}|,  sums_k = sum over those i, in ascending order, of x_i
-//   decay       average = keep average + take fresh            (moving averages of counts and sums)
 //   embedding   e_k = sum_k / max(usage_k, epsilon)
 //   replace     usage_k = value, sum_k = value sample_m        for k = rows_m, each at most once
 //
@@ -47,12 +46,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) codebook_statistics_f32(fl
     }
     if (column < d) sums[(size_t)codeword * d + column] = sum;
     if (blockIdx.y == 0 && threadIdx.x == 0) counts[codeword] = (float)count;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) codebook_decay_f32(float* average, const float* fresh, float keep,
-    float take, int n) {
-    const int i = blockIdx.x * THREADS + threadIdx.x;
-    if (i < n) average[i] = __fadd_rn(__fmul_rn(keep, average[i]), __fmul_rn(take, fresh[i]));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) codebook_embedding_f32(float* embedding, const float* usage,

@@ -15,15 +15,6 @@ pub fn statistics<T: Real>(x: &Tensor, codes: &Tensor, k: usize) -> Result<(Tens
     Ok((counts, sums))
 }
 
-/// `average = decay average + (1 - decay) new`.
-pub fn decay_towards<T: Real>(average: &mut Tensor, new: &Tensor, decay: f64) -> Result<()> {
-    let (keep, take) = (T::of(decay), T::of(1.0 - decay));
-    for (a, &v) in average.as_mut_slice::<T>()?.iter_mut().zip(new.as_slice::<T>()?) {
-        *a = keep * *a + take * v;
-    }
-    Ok(())
-}
-
 pub fn embedding<T: Real>(usage: &Tensor, sum: &Tensor, epsilon: f64) -> Result<Tensor> {
     let d = sum.shape()[1];
     let mut out = sum.copy()?;

@@ -39,9 +39,9 @@ __device__ __forceinline__ void from_one(const Window<T>& x, const T* weight, co
     Window<T> row = x; // element i of the window is tap i of its first row
     row.tap_step = 1;
     row.taps = width;
+    const Activation activate = x.activation(0);
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        const float v = or_zero(row.at({batch, first}, {i, 0}));
-        window[i] = x.prologue == PROLOGUE_NONE ? v : x.activate(v, 0);
+        window[i] = activate(or_zero(row.at({batch, first}, {i, 0})));
     }
     __syncthreads();
     const int across = (channels + 3) / 4;
@@ -85,7 +85,7 @@ __device__ __forceinline__ void to_one(const Window<T>& x, const T* weight, cons
     for (int i = threadIdx.x; i < height * channels; i += blockDim.x) {
         const int channel = i % channels;
         const float v = or_zero(row.at({batch, first}, {i / channels, channel}));
-        window[i / channels * pitch + channel] = x.prologue == PROLOGUE_NONE ? v : x.activate(v, channel);
+        window[i / channels * pitch + channel] = x.activation(channel)(v);
     }
     __syncthreads();
     const int lane = threadIdx.x % LANES, step = threadIdx.x / LANES;
@@ -119,9 +119,8 @@ __device__ __forceinline__ void grouped(const Window<T>& x, const T* weight, con
     float sum = 0.0f;
     for (int k = 0; k < x.taps; ++k) {
         for (int c = 0; c < in; ++c) {
-            const float v = or_zero(x.at(row, {k, first + c}));
-            const float activated = x.prologue == PROLOGUE_NONE ? v : x.activate(v, first + c);
-            sum += activated * to_float(weight[((int64_t)k * in + c) * out.channels + channel]);
+            const float v = x.activation(first + c)(or_zero(x.at(row, {k, first + c})));
+            sum += v * to_float(weight[((int64_t)k * in + c) * out.channels + channel]);
         }
     }
     out.store_one(row, {0, channel}, sum);
@@ -190,7 +189,7 @@ __device__ __forceinline__ void reset(T* ring, int* position, const unsigned cha
 #define DIRECT_KERNEL(NAME, T, BODY, ...)                                                                                      \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                                       \
         NAME(T* y, const T* x, const T* weight, const T* bias, const T* residual, const T* ring, const int* position,          \
-             const T* alpha, int batches, int time, int channels, int past, int rows, int step, int offset, int tap_step,      \
+             const float* alpha, int batches, int time, int channels, int past, int rows, int step, int offset, int tap_step,  \
              int taps, int prologue, int out_channels, int groups, int epilogue) {                                             \
         BODY<T>({x, ring, position, alpha, batches, time, channels, past, rows, step, offset, tap_step, taps, prologue}, weight, \
                 {y, bias, residual, batches, rows, out_channels, rows, 1, 0, epilogue} __VA_ARGS__);                           \

@@ -2,11 +2,11 @@
 
 use super::{Epilogue, Fused, Geometry, Prologue, Ring, SOURCE};
 use crate::device::Arg;
+use crate::ops::launch::kernel_name;
 use crate::ops::matmul::cuda::{
-    Correlation, Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, TILE_128X128, Taps, Window, check_dtype, grid, int, run_length,
-    signed,
+    Correlation, Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, TILE_128X128, Taps, Window, grid, int, run_length, signed,
 };
-use crate::{Cuda, DType, Error, Result, Tensor, args};
+use crate::{Cuda, Result, Tensor, args};
 
 const OP: &str = "conv1d";
 const FORWARD: Kernels = Kernels { op: OP, source: &SOURCE, name: "conv1d", tiles: &[TILE_128X128, TILE_64X64, TILE_128X32, TILE_16X64] };
@@ -16,26 +16,6 @@ const WEIGHT_GRADIENT: Kernels = Kernels { op: OP, source: &SOURCE, name: "conv1
 /// Shared memory that every architecture has without asking.
 const SHARED: usize = 48 << 10;
 
-pub(super) fn forward(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, g: &Geometry, fused: &Fused) -> Result<()> {
-    convolve(gpu, y, x, None, weight, g, fused)
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(super) fn step(
-    gpu: &Cuda,
-    y: &mut Tensor,
-    x: &Tensor,
-    ring: &mut Ring,
-    weight: &Tensor,
-    g: &Geometry,
-    fused: &Fused,
-    mask: Option<&Tensor>,
-) -> Result<()> {
-    check_ring(ring, mask)?;
-    convolve(gpu, y, x, ring.past(), weight, g, fused)?;
-    append(gpu, ring, x, mask)
-}
-
 impl Ring {
     /// What a kernel reads before time 0; none if the layer looks at no past.
     pub(crate) fn past(&self) -> Option<(&Tensor, &Tensor)> {
@@ -43,29 +23,16 @@ impl Ring {
     }
 }
 
-pub(crate) fn check_ring(ring: &Ring, mask: Option<&Tensor>) -> Result<()> {
-    let device = ring.rows.device();
-    if ring.position.device() != device || mask.is_some_and(|m| m.device() != device) {
-        return Err(Error::DeviceMismatch { op: OP, operand: "mask or ring position" });
-    }
-    if ring.position.dtype() != DType::I32 {
-        return Err(Error::dtype(OP, "ring position", "i32", ring.position.dtype()));
-    }
-    if *ring.position.shape() != [ring.rows.shape()[0]] {
-        return Err(Error::shape(OP, "ring position", format!("[{}]", ring.rows.shape()[0]), ring.position.shape()));
-    }
-    Ok(())
-}
-
-fn convolve(
+pub(super) fn forward(
     gpu: &Cuda,
     y: &mut Tensor,
     x: &Tensor,
-    past: Option<(&Tensor, &Tensor)>,
+    ring: Option<&Ring>,
     weight: &Tensor,
     g: &Geometry,
     fused: &Fused,
 ) -> Result<()> {
+    let past = ring.and_then(Ring::past);
     let (xs, ws, ys) = (x.shape(), weight.shape(), y.shape());
     let (taps, cout) = (ws[0], ws[2]);
     let (prologue, alpha) = match fused.prologue {
@@ -85,9 +52,8 @@ fn convolve(
         ..window(x, (xs[0], xs[1], xs[2]), ys[1], g.stride, g.pad_left as isize, g.dilation as isize, taps)
     };
     let direct = |name: &str, blocks: usize, shared: usize| {
-        let suffix = check_dtype(OP, x.data)?;
         let (ring, position) = past.unzip();
-        let kernel = gpu.kernel(&SOURCE, &format!("{name}_{suffix}"))?;
+        let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, name, x.data)?)?;
         int(OP, x.rows.saturating_mul(x.step).saturating_add(taps.saturating_mul(g.dilation)))?;
         int(OP, x.batches.saturating_mul(x.rows))?;
         let arguments: &mut [Arg] = args![
@@ -147,7 +113,7 @@ pub(crate) fn window(
 }
 
 /// Appends the rows of `x` to the rings of the streams that `mask` lets run.
-pub(crate) fn append(gpu: &Cuda, ring: &mut Ring, x: &Tensor, mask: Option<&Tensor>) -> Result<()> {
+pub(super) fn append(gpu: &Cuda, ring: &mut Ring, x: &Tensor, mask: Option<&Tensor>) -> Result<()> {
     let [batch, past, channels] = ring.rows.shape()[..] else { return Ok(()) };
     let time = x.shape()[1];
     if past == 0 {
@@ -155,16 +121,15 @@ pub(crate) fn append(gpu: &Cuda, ring: &mut Ring, x: &Tensor, mask: Option<&Tens
     }
     int(OP, past.max(time).saturating_mul(channels))?;
     int(OP, past.saturating_add(time))?;
-    let kernel = gpu.kernel(&SOURCE, &format!("conv1d_append_{}", check_dtype(OP, x)?))?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, "conv1d_append", x)?)?;
     let arguments: &mut [Arg] = args![&mut ring.rows, &mut ring.position, x, mask, past as i32, time as i32, int(OP, channels)?];
     // SAFETY: the parameter list of conv1d_append; shapes were checked by `step`, the position is below `past` by induction.
     unsafe { kernel.launch(grid(batch, 256, 0)?, arguments) }
 }
 
 pub(super) fn reset(gpu: &Cuda, ring: &mut Ring, mask: &Tensor) -> Result<()> {
-    check_ring(ring, Some(mask))?;
     let [batch, past, channels] = ring.rows.shape()[..] else { return Ok(()) };
-    let kernel = gpu.kernel(&SOURCE, &format!("conv1d_reset_{}", check_dtype(OP, &ring.rows)?))?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, "conv1d_reset", &ring.rows)?)?;
     let size = int(OP, past.saturating_mul(channels))?;
     // SAFETY: the parameter list of conv1d_reset; ring and mask have `batch` streams.
     unsafe { kernel.launch(grid(batch, 256, 0)?, args![&mut ring.rows, &mut ring.position, mask, size]) }
@@ -177,7 +142,7 @@ pub(super) fn backward_input(gpu: &Cuda, dx: &mut Tensor, dy: &Tensor, weight: &
         return dx.set_zero();
     }
     if g.groups > 1 {
-        let kernel = gpu.kernel(&SOURCE, &format!("conv1d_grouped_dx_{}", check_dtype(OP, dy)?))?;
+        let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, "conv1d_grouped_dx", dy)?)?;
         let elements = int(OP, dx.elements())? as usize;
         int(OP, t.saturating_add(g.pad_left).saturating_add(taps.saturating_mul(g.dilation)))?;
         let arguments: &mut [Arg] = args![
@@ -223,7 +188,7 @@ pub(super) fn backward_weight(gpu: &Cuda, dw: &mut Tensor, dy: &Tensor, x: &Tens
     let cout = ys[2];
     let rows = window(x, (xs[0], xs[1], xs[2]), ys[1], g.stride, g.pad_left as isize, g.dilation as isize, taps);
     if g.groups > 1 {
-        let kernel = gpu.kernel(&SOURCE, &format!("conv1d_grouped_dw_{}", check_dtype(OP, dy)?))?;
+        let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, "conv1d_grouped_dw", dy)?)?;
         int(OP, total)?;
         int(OP, ys[1].saturating_mul(g.stride).saturating_add(taps.saturating_mul(g.dilation)))?;
         let arguments: &mut [Arg] = args![

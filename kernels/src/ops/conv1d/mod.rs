@@ -21,6 +21,7 @@ mod tests;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
+use crate::ops::check;
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
 
 pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
@@ -66,7 +67,7 @@ impl Geometry {
 pub enum Prologue<'a> {
     #[default]
     None,
-    /// Snake with `alpha [Cin]`.
+    /// Snake with `alpha [Cin]`, in f32 (f64 beside f64) as [`crate::ops::snake`] takes it.
     Snake(&'a Tensor),
     Elu,
 }
@@ -108,12 +109,53 @@ impl Ring {
 
     /// Forgets the past of every stream whose `mask` (u8 `[B]`) is not zero.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
-        check_mask(Some(mask), self.rows.shape()[0])?;
+        check_mask("conv1d", &self.rows, mask)?;
         match self.rows.device() {
             Device::Cpu => dispatch_real!("conv1d", self.rows.dtype(), T => cpu::reset::<T>(self, mask.as_slice()?)),
             Device::Cuda(gpu) => cuda::reset(&gpu, self, mask),
         }
     }
+
+    /// That it holds `past` rows beside `x [B, T, C]`, and `mask` a flag for each stream.
+    pub(super) fn check(&self, op: &'static str, x: &Tensor, past: usize, mask: Option<&Tensor>) -> Result<()> {
+        let [batch, _, channels] = x.shape()[..] else { return Err(Error::shape(op, "x", "[batch, time, channels]", x.shape())) };
+        if *self.rows.shape() != [batch, past, channels] {
+            return Err(Error::shape(op, "ring", format!("[{batch}, {past}, {channels}]"), self.rows.shape()));
+        }
+        check::alike(op, x, "ring", &self.rows)?;
+        if *self.position.shape() != [batch] {
+            return Err(Error::shape(op, "ring position", format!("[{batch}]"), self.position.shape()));
+        }
+        if self.position.dtype() != DType::I32 {
+            return Err(Error::dtype(op, "ring position", "i32", self.position.dtype()));
+        }
+        if self.position.device() != x.device() {
+            return Err(Error::DeviceMismatch { op, operand: "ring position" });
+        }
+        mask.map_or(Ok(()), |mask| check_mask(op, x, mask))
+    }
+
+    /// Appends the rows of `x` to the past of the streams that `mask` lets run. They were checked.
+    pub(super) fn append(&mut self, x: &Tensor, mask: Option<&Tensor>) -> Result<()> {
+        match x.device() {
+            Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::append::<T>(self, x, mask)),
+            Device::Cuda(gpu) => cuda::append(&gpu, self, x, mask),
+        }
+    }
+}
+
+fn check_mask(op: &'static str, streams: &Tensor, mask: &Tensor) -> Result<()> {
+    let batch = streams.shape()[0];
+    if mask.dtype() != DType::U8 {
+        return Err(Error::dtype(op, "mask", "u8", mask.dtype()));
+    }
+    if *mask.shape() != [batch] {
+        return Err(Error::shape(op, "mask", format!("[{batch}]"), mask.shape()));
+    }
+    if mask.device() != streams.device() {
+        return Err(Error::DeviceMismatch { op, operand: "mask" });
+    }
+    Ok(())
 }
 
 struct Extents {
@@ -135,44 +177,26 @@ fn check(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Extents> {
     if !cin.is_multiple_of(g.groups) || !cout.is_multiple_of(g.groups) || cin / g.groups != cin_group {
         return Err(Error::shape(OP, "weight", format!("[_, {cin} / {} groups, a multiple of {}]", g.groups, g.groups), ws));
     }
-    check_pair("weight", x, weight)?;
+    check::alike("conv1d", x, "weight", weight)?;
     Ok(Extents { batch, t, cin, taps, cout })
-}
-
-fn check_pair(operand: &'static str, x: &Tensor, other: &Tensor) -> Result<()> {
-    if other.device() != x.device() {
-        return Err(Error::DeviceMismatch { op: "conv1d", operand });
-    }
-    if other.dtype() != x.dtype() {
-        return Err(Error::dtype("conv1d", operand, x.dtype().name(), other.dtype()));
-    }
-    Ok(())
 }
 
 fn check_fused(x: &Tensor, e: &Extents, tout: usize, fused: &Fused) -> Result<()> {
     let vector = |operand, v: Option<&Tensor>, n: usize| match v {
         Some(v) if *v.shape() != [n] => Err(Error::shape("conv1d", operand, format!("[{n}]"), v.shape())),
-        Some(v) => check_pair(operand, x, v),
+        Some(v) => check::alike("conv1d", x, operand, v),
         None => Ok(()),
     };
     vector("bias", fused.bias, e.cout)?;
     if let Prologue::Snake(alpha) = fused.prologue {
-        vector("alpha", Some(alpha), e.cin)?;
+        check::parameter("conv1d", x, "alpha", alpha, e.cin)?;
     }
     match fused.residual {
         Some(r) if *r.shape() != [e.batch, tout, e.cout] => {
             Err(Error::shape("conv1d", "residual", format!("[{}, {tout}, {}]", e.batch, e.cout), r.shape()))
         }
-        Some(r) => check_pair("residual", x, r),
+        Some(r) => check::alike("conv1d", x, "residual", r),
         None => Ok(()),
-    }
-}
-
-pub(crate) fn check_mask(mask: Option<&Tensor>, batch: usize) -> Result<()> {
-    match mask {
-        Some(m) if m.dtype() != DType::U8 => Err(Error::dtype("conv1d", "mask", "u8", m.dtype())),
-        Some(m) if *m.shape() != [batch] => Err(Error::shape("conv1d", "mask", format!("[{batch}]"), m.shape())),
-        _ => Ok(()),
     }
 }
 
@@ -184,7 +208,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, geometry: &Geometry, fused: Fused) -
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, tout, e.cout])?;
     match x.device() {
         Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::forward::<T>(&mut y, x, None, weight, geometry, &fused))?,
-        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, weight, geometry, &fused)?,
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, None, weight, geometry, &fused)?,
     }
     Ok(y)
 }
@@ -195,29 +219,18 @@ pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, f
     let past = ring.rows.shape()[1];
     let g = Geometry { pad_left: past, pad_right: 0, ..*geometry };
     let e = check(x, weight, &g)?;
-    if *ring.rows.shape() != [e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin] {
-        return Err(Error::shape(
-            "conv1d",
-            "ring",
-            format!("[{}, {}, {}]", e.batch, g.reach(e.taps).saturating_sub(g.stride), e.cin),
-            ring.rows.shape(),
-        ));
-    }
     if !e.t.is_multiple_of(g.stride) {
         return Err(Error::shape("conv1d", "x", format!("a multiple of the stride {} in time", g.stride), x.shape()));
     }
-    check_pair("ring", x, &ring.rows)?;
-    check_mask(mask, e.batch)?;
+    ring.check("conv1d", x, g.reach(e.taps).saturating_sub(g.stride), mask)?;
     let tout = e.t / g.stride;
     check_fused(x, &e, tout, &fused)?;
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, tout, e.cout])?;
     match x.device() {
-        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => {
-            cpu::forward::<T>(&mut y, x, Some(ring), weight, &g, &fused)?;
-            cpu::append::<T>(ring, x, mask)
-        })?,
-        Device::Cuda(gpu) => cuda::step(&gpu, &mut y, x, ring, weight, &g, &fused, mask)?,
+        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::forward::<T>(&mut y, x, Some(ring), weight, &g, &fused))?,
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, Some(ring), weight, &g, &fused)?,
     }
+    ring.append(x, mask)?;
     Ok(y)
 }
 
@@ -229,7 +242,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
     };
     let mut dx = Tensor::empty(&dy.device(), dy.dtype(), [batch, t, cin_group.saturating_mul(geometry.groups)])?;
     check(&dx, weight, geometry)?;
-    check_pair("dy", &dx, dy)?;
+    check::alike("conv1d", &dx, "dy", dy)?;
     if cout != weight.shape()[2] || tout != geometry.output_len(t, taps) {
         let expected = format!("[{batch}, {}, {}]", geometry.output_len(t, taps), weight.shape()[2]);
         return Err(Error::shape("conv1d", "dy", expected, dy.shape()));
@@ -247,7 +260,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
     let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin / geometry.groups.max(1), cout])?;
     let e = check(x, &dw, geometry)?;
-    check_pair("dy", x, dy)?;
+    check::alike("conv1d", x, "dy", dy)?;
     if *dy.shape() != [e.batch, geometry.output_len(e.t, taps), cout] {
         return Err(Error::shape("conv1d", "dy", format!("[{}, {}, _]", e.batch, geometry.output_len(e.t, taps)), dy.shape()));
     }

@@ -1,6 +1,6 @@
 use super::{Extents, Geometry, NAME, SOURCE};
 use crate::ops::conv1d::Ring;
-use crate::ops::conv1d::cuda::{append, check_ring, window};
+use crate::ops::conv1d::cuda::window;
 use crate::ops::matmul::cuda::{Correlation, Kernels, Output, TILE_16X64, TILE_64X64, TILE_128X32, Taps, run_length};
 use crate::{Cuda, Result, Tensor};
 
@@ -8,42 +8,13 @@ const FORWARD: Kernels = Kernels { op: NAME, source: &SOURCE, name: "conv_transp
 const INPUT_GRADIENT: Kernels = Kernels { op: NAME, source: &SOURCE, name: "conv_transpose1d_dx", tiles: &[TILE_64X64] };
 const WEIGHT_GRADIENT: Kernels = Kernels { op: NAME, source: &SOURCE, name: "conv_transpose1d_dw", tiles: &[TILE_64X64] };
 
+/// Output `o = q * stride + phase - crop` reads inputs `q - j` through taps `j * stride + phase`.
+#[allow(clippy::too_many_arguments, reason = "the operands of the convolution")]
 pub(super) fn forward(
     gpu: &Cuda,
     y: &mut Tensor,
     x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    g: &Geometry,
-    e: &Extents,
-) -> Result<()> {
-    upsample(gpu, y, x, None, weight, bias, g, e)
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(super) fn step(
-    gpu: &Cuda,
-    y: &mut Tensor,
-    x: &Tensor,
-    ring: &mut Ring,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    g: &Geometry,
-    e: &Extents,
-    mask: Option<&Tensor>,
-) -> Result<()> {
-    check_ring(ring, mask)?;
-    upsample(gpu, y, x, ring.past(), weight, bias, g, e)?;
-    append(gpu, ring, x, mask)
-}
-
-/// Output `o = q * stride + phase - crop` reads inputs `q - j` through taps `j * stride + phase`.
-#[allow(clippy::too_many_arguments)]
-fn upsample(
-    gpu: &Cuda,
-    y: &mut Tensor,
-    x: &Tensor,
-    past: Option<(&Tensor, &Tensor)>,
+    ring: Option<&Ring>,
     weight: &Tensor,
     bias: Option<&Tensor>,
     g: &Geometry,
@@ -55,7 +26,7 @@ fn upsample(
     let first = g.crop_left / g.stride;
     let rows = (e.tout - 1 + g.crop_left) / g.stride - first + 1;
     let mut x = window(x, (e.batch, e.t, e.cin), rows, 1, -(first as isize), -1, e.taps.div_ceil(g.stride));
-    x.past = past;
+    x.past = ring.and_then(Ring::past);
     let weights = Taps { data: weight, taps: e.taps, rows: e.cin, columns: e.cout, phases: g.stride, dilation: 1, transposed: false };
     let offset = g.crop_left % g.stride;
     FORWARD.product(gpu, x, weights, Output { y, bias, residual: None, epilogue: 0, time: e.tout, channels: e.cout, offset })

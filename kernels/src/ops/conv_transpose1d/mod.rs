@@ -17,6 +17,7 @@ mod cuda;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
+use crate::ops::check;
 use crate::ops::conv1d::{self, Ring};
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
 
@@ -86,13 +87,7 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, g: &Geometry) -> Re
         return Err(Error::shape(NAME, "bias", format!("[{cout}]"), b.shape()));
     }
     for (operand, other) in [("weight", Some(weight)), ("bias", bias)] {
-        let Some(other) = other else { continue };
-        if other.device() != x.device() {
-            return Err(Error::DeviceMismatch { op: NAME, operand });
-        }
-        if other.dtype() != x.dtype() {
-            return Err(Error::dtype(NAME, operand, x.dtype().name(), other.dtype()));
-        }
+        other.map_or(Ok(()), |other| check::alike(NAME, x, operand, other))?;
     }
     Ok(Extents { batch, t, cin, taps, cout, tout: g.output_len(t, taps) })
 }
@@ -103,7 +98,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Ge
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, e.tout, e.cout])?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(&mut y, x, None, weight, bias, geometry, &e))?,
-        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, weight, bias, geometry, &e)?,
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, None, weight, bias, geometry, &e)?,
     }
     Ok(y)
 }
@@ -122,18 +117,13 @@ pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, bias: Option<&Tensor>,
     let mut e = check(x, weight, bias, &geometry)?;
     e.tout = e.t * stride;
     let past = e.taps.div_ceil(stride) - 1;
-    if *ring.rows.shape() != [e.batch, past, e.cin] {
-        return Err(Error::shape(NAME, "ring", format!("[{}, {past}, {}]", e.batch, e.cin), ring.rows.shape()));
-    }
-    conv1d::check_mask(mask, e.batch)?;
+    ring.check(NAME, x, past, mask)?;
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, e.tout, e.cout])?;
     match x.device() {
-        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
-            cpu::forward::<T>(&mut y, x, Some(ring), weight, bias, &geometry, &e)?;
-            conv1d::cpu::append::<T>(ring, x, mask)
-        })?,
-        Device::Cuda(gpu) => cuda::step(&gpu, &mut y, x, ring, weight, bias, &geometry, &e, mask)?,
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(&mut y, x, Some(ring), weight, bias, &geometry, &e))?,
+        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, Some(ring), weight, bias, &geometry, &e)?,
     }
+    ring.append(x, mask)?;
     Ok(y)
 }
 

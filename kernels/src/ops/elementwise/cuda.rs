@@ -13,7 +13,7 @@ fn number(kind: Binary) -> i32 {
     }
 }
 
-pub fn binary(gpu: &Cuda, kind: Binary, y: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+pub(super) fn binary(gpu: &Cuda, kind: Binary, y: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     let y = Arg::from(y);
     binary_into(gpu, kind, y, a, b)
 }
@@ -48,7 +48,7 @@ pub fn add_row(gpu: &Cuda, y: &mut Tensor, x: &Tensor, bias: &Tensor) -> Result<
 }
 
 pub fn transpose(gpu: &Cuda, y: &mut Tensor, x: &Tensor, [batch, m, n]: [usize; 3]) -> Result<()> {
-    let tiles = launch::index(NAME, m.div_ceil(32) * n.div_ceil(32) * batch)? as u32;
+    let tiles = launch::index(NAME, m.div_ceil(32).saturating_mul(n.div_ceil(32)).saturating_mul(batch))? as u32;
     let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "transpose", x)?)?;
     let args = args![y, x, launch::index(NAME, m)?, launch::index(NAME, n)?];
     // SAFETY: the parameters of transpose_*; one block a tile of each matrix.

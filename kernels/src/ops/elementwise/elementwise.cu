@@ -14,39 +14,7 @@
 
 enum Kind { ADD, SUB, MUL };  // as in cuda.rs
 
-// y may be a.
-template <typename T>
-struct Binary {
-    T* y;
-    const T *a, *b;
-    int kind;
-
-    template <int N>
-    __device__ __forceinline__ void at(uint64_t i) const {
-        float u[N], v[N];
-        load_vector(u, a + i);
-        load_vector(v, b + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) u[j] = kind == ADD ? u[j] + v[j] : kind == SUB ? u[j] - v[j] : u[j] * v[j];
-        store_vector(y + i, u);
-    }
-};
-
-template <typename T>
-struct Scale {
-    T* y;
-    const T* x;
-    float factor;
-
-    template <int N>
-    __device__ __forceinline__ void at(uint64_t i) const {
-        float v[N];
-        load_vector(v, x + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) v[j] *= factor;
-        store_vector(y + i, v);
-    }
-};
+__device__ __forceinline__ float combine(int kind, float a, float b) { return kind == ADD ? a + b : kind == SUB ? a - b : a * b; }
 
 template <typename T, int N>
 __device__ __forceinline__ void add_row(T* y, const T* x, const T* bias, uint64_t rows, int channels, int rows_per_block) {
@@ -95,10 +63,10 @@ __device__ __forceinline__ void convert(To* y, const From* x, uint64_t n) {
 
 #define ELEMENTWISE(T, NAME)                                                                                            \
     extern "C" __global__ void binary_##NAME(T* y, const T* a, const T* b, uint64_t n, int kind) {                       \
-        for_elements<T>(n, Binary<T>{y, a, b, kind});                                                                               \
+        zip(y, a, b, n, [=](float a, float b) { return combine(kind, a, b); });                                         \
     }                                                                                                                   \
-    extern "C" __global__ void scale_##NAME(T* y, const T* x, uint64_t n, float factor) {                     \
-        for_elements<T>(n, Scale<T>{y, x, factor});                                                                     \
+    extern "C" __global__ void scale_##NAME(T* y, const T* x, uint64_t n, float factor) {                               \
+        map(y, x, n, [=](float x) { return x * factor; });                                                              \
     }                                                                                                                   \
     extern "C" __global__ void add_row_##NAME(T* y, const T* x, const T* bias, uint64_t rows, int channels,               \
                                               int rows_per_block, int vector) {                                         \

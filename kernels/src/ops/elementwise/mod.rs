@@ -13,7 +13,7 @@ use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
 
 mod cases;
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/elementwise/elementwise.cu", text: include_str!("elementwise.cu"), archs: ALL_ARCHS };
 pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };

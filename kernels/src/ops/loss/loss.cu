@@ -44,23 +44,6 @@ extern "C" __global__ void loss_f32(float* partial, const float* x, const float*
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-struct Backward {
-    float* dx;
-    const float *x, *y;
-    int kind;
-    float floor, factor;
-
-    template <int N>
-    __device__ __forceinline__ void at(uint64_t i) const {
-        float u[N], v[N];
-        load_vector(u, x + i);
-        load_vector(v, y + i);
-#pragma unroll
-        for (int j = 0; j < N; j++) u[j] = slope(kind, u[j], v[j], floor, factor);
-        store_vector(dx + i, u);
-    }
-};
-
 extern "C" __global__ void loss_backward_f32(float* dx, const float* x, const float* y, uint64_t n, int kind, float floor, float factor) {
-    for_elements<float>(n, Backward{dx, x, y, kind, floor, factor});
+    zip(dx, x, y, n, [=](float x, float y) { return slope(kind, x, y, floor, factor); });
 }

@@ -4,6 +4,8 @@
 use super::{Extents, SOURCE, Transpose};
 use crate::device::Arg;
 use crate::driver::{Launch, Source};
+use crate::ops::elementwise;
+use crate::ops::launch::kernel_name;
 use crate::{Cuda, DType, Error, Result, Tensor, args};
 
 /// Overlapping rows of `data [batches, time, channels]`: tap `k` of row `r` is time `r * step + k * tap_step - offset`.
@@ -139,14 +141,6 @@ pub(crate) fn signed(op: &'static str, n: isize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::argument(op, format!("{n} exceeds what a kernel can index")))
 }
 
-/// The storage types that kernels have.
-pub(crate) fn check_dtype(op: &'static str, t: &Tensor) -> Result<&'static str> {
-    match t.dtype() {
-        DType::F32 | DType::BF16 | DType::F16 => Ok(t.dtype().name()),
-        found => Err(Error::dtype(op, "input", "f32, bf16 or f16 on CUDA", found)),
-    }
-}
-
 pub(crate) fn grid(blocks: usize, threads: usize, shared_bytes: usize) -> Result<Launch> {
     let blocks = u32::try_from(blocks).map_err(|_| Error::argument("launch", format!("{blocks} blocks")))?;
     Ok(Launch { grid: [blocks, 1, 1], block: [threads as u32, 1, 1], shared_bytes: shared_bytes as u32, cooperative: false })
@@ -169,7 +163,6 @@ impl Kernels {
 
     fn product_by(&self, gpu: &Cuda, tile: Tile, x: Window, w: Taps, y: Output) -> Result<()> {
         let op = self.op;
-        let suffix = check_dtype(op, x.data)?;
         let (m, n) = (x.batches.saturating_mul(x.rows), w.phases.saturating_mul(y.channels));
         let k = x.taps.saturating_mul(x.channels);
         for extent in [m, n, k] {
@@ -182,7 +175,7 @@ impl Kernels {
         if k == 0 {
             return Err(Error::argument(op, "a product over no elements"));
         }
-        let kernel = gpu.kernel(self.source, &format!("{}_{}x{}_{suffix}", self.name, tile.m, tile.n))?;
+        let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_{}x{}", self.name, tile.m, tile.n), x.data)?)?;
         let shared = tile.shared_bytes(uses_tensor_cores(gpu, x.data.dtype()), true, w.transposed);
         let (ring, position) = x.past.unzip();
         let past = ring.map_or(0, |r| r.shape()[1]);
@@ -223,7 +216,6 @@ impl Kernels {
     pub fn correlation(&self, gpu: &Cuda, sum: Correlation) -> Result<()> {
         let op = self.op;
         let Correlation { dw, x, rows, columns, swapped, depth } = sum;
-        let suffix = check_dtype(op, x.data)?;
         let (m, n) = (x.taps.saturating_mul(x.channels), columns);
         let total = x.batches.saturating_mul(x.rows);
         int(op, total)?;
@@ -236,7 +228,7 @@ impl Kernels {
         let splits = total.div_ceil(depth);
         let partial = Tensor::empty(&dw.device(), DType::F32, [splits, m, n])?;
         let tile = TILE_64X64;
-        let kernel = gpu.kernel(self.source, &format!("{}_{}x{}_{suffix}", self.name, tile.m, tile.n))?;
+        let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_{}x{}", self.name, tile.m, tile.n), x.data)?)?;
         let mut launch = grid(tile.count(m, n), tile.threads(), tile.shared_bytes(uses_tensor_cores(gpu, x.data.dtype()), false, false))?;
         launch.grid[1] = splits as u32;
         let arguments: &mut [Arg] = args![
@@ -257,7 +249,7 @@ impl Kernels {
         // SAFETY: the parameter list of CORRELATION_KERNEL; `partial` has room for every split, the callers check the rest.
         unsafe { kernel.launch(launch, arguments)? };
         let (inputs, outputs) = if swapped { (columns, x.channels) } else { (x.channels, columns) };
-        let kernel = gpu.kernel(self.source, &format!("{}_sum_{suffix}", self.name))?;
+        let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_sum", self.name), x.data)?)?;
         let arguments: &mut [Arg] =
             args![dw, &partial, splits as i32, int(op, x.taps)?, int(op, inputs)?, int(op, outputs)?, i32::from(swapped)];
         // SAFETY: the parameter list of SUM_PARTIALS_KERNEL; dw has m * n elements.
@@ -284,7 +276,9 @@ pub(super) fn forward(gpu: &Cuda, c: &mut Tensor, a: &Tensor, b: &Tensor, transp
     if transpose.a {
         let turned;
         let b = if transpose.b {
-            turned = transposed(gpu, b, n, k)?;
+            let mut out = Tensor::empty(&b.device(), b.dtype(), [k, n])?;
+            elementwise::cuda::transpose(gpu, &mut out, b, [1, n, k])?;
+            turned = out;
             &turned
         } else {
             b
@@ -297,17 +291,6 @@ pub(super) fn forward(gpu: &Cuda, c: &mut Tensor, a: &Tensor, b: &Tensor, transp
     let weights = Taps { data: b, taps: 1, rows, columns, phases: 1, dilation: 1, transposed: transpose.b };
     let output = Output { y: c, bias: None, residual: None, epilogue: 0, time: m, channels: n, offset: 0 };
     if transpose.b { &NT } else { &NN }.product(gpu, Window::matrix(a, m, k), weights, output)
-}
-
-/// `[columns, rows]` from `b [rows, columns]`.
-fn transposed(gpu: &Cuda, b: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
-    let suffix = check_dtype("matmul", b)?;
-    let out = Tensor::empty(&b.device(), b.dtype(), [columns, rows])?;
-    let kernel = gpu.kernel(&SOURCE, &format!("matmul_transpose_{suffix}"))?;
-    let arguments: &mut [Arg] = args![&out, b, int("matmul", rows)?, int("matmul", columns)?];
-    // SAFETY: the parameter list of matmul_transpose; both matrices have rows * columns elements.
-    unsafe { kernel.launch(grid(rows.div_ceil(32) * columns.div_ceil(32), 256, 0)?, arguments)? };
-    Ok(out)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //
 //   matmul_nn   A [M, K], B [K, N]    grid: tiles of C, columns first; block: one tile; K from 0 up in every block
 //   matmul_nt   A [M, K], B [N, K]    as nn
-//   matmul_tn   A [K, M], B [K, N]    grid.y: runs of k; f32 partial sums, added up in order by matmul_tn_sum
-//   matmul_transpose                  32 x 32 a block, before tn if B is [N, K]
+//   matmul_tn   A [K, M], B [K, N]    grid.y: runs of k; f32 partial sums, added up in order by matmul_tn_sum. A B [N, K] is
+//                                     transposed first (elementwise.cu).
 //
 // The tile loops, the tensor-core and the f32 cores and the edge handling are gemm.cuh; here are only the instances. Tiles:
 // 128x128 for large products, 64x64 while those would not fill the device, 16x64 for a few rows. All tiles sum in the
@@ -18,21 +18,6 @@
 
 #include "gemm.cuh"
 
-/// out [columns, rows] = in [rows, columns].
-template <class T>
-__device__ __forceinline__ void transpose(T* out, const T* in, int rows, int columns) {
-    __shared__ T tile[32][33];
-    const int across = (columns + 31) / 32, row0 = blockIdx.x / across * 32, column0 = blockIdx.x % across * 32;
-    const int x = threadIdx.x % 32, y = threadIdx.x / 32;
-    for (int r = y; r < 32; r += 8) {
-        if (row0 + r < rows && column0 + x < columns) tile[r][x] = in[(int64_t)(row0 + r) * columns + column0 + x];
-    }
-    __syncthreads();
-    for (int c = y; c < 32; c += 8) {
-        if (row0 + x < rows && column0 + c < columns) out[(int64_t)(column0 + c) * rows + row0 + x] = tile[x][c];
-    }
-}
-
 #define FOR_TYPE(SUFFIX, T)                                                                                                    \
     PRODUCT_KERNEL(matmul_nn_128x128_##SUFFIX, T, Tile128x128, false)                                                          \
     PRODUCT_KERNEL(matmul_nn_64x64_##SUFFIX, T, Tile64x64, false)                                                              \
@@ -40,17 +25,14 @@ __device__ __forceinline__ void transpose(T* out, const T* in, int rows, int col
     PRODUCT_KERNEL(matmul_nt_64x64_##SUFFIX, T, Tile64x64, true)                                                               \
     PRODUCT_KERNEL(matmul_nt_16x64_##SUFFIX, T, Tile16x64, true)                                                               \
     CORRELATION_KERNEL(matmul_tn_64x64_##SUFFIX, T, Tile64x64)                                                                 \
-    SUM_PARTIALS_KERNEL(matmul_tn_sum_##SUFFIX, T)                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) matmul_transpose_##SUFFIX(T* out, const T* in, int rows, int columns) {  \
-        transpose(out, in, rows, columns);                                                                                     \
-    }
+    SUM_PARTIALS_KERNEL(matmul_tn_sum_##SUFFIX, T)
 
 // kernels: matmul_nn_128x128_f32 matmul_nn_64x64_f32 matmul_nn_16x64_f32 matmul_nt_64x64_f32 matmul_nt_16x64_f32
-// kernels: matmul_tn_64x64_f32 matmul_tn_sum_f32 matmul_transpose_f32
+// kernels: matmul_tn_64x64_f32 matmul_tn_sum_f32
 // kernels: matmul_nn_128x128_bf16 matmul_nn_64x64_bf16 matmul_nn_16x64_bf16 matmul_nt_64x64_bf16 matmul_nt_16x64_bf16
-// kernels: matmul_tn_64x64_bf16 matmul_tn_sum_bf16 matmul_transpose_bf16
+// kernels: matmul_tn_64x64_bf16 matmul_tn_sum_bf16
 // kernels: matmul_nn_128x128_f16 matmul_nn_64x64_f16 matmul_nn_16x64_f16 matmul_nt_64x64_f16 matmul_nt_16x64_f16
-// kernels: matmul_tn_64x64_f16 matmul_tn_sum_f16 matmul_transpose_f16
+// kernels: matmul_tn_64x64_f16 matmul_tn_sum_f16
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)

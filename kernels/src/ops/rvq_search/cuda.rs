@@ -3,6 +3,7 @@
 use super::{COSINE_EPSILON, Metric, NAME, SOURCE};
 use crate::device::Arg;
 use crate::driver::Launch;
+use crate::ops::launch::check_f32;
 use crate::{Cuda, DType, Error, Result, Tensor, args};
 
 /// Rows that one block of `rvq_nearest_*` owns, and codewords it looks at together.
@@ -32,7 +33,7 @@ pub fn stage(gpu: &Cuda, x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tenso
 
 /// Fills column `codes.1` of `codes.0 [N, S]`, and the residual if there is one.
 fn assign(gpu: &Cuda, kernel: &str, codes: (&Tensor, usize), residual: Option<&Tensor>, x: &Tensor, codebook: &Tensor) -> Result<()> {
-    check(x)?;
+    check_f32(NAME, x)?;
     let (n, k, d) = (x.shape()[0], codebook.shape()[0], codebook.shape()[1]);
     let (column, stride) = (codes.0.device_ptr() + 4 * codes.1 as u64, codes.0.elements() / n.max(1));
     let args = args![column, stride as i32, residual, x, codebook, n as i32, k as i32, d as i32];
@@ -41,7 +42,7 @@ fn assign(gpu: &Cuda, kernel: &str, codes: (&Tensor, usize), residual: Option<&T
 }
 
 fn normalise(gpu: &Cuda, x: &Tensor) -> Result<Tensor> {
-    check(x)?;
+    check_f32(NAME, x)?;
     let (n, d) = (x.shape()[0], x.shape()[1]);
     let y = x.empty_like()?;
     let args = args![&y, x, COSINE_EPSILON as f32, n as i32, d as i32];
@@ -51,7 +52,7 @@ fn normalise(gpu: &Cuda, x: &Tensor) -> Result<Tensor> {
 }
 
 pub fn search(gpu: &Cuda, x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
-    check(x)?;
+    check_f32(NAME, x)?;
     let (n, stages) = (x.shape()[0], codebooks.len());
     let codes = Tensor::empty(&x.device(), DType::I32, [n, stages])?;
     let mut residual = x.copy()?;
@@ -97,8 +98,8 @@ pub fn decode(gpu: &Cuda, codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tenso
     let mut sum: Option<Tensor> = None;
     for (i, codebooks) in codebooks.chunks(STAGES_A_LAUNCH).enumerate() {
         let y = Tensor::empty(&codes.device(), DType::F32, [n, d])?;
-        check(&y)?;
-        codebooks.iter().try_for_each(|c| check(c))?;
+        check_f32(NAME, &y)?;
+        codebooks.iter().try_for_each(|c| check_f32(NAME, c))?;
         let column = codes.device_ptr() + 4 * (i * STAGES_A_LAUNCH) as u64;
         let mut args = vec![Arg::from(&y), sum.as_ref().into(), column.into()];
         push_codebooks(&mut args, codebooks);
@@ -119,15 +120,4 @@ fn push_codebooks(args: &mut Vec<Arg>, codebooks: &[&Tensor]) {
 
 fn launch(blocks: usize, threads: u32) -> Launch {
     Launch { grid: [blocks as u32, 1, 1], block: [threads, 1, 1], shared_bytes: 0, cooperative: false }
-}
-
-/// f32, and small enough for the kernels' 32-bit indices.
-fn check(x: &Tensor) -> Result<()> {
-    if x.dtype() != DType::F32 {
-        return Err(Error::dtype(NAME, "input", "f32 on CUDA", x.dtype()));
-    }
-    if x.elements() > i32::MAX as usize {
-        return Err(Error::shape(NAME, "input", "fewer than 2^31 elements", x.shape()));
-    }
-    Ok(())
 }

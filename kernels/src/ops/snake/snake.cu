@@ -5,35 +5,19 @@
 // Mapping    threadIdx.x = 16 bytes of channels (one channel if they do not divide), threadIdx.y and the loop = rows, so that
 //            a thread's parameters stay in registers. blockIdx.x = run of rows, blockIdx.y = run of channels.
 // Bytes      forward: x read, y written. Backward: dy and x read, dx written; partial is below 1/8 of x for tall tensors.
-// Sine       of half a turn by polynomial (mod.rs, cpu.rs have the same), as sin^2 has period pi; two-part reduction.
+// Sine       by polynomial (snake.cuh).
 // Sums       each thread over its rows, a tree over the block, then snake_reduce over the blocks, all in fixed order.
 // Measured   on the emulator only, for correctness; no GPU figure exists yet.
 //
 // kernels: snake_f32 snake_bf16 snake_f16 snake_backward_f32 snake_backward_bf16 snake_backward_f16 snake_reduce
-#include "types.cuh"
-#include "vec.cuh"
 #include "block.cuh"
-
-struct Channel {
-    float turns, turns_low, alpha, inverse;  // alpha / pi = turns + turns_low, inverse = 1 / (b + 1e-9)
-};
+#include "snake.cuh"
+#include "vec.cuh"
 
 // `log_beta` null: plain snake.
-__device__ __forceinline__ Channel channel_parameters(const float* alpha, const float* log_beta, int channel) {
-    constexpr float PER_PI = 0.318309873f, PER_PI_LOW = 1.28412766e-8f;
+__device__ __forceinline__ Snake channel_snake(const float* alpha, const float* log_beta, int channel) {
     const float a = log_beta ? expf(alpha[channel]) : alpha[channel];
-    const float b = log_beta ? expf(log_beta[channel]) : a;
-    const float turns = a * PER_PI;
-    return {turns, fmaf(a, PER_PI, -turns) + a * PER_PI_LOW, a, 1.0f / (b + 1e-9f)};
-}
-
-// sin(pi t) and cos(pi t) up to a common sign, t = x (turns + turns_low).
-__device__ __forceinline__ void sin_cos(float& sin, float& cos, float x, const Channel& c) {
-    const float t = x * c.turns;
-    const float r = (t - rintf(t)) + fmaf(x, c.turns_low, fmaf(x, c.turns, -t));
-    const float u = r * r;
-    sin = r * fmaf(u, fmaf(u, fmaf(u, fmaf(u, 0.0775603867908f, -0.598242126342f), 2.55006972633f), -5.1677096848f), 3.1415926369f);
-    cos = fmaf(u, fmaf(u, fmaf(u, fmaf(u, 0.219696799123f, -1.33188016148f), 4.0584119142f), -4.93479285868f), 0.999999953467f);
+    return make_snake(a, log_beta ? expf(log_beta[channel]) : a);
 }
 
 template <typename T, int N>
@@ -41,19 +25,15 @@ __device__ __forceinline__ void forward(T* y, const T* x, const float* alpha, co
                                         int rows_per_block) {
     const Columns<N> at(rows, channels, rows_per_block);
     if (!at.active) return;
-    Channel c[N];
+    Snake c[N];
 #pragma unroll
-    for (int i = 0; i < N; i++) c[i] = channel_parameters(alpha, log_beta, at.channel + i);
+    for (int i = 0; i < N; i++) c[i] = channel_snake(alpha, log_beta, at.channel + i);
     for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
         const uint64_t offset = row * channels + at.channel;
         float v[N];
         load_vector<T, N>(v, x + offset);
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            float sin, cos;
-            sin_cos(sin, cos, v[i], c[i]);
-            v[i] = fmaf(sin * sin, c[i].inverse, v[i]);
-        }
+        for (int i = 0; i < N; i++) v[i] = c[i](v[i]);
         store_vector<T, N>(y + offset, v);
     }
 }
@@ -63,11 +43,11 @@ __device__ __forceinline__ void backward(T* dx, float* partial, const T* dy, con
                                          uint64_t rows, int channels, int rows_per_block) {
     DYNAMIC_SHARED(float, shared);
     const Columns<N> at(rows, channels, rows_per_block);
-    Channel c[N] = {};
+    Snake c[N] = {};
     float frequency[N] = {}, amplitude[N] = {};
     if (at.active) {
 #pragma unroll
-        for (int i = 0; i < N; i++) c[i] = channel_parameters(alpha, log_beta, at.channel + i);
+        for (int i = 0; i < N; i++) c[i] = channel_snake(alpha, log_beta, at.channel + i);
     }
     for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
         const uint64_t offset = row * channels + at.channel;
@@ -77,7 +57,7 @@ __device__ __forceinline__ void backward(T* dx, float* partial, const T* dy, con
 #pragma unroll
         for (int i = 0; i < N; i++) {
             float sin, cos;
-            sin_cos(sin, cos, v[i], c[i]);
+            c[i].sin_cos(sin, cos, v[i]);
             const float twice = (sin + sin) * cos * c[i].inverse, scaled = sin * c[i].inverse;
             frequency[i] += g[i] * (v[i] * twice);
             amplitude[i] += g[i] * (scaled * scaled);

@@ -2,9 +2,9 @@
 
 use super::{Geometry, NAME, SOURCE};
 use crate::driver::Launch;
+use crate::ops::launch::{THREADS, check_f32, threads};
 use crate::{Cuda, DType, Error, Result, Tensor, args};
 
-const THREADS: usize = 256;
 /// Complex points a block transforms at once, if one frame has not more.
 const POINTS: usize = 1024;
 const MAX_WINDOW: usize = 4096;
@@ -23,7 +23,7 @@ pub fn backward(gpu: &Cuda, dspec: &Tensor, g: Geometry) -> Result<Tensor> {
     let shape = Transform::new(dspec, g)?;
     let windowed = Tensor::empty(&dspec.device(), DType::F32, [g.batch, g.frames(), g.window])?;
     let dx = Tensor::empty(&dspec.device(), DType::F32, [g.batch, g.samples])?;
-    check(&dx)?;
+    check_f32(NAME, &dx)?;
     let args = args![&windowed, dspec, shape.total as i32, shape.at_once as i32, shape.log_points as i32];
     // SAFETY: dspec [total, window / 2 + 1, 2], windowed [total, window].
     unsafe { gpu.kernel(&SOURCE, "stft_frames_f32")?.launch(shape.launch(), args)? };
@@ -31,22 +31,22 @@ pub fn backward(gpu: &Cuda, dspec: &Tensor, g: Geometry) -> Result<Tensor> {
         [g.batch, g.frames(), g.samples, g.window, g.hop.min(g.samples + g.window)].map(|v| v as i32);
     let args = args![&dx, &windowed, batch, frames, samples, window, hop];
     // SAFETY: dx [batch, samples], windowed [batch, frames, window].
-    unsafe { gpu.kernel(&SOURCE, "stft_overlap_add_f32")?.launch(elementwise(dx.elements()), args)? };
+    unsafe { gpu.kernel(&SOURCE, "stft_overlap_add_f32")?.launch(threads(NAME, dx.elements())?, args)? };
     Ok(dx)
 }
 
 pub fn magnitude(gpu: &Cuda, out: &mut Tensor, spec: &Tensor) -> Result<()> {
-    check(spec)?;
+    check_f32(NAME, spec)?;
     let n = out.elements();
     // SAFETY: out [n], spec [n, 2].
-    unsafe { gpu.kernel(&SOURCE, "stft_magnitude_f32")?.launch(elementwise(n), args![out, spec, n as i32]) }
+    unsafe { gpu.kernel(&SOURCE, "stft_magnitude_f32")?.launch(threads(NAME, n)?, args![out, spec, n as i32]) }
 }
 
 pub fn magnitude_backward(gpu: &Cuda, dspec: &mut Tensor, dmag: &Tensor, spec: &Tensor) -> Result<()> {
-    check(spec)?;
+    check_f32(NAME, spec)?;
     let n = dmag.elements();
     // SAFETY: dmag [n], spec and dspec [n, 2].
-    unsafe { gpu.kernel(&SOURCE, "stft_magnitude_backward_f32")?.launch(elementwise(n), args![dspec, dmag, spec, n as i32]) }
+    unsafe { gpu.kernel(&SOURCE, "stft_magnitude_backward_f32")?.launch(threads(NAME, n)?, args![dspec, dmag, spec, n as i32]) }
 }
 
 /// How the frames are spread over blocks.
@@ -58,7 +58,7 @@ struct Transform {
 
 impl Transform {
     fn new(operand: &Tensor, g: Geometry) -> Result<Transform> {
-        check(operand)?;
+        check_f32(NAME, operand)?;
         if !g.window.is_power_of_two() || g.window > MAX_WINDOW {
             return Err(Error::argument(NAME, format!("window {}; on CUDA a power of two up to {MAX_WINDOW}", g.window)));
         }
@@ -79,19 +79,4 @@ impl Transform {
             cooperative: false,
         }
     }
-}
-
-fn elementwise(n: usize) -> Launch {
-    Launch { grid: [n.div_ceil(THREADS) as u32, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: 0, cooperative: false }
-}
-
-/// f32, and small enough for the kernels' 32-bit indices.
-fn check(x: &Tensor) -> Result<()> {
-    if x.dtype() != DType::F32 {
-        return Err(Error::dtype(NAME, "input", "f32 on CUDA", x.dtype()));
-    }
-    if x.elements() > i32::MAX as usize {
-        return Err(Error::shape(NAME, "input", "fewer than 2^31 elements", x.shape()));
-    }
-    Ok(())
 }
