@@ -2,53 +2,86 @@
 
 use crate::DType;
 
-/// Error budget of one output.
+/// 2^-24, the unit roundoff of f32: one operation errs by at most this much of its result.
+pub const ROUNDOFF: f64 = DType::F32.epsilon();
+
+/// Error budget of one output, the sum of three kinds of error:
 ///
-/// An f32 sum of `n` products errs by about `sqrt(n) * 2^-24` of the larger of the value and the result's rms; twice
-/// that is allowed. Every store into a
-/// narrower type adds half a unit in its last place, relative to the value, and - if an intermediate was rounded before a
-/// sum - relative to the rms.
+/// - **random**: roundings before or within a sum. Each is of either sign, up to `e` of a partial result that is about as large
+///   as the result, and so has a standard deviation near `e / 2`; `k` of them together have `sqrt(k) e / 2`. Four standard
+///   deviations are allowed, `2 sqrt(k) e`, of the output's rms or of the value if that is larger. A sum of `n` products in
+///   f32 so has `2 sqrt(n) 2^-24`.
+/// - **relative**: roundings of a value that nothing is subtracted from afterwards, at their worst.
+/// - **absolute**: bounds that follow from the range of the inputs, at their worst.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
-    accumulated: usize,
-    /// Storage roundings, in units of the result's rms.
-    rounded_rms: f64,
-    /// Storage roundings, relative to each value.
-    rounded_value: f64,
+    /// Sum of the squares of the unit roundoffs.
+    random: f64,
+    relative: f64,
+    absolute: f64,
 }
 
 impl Tolerance {
-    /// A sum of `n` products (1 for an elementwise operation of a few roundings).
+    /// No error but what is added to it.
+    pub const EXACT: Tolerance = Tolerance { random: 0.0, relative: 0.0, absolute: 0.0 };
+
+    /// A sum of `n` products, added in any order. Random.
     pub const fn accumulate(n: usize) -> Self {
-        Tolerance { accumulated: n, rounded_rms: 0.0, rounded_value: 0.0 }
+        Tolerance::EXACT.via(DType::F32, n)
     }
 
-    /// The result is stored in `dtype`.
+    /// `n` f32 roundings of a value, one after the other. Relative.
+    pub const fn roundings(n: usize) -> Self {
+        Tolerance { relative: n as f64 * ROUNDOFF, ..Tolerance::EXACT }
+    }
+
+    /// A sum of `n` terms of one sign, which errs relative to itself.
+    pub fn positive_sum(n: usize) -> Self {
+        Tolerance { relative: 2.0 * (n as f64).sqrt() * ROUNDOFF, ..Tolerance::EXACT }
+    }
+
+    /// A fast Fourier transform of `n` points, windowed before or after. A stage rounds the sum, two products, their sum and a
+    /// twiddle factor of two roundings; so many again are for the window and for making one real transform of a complex one.
+    pub const fn fourier(n: usize) -> Self {
+        Tolerance::accumulate(6 * (n.ilog2() as usize + 1))
+    }
+
+    /// `n` more f32 roundings of the value itself. Relative.
+    pub const fn then_rounded(mut self, n: usize) -> Self {
+        self.relative += n as f64 * ROUNDOFF;
+        self
+    }
+
+    /// The result is stored in `dtype`. Relative, and for f16 half of its smallest number.
     pub const fn then_round_to(mut self, dtype: DType) -> Self {
-        self.rounded_value += dtype.epsilon();
+        self.relative += dtype.epsilon();
+        if matches!(dtype, DType::F16) {
+            self.absolute += ROUNDOFF / 2.0;
+        }
         self
     }
 
-    /// An intermediate of the result's magnitude is stored in `dtype` before it is used further.
-    pub const fn via(mut self, dtype: DType) -> Self {
-        self.rounded_rms += dtype.epsilon();
+    /// `n` intermediates of the result's magnitude are rounded to `dtype` before they are used further. Random.
+    pub const fn via(mut self, dtype: DType, n: usize) -> Self {
+        self.random += n as f64 * dtype.epsilon() * dtype.epsilon();
         self
     }
 
-    /// A function evaluated with `absolute` error relative to the result's rms, e.g. a fast sine.
-    pub const fn with_approximation(mut self, absolute: f64) -> Self {
-        self.rounded_rms += absolute;
+    /// The result is a function, of slope at most 1, of a sum whose rms is `factor` times that of the result.
+    pub const fn of_sum_larger_by(mut self, factor: f64) -> Self {
+        self.random *= factor * factor;
         self
     }
 
-    /// Absolute budget for a value `y` of an output whose root mean square is `rms`.
+    /// At most `bound`, whatever the value.
+    pub const fn plus(mut self, bound: f64) -> Self {
+        self.absolute += bound;
+        self
+    }
+
+    /// Budget for a value `y` of an output whose root mean square is `rms`.
     pub fn budget(&self, y: f64, rms: f64) -> f64 {
-        const F32_EPSILON: f64 = 5.960464477539063e-8; // 2^-24
-        let accumulated = 2.0 * (self.accumulated.max(4) as f64).sqrt() * F32_EPSILON;
-        // The largest of many rounding errors sits near four standard deviations of their sum.
-        // Partial sums grow to the larger of the two.
-        let scale = rms.max(y.abs());
-        (accumulated + 4.0 * self.rounded_rms) * scale + (self.rounded_value + F32_EPSILON) * y.abs()
+        2.0 * self.random.sqrt() * rms.max(y.abs()) + self.relative * y.abs() + self.absolute
     }
 
     /// Compares `found` with the f64 `expected`.
@@ -75,7 +108,7 @@ impl Tolerance {
             result.max_abs = result.max_abs.max(error);
             result.max_ulp = result.max_ulp.max(ulps(f, e));
             let budget = self.budget(e, rms);
-            let used = if error == 0.0 { 0.0 } else { error / budget };
+            let used = if error == 0.0 { 0.0 } else { error / budget }; // a budget may be 0
             result.budget_used = result.budget_used.max(used);
         }
         result.nmse = if energy > 0.0 { error_energy / energy } else { error_energy };
@@ -119,6 +152,21 @@ mod tests {
         assert!(tolerance.compare(&found, &expected).holds());
         found[500] += 10.0 * tolerance.budget(expected[500], 0.7);
         assert!(!tolerance.compare(&found, &expected).holds());
+    }
+
+    #[test]
+    fn budgets_are_what_the_formulas_say() {
+        let budget = |t: Tolerance| t.budget(-2.0, 3.0) / ROUNDOFF;
+        assert_eq!(budget(Tolerance::accumulate(64)), 2.0 * 8.0 * 3.0);
+        assert_eq!(Tolerance::accumulate(64).budget(-5.0, 3.0) / ROUNDOFF, 2.0 * 8.0 * 5.0);
+        assert_eq!(budget(Tolerance::roundings(3).then_rounded(1)), 4.0 * 2.0);
+        assert_eq!(budget(Tolerance::positive_sum(16)), 2.0 * 4.0 * 2.0);
+        assert_eq!(budget(Tolerance::accumulate(9).via(DType::F32, 16)), 2.0 * 5.0 * 3.0);
+        assert_eq!(budget(Tolerance::accumulate(9).of_sum_larger_by(2.0)), 2.0 * 3.0 * 2.0 * 3.0);
+        assert_eq!(budget(Tolerance::EXACT.plus(7.0 * ROUNDOFF)), 7.0);
+        assert_eq!(Tolerance::EXACT.then_round_to(DType::BF16).budget(-2.0, 3.0), 2.0 / 256.0);
+        assert_eq!(Tolerance::EXACT.compare(&[1.0], &[1.0]).budget_used, 0.0);
+        assert_eq!(Tolerance::EXACT.compare(&[1.0 + 1e-15], &[1.0]).budget_used, f64::INFINITY);
     }
 
     #[test]

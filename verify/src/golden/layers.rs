@@ -1,7 +1,7 @@
 use swara_kernels::ops::activation::{self, Activation};
 use swara_kernels::ops::{adamw, conv_transpose1d, conv1d, elementwise, loss, reduce, snake, weight_norm};
-use swara_kernels::tolerance::Tolerance;
-use swara_kernels::{Device, Tensor};
+use swara_kernels::tolerance::{ROUNDOFF, Tolerance};
+use swara_kernels::{DType, Device, Tensor};
 
 use super::{Dump, Error, REVERSE, Result, SAME, SWAP, TAPS_FIRST};
 use crate::Outcome;
@@ -58,8 +58,7 @@ pub fn conv_transpose1d(dump: &Dump, device: &Device, outcome: &mut Outcome) -> 
 pub fn activation(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     let x = dump.tensor("x", SWAP, device)?;
     let dy = dump.tensor("dy", SWAP, device)?;
-    let rows = x.shape().rows();
-    // A few roundings of a value that may be far larger than the result, as x + sin(x)^2 / alpha is.
+    // A few roundings of terms as large as the result.
     let value = Tolerance::accumulate(16);
     let vector = |name: &str| -> Result<Tensor> {
         let t = dump.tensor(name, SAME, device)?;
@@ -69,23 +68,23 @@ pub fn activation(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result
     match dump.name() {
         "snake" | "snake_wide" => {
             let alpha = vector("alpha")?;
-            // sin(alpha x) loses what alpha x has beyond one turn: an error of |alpha x| 2^-24, divided by alpha.
-            let value = value.with_approximation(16.0 * f64::from(f32::EPSILON));
-            dump.check(outcome, "y", SWAP, &snake::forward(&x, &alpha)?, value)?;
-            let (dx, dalpha) = snake::backward(&dy, &x, &alpha)?;
-            let slope = slope_tolerance(&x, &alpha.to_f64()?, rows)?;
-            dump.check(outcome, "dx", SWAP, &dx, slope)?;
-            dump.check(outcome, "dalpha", SAME, &dalpha, slope)
+            let a = alpha.to_f64()?;
+            let Snakes { y, dx, sum } = snakes(&x, &dy, &a, &a, 0.0)?;
+            dump.check(outcome, "y", SWAP, &snake::forward(&x, &alpha)?, y)?;
+            let (found, dalpha) = snake::backward(&dy, &x, &alpha)?;
+            dump.check(outcome, "dx", SWAP, &found, dx)?;
+            dump.check(outcome, "dalpha", SAME, &dalpha, sum)
         }
         "snake_beta" => {
             let (alpha, beta) = (vector("alpha")?, vector("beta")?);
-            dump.check(outcome, "y", SWAP, &snake::beta_forward(&x, &alpha, &beta)?, value)?;
-            let (dx, dalpha, dbeta) = snake::beta_backward(&dy, &x, &alpha, &beta)?;
-            let linear: Vec<f64> = alpha.to_f64()?.iter().map(|a| a.exp()).collect();
-            let slope = slope_tolerance(&x, &linear, rows)?;
-            dump.check(outcome, "dx", SWAP, &dx, slope)?;
-            dump.check(outcome, "dalpha", SAME, &dalpha, slope)?;
-            dump.check(outcome, "dbeta", SAME, &dbeta, slope)
+            let linear = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_f64()?.into_iter().map(f64::exp).collect()) };
+            // Exponentials err by one unit in the last place, two roundoffs.
+            let Snakes { y, dx, sum } = snakes(&x, &dy, &linear(&alpha)?, &linear(&beta)?, 2.0 * ROUNDOFF)?;
+            dump.check(outcome, "y", SWAP, &snake::beta_forward(&x, &alpha, &beta)?, y)?;
+            let (found, dalpha, dbeta) = snake::beta_backward(&dy, &x, &alpha, &beta)?;
+            dump.check(outcome, "dx", SWAP, &found, dx)?;
+            dump.check(outcome, "dalpha", SAME, &dalpha, sum)?;
+            dump.check(outcome, "dbeta", SAME, &dbeta, sum)
         }
         name => {
             let kind = match name {
@@ -98,29 +97,31 @@ pub fn activation(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result
             };
             dump.check(outcome, "y", SWAP, &activation::forward(kind, &x)?, value)?;
             let dx = activation::backward(kind, &dy, &x)?;
-            let slope = value.with_approximation(cancellation(kind, &x, &dy, &dx)?);
-            dump.check(outcome, "dx", SWAP, &dx, slope)
+            dump.check(outcome, "dx", SWAP, &dx, value)
         }
     }
 }
 
-/// `1 - tanh^2` loses everything but an absolute 2^-23 where the tanh is near 1. What that makes of `dx`, relative to its rms.
-fn cancellation(kind: Activation, x: &Tensor, dy: &Tensor, dx: &Tensor) -> Result<f64> {
-    let factor = |x: f64| match kind {
-        Activation::Tanh => 1.0,
-        // Half of x times the derivative of the tanh's argument.
-        Activation::GeluTanh => 0.5 * x.abs() * 0.7978845608 * (1.0 + 3.0 * 0.044715 * x * x),
-        _ => 0.0,
-    };
-    let rms = |v: &[f64]| (v.iter().map(|v| v * v).sum::<f64>() / v.len().max(1) as f64).sqrt();
-    let lost: Vec<f64> = x.to_f64()?.into_iter().zip(dy.to_f64()?).map(|(x, dy)| factor(x) * dy).collect();
-    Ok(f64::from(f32::EPSILON) * rms(&lost) / rms(&dx.to_f64()?))
+struct Snakes {
+    y: Tolerance,
+    dx: Tolerance,
+    /// Of the parameters' gradients.
+    sum: Tolerance,
 }
 
-/// The argument of a sine is rounded to f32: its error grows with the largest `|alpha x|`.
-fn slope_tolerance(x: &Tensor, alpha: &[f64], rows: usize) -> Result<Tolerance> {
-    let widest = x.to_f64()?.chunks(alpha.len()).flat_map(|row| row.iter().zip(alpha)).map(|(x, a)| (x * a).abs()).fold(1.0, f64::max);
-    Ok(Tolerance::accumulate(rows).with_approximation(widest * f64::from(f32::EPSILON)))
+/// Budgets of `x + sin^2(a x) / b`, as the operation's own cases derive them (kernels/src/ops/snake/cases.rs), for these inputs.
+fn snakes(x: &Tensor, dy: &Tensor, a: &[f64], b: &[f64], parameter_error: f64) -> Result<Snakes> {
+    let phase = x.to_f64()?.chunks(a.len()).flat_map(|row| row.iter().zip(a)).map(|(x, a)| (x * a).abs()).fold(0.0, f64::max);
+    let inverse = b.iter().map(|b| b.recip()).fold(0.0, f64::max);
+    let ratio = a.iter().zip(b).map(|(a, b)| a / b).fold(0.0, f64::max);
+    let largest = dy.to_f64()?.into_iter().map(f64::abs).fold(0.0, f64::max);
+    let of_phase = phase * parameter_error;
+    let sum = Tolerance::accumulate(x.shape().rows() + 62);
+    Ok(Snakes {
+        y: Tolerance::roundings(1).plus((9.0 * ROUNDOFF + of_phase) * inverse),
+        dx: Tolerance::roundings(1).plus((15.0 * ROUNDOFF + 2.0 * of_phase) * ratio * largest),
+        sum: sum.via(DType::F32, (2.0 * of_phase / ROUNDOFF).powi(2).ceil() as usize),
+    })
 }
 
 pub fn weight_norm(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {

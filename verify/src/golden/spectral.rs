@@ -1,16 +1,10 @@
 use swara_engine::metrics;
 use swara_kernels::ops::{loss, matmul, stft};
 use swara_kernels::tolerance::Tolerance;
-use swara_kernels::{Device, Tensor};
+use swara_kernels::{DType, Device, Tensor};
 
 use super::{Dump, Result, SAME};
 use crate::Outcome;
-
-/// An FFT of n points adds log2(n) times, each time with a fresh rounding of everything so far.
-fn fft_tolerance(window: usize) -> Tolerance {
-    let stages = window.ilog2() as usize;
-    Tolerance::accumulate(4 * stages * stages)
-}
 
 pub fn stft(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     let (window, hop) = (dump.count("window")?, dump.count("hop")?);
@@ -18,14 +12,14 @@ pub fn stft(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     let spectrum = stft::forward(&x, window, hop)?;
     let (re, im) = split(&spectrum)?;
     // The file has [B, F, frames].
-    dump.check(outcome, "re", &[0, 2, 1], &re, fft_tolerance(window))?;
-    dump.check(outcome, "im", &[0, 2, 1], &im, fft_tolerance(window))?;
+    dump.check(outcome, "re", &[0, 2, 1], &re, Tolerance::fourier(window))?;
+    dump.check(outcome, "im", &[0, 2, 1], &im, Tolerance::fourier(window))?;
     let (dre, _) = dump.values("dre", &[0, 2, 1])?;
     let (dim, _) = dump.values("dim", &[0, 2, 1])?;
     let joined: Vec<f32> = dre.iter().zip(&dim).flat_map(|(&r, &i)| [r as f32, i as f32]).collect();
     let dspec = Tensor::from_slice(device, &joined, spectrum.shape())?;
     let dx = stft::backward(&dspec, x.shape()[1], window, hop)?;
-    dump.check(outcome, "dx", SAME, &dx, fft_tolerance(window))
+    dump.check(outcome, "dx", SAME, &dx, Tolerance::fourier(window).via(DType::F32, window.div_ceil(hop) + 2))
 }
 
 /// `[.., 2]` to its two halves.
@@ -35,6 +29,20 @@ fn split(spectrum: &Tensor) -> Result<(Tensor, Tensor)> {
     let half = |offset: usize| values.iter().skip(offset).step_by(2).copied().collect::<Vec<_>>();
     let to = [shape[0], shape[1], shape[2]];
     Ok((Tensor::from_slice(&Device::Cpu, &half(0), to)?, Tensor::from_slice(&Device::Cpu, &half(1), to)?))
+}
+
+/// What the phases' errors make of the waveform's gradient. A magnitude's gradient is the phase, and a transform errs by a share
+/// of the spectrum's rms in every bin: in a quiet one that is a large angle. A sample sums the bins of all frames that have
+/// it, four for a hop of a quarter; four standard deviations are allowed in the frame that suffers most.
+fn phase_noise(dmagnitude: &Tensor, spectrum: &Tensor, window: usize) -> Result<f64> {
+    let (dmagnitude, spectrum) = (dmagnitude.to_f64()?, spectrum.to_f64()?);
+    let rms = (spectrum.iter().map(|v| v * v).sum::<f64>() / spectrum.len().max(1) as f64).sqrt();
+    let error = Tolerance::fourier(window).budget(0.0, rms) / 4.0;
+    let angle = |z: &[f64]| (error / z[0].hypot(z[1])).min(1.0);
+    let bins = window / 2 + 1;
+    let frames = dmagnitude.chunks(bins).zip(spectrum.chunks(2 * bins));
+    let variance = |(d, z): (&[f64], &[f64])| d.iter().zip(z.chunks(2)).map(|(d, z)| (d * angle(z)).powi(2)).sum::<f64>();
+    Ok(4.0 * (4.0 * frames.map(variance).fold(0.0, f64::max)).sqrt())
 }
 
 /// Every scale's loss and gradient through the ops that training uses. Where the two log mels nearly agree the gradient's
@@ -65,9 +73,7 @@ pub fn mel(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
             let dmagnitude = matmul::forward(&dmel, &filters, matmul::Transpose { a: false, b: true })?;
             let dspectrum = stft::magnitude_backward(&dmagnitude, &spectrum)?;
             let dx = stft::backward(&dspectrum, x.shape()[1], window, window / 4)?;
-            // A magnitude's gradient is its phase, which is lost in noise for bins far below the window's loudest: 100 dB down
-            // an FFT in f32 has no digit left.
-            let tolerance = Tolerance::accumulate(4 * bins).with_approximation(1e-5);
+            let tolerance = Tolerance::accumulate(4 * bins).plus(phase_noise(&dmagnitude, &spectrum, window)?);
             dump.check(outcome, &format!("dx.{window}"), SAME, &dx, tolerance)?;
         }
     }

@@ -1,6 +1,6 @@
 use super::Activation;
 use crate::case::{Case, Check, Cost, Fill, Input};
-use crate::tolerance::Tolerance;
+use crate::tolerance::{ROUNDOFF, Tolerance};
 use crate::{DType, Shape};
 
 pub fn cases() -> Vec<Case> {
@@ -16,10 +16,27 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Device functions err by up to 6 units in the last place (`erfcf`, CUDA's guide), and an exponential turns the rounding of
-/// its argument - at most 7 here, rounded three times - into as many times that, relative to the value.
-fn tolerance(dtype: DType) -> Check {
-    Check::Within((0..24).fold(Tolerance::accumulate(16), |t, _| t.then_round_to(DType::F32)).then_round_to(dtype))
+/// Roundoffs of `y` relative to itself, for |x| <= 3. Units in the last place are two roundoffs: CUDA's guide gives `expm1f` 1,
+/// `expf` and `tanhf` 2, `erfcf` 4. An error of an argument `z` counts `|z f'(z) / f(z)|` times.
+fn value(kind: Activation) -> usize {
+    match kind {
+        Activation::Elu => 2,
+        Activation::Silu => 4 + 3,             // exponential; sum, division, product
+        Activation::Gelu => 2 * 10 + 8 + 1,    // argument at z = 3 / sqrt 2; erfc; product
+        Activation::GeluTanh => 5 * 7 + 4 + 3, // cubic argument of up to 6.7; as silu
+        Activation::Tanh => 4,
+    }
+}
+
+/// Roundoffs of `dx` relative to itself, and absolute ones, for |dy| <= 1, where it is a sum that may vanish.
+fn slope(kind: Activation) -> (usize, usize) {
+    match kind {
+        Activation::Elu => (4 + 1, 0),
+        Activation::Silu => (1, 10),     // 6 of a sigmoid, 10 of x s (1 - s) <= 0.23, 1 of the sum
+        Activation::Gelu => (1, 15),     // 8 of erfc and 2 * 0.24 of its argument, 17 of x density <= 0.25, 1 of the sum
+        Activation::GeluTanh => (1, 16), // 5 + 5 * 0.23 of a sigmoid of a cubic, 23 of its slope <= 0.36, 1 of the sum
+        Activation::Tanh => (4 + 5, 0),
+    }
 }
 
 /// A lone element lies where no derivative vanishes: there is no other to measure its error by.
@@ -32,7 +49,7 @@ fn forward(kind: Activation, shape: Shape, dtype: DType, bench: bool) -> Case {
         label: format!("{kind:?} forward {shape:?}"),
         dtype,
         inputs: vec![x(shape)],
-        outputs: vec![("y", tolerance(dtype))],
+        outputs: vec![("y", Check::Within(Tolerance::roundings(value(kind)).then_round_to(dtype)))],
         run: Box::new(move |i| Ok(vec![super::forward(kind, &i[0])?])),
         cost: Cost { bytes: 2 * shape.elements() * dtype.bytes(), flops: 20 * shape.elements() },
         bench,
@@ -40,11 +57,13 @@ fn forward(kind: Activation, shape: Shape, dtype: DType, bench: bool) -> Case {
 }
 
 fn backward(kind: Activation, shape: Shape, dtype: DType, bench: bool) -> Case {
+    let (relative, absolute) = slope(kind);
+    let tolerance = Tolerance::roundings(relative).plus(absolute as f64 * ROUNDOFF).then_round_to(dtype);
     Case {
         label: format!("{kind:?} backward {shape:?}"),
         dtype,
-        inputs: vec![Input::normal("dy", shape), x(shape)],
-        outputs: vec![("dx", tolerance(dtype))],
+        inputs: vec![Input::new("dy", shape, Fill::Uniform(-1.0, 1.0)), x(shape)],
+        outputs: vec![("dx", Check::Within(tolerance))],
         run: Box::new(move |i| Ok(vec![super::backward(kind, &i[0], &i[1])?])),
         cost: Cost { bytes: 3 * shape.elements() * dtype.bytes(), flops: 30 * shape.elements() },
         bench,

@@ -1,7 +1,7 @@
 use super::AdamW;
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input};
-use crate::tolerance::Tolerance;
+use crate::tolerance::{ROUNDOFF, Tolerance};
 
 const OPTIONS: AdamW = AdamW { lr: 1e-2, beta1: 0.8, beta2: 0.99, eps: 1e-8, weight_decay: 0.05 };
 
@@ -13,27 +13,27 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Every output is a handful of f32 operations on each element.
-fn tolerance() -> Check {
-    // `m` and `param` are differences that may vanish where their terms do not.
-    let sum = Tolerance::accumulate(8).via(DType::F32).via(DType::F32);
-    Check::Within((0..4).fold(sum, |t, _| t.then_round_to(DType::F32)))
+/// `a p + b q` for |p|, |q| <= 1 and a + b = 1: the constants, the products, and one more rounding of `q`; then the sum.
+fn average() -> Check {
+    Check::Within(Tolerance::roundings(1).plus(3.0 * ROUNDOFF))
+}
+
+/// Values in [-1, 1].
+fn input(name: &'static str, n: usize) -> Input {
+    Input::new(name, [n], Fill::Uniform(-1.0, 1.0))
 }
 
 fn step(n: usize, clipped: bool, bench: bool) -> Case {
     // Second moments are positive; far from zero, since 1 / sqrt(v) multiplies their rounding by its own size.
-    let mut inputs = vec![
-        Input::normal("param", [n]),
-        Input::normal("grad", [n]),
-        Input::normal("m", [n]),
-        Input::new("v", [n], Fill::Uniform(0.1, 2.0)),
-    ];
+    let mut inputs = vec![input("param", n), input("grad", n), input("m", n), Input::new("v", [n], Fill::Uniform(0.1, 2.0))];
     inputs.extend(clipped.then(|| Input::new("grad_scale", [1], Fill::Uniform(0.1, 1.0))));
     Case {
         label: format!("step {}[{n}]", if clipped { "clipped " } else { "" }),
         dtype: DType::F32,
         inputs,
-        outputs: vec![("param", tolerance()), ("m", tolerance()), ("v", tolerance())],
+        // Of the parameter, the step is a hundredth and its ten roundings count as little; the second moment is a sum of
+        // positive terms, of two and five roundings.
+        outputs: vec![("param", average()), ("m", average()), ("v", Check::Within(Tolerance::roundings(5 + 1)))],
         run: Box::new(|i| {
             let (mut param, mut m, mut v) = (i[0].copy()?, i[2].copy()?, i[3].copy()?);
             super::step(&mut param, &i[1], &mut m, &mut v, &OPTIONS, 3, i.get(4))?;
@@ -48,8 +48,8 @@ fn ema(n: usize) -> Case {
     Case {
         label: format!("ema [{n}]"),
         dtype: DType::F32,
-        inputs: vec![Input::normal("shadow", [n]), Input::normal("param", [n])],
-        outputs: vec![("shadow", tolerance())],
+        inputs: vec![input("shadow", n), input("param", n)],
+        outputs: vec![("shadow", average())],
         run: Box::new(|i| {
             let mut shadow = i[0].copy()?;
             super::ema(&mut shadow, &i[1], 0.999)?;
@@ -65,7 +65,7 @@ fn clip(total: f64) -> Case {
         label: format!("clip_scale of {total}"),
         dtype: DType::F32,
         inputs: vec![Input::new("total", [1], Fill::Values(vec![total]))],
-        outputs: vec![("scale", tolerance())],
+        outputs: vec![("scale", Check::Within(Tolerance::roundings(5)))], // two constants, root, sum, division
         run: Box::new(|i| Ok(vec![super::clip_scale(&i[0], 0.5)?])),
         cost: Cost { bytes: 8, flops: 4 },
         bench: false,

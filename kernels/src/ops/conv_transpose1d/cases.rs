@@ -50,7 +50,8 @@ fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
     let Shape(_, _, cin, cout, k, g) = shape;
     let (x, w) = operands(shape);
     let run = Box::new(move |t: &[Tensor]| Ok(vec![forward(&t[0], &t[1], Some(&t[2]), &g)?]));
-    Case { bench, ..case("forward", shape, dtype, vec![x, w, Input::normal("bias", [cout])], k.div_ceil(g.stride) * cin + 1, run) }
+    let bias = Input::new("bias", [cout], Fill::Uniform(-1.0, 1.0));
+    Case { bench, ..case("forward", shape, dtype, vec![x, w, bias], k.div_ceil(g.stride) * cin + 1, run) }
 }
 
 fn input_gradient(shape: Shape, dtype: DType) -> Case {

@@ -60,7 +60,7 @@ fn flat(shape: Shape, dtype: DType, bench: bool) -> Vec<Case> {
 
 /// One f32 operation, one store.
 fn rounded(dtype: DType) -> Tolerance {
-    Tolerance::accumulate(1).then_round_to(dtype)
+    Tolerance::roundings(1).then_round_to(dtype)
 }
 
 fn case(label: String, dtype: DType, inputs: Vec<Input>, check: Check, run: Run) -> Case {

@@ -124,7 +124,7 @@ fn measure_all(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, sources: &[(&str, &Source
                     let mut results = results.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     match outcome {
                         Ok(Report { kernels, warnings }) => {
-                            warnings.iter().for_each(|warning| println!("{warning}"));
+                            results.1.extend(warnings);
                             for (kernel, figures) in kernels {
                                 results.0.entry(op.to_owned()).or_default().entry(kernel).or_default().insert(arch, figures);
                             }
@@ -174,7 +174,7 @@ fn stray_assembly(source: &Source) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const SPILLING: &str = "extern \"C\" __global__ void __launch_bounds__(1024, 2) spilling(float* y, int n) {
+    const SPILLING: &str = "extern \"C\" __global__ void __launch_bounds__(1024) spilling(float* y, int n) {
         float a[64];
         for (int i = 0; i < 64; i++) a[i] = y[i * threadIdx.x];
         for (int j = 0; j < n; j++) for (int i = 0; i < 64; i++) a[i] = a[i] * a[(i * 7 + 3) & 63] + y[j];
@@ -227,6 +227,16 @@ mod tests {
         let failures = |source| measure_all(&nvrtc, None, &[("op", source)]).1;
         assert!(failures(&BROKEN)[0].contains("broken.cu"));
         assert_eq!(failures(&MISDECLARED).len(), 2);
+    }
+
+    #[test]
+    fn a_warning_is_a_failure() {
+        let Some(nvrtc) = compiler() else { return };
+        static CARELESS: Source =
+            Source { path: "careless.cu", text: "extern \"C\" __global__ void k(float* y) { int unused; y[0] = 1.0f; }", archs: &[80] };
+        let (measured, failures) = measure_all(&nvrtc, None, &[("op", &CARELESS)]);
+        assert_eq!((measured.len(), failures.len()), (1, 1), "{failures:?}");
+        assert!(failures[0].contains("careless.cu") && failures[0].contains("unused"), "{failures:?}");
     }
 
     #[test]

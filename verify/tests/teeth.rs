@@ -1,0 +1,99 @@
+//! Kernels that are broken on purpose, each a little: the cases of every operation must notice.
+
+use std::fs;
+use std::path::Path;
+
+use swara_kernels::driver::source::use_directory;
+use swara_kernels::ops::REGISTRY;
+use swara_kernels::{DType, Error};
+use swara_verify::harness::{self, Selection};
+
+/// A file below `kernels`, what stands there, and what is put in its place.
+const BREAKS: &[(&str, &str, &str)] = &[
+    // The sine's leading coefficient in seven digits.
+    ("cuda/snake.cuh", "3.1415926369f", "3.141592f"),
+    // Accumulators of f32 products that lose their last six bits.
+    ("cuda/gemm.cuh", "sum[i][j][r][c] += fa[i][r] * fb[j][c];", "sum[i][j][r][c] = lossy(sum[i][j][r][c] + fa[i][r] * fb[j][c]);"),
+    (
+        "cuda/gemm.cuh",
+        "/// A number written as major",
+        "__device__ __forceinline__ float lossy(float x) { return __uint_as_float(__float_as_uint(x) & ~63u); }\n/// A number written as major",
+    ),
+    // The root of one half in four digits.
+    ("src/ops/activation/activation.cu", "0.707106769f", "0.7071f"),
+    // A missing barrier.
+    (
+        "src/ops/weight_norm/weight_norm.cu",
+        "shared[thread] += shared[thread + half];\n        __syncthreads();",
+        "shared[thread] += shared[thread + half];",
+    ),
+    // No weight decay.
+    ("src/ops/adamw/adamw.cu", "keep * p[j]", "p[j]"),
+    // A square that is off by a millionth.
+    ("src/ops/loss/loss.cu", "kind == L1 ? fabsf(d) : d * d", "kind == L1 ? fabsf(d) : d * (d + 1e-6f)"),
+    // A polynomial without its fourth term.
+    ("src/ops/stft/stft.cu", "-1.0f / 5040", "0.0f / 5040"),
+    // Sums in bf16.
+    (
+        "src/ops/codebook/codebook.cu",
+        "sum = __fadd_rn(sum, x[(size_t)listed[m] * d + column])",
+        "sum = to_float(from_float<bf16>(sum + x[(size_t)listed[m] * d + column]))",
+    ),
+    // A factor that is off by one in a million.
+    ("src/ops/elementwise/elementwise.cu", "return x * factor;", "return x * (factor * 1.000001f);"),
+    // The last row of a block is left out.
+    (
+        "cuda/block.cuh",
+        "end = !active ? 0 : start + rows_per_block < rows ? start + rows_per_block : rows;",
+        "end = !active ? 0 : start + rows_per_block < rows ? start + rows_per_block - 1 : rows;",
+    ),
+    // The last dimension of a distance.
+    ("src/ops/rvq_search/rvq_search.cu", "base + j < d;", "base + j < d - 1;"),
+];
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_op_notices_a_kernel_that_is_slightly_wrong() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels");
+    let scratch = tempfile::tempdir().unwrap();
+    for folder in ["cuda", "src"] {
+        copy(&kernels.join(folder), &scratch.path().join(folder));
+    }
+    for (file, from, to) in BREAKS {
+        let path = scratch.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{file} no longer has {from:?}");
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    }
+    use_directory(scratch.path().to_owned());
+    let devices = match harness::emulator_schedules(None) {
+        Ok(devices) => devices,
+        Err(Error::Unavailable { why, hint, .. }) => {
+            println!("skipped: the emulator, {why}; {}", hint.unwrap_or_default());
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let selection = Selection { dtype: Some(DType::F32), ..Selection::default() };
+    let report = harness::run(&devices, selection, |_, _, _| {});
+    for op in REGISTRY {
+        let of_op = || report.cases.iter().filter(|c| c.op == op.name);
+        let (failed, total) = (of_op().filter(|c| !c.pass).count(), of_op().count());
+        println!("{}: {failed} of {total} cases fail", op.name);
+        // A kernel that does not compile would fail as well, and prove nothing.
+        assert!(of_op().all(|c| !c.error.as_ref().is_some_and(|e| e.contains("compiling"))), "{} does not compile", op.name);
+        assert!(failed > 0, "{}: no case notices that its kernels are broken", op.name);
+    }
+}
