@@ -146,6 +146,23 @@ fn streaming_equals_offline_on_the_emulator() {
     assert!(error <= 1e-5, "samples differ by {error}");
 }
 
+#[test]
+fn a_codec_in_bf16_sounds_like_the_same_in_f32() {
+    let golden = Golden::open("ema_causal");
+    let emulator = Device::open("emulator").expect("the emulator needs a C++ compiler");
+    let open = |device, dtype| Codec::open(&golden.checkpoint, device, dtype).unwrap();
+    let (wide, narrow) = (open(&Device::Cpu, DType::F32), open(&emulator, DType::BF16));
+    let samples = golden.file.view("input").unwrap().shape[2];
+    let input: Vec<f32> = golden.values("input")[..samples].iter().map(|&v| v as f32).collect();
+    let codes = wide.encode(&input, wide.codebooks()).unwrap();
+    let wave = |codec: &Codec| codec.decode(&codes).unwrap().into_iter().map(f64::from).collect::<Vec<_>>();
+    // Some ten layers, each of which rounds its input to 2^-8.
+    let error = distance(&wave(&narrow), &wave(&wide));
+    println!("waves differ by {error:.4} of their rms");
+    assert!(error > 0.0 && error < 10.0 / 256.0, "{error}");
+    assert_eq!(narrow.encode(&input, 1).unwrap().values.len(), codes.frames);
+}
+
 /// Three streams in random chunks, masked in and out at random, must give the codes of the whole signals; returns the largest
 /// difference of their samples.
 fn streaming_error(device: &Device, frames: usize) -> f32 {

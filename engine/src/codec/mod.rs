@@ -64,7 +64,9 @@ impl Codec {
         config.check()?;
         let quantizer = Quantizer::new(&config, &weights, codebooks)?;
         let model = Model::new(&config);
-        let weights = weights.into_iter().map(|(n, t)| Ok((n, elementwise::convert(&t, dtype)?))).collect::<Result<_>>()?;
+        // Snakes take their parameters in f32 beside narrower types.
+        let stored = |name: &str| if name.ends_with(".alpha") && dtype != DType::F64 { DType::F32 } else { dtype };
+        let weights = weights.into_iter().map(|(n, t)| Ok((n.clone(), elementwise::convert(&t, stored(&n))?))).collect::<Result<_>>()?;
         Ok(Codec { name: name.to_owned(), config, model, weights, quantizer, device: device.clone(), dtype })
     }
 
