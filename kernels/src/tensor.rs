@@ -1,3 +1,4 @@
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -31,7 +32,7 @@ impl Tensor {
             .filter(|&n| n <= isize::MAX as usize)
             .ok_or_else(|| Error::argument("tensor", format!("shape {shape:?} of {dtype} exceeds the address space")))?;
         let storage = match device {
-            Device::Cpu => Storage::Cpu(CpuBuffer::take(bytes)),
+            Device::Cpu => Storage::Cpu(CpuBuffer::take(bytes)?),
             Device::Cuda(cuda) => Storage::Cuda(cuda.allocate(bytes)?),
         };
         Ok(Tensor { storage, shape, dtype })
@@ -245,18 +246,23 @@ impl CpuPool {
 }
 
 impl CpuBuffer {
-    fn take(bytes: usize) -> CpuBuffer {
+    fn take(bytes: usize) -> Result<CpuBuffer> {
         let lines = bytes.div_ceil(64);
         let recycled = POOL.with_borrow_mut(|pool| {
             let buffer = pool.free.get_mut(&lines).and_then(Vec::pop);
             pool.lines -= buffer.as_ref().map_or(0, Vec::len);
             buffer
         });
-        let mut buffer = CpuBuffer(recycled.unwrap_or_else(|| vec![Line::zeroed(); lines]));
+        let mut buffer = CpuBuffer(match recycled {
+            Some(buffer) => buffer,
+            None => bytemuck::allocation::try_zeroed_slice_box(lines)
+                .map_err(|()| Error::Driver { device: Device::Cpu.name(), what: format!("out of memory: {bytes} bytes") })?
+                .into_vec(),
+        });
         if cfg!(debug_assertions) {
             buffer.bytes_mut().fill(0xff);
         }
-        buffer
+        Ok(buffer)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -277,7 +283,8 @@ pub(crate) struct Scratch<T> {
 
 impl<T: Element> Scratch<T> {
     pub(crate) fn new(len: usize) -> Self {
-        Scratch { buffer: CpuBuffer::take(len * size_of::<T>()), len, element: std::marker::PhantomData }
+        let buffer = CpuBuffer::take(len * size_of::<T>()).unwrap_or_else(|_| handle_alloc_error(Layout::new::<T>()));
+        Scratch { buffer, len, element: std::marker::PhantomData }
     }
 }
 

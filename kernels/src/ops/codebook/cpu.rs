@@ -5,8 +5,9 @@ pub fn statistics<T: Real>(x: &Tensor, codes: &Tensor, k: usize) -> Result<(Tens
     let mut counts = Tensor::zeros(&Device::Cpu, T::DTYPE, [k])?;
     let mut sums = Tensor::zeros(&Device::Cpu, T::DTYPE, [k, d])?;
     let (count, sum) = (counts.as_mut_slice::<T>()?, sums.as_mut_slice::<T>()?);
-    for (row, &code) in x.as_slice::<T>()?.chunks_exact(d.max(1)).zip(codes.as_slice::<i32>()?) {
-        let code = code as usize;
+    let x = x.as_slice::<T>()?;
+    for (i, &code) in codes.as_slice::<i32>()?.iter().enumerate() {
+        let (row, code) = (&x[i * d..][..d], code as usize);
         count[code] += T::one();
         for (s, &v) in sum[code * d..][..d].iter_mut().zip(row) {
             *s += v;
@@ -29,8 +30,9 @@ pub fn replace_rows<T: Real>(sum: &mut Tensor, usage: &mut Tensor, rows: &[i32],
     let d = sum.shape()[1];
     let value = T::of(value);
     let (sum, usage) = (sum.as_mut_slice::<T>()?, usage.as_mut_slice::<T>()?);
-    for (&row, sample) in rows.iter().zip(samples.as_slice::<T>()?.chunks_exact(d.max(1))) {
-        let row = row as usize;
+    let samples = samples.as_slice::<T>()?;
+    for (i, &row) in rows.iter().enumerate() {
+        let (row, sample) = (row as usize, &samples[i * d..][..d]);
         usage[row] = value;
         for (s, &v) in sum[row * d..][..d].iter_mut().zip(sample) {
             *s = value * v;

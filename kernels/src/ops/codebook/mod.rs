@@ -38,7 +38,7 @@ pub fn statistics(x: &Tensor, codes: &Tensor, k: usize) -> Result<(Tensor, Tenso
         return Err(Error::argument(NAME, format!("codes are {codes:?}, expected i32[N]")));
     }
     check(x, "x", "[N, D] for codes [N]", x.shape().len() == 2 && x.shape()[0] == n, &codes.device(), x.dtype())?;
-    if k.checked_mul(x.shape()[1]).is_none_or(|elements| elements > i32::MAX as usize) {
+    if k.checked_mul(x.shape()[1].max(1)).is_none_or(|elements| elements > i32::MAX as usize) {
         return Err(Error::argument(NAME, format!("{k} clusters of width {} exceed 2^31 elements", x.shape()[1])));
     }
     match x.device() {
@@ -114,7 +114,7 @@ fn check(t: &Tensor, operand: &'static str, expected: &str, shape_fits: bool, de
 
 fn check_state(usage: &Tensor, sum: &Tensor) -> Result<()> {
     check(usage, "usage", "[K]", usage.shape().len() == 1, &usage.device(), usage.dtype())?;
-    let fits = sum.shape().len() == 2 && sum.shape()[0] == usage.elements() && sum.elements() <= i32::MAX as usize;
+    let fits = sum.shape().len() == 2 && sum.shape()[0] == usage.elements() && usage.elements().max(sum.elements()) <= i32::MAX as usize;
     check(sum, "sum", "[K, D] for usage [K]", fits, &usage.device(), usage.dtype())
 }
 

@@ -46,8 +46,8 @@ impl Default for Geometry {
 impl Geometry {
     /// All padding on the left, as a stream needs it: `T / stride` outputs, none of which sees the future.
     pub fn causal(taps: usize, stride: usize, dilation: usize) -> Geometry {
-        let pad_left = ((taps.max(1) - 1) * dilation + 1).saturating_sub(stride);
-        Geometry { stride, dilation, pad_left, ..Geometry::default() }
+        let g = Geometry { stride, dilation, ..Geometry::default() };
+        Geometry { pad_left: g.reach(taps).saturating_sub(stride), ..g }
     }
 
     /// Rows of input that one output sees.
@@ -55,10 +55,13 @@ impl Geometry {
         taps.saturating_sub(1).saturating_mul(self.dilation).saturating_add(1)
     }
 
+    fn padded(&self, t: usize) -> usize {
+        t.saturating_add(self.pad_left).saturating_add(self.pad_right)
+    }
+
     /// Number of outputs for `t` inputs.
     pub fn output_len(&self, t: usize, taps: usize) -> usize {
-        let padded = t + self.pad_left + self.pad_right;
-        padded.checked_sub(self.reach(taps)).map_or(0, |n| n / self.stride + 1)
+        self.padded(t).checked_sub(self.reach(taps)).map_or(0, |n| n / self.stride.max(1) + 1)
     }
 }
 
@@ -93,9 +96,9 @@ pub struct Fused<'a> {
 /// The last `P` input rows of each stream, as a ring.
 pub struct Ring {
     /// `[B, P, Cin]`; the row of logical time `-j` (j = 1 is the newest) is `(position - j) mod P`.
-    pub rows: Tensor,
+    pub(crate) rows: Tensor,
     /// `[B]` i32: rows seen so far, modulo `P`.
-    pub position: Tensor,
+    pub(crate) position: Tensor,
 }
 
 impl Ring {
@@ -104,6 +107,7 @@ impl Ring {
         let past = geometry.reach(taps).checked_sub(geometry.stride).ok_or_else(|| {
             Error::argument("conv1d", format!("a stream cannot skip input: stride {} exceeds the reach of {taps} taps", geometry.stride))
         })?;
+        check_extents(geometry, taps, past)?;
         Ok(Ring { rows: Tensor::zeros(device, dtype, [batch, past, channels])?, position: Tensor::zeros(device, DType::I32, [batch])? })
     }
 
@@ -166,6 +170,14 @@ struct Extents {
     cout: usize,
 }
 
+/// Positions in a padded input of `t` rows fit in 32 bits, so no sum of a few of them overflows, on any device.
+fn check_extents(g: &Geometry, taps: usize, t: usize) -> Result<()> {
+    match g.padded(t).max(g.reach(taps)).max(g.stride) {
+        n if n <= i32::MAX as usize => Ok(()),
+        _ => Err(Error::argument("conv1d", format!("{g:?} with {taps} taps over {t} rows exceeds 2^31 rows"))),
+    }
+}
+
 fn check(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Extents> {
     const OP: &str = "conv1d";
     let (xs, ws) = (x.shape(), weight.shape());
@@ -174,6 +186,10 @@ fn check(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Extents> {
     if g.stride == 0 || g.dilation == 0 || g.groups == 0 || taps == 0 {
         return Err(Error::argument(OP, format!("stride, dilation, groups and taps must be positive: {g:?}, {taps} taps")));
     }
+    if cin == 0 || cout == 0 {
+        return Err(Error::shape(OP, "weight", "at least one input and one output channel", ws));
+    }
+    check_extents(g, taps, t)?;
     if !cin.is_multiple_of(g.groups) || !cout.is_multiple_of(g.groups) || cin / g.groups != cin_group {
         return Err(Error::shape(OP, "weight", format!("[_, {cin} / {} groups, a multiple of {}]", g.groups, g.groups), ws));
     }
@@ -240,13 +256,12 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
     let &[taps, cin_group, _] = &*weight.shape() else {
         return Err(Error::shape("conv1d", "weight", "[taps, in / groups, out]", weight.shape()));
     };
-    let mut dx = Tensor::empty(&dy.device(), dy.dtype(), [batch, t, cin_group.saturating_mul(geometry.groups)])?;
-    check(&dx, weight, geometry)?;
-    check::alike("conv1d", &dx, "dy", dy)?;
     if cout != weight.shape()[2] || tout != geometry.output_len(t, taps) {
         let expected = format!("[{batch}, {}, {}]", geometry.output_len(t, taps), weight.shape()[2]);
         return Err(Error::shape("conv1d", "dy", expected, dy.shape()));
     }
+    let mut dx = Tensor::empty(&dy.device(), dy.dtype(), [batch, t, cin_group.saturating_mul(geometry.groups)])?;
+    check(&dx, weight, geometry)?;
     match dy.device() {
         Device::Cpu => dispatch_real!("conv1d", dy.dtype(), T => cpu::backward_input::<T>(&mut dx, dy, weight, geometry))?,
         Device::Cuda(gpu) => cuda::backward_input(&gpu, &mut dx, dy, weight, geometry)?,
@@ -256,14 +271,14 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
 
 /// Gradient with respect to `weight [taps, Cin / groups, Cout]`. That of the bias is [`crate::ops::reduce::sum_rows`] of `dy`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
-    let &[_, _, cin] = &*x.shape() else { return Err(Error::shape("conv1d", "x", "[batch, time, channels]", x.shape())) };
+    let &[batch, t, cin] = &*x.shape() else { return Err(Error::shape("conv1d", "x", "[batch, time, channels]", x.shape())) };
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
-    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin / geometry.groups.max(1), cout])?;
-    let e = check(x, &dw, geometry)?;
-    check::alike("conv1d", x, "dy", dy)?;
-    if *dy.shape() != [e.batch, geometry.output_len(e.t, taps), cout] {
-        return Err(Error::shape("conv1d", "dy", format!("[{}, {}, _]", e.batch, geometry.output_len(e.t, taps)), dy.shape()));
+    if *dy.shape() != [batch, geometry.output_len(t, taps), cout] {
+        return Err(Error::shape("conv1d", "dy", format!("[{batch}, {}, _]", geometry.output_len(t, taps)), dy.shape()));
     }
+    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin / geometry.groups.max(1), cout])?;
+    check(x, &dw, geometry)?;
+    check::alike("conv1d", x, "dy", dy)?;
     match x.device() {
         Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::backward_weight::<T>(&mut dw, dy, x, geometry))?,
         Device::Cuda(gpu) => cuda::backward_weight(&gpu, &mut dw, dy, x, geometry)?,

@@ -37,21 +37,19 @@ pub struct Geometry {
 impl Geometry {
     /// `T * stride` outputs, none of which sees a later input.
     pub fn causal(taps: usize, stride: usize) -> Geometry {
-        Geometry { stride, crop_left: 0, crop_right: taps as isize - stride as isize }
+        Geometry { stride, crop_left: 0, crop_right: (taps as isize).saturating_sub_unsigned(stride) }
     }
 
     /// PyTorch's `padding` and `output_padding`.
     pub fn padded(stride: usize, padding: usize, output_padding: usize) -> Geometry {
-        Geometry { stride, crop_left: padding, crop_right: padding as isize - output_padding as isize }
+        Geometry { stride, crop_left: padding, crop_right: (padding as isize).saturating_sub_unsigned(output_padding) }
     }
 
     /// Number of outputs for `t` inputs.
     pub fn output_len(&self, t: usize, taps: usize) -> usize {
-        if t == 0 {
-            return 0;
-        }
-        let full = ((t - 1) * self.stride + taps) as isize;
-        (full - self.crop_left as isize - self.crop_right).max(0) as usize
+        let Some(last) = t.checked_sub(1) else { return 0 };
+        let full = last.saturating_mul(self.stride).saturating_add(taps) as i128;
+        (full - self.crop_left as i128 - self.crop_right as i128).clamp(0, usize::MAX as i128) as usize
     }
 
     /// The convolution that undoes the shape: its forward is this op's input gradient.
@@ -78,6 +76,16 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, g: &Geometry) -> Re
     if g.stride == 0 || taps == 0 {
         return Err(Error::argument(NAME, format!("stride and taps must be positive: {g:?}, {taps} taps")));
     }
+    if cin == 0 || cout == 0 {
+        return Err(Error::shape(NAME, "weight", "at least one input and one output channel", ws));
+    }
+    // Positions fit in 32 bits, so no sum of a few of them overflows, and so do the elements of the regrouped weight.
+    let tout = g.output_len(t, taps);
+    let regrouped = taps.checked_next_multiple_of(g.stride).and_then(|n| n.checked_mul(cin)?.checked_mul(cout));
+    let extents = [regrouped, tout.checked_add(g.crop_left), t.checked_mul(g.stride)];
+    if extents.iter().any(|n| n.is_none_or(|n| n > i32::MAX as usize)) {
+        return Err(Error::argument(NAME, format!("{g:?} with {ws:?} over {t} rows exceeds 2^31 rows or weights")));
+    }
     if w_in != cin {
         return Err(Error::shape(NAME, "weight", format!("[_, {cin}, _]"), ws));
     }
@@ -89,7 +97,7 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, g: &Geometry) -> Re
     for (operand, other) in [("weight", Some(weight)), ("bias", bias)] {
         other.map_or(Ok(()), |other| check::alike(NAME, x, operand, other))?;
     }
-    Ok(Extents { batch, t, cin, taps, cout, tout: g.output_len(t, taps) })
+    Ok(Extents { batch, t, cin, taps, cout, tout })
 }
 
 /// The whole signal at once.
@@ -148,11 +156,11 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
     let &[batch, t, cin] = &*x.shape() else { return Err(Error::shape(NAME, "x", "[batch, time, channels]", x.shape())) };
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape(NAME, "dy", "[batch, time, channels]", dy.shape())) };
-    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin, cout])?;
-    let e = check(x, &dw, None, geometry)?;
-    if *dy.shape() != [batch, e.tout, cout] {
+    if *dy.shape() != [batch, geometry.output_len(t, taps), cout] {
         return Err(Error::shape(NAME, "dy", format!("[{batch}, {}, {cout}]", geometry.output_len(t, taps)), dy.shape()));
     }
+    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin, cout])?;
+    check(x, &dw, None, geometry)?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::backward_weight::<T>(&mut dw, dy, x, geometry))?,
         Device::Cuda(gpu) => cuda::backward_weight(&gpu, &mut dw, dy, x, geometry)?,

@@ -43,9 +43,12 @@ impl Geometry {
             return Err(Error::argument(NAME, format!("{samples} samples are too few to reflect {} at each end", window / 2)));
         }
         let g = Geometry { batch, samples, window, hop };
-        let elements = Shape::from([batch, g.frames(), window]).checked_elements();
-        if elements.is_none_or(|n| n > i32::MAX as usize) {
-            return Err(Error::argument(NAME, format!("{batch} x {} frames of {window} exceed 2^31 elements", g.frames())));
+        let shapes = [
+            Shape::from([batch.max(1), samples.saturating_add(window)]),
+            Shape::from([batch.max(1), (samples / hop).saturating_add(1), window]),
+        ];
+        if shapes.iter().any(|shape| shape.checked_elements().is_none_or(|n| n > i32::MAX as usize)) {
+            return Err(Error::argument(NAME, format!("{batch} x {samples} samples in windows of {window} exceed 2^31 elements")));
         }
         Ok(g)
     }
