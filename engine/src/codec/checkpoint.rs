@@ -71,7 +71,12 @@ pub(crate) fn embedding_spec(k: usize, size: usize, dim: usize) -> TensorSpec {
 
 /// A tensor of the file as f32 in memory layout.
 pub(crate) fn read(file: &weights::Weights, spec: &TensorSpec, device: &Device) -> Result<Tensor> {
-    let values = spec.import(&file.to_f32(&spec.name)?);
+    let values = file.to_f32(&spec.name)?;
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let why = format!("element {at} of tensor {} is {}", spec.name, values[at]);
+        return Err(Error::File { path: file.path().to_owned(), why });
+    }
+    let values = spec.import(&values);
     Ok(Tensor::from_slice(device, &values, Shape::try_from(&spec.shape()[..])?)?)
 }
 

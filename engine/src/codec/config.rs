@@ -37,6 +37,9 @@ pub enum QuantizerKind {
 }
 
 impl Config {
+    /// Largest activation of one frame. The weights of a few wide layers are small beside what they make of a long frame, so a
+    /// file's size bounds it not.
+    const MAX_FRAME_ELEMENTS: u64 = 1 << 20;
     /// Most codebooks a model may have.
     pub const MAX_CODEBOOKS: usize = 64;
 
@@ -94,8 +97,8 @@ impl Config {
             w if w.iter().any(|w| !(1..=8192).contains(w)) => fail(format!("{name} must lie in 1..=8192: {w:?}")),
             _ => Ok(()),
         };
-        if !(1000..=768_000).contains(&self.sample_rate) {
-            return fail(format!("sample_rate {} is not in 1000..=768000", self.sample_rate));
+        if !(1000..=192_000).contains(&self.sample_rate) {
+            return fail(format!("sample_rate {} is not in 1000..=192000", self.sample_rate));
         }
         if self.strides.is_empty() || self.strides.len() > 8 || self.strides.iter().any(|s| !(1..=64).contains(s)) {
             return fail(format!("strides must be 1 to 8 numbers in 1..=64: {:?}", self.strides));
@@ -114,7 +117,22 @@ impl Config {
         {
             return fail(format!("codebook_sizes must be 1 to 64 numbers in 2..=65536: {:?}", self.codebook_sizes));
         }
-        Ok(())
+        match self.frame_elements() {
+            n if n <= Self::MAX_FRAME_ELEMENTS => Ok(()),
+            n => fail(format!("a frame needs activations of {n} elements, expected at most {}", Self::MAX_FRAME_ELEMENTS)),
+        }
+    }
+
+    /// Elements of the largest activation that one frame passes through, after [`Config::check`]'s other checks.
+    fn frame_elements(&self) -> u64 {
+        let mut largest = self.latent as u64;
+        let mut rows = 1u64;
+        for (i, &stride) in self.strides.iter().enumerate().rev() {
+            rows *= stride as u64;
+            let width = self.encoder_widths[i].max(self.decoder_widths[self.strides.len() - i]) as u64;
+            largest = largest.max(rows.saturating_mul(width));
+        }
+        largest
     }
 
     /// Samples a frame.
@@ -129,5 +147,35 @@ impl Config {
     /// Bits a second with the first `codebooks` stages.
     pub fn bitrate(&self, codebooks: usize) -> f64 {
         self.codebook_sizes.iter().take(codebooks).map(|&k| (k as f64).log2().ceil()).sum::<f64>() * self.frame_rate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of a few hundred bytes, all of them.
+    fn thin(strides: &[usize], widest: usize) -> Config {
+        let mut encoder_widths = vec![1; strides.len() + 1];
+        encoder_widths[0] = widest;
+        let decoder_widths = vec![1; strides.len() + 1];
+        let strides = strides.to_vec();
+        Config { encoder_widths, decoder_widths, strides, dilations: Vec::new(), latent: 1, ..Config::preset("te50").unwrap() }
+    }
+
+    #[test]
+    fn presets_are_shapes_that_are_taken() {
+        for name in ["te200", "te50", "te12", "swara-te50"] {
+            Config::preset(name).unwrap().check().unwrap();
+        }
+    }
+
+    #[test]
+    fn frames_that_small_weights_blow_up_are_refused() {
+        thin(&[8, 8, 8], 2048).check().unwrap();
+        for config in [thin(&[64; 8], 1), thin(&[64; 4], 1), thin(&[64, 64], 8192), thin(&[8, 8, 8], 2049)] {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains("expected at most 1048576"), "{error}");
+        }
     }
 }

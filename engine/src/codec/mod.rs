@@ -138,7 +138,7 @@ impl Codec {
     /// Samples of `codes`, `hop` a frame (a few fewer for symmetric models with odd strides).
     pub fn decode(&self, codes: &Codes) -> Result<Vec<f32>> {
         self.check_codebooks(codes.codebooks)?;
-        if codes.values.len() != codes.codebooks * codes.frames {
+        if codes.codebooks.checked_mul(codes.frames) != Some(codes.values.len()) {
             return Err(Error::Argument(format!("{} codes are not {} x {}", codes.values.len(), codes.codebooks, codes.frames)));
         }
         for (i, &code) in codes.values.iter().enumerate() {
@@ -166,7 +166,8 @@ impl Codec {
         Ok(samples)
     }
 
-    fn check_whole(&self, samples: usize) -> Result<()> {
+    /// An error if this many samples are more than a model that is not causal can take.
+    pub fn check_whole(&self, samples: usize) -> Result<()> {
         if samples <= Self::MAX_WHOLE {
             return Ok(());
         }

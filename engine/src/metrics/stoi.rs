@@ -92,6 +92,9 @@ fn bessel_i0(x: f64) -> f64 {
     for k in 1..64 {
         term *= (x / (2 * k) as f64).powi(2);
         sum += term;
+        if term < f64::EPSILON * sum {
+            break;
+        }
     }
     sum
 }

@@ -167,6 +167,16 @@ impl TrainConfig {
         if t.log_every == 0 || t.checkpoint_every == 0 || t.validate_every == 0 || self.codebook.check_every == 0 {
             return fail("log_every, checkpoint_every, validate_every and check_every must be positive");
         }
+        if t.steps == 0 || t.clip <= 0.0 {
+            return fail("train.steps and train.clip must be positive");
+        }
+        let c = &self.codebook;
+        if !(1..=4096).contains(&c.kmeans_batches) || !(1..=1000).contains(&c.kmeans_iterations) {
+            return fail("kmeans_batches must lie in 1..=4096, kmeans_iterations in 1..=1000");
+        }
+        if !(0.0..=1.0).contains(&c.dropout) || !(0.0..=1.0).contains(&c.expire_below) {
+            return fail("dropout and expire_below must lie in 0..=1");
+        }
         let rates = [
             t.learning_rate,
             t.final_rate,
