@@ -108,12 +108,11 @@ impl Common {
     /// What holds for the whole process.
     pub fn apply(&self) -> Result {
         terminal::set_verbosity(self.quiet, self.verbose);
-        if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(usize::from(threads))
-                .build_global()
-                .map_err(|e| Failure::work(format!("cannot start {threads} threads: {e}")))?;
-        }
+        // Always, because rayon panics where the threads that it starts unasked (or RAYON_NUM_THREADS asks for) cannot be had.
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.map_or(0, usize::from))
+            .build_global()
+            .map_err(|e| Failure::work(format!("cannot start threads: {e}")))?;
         if let Some(dir) = &self.kernels {
             if !dir.join("src/ops").is_dir() || !dir.join("cuda").is_dir() {
                 return Err(Failure::usage(format!("--kernels: no src/ops and cuda in it ({})", dir.display())));
@@ -135,7 +134,10 @@ impl Common {
         if !known {
             return Err(Failure::usage(format!("--device: {spec:?}, expected auto, cpu, cuda[:N] or emulator[:sm_XX]")));
         }
-        let device = Device::open(spec)?;
+        let device = Device::open(spec).map_err(|e| match e {
+            swara_kernels::Error::Argument { .. } => Failure::usage(format!("--device: {e}")),
+            e => e.into(),
+        })?;
         if spec == "auto" {
             terminal::note(format!("device: {}", device.name()));
         }
@@ -333,8 +335,8 @@ pub struct Diagnose {
     #[arg(long, value_name = "P.png")]
     pub plot: Option<PathBuf>,
     /// Align within this many samples either way
-    #[arg(long, default_value_t = 2000, value_name = "SAMPLES")]
-    pub max_lag: usize,
+    #[arg(long, default_value_t = 2000, value_name = "SAMPLES", value_parser = clap::value_parser!(u32).range(..=1 << 20))]
+    pub max_lag: u32,
 }
 
 #[derive(Args)]

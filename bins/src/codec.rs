@@ -153,6 +153,9 @@ pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) 
     let mut total = 0u64;
     for samples in &mut reader {
         pending.extend(samples?);
+        if pipe.session.is_none() {
+            pipe.codec.check_whole(pending.len())?;
+        }
         let mut used = 0;
         while pending.len() - used >= piece {
             let codes = pipe.encode(&pending[used..used + piece])?;

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::terminal::printable;
+
 /// Why a command did not do what was asked: one line, perhaps a hint, and the exit code.
 #[derive(Debug)]
 pub struct Failure {
@@ -78,7 +80,7 @@ impl fmt::Display for Failure {
 
 fn one_line(text: &str) -> String {
     let joined = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-    joined.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    printable(&joined)
 }
 
 impl From<swara_loader::Error> for Failure {

@@ -20,10 +20,15 @@ fn verbosity() -> u8 {
     VERBOSITY.load(Ordering::Relaxed)
 }
 
+/// `text` with what could steer a terminal made visible; names in files may hold anything.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
 /// A result.
 pub fn say(text: impl AsRef<str>) -> Result {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))
+    writeln!(out, "{}", printable(text.as_ref())).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))
 }
 
 /// A result for machines: one JSON object on one line.
@@ -34,18 +39,18 @@ pub fn say_json(value: &impl Serialize) -> Result {
 /// Something the user should know.
 pub fn note(text: impl AsRef<str>) {
     if verbosity() >= 1 {
-        let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+        let _ = writeln!(std::io::stderr(), "{}", printable(text.as_ref()));
     }
 }
 
 /// A warning is a note that `-q` does not silence.
 pub fn warn(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr(), "warning: {}", text.as_ref());
+    let _ = writeln!(std::io::stderr(), "warning: {}", printable(text.as_ref()));
 }
 
 pub fn detail(text: impl AsRef<str>) {
     if verbosity() >= 2 {
-        let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+        let _ = writeln!(std::io::stderr(), "{}", printable(text.as_ref()));
     }
 }
 

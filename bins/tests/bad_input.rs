@@ -203,6 +203,13 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     room.refuses(&["doctor", "--kernels", "."], 2, "--kernels");
     room.refuses(&["diagnose", "good.wav"], 2, "TEST.wav");
     room.refuses(&["prepare", "one"], 2, "IN_DIR");
+    room.refuses(&["prepare", ".", "data", "--max-seconds", "nan"], 2, "max_seconds");
+    room.refuses(&["roundtrip", "good.wav", "o.png", "--plot", "o.png"], 2, "--plot");
+    room.refuses(&["diagnose", "good.wav", "good.wav", "--max-lag", "99999999"], 2, "--max-lag");
+    for device in ["cuda:-1", "cuda:99999999999999999999", "emulator:", "emulator:sm_9"] {
+        let args = ["encode", "good.wav", "o.safetensors", "--model", "tiny.safetensors", "--device", device];
+        room.refuses(&args, 2, "--device");
+    }
 }
 
 #[test]
@@ -267,4 +274,57 @@ fn an_interrupted_output_keeps_the_old_file() {
     room.write("o.wav", b"old");
     room.refuses(&["roundtrip", "late.wav", "o.wav", "--model", "tiny.safetensors", "--device", "cpu"], 1, "sample 49000");
     assert_eq!(std::fs::read(room.path("o.wav")).unwrap(), b"old");
+}
+
+#[test]
+fn a_decoder_that_panics_says_one_line() {
+    let room = room();
+    // AIFF at 0 Hz: one channel, 4 frames of 16 bits.
+    let common = [&b"COMM"[..], &18u32.to_be_bytes(), &[0, 1, 0, 0, 0, 4, 0, 16], &[0; 10]].concat();
+    let sound = [&b"SSND"[..], &16u32.to_be_bytes(), &[0; 16]].concat();
+    let size = (4 + common.len() + sound.len()) as u32;
+    room.write("zero.aiff", &[b"FORM", &size.to_be_bytes()[..], b"AIFF", &common, &sound].concat());
+    room.refuses(&encode("zero.aiff", "o.safetensors"), 1, "(zero.aiff)");
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused() {
+    let room = room();
+    let mut bytes = std::fs::read(room.path("tiny.safetensors")).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    room.write("nan.safetensors", &bytes);
+    room.refuses(&["encode", "good.wav", "o.safetensors", "--model", "nan.safetensors", "--device", "cpu"], 1, "is NaN");
+}
+
+#[test]
+fn names_in_files_do_not_steer_the_terminal() {
+    let room = room();
+    let header = r#"{"a\u001b[31m\u0007":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    room.write("red.safetensors", &safetensors(header, 1));
+    let text = room.works(&["inspect", "red.safetensors"]);
+    assert!(text.contains("a\u{fffd}[31m\u{fffd}") && !text.contains('\u{1b}'), "{text:?}");
+}
+
+#[test]
+fn a_comparison_reads_ten_minutes_at_most() {
+    let room = Room::new();
+    wav(&room, "long.wav", 1000, 1, &samples(601_000));
+    let output = room.swara(["diagnose", "long.wav", "long.wav", "--json"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only the first 600 s"));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["samples"], 600_000);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn endless_files_and_threads_that_cannot_be_had_are_errors() {
+    let room = room();
+    room.refuses(&["train", "codec", "--config", "/dev/zero", "--data", ".", "--out", "run"], 1, "not a regular file");
+    room.refuses(&["inspect", "/dev/zero"], 1, "not a regular file");
+    let command = format!("ulimit -v 4000000; RAYON_NUM_THREADS=9999 {} doctor", env!("CARGO_BIN_EXE_swara"));
+    let output = std::process::Command::new("sh").args(["-c", &command]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.starts_with("error: cannot start threads: ") && error.lines().count() == 1, "{error}");
 }

@@ -1,9 +1,10 @@
 use std::path::Path;
 
 use serde_json::json;
+use swara_engine::codec::Config;
 use swara_engine::metrics::{Alarm, Comparison, Verdict};
-use swara_engine::train::TrainConfig;
-use swara_loader::audio;
+use swara_loader::audio::AudioReader;
+use swara_loader::input;
 
 use crate::cli::{Common, Diagnose};
 use crate::failure::{Failure, Result};
@@ -25,15 +26,25 @@ pub fn run(common: &Common, args: &Diagnose) -> Result {
 fn signals(common: &Common, args: &Diagnose, test: &Path) -> Result {
     /// Beyond this rate nothing is heard and every measure takes longer.
     const MAX_RATE: u32 = 48_000;
-    let own_rate = audio::AudioReader::open(&args.reference, None)?.source_rate();
+    /// So that memory stays bounded: a small file may unpack to days of silence.
+    const MAX_SECONDS: usize = 600;
+    let own_rate = AudioReader::open(&args.reference, None)?.source_rate();
     let rate = own_rate.min(MAX_RATE);
     let read = |path: &Path| -> Result<Vec<f32>> {
-        let audio = audio::read(path, Some(rate))?;
-        audio.warnings.iter().for_each(|w| terminal::warn(format!("{w} ({})", path.display())));
-        Ok(audio.samples)
+        let mut reader = AudioReader::open(path, Some(rate))?;
+        let (mut samples, most) = (Vec::new(), MAX_SECONDS * rate as usize);
+        while let Some(piece) = reader.next().filter(|_| samples.len() < most) {
+            samples.extend(piece?);
+        }
+        reader.warnings().iter().for_each(|w| terminal::warn(format!("{w} ({})", path.display())));
+        if samples.len() >= most {
+            samples.truncate(most);
+            terminal::warn(format!("only the first {MAX_SECONDS} s are compared ({})", path.display()));
+        }
+        Ok(samples)
     };
     let (x, y) = (read(&args.reference)?, read(test)?);
-    let c = Comparison::new(&x, &y, rate, args.max_lag);
+    let c = Comparison::new(&x, &y, rate, args.max_lag as usize);
     if let Some(plot) = &args.plot {
         let title = format!("{}: rho {:.3}, amplitude {:.0} %", c.verdict(), c.waveform.rho, c.waveform.amplitude);
         let sounds = [
@@ -128,10 +139,7 @@ fn perplexities(cell: &str) -> Vec<f64> {
 }
 
 fn codebook_sizes(dir: &Path) -> Result<Vec<usize>> {
-    let path = dir.join("config.toml");
-    let text = std::fs::read_to_string(&path).map_err(|e| Failure::file("cannot read configuration", e, &path))?;
-    let config = TrainConfig::from_toml(&text).map_err(|e| Failure::file("cannot read configuration", e, &path))?;
-    Ok(config.codec()?.codebook_sizes)
+    Ok(super::train::read_config(&dir.join("config.toml"))?.codec()?.codebook_sizes)
 }
 
 /// Curves of a run: losses, likeness of the output, codebook perplexities, and validation where there is some.
@@ -150,7 +158,7 @@ pub fn plot_run(dir: &Path, picture: &Path) -> Result {
     ];
     if let Some(column) = log.column("perplexities") {
         let cells: Vec<Vec<f64>> = log.rows.iter().map(|r| r.get(column).map(|v| perplexities(v)).unwrap_or_default()).collect();
-        let stages = cells.iter().map(Vec::len).max().unwrap_or(0);
+        let stages = cells.iter().map(Vec::len).max().unwrap_or(0).min(Config::MAX_CODEBOOKS);
         let stage = |k: usize| steps.iter().zip(&cells).filter_map(|(&s, c)| Some((s, *c.get(k)?))).collect();
         if stages > 0 {
             panels.push(Panel { title: "perplexity".into(), series: (0..stages).map(|k| (format!("codebook {k}"), stage(k))).collect() });
@@ -168,6 +176,9 @@ pub fn plot_run(dir: &Path, picture: &Path) -> Result {
     picture::curves(picture, &format!("training in {}", dir.display()), "step", &panels)
 }
 
+/// Longest log that is read, bytes.
+const MAX_LOG: u64 = 1 << 28;
+
 /// A CSV file without quotes.
 struct Table {
     header: Vec<String>,
@@ -176,7 +187,7 @@ struct Table {
 
 impl Table {
     fn read(path: &Path) -> Result<Table> {
-        let text = std::fs::read_to_string(path).map_err(|e| Failure::file("cannot read log", e, path))?;
+        let text = input::read_text(path, "read log", MAX_LOG)?;
         let mut lines = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
         let header = lines.next().unwrap_or_default();
         // The last line may be half written.

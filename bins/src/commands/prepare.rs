@@ -1,5 +1,6 @@
 use serde_json::json;
 use swara_loader::dataset::{self, Options};
+use swara_loader::{DatasetError, Error};
 
 use crate::cli::{Common, Prepare};
 use crate::failure::{Failure, Result};
@@ -27,7 +28,10 @@ pub fn run(common: &Common, args: &Prepare) -> Result {
         bar.set_message(at.file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default());
     });
     bar.finish_and_clear();
-    let report = result?;
+    let report = result.map_err(|e| match e {
+        Error::Dataset { why: why @ DatasetError::Option { .. }, .. } => Failure::usage(format!("prepare: {why}")),
+        e => e.into(),
+    })?;
     for error in &report.unreadable {
         terminal::warn(error.to_string());
     }

@@ -18,6 +18,9 @@ pub fn run(common: &Common, args: &Roundtrip) -> Result {
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from("out.wav"));
     let plot = args.plot.clone().or_else(|| args.output.is_none().then(|| output.with_extension("png")));
     plot.as_deref().map_or(Ok(()), picture::check_name)?;
+    if plot.as_ref() == Some(&output) {
+        return Err(Failure::usage(format!("--plot: names the output, too ({})", output.display())));
+    }
     let codec = codec::open(common, &args.model)?;
     let codebooks = codec::codebooks(&codec, args.codebooks)?;
     let bundled = BundledClip::unpack(args.input.is_none())?;

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use serde_json::json;
 use swara_engine::train::{self, Event, Start, TrainConfig};
+use swara_loader::input;
 
 use crate::cli::{Common, TrainCodec};
 use crate::failure::{Failure, Result};
@@ -63,12 +64,7 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
     terminal::say(format!("{} steps; model, checkpoint, log and picture in {}", trainer.step(), args.out.display()))
 }
 
-fn read_config(path: &Path) -> Result<TrainConfig> {
-    let fail = |why: String| Failure::file("cannot read configuration", why, path);
-    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
-    if meta.is_file() && meta.len() > MAX_CONFIG {
-        return Err(fail(format!("{} bytes, expected at most {MAX_CONFIG}", meta.len())));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-    TrainConfig::from_toml(&text).map_err(|e| fail(e.to_string()))
+pub fn read_config(path: &Path) -> Result<TrainConfig> {
+    let text = input::read_text(path, "read configuration", MAX_CONFIG)?;
+    TrainConfig::from_toml(&text).map_err(|e| Failure::file("cannot read configuration", e, path))
 }
