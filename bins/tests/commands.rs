@@ -50,6 +50,17 @@ fn a_roundtrip_writes_sound_and_picture_and_reports_every_key() {
 }
 
 #[test]
+fn the_bundled_codec_follows_the_bundled_clip() {
+    let room = Room::new();
+    let report = room.json(&["roundtrip", "--device", "cpu", "--json"]);
+    let value = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
+    assert_eq!((&report["model"], value("bitrate_kbps")), (&"swara-te50".into(), 4.05));
+    assert!(value("stoi") > 0.8 && value("rho") > 0.85 && value("si_sdr_db") > 5.0 && value("mel_distance") < 2.2, "{report}");
+    assert!((75.0..=115.0).contains(&value("amplitude")), "{report}");
+    assert!(room.path("out.wav").is_file() && room.path("out.png").is_file());
+}
+
+#[test]
 fn streaming_and_offline_give_the_same_files() {
     let room = room();
     room.works(&with(&["encode", "in.wav", "a.safetensors"]));
