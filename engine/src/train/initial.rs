@@ -20,6 +20,16 @@ const LEVEL: f64 = 0.1;
 /// Size of a residual branch.
 const BRANCH: f64 = 0.25;
 
+/// Deviation of a weight that stands alone, beside that which keeps the variance.
+fn scale(spec: &TensorSpec) -> f64 {
+    match spec.name.as_str() {
+        name if name.contains("res_unit") && name.ends_with("conv2.weight_v") => BRANCH,
+        // Codewords are standard normal; what leaves the quantiser should be as loud as samples.
+        name if name.ends_with("out_proj.weight_v") => LEVEL,
+        _ => 1.0,
+    }
+}
+
 /// Values of `specs`, in memory order. Snakes are 1, biases 0, codebooks standard normal (DAC); gains are the norms of their
 /// weights.
 pub fn values(config: &Config, model: &Model, specs: &[TensorSpec], seed: u64) -> BTreeMap<String, Vec<f64>> {
@@ -31,14 +41,7 @@ pub fn values(config: &Config, model: &Model, specs: &[TensorSpec], seed: u64) -
     let mut values = BTreeMap::new();
     for spec in specs {
         let place = place(spec);
-        let branch = spec.name.contains("res_unit") && spec.name.ends_with("conv2.weight_v");
-        let scale = if place.is_some() {
-            NOISE
-        } else if branch {
-            BRANCH
-        } else {
-            1.0
-        };
+        let scale = if place.is_some() { NOISE } else { scale(spec) };
         let mut weights: Vec<f64> = noise(spec, seed).into_iter().map(|w| (w * scale) as f32 as f64).collect();
         if let Some((pair, half)) = place {
             pair.add_to(spec, half, &mut weights);
