@@ -63,6 +63,9 @@ impl Command {
     }
 }
 
+/// More threads than this are a mistake, and starting them may take all memory.
+const MAX_THREADS: u64 = 1024;
+
 #[derive(Args)]
 pub struct Common {
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help = "auto, cpu, cuda[:N] or emulator[:sm_XX]")]
@@ -71,7 +74,7 @@ pub struct Common {
     #[arg(long, global = true, value_name = "TYPE", value_parser = dtype)]
     pub dtype: Option<DType>,
     /// CPU threads; all cores by default
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS as i64))]
     threads: Option<u16>,
     /// Set from the command's own flag: `bench` takes a file instead.
     #[arg(skip)]
@@ -108,7 +111,11 @@ impl Common {
     /// What holds for the whole process.
     pub fn apply(&self) -> Result {
         terminal::set_verbosity(self.quiet, self.verbose);
-        // Always, because rayon panics where the threads that it starts unasked (or RAYON_NUM_THREADS asks for) cannot be had.
+        let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse::<u64>().ok());
+        if let Some(n) = asked.filter(|&n| self.threads.is_none() && n > MAX_THREADS) {
+            return Err(Failure::usage(format!("RAYON_NUM_THREADS: {n}, expected at most {MAX_THREADS}")));
+        }
+        // Always, because rayon panics where the threads that it starts unasked cannot be had.
         rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads.map_or(0, usize::from))
             .build_global()

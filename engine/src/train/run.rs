@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use swara_kernels::Device;
 use swara_loader::dataset::{Dataset, Sampler, SamplerOptions, Split};
-use swara_loader::output;
 use swara_loader::weights::Weights;
+use swara_loader::{input, output};
 
 use super::{Losses, Step, TrainConfig, Trainer};
 use crate::metrics::{self, Comparison, Verdict};
@@ -72,6 +72,8 @@ pub enum Event<'a> {
 }
 
 const CONFIG: &str = "config.toml";
+/// Longest log that is continued.
+const MAX_LOG: u64 = 1 << 28;
 const LOG_HEADER: &str =
     "step,learning_rate,mel,wave,spectrum,commitment,codebook,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
@@ -260,7 +262,7 @@ impl Folder {
     /// Drops lines of steps after `step`, which a resumed run is about to write again.
     fn truncate_log(&self, name: &str, header: &str, step: u64) -> Result<()> {
         let path = self.path(name);
-        let text = if step == 0 { String::new() } else { fs::read_to_string(&path).unwrap_or_default() };
+        let text = if step == 0 || !path.exists() { String::new() } else { input::read_text(&path, "read log", MAX_LOG)? };
         let kept =
             text.lines().skip(1).filter(|line| line.split(',').next().and_then(|s| s.parse::<u64>().ok()).is_some_and(|s| s <= step));
         let mut out = header.to_owned();
