@@ -9,9 +9,11 @@ use swara_kernels::cpu::vectorised;
 use swara_kernels::device::Event;
 use swara_kernels::driver::source::{ALL_ARCHS, Source};
 use swara_kernels::driver::{Arch, Launch};
-use swara_kernels::{Cuda, DType, Device, Result, Tensor, args};
+use swara_kernels::{Cuda, DType, Device, Tensor, args};
 
 use crate::timing::{Limit, repeat};
+
+type Result<T, E = swara_kernels::Error> = std::result::Result<T, E>;
 
 static CEILING: Source = Source { path: "../../benches/src/ceiling.cu", text: include_str!("ceiling.cu"), archs: ALL_ARCHS };
 
@@ -25,6 +27,8 @@ pub struct Ceilings {
     /// `mma.sync` on 16-bit inputs; where there is none, that of f32.
     pub f16_flops: f64,
     pub bf16_flops: f64,
+    /// Largest share by which two measurements differ: more than a few percent mean a busy or throttled machine.
+    pub drift: f64,
 }
 
 impl Ceilings {
@@ -36,23 +40,6 @@ impl Ceilings {
         }
     }
 
-    /// The higher of each, of two measurements around what was timed, and by what share they differ at most: more than a few
-    /// percent mean that the machine was busy or throttled.
-    pub fn around(before: &Ceilings, after: &Ceilings) -> (Ceilings, f64) {
-        let mut drift: f64 = 0.0;
-        let mut high = |a: f64, b: f64| {
-            drift = drift.max((a - b).abs() / a.max(b));
-            a.max(b)
-        };
-        let ceilings = Ceilings {
-            bytes: high(before.bytes, after.bytes),
-            f32_flops: high(before.f32_flops, after.f32_flops),
-            f16_flops: high(before.f16_flops, after.f16_flops),
-            bf16_flops: high(before.bf16_flops, after.bf16_flops),
-        };
-        (ceilings, drift)
-    }
-
     /// The least time a run of this cost can take, in seconds.
     pub fn floor(&self, bytes: usize, flops: usize, dtype: DType) -> f64 {
         (bytes as f64 / self.bytes).max(flops as f64 / self.flops(dtype))
@@ -61,12 +48,33 @@ impl Ceilings {
 
 const LIMIT: Limit = Limit { least: 10, uncertainty: 0.01, time: Duration::from_millis(500) };
 
-/// Measures `device`: a second or two.
-pub fn measure(device: &Device) -> Result<Ceilings> {
+/// Runs `work` between two measurements of `device`; of each ceiling the higher counts.
+pub fn around<T, E: From<swara_kernels::Error>>(device: &Device, work: impl FnOnce() -> Result<T, E>) -> Result<(T, Ceilings), E> {
+    let before = measure(device)?;
+    let done = work()?;
+    let after = measure(device)?;
+    let mut drift: f64 = 0.0;
+    let mut high = |a: f64, b: f64| {
+        drift = drift.max((a - b).abs() / a.max(b));
+        a.max(b)
+    };
+    let mut ceilings = Ceilings {
+        bytes: high(before.bytes, after.bytes),
+        f32_flops: high(before.f32_flops, after.f32_flops),
+        f16_flops: high(before.f16_flops, after.f16_flops),
+        bf16_flops: high(before.bf16_flops, after.bf16_flops),
+        drift: 0.0,
+    };
+    ceilings.drift = drift;
+    Ok((done, ceilings))
+}
+
+/// A second or two.
+fn measure(device: &Device) -> Result<Ceilings> {
     match device {
         Device::Cpu => {
             let f32_flops = cpu_flops();
-            Ok(Ceilings { bytes: cpu_read(), f32_flops, f16_flops: f32_flops, bf16_flops: f32_flops })
+            Ok(Ceilings { bytes: cpu_read(), f32_flops, f16_flops: f32_flops, bf16_flops: f32_flops, drift: 0.0 })
         }
         Device::Cuda(cuda) => {
             let f32_flops = cuda_flops(cuda, device, "fma_f32", 8 * 2)?;
@@ -75,7 +83,7 @@ pub fn measure(device: &Device) -> Result<Ceilings> {
             let f16_flops = cuda_flops(cuda, device, "mma_f16", mma)?;
             let bf16 = cuda.driver().arch() >= Arch(80);
             let bf16_flops = if bf16 { cuda_flops(cuda, device, "mma_bf16", mma)? } else { f32_flops };
-            Ok(Ceilings { bytes: cuda_copy(cuda, device)?, f32_flops, f16_flops, bf16_flops })
+            Ok(Ceilings { bytes: cuda_copy(cuda, device)?, f32_flops, f16_flops, bf16_flops, drift: 0.0 })
         }
     }
 }

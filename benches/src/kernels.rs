@@ -7,7 +7,7 @@ use swara_kernels::case::{Case, Op};
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::{Cuda, DType, Device, Result, Tensor};
 
-use crate::ceilings::{Ceilings, device_seconds};
+use crate::ceilings::{self, Ceilings, device_seconds};
 use crate::timing::{Limit, Samples, repeat};
 
 /// One case. Times in microseconds, caches cold; `batch_us` is the time of one of many runs in a row, caches warm.
@@ -27,17 +27,8 @@ pub struct Row {
     pub flops: usize,
     pub gb_s: f64,
     pub gflop_s: f64,
-    /// The least time that the measured ceilings allow, divided by the median; 0 until [`Row::against`].
+    /// The least time that the measured ceilings allow, divided by the median.
     pub share_of_ceiling: f64,
-}
-
-impl Row {
-    /// With its share of `ceilings`.
-    pub fn against(mut self, ceilings: &Ceilings) -> Row {
-        let dtype = [DType::BF16, DType::F16].into_iter().find(|d| d.name() == self.dtype).unwrap_or(DType::F32);
-        self.share_of_ceiling = ceilings.floor(self.bytes, self.flops, dtype) / (self.median_us * 1e-6);
-        self
-    }
 }
 
 /// What to time.
@@ -55,7 +46,7 @@ const BATCH: usize = 20;
 const CPU_FLUSH: usize = 64 << 20;
 
 /// Times the selected cases. `progress` is called before each with its operation, its number and how many there are.
-pub fn run(device: &Device, selection: Selection, mut progress: impl FnMut(&str, usize, usize)) -> Result<Vec<Row>> {
+pub fn run(device: &Device, selection: Selection, mut progress: impl FnMut(&str, usize, usize)) -> Result<(Vec<Row>, Ceilings)> {
     let chosen: Vec<(&Op, Case)> = REGISTRY
         .iter()
         .filter(|op| selection.ops.is_empty() || selection.ops.iter().any(|name| name == op.name))
@@ -63,17 +54,23 @@ pub fn run(device: &Device, selection: Selection, mut progress: impl FnMut(&str,
         .filter(|(_, case)| case.bench && selection.dtype.is_none_or(|dtype| dtype == case.dtype))
         .filter(|(_, case)| *device != Device::Cpu || !matches!(case.dtype, DType::BF16 | DType::F16))
         .collect();
-    let mut rows = Vec::with_capacity(chosen.len());
-    for (n, (op, case)) in chosen.iter().enumerate() {
-        progress(op.name, n, chosen.len());
-        let inputs = case.upload(device, &case.draw(1), false)?;
-        (case.run)(&inputs)?; // compiles, fills pools, and fails before anything is timed
-        let (cold, warm) = match device {
-            Device::Cpu => on_cpu(case, &inputs)?,
-            Device::Cuda(cuda) => on_cuda(cuda, device, case, &inputs)?,
-        };
-        let seconds = cold.median();
-        rows.push(Row {
+    let time = || -> Result<Vec<(Samples, f64)>> {
+        let mut times = Vec::with_capacity(chosen.len());
+        for (n, (op, case)) in chosen.iter().enumerate() {
+            progress(op.name, n, chosen.len());
+            let inputs = case.upload(device, &case.draw(1), false)?;
+            (case.run)(&inputs)?; // compiles, fills pools, and fails before anything is timed
+            times.push(match device {
+                Device::Cpu => on_cpu(case, &inputs)?,
+                Device::Cuda(cuda) => on_cuda(cuda, device, case, &inputs)?,
+            });
+        }
+        Ok(times)
+    };
+    let (times, ceilings) = ceilings::around(device, time)?;
+    let row = |((op, case), (cold, warm)): (&(&Op, Case), (Samples, f64))| {
+        let (seconds, cost) = (cold.median(), case.cost);
+        Row {
             op: op.name,
             case: case.label.clone(),
             dtype: case.dtype.name(),
@@ -83,14 +80,14 @@ pub fn run(device: &Device, selection: Selection, mut progress: impl FnMut(&str,
             p90_us: cold.quantile(0.9) * 1e6,
             batch_us: warm * 1e6,
             samples: cold.len(),
-            bytes: case.cost.bytes,
-            flops: case.cost.flops,
-            gb_s: case.cost.bytes as f64 / seconds * 1e-9,
-            gflop_s: case.cost.flops as f64 / seconds * 1e-9,
-            share_of_ceiling: 0.0,
-        });
-    }
-    Ok(rows)
+            bytes: cost.bytes,
+            flops: cost.flops,
+            gb_s: cost.bytes as f64 / seconds * 1e-9,
+            gflop_s: cost.flops as f64 / seconds * 1e-9,
+            share_of_ceiling: ceilings.floor(cost.bytes, cost.flops, case.dtype) / seconds,
+        }
+    };
+    Ok((chosen.iter().zip(times).map(row).collect(), ceilings))
 }
 
 /// Samples with cold caches, and the median of a run in a warm row.

@@ -15,7 +15,7 @@ impl Samples {
 
     /// The time that a share of the samples stays within.
     pub fn quantile(&self, share: f64) -> f64 {
-        self.0[((self.0.len() - 1) as f64 * share.clamp(0.0, 1.0)).round() as usize]
+        self.0[((self.0.len() - 1) as f64 * share.clamp(0.0, 1.0)).ceil() as usize]
     }
 
     pub fn median(&self) -> f64 {

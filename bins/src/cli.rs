@@ -76,8 +76,9 @@ pub struct Common {
     /// CPU threads; all cores by default
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS as i64))]
     threads: Option<u16>,
-    /// Set from the command's own flag: `bench` takes a file instead.
-    #[arg(skip)]
+    // Not global, because `bench` takes a file: every other command has the flag itself.
+    /// Results as JSON on standard output
+    #[arg(long)]
     pub json: bool,
     /// Errors and results only
     #[arg(short, long, global = true, conflicts_with = "verbose")]

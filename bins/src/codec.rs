@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use swara_benches::timing::Samples;
 use swara_engine::codec::{Codec, Codes, Session};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::audio::AudioReader;
@@ -68,10 +69,7 @@ impl Times {
 
     /// The time in ms that a share of the calls stays within.
     pub fn percentile_ms(&self, share: f64) -> f64 {
-        let mut sorted = self.calls.clone();
-        sorted.sort_unstable();
-        let last = sorted.len().saturating_sub(1);
-        sorted.get((last as f64 * share).ceil() as usize).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+        Samples::new(self.calls.iter().map(Duration::as_secs_f64).collect()).map_or(0.0, |samples| samples.quantile(share) * 1e3)
     }
 }
 

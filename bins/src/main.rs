@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn run(mut cli: Cli) -> Result {
-    cli.common.json = cli.command.json();
+    cli.common.json |= cli.command.json();
     cli.common.apply()?;
     let common = &cli.common;
     match cli.command {

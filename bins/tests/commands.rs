@@ -201,6 +201,9 @@ fn bench_gives_every_key_and_refuses_what_cannot_be_timed() {
     for key in ["model", "device", "dtype", "encode_ms_p50", "encode_ms_p99", "decode_ms_p50", "decode_ms_p99", "share_of_ceiling"] {
         assert!(!rows[0][key].is_null(), "{key} in {rows}");
     }
+    // Also before the command, as the other common flags.
+    assert_eq!(room.json(&["--json", "bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "5"])[0]["frames"], 5);
+    assert!(room.json(&["--json", "inspect", "in.wav"]).is_object());
     let table = room.works(&["bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "5"]);
     assert!(table.contains("ceilings measured on cpu"), "{table}");
     room.refuses(&["bench", "kernels", "--device", "emulator"], 2, "emulator");

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use swara_benches::timing::Samples;
 use swara_engine::train::{CodebookRules, LossWeights, Schedule, TrainConfig, Trainer};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
@@ -36,17 +37,17 @@ fn main() -> Result<()> {
         let step = trainer.train(&samples)?;
         step.losses()?;
         if i >= WARMUP {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
+            times.push(start.elapsed().as_secs_f64());
         }
     }
-    times.sort_by(f64::total_cmp);
-    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    let times = Samples::new(times).context("no steps to time")?;
+    let ms = |share: f64| times.quantile(share) * 1e3;
     let parameters: usize = trainer.parameters().iter().map(|p| p.value.elements()).sum();
     println!(
         "{}",
         json!({ "bench": "codec_train_step", "peer": "swara", "device": "cpu", "threads": threads, "dtype": "f32", "parameters": parameters,
-            "batch": batch, "samples": seconds * 16000, "runs": steps, "ms_median": at(0.5), "ms_p10": at(0.1), "ms_p90": at(0.9),
-            "audio_seconds_per_second": (batch * seconds) as f64 * 1e3 / at(0.5) })
+            "batch": batch, "samples": seconds * 16000, "runs": steps, "ms_median": ms(0.5), "ms_p10": ms(0.1), "ms_p90": ms(0.9),
+            "audio_seconds_per_second": (batch * seconds) as f64 * 1e3 / ms(0.5) })
     );
     Ok(())
 }
