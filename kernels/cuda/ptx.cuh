@@ -260,7 +260,7 @@ struct MatrixRow {
 };
 // Runs once for the whole warp, like every collective: `lanes[i]` is what lane i brought.
 template <int COUNT, bool TRANS>
-int load_matrices(void** lanes, unsigned present, char* why) {
+SWARA_UNSEEN int load_matrices(void** lanes, unsigned present, char* why) {
     if (present != ~0u) return explain(why, "needs all 32 lanes of the warp", __builtin_ctz(~present));
     const char* rows[32];
     for (int i = 0; i < 8 * COUNT; i++) {
@@ -283,6 +283,7 @@ int load_matrices(void** lanes, unsigned present, char* why) {
 
 #define SWARA_LDMATRIX(count, suffix, trans)                                                                                  \
     inline void ldmatrix_x##count##suffix(unsigned (&r)[count], const void* row, SWARA_HERE) {                                 \
+        if (swara::lane() < 8 * count) swara::touch(row, 16, swara::MATRIX_ROW, file, line);                                   \
         swara::MatrixRow args{(const char*)row, r};                                                                            \
         swara::meet(~0u, "ldmatrix", file, line, &args, swara::load_matrices<count, trans>);                                   \
     }
@@ -353,8 +354,14 @@ SWARA_MMA(mma_m16n8k8_f16, F16Pair, 8, 2, 1)
 
 // ---- between blocks
 
-inline unsigned ld_acquire(const unsigned* p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-inline void st_release(unsigned* p, unsigned v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+SWARA_UNSEEN inline unsigned ld_acquire(const unsigned* p, SWARA_HERE) {
+    swara::touch(p, 4, swara::ACQUIRE, file, line);
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+SWARA_UNSEEN inline void st_release(unsigned* p, unsigned v, SWARA_HERE) {
+    swara::touch(p, 4, swara::RELEASE, file, line);
+    __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
 inline void grid_dependency_wait() {}
 inline void grid_dependency_launch() {}
 

@@ -74,6 +74,8 @@ struct Runtime {
     void (*commit)(Thread*);
     void (*wait)(Thread*, int pending);
     void (*fault)(Thread*, const char* why, const char* file, int line);  // does not return
+    void (*access)(Thread*, const void* p, unsigned long bytes, int how, const void* where, int line);
+    void (*fence)(Thread*);
 };
 
 static const Runtime* runtime;
@@ -85,6 +87,20 @@ inline void meet(unsigned mask, const char* what, const char* file, int line, vo
 inline void copy_async(void* dst, const void* src, int bytes, bool valid, const char* file, int line) {
     runtime->copy_async(current, dst, src, bytes, valid ? bytes : 0, file, line);
 }
+
+// In a checked build the compiler reports every access (checked.h); what it cannot see, or would misread, is reported here.
+enum How { READ, WRITE, ATOMIC, ACQUIRE, RELEASE, MATRIX_ROW };
+#ifdef SWARA_CHECKED
+#define SWARA_UNSEEN __attribute__((no_sanitize("thread")))
+SWARA_UNSEEN inline void touch(const void* p, unsigned long bytes, How how, const char* file, int line) {
+    runtime->access(current, p, bytes, how, file, line);
+}
+SWARA_UNSEEN inline void fence() { runtime->fence(current); }
+#else
+#define SWARA_UNSEEN
+inline void touch(const void*, unsigned long, How, const char*, int) {}
+inline void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#endif
 inline int explain(char* why, const char* text, int lane) {
     snprintf(why, WHY_BYTES, "%s", text);
     return lane;
@@ -108,8 +124,8 @@ template <int... I> struct MakeIndices<0, I...> { using Type = Indices<I...>; };
 template <auto KERNEL> struct Entry;
 template <class... A, void (*KERNEL)(A...)> struct Entry<KERNEL> {
     static constexpr unsigned sizes[sizeof...(A) + 1] = {sizeof(A)...};
-    template <int... I> static void spread(void** args, Indices<I...>) { KERNEL(*(typename Plain<A>::Type*)args[I]...); }
-    static void call(void** args) { spread(args, typename MakeIndices<sizeof...(A)>::Type()); }
+    template <int... I> SWARA_UNSEEN static void spread(void** args, Indices<I...>) { KERNEL(*(typename Plain<A>::Type*)args[I]...); }
+    SWARA_UNSEEN static void call(void** args) { spread(args, typename MakeIndices<sizeof...(A)>::Type()); }
     static constexpr Kernel kernel(const char* name) { return {name, call, sizes, sizeof...(A)}; }
 };
 // What the name of a kernel means where the text leaves the kernel out (another architecture's, say).
@@ -120,7 +136,7 @@ template <const Absent* KERNEL> struct Entry<KERNEL> {
 
 }  // namespace swara
 
-SWARA_EXPORT swara::Thread** swara_bind(const swara::Runtime* r) {
+SWARA_EXPORT SWARA_UNSEEN swara::Thread** swara_bind(const swara::Runtime* r) {
     swara::runtime = r;
     return &swara::current;
 }
@@ -160,9 +176,9 @@ inline int __syncthreads_or(int p, SWARA_HERE) { return swara::runtime->barrier(
 inline void __syncwarp(unsigned mask = ~0u, SWARA_HERE) { swara::meet(mask, "__syncwarp", file, line, nullptr, nullptr); }
 inline void __nanosleep(unsigned) { swara::runtime->yield(swara::current); }
 inline void __trap(SWARA_HERE) { swara::runtime->fault(swara::current, "__trap()", file, line); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() { swara::fence(); }
+inline void __threadfence_block() { swara::fence(); }
+inline void __threadfence_system() { swara::fence(); }
 
 // ---- shuffles and votes
 
@@ -242,8 +258,9 @@ inline unsigned __activemask() { return 1u << swara::lane(); }
 // ---- atomics: real ones, since blocks run on several host threads
 
 namespace swara {
-template <class T, class F> T atomic(T* p, F next) {
+template <class T, class F> SWARA_UNSEEN T atomic(T* p, F next, const char* file, int line) {
     T old, to;
+    touch(p, sizeof(T), ATOMIC, file, line);
     __atomic_load(p, &old, __ATOMIC_RELAXED);
     do to = next(old);
     while (!__atomic_compare_exchange(p, &old, &to, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
@@ -252,8 +269,10 @@ template <class T, class F> T atomic(T* p, F next) {
 template <class T> struct Same { using Type = T; };
 template <class T> using As = typename Same<T>::Type;  // keeps an argument out of template deduction, so that it converts
 }  // namespace swara
-#define SWARA_ATOMIC(name, expression) \
-    template <class T> T name(T* p, swara::As<T> v) { return swara::atomic(p, [v](T old) -> T { return expression; }); }
+#define SWARA_ATOMIC(name, expression)                                                  \
+    template <class T> T name(T* p, swara::As<T> v, SWARA_HERE) {                       \
+        return swara::atomic(p, [v](T old) -> T { return expression; }, file, line);    \
+    }
 SWARA_ATOMIC(atomicAdd, old + v)
 SWARA_ATOMIC(atomicSub, old - v)
 SWARA_ATOMIC(atomicMax, old > v ? old : v)
@@ -264,18 +283,18 @@ SWARA_ATOMIC(atomicXor, old ^ v)
 SWARA_ATOMIC(atomicExch, ((void)old, v))
 SWARA_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
 #undef SWARA_ATOMIC
-template <class T> T atomicCAS(T* p, swara::As<T> expected, swara::As<T> v) {
-    return swara::atomic(p, [=](T old) { return old == expected ? v : old; });
+template <class T> T atomicCAS(T* p, swara::As<T> expected, swara::As<T> v, SWARA_HERE) {
+    return swara::atomic(p, [=](T old) { return old == expected ? v : old; }, file, line);
 }
 
 // ---- memory, bits
 
 template <class T> T __ldg(const T* p) { return *p; }
-template <class T> T __ldca(const T* p) { return *p; }
-template <class T> T __ldcg(const T* p) { return *p; }
-template <class T> T __ldcs(const T* p) { return *p; }
-template <class T> void __stcg(T* p, swara::As<T> v) { *p = v; }
-template <class T> void __stcs(T* p, swara::As<T> v) { *p = v; }
+template <class T> __forceinline__ T __ldca(const T* p) { return *p; }
+template <class T> __forceinline__ T __ldcg(const T* p) { return *p; }
+template <class T> __forceinline__ T __ldcs(const T* p) { return *p; }
+template <class T> __forceinline__ void __stcg(T* p, swara::As<T> v) { *p = v; }
+template <class T> __forceinline__ void __stcs(T* p, swara::As<T> v) { *p = v; }
 
 namespace swara {
 template <class To, class From> To bits(From v) {

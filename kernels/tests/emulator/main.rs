@@ -1,5 +1,6 @@
 //! The emulator: what CUDA text means on it, and that each of its checks can fail.
 
+mod checked;
 mod language;
 mod matrix;
 mod must_fail;

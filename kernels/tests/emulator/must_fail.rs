@@ -8,7 +8,7 @@ use swara_kernels::{DType, Device, Error, Tensor, args};
 
 use super::{emulator, launch, shape, upload, values};
 
-static SOURCE: Source = Source { path: "must_fail.cu", text: include_str!("../must_fail/must_fail.cu"), archs: ALL_ARCHS };
+pub(crate) static SOURCE: Source = Source { path: "must_fail.cu", text: include_str!("../must_fail/must_fail.cu"), archs: ALL_ARCHS };
 
 fn ascending() -> Device {
     emulator(90, Schedule::Ascending)

@@ -161,3 +161,95 @@ extern "C" __global__ void half_a_warp_multiplies(float* y) {
     mma_m16n8k8_f16(d, a, b);
     y[threadIdx.x] = d[0];
 }
+
+// ---- what only a checked build sees
+
+template <bool RIGHT>
+__device__ void reverse_in_a_warp(float* y) {
+    __shared__ float tile[32];
+    tile[threadIdx.x] = threadIdx.x;
+    if (RIGHT) __syncwarp();
+    y[threadIdx.x] = tile[31 - threadIdx.x];
+}
+extern "C" __global__ void warp_in_step(float* y) { reverse_in_a_warp<true>(y); }
+extern "C" __global__ void warp_out_of_step(float* y) { reverse_in_a_warp<false>(y); }
+
+// The same value from everybody.
+extern "C" __global__ void race_without_effect(float* y) {
+    __shared__ float agreed;
+    agreed = 1;
+    __syncthreads();
+    y[threadIdx.x] = agreed;
+}
+extern "C" __global__ void race_of_blocks(float* y) { y[threadIdx.x] = 1; }
+
+// Each block leaves a number for the next one.
+template <bool FENCE, bool MEET>
+__device__ void pass_on(float* y, float* numbers, unsigned* state) {
+    const unsigned next = (blockIdx.x + 1) % gridDim.x;
+    if (threadIdx.x == 0) numbers[blockIdx.x] = blockIdx.x;
+    if (MEET) {
+        grid_barrier(state);
+    } else {
+        // As grid_barrier does it, but for the fence.
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            if (FENCE) __threadfence();
+            atomicAdd(state, 1u);
+            while (ld_acquire(state) < gridDim.x) __nanosleep(32);
+        }
+        __syncthreads();
+    }
+    y[blockIdx.x * blockDim.x + threadIdx.x] = numbers[next];
+}
+extern "C" __global__ void blocks_meet(float* y, float* numbers, unsigned* state) { pass_on<true, true>(y, numbers, state); }
+extern "C" __global__ void blocks_count(float* y, float* numbers, unsigned* state) { pass_on<true, false>(y, numbers, state); }
+extern "C" __global__ void blocks_without_a_fence(float* y, float* numbers, unsigned* state) {
+    pass_on<false, false>(y, numbers, state);
+}
+
+extern "C" __global__ void reads_past_shared(float* y, int at) {
+    __shared__ float tile[32];
+    const float* volatile p = tile;
+    tile[threadIdx.x] = 1;
+    __syncthreads();
+    y[threadIdx.x] = p[threadIdx.x + at];
+}
+extern "C" __global__ void counts_unwritten(int* y, const int* x) { y[threadIdx.x] = x[threadIdx.x] + 1; }
+extern "C" __global__ void unwritten_but_unused(float* y) {
+    __shared__ float tile[32];
+    if (threadIdx.x < 31) tile[threadIdx.x] = 1;
+    __syncthreads();
+    const float v = tile[threadIdx.x];
+    y[threadIdx.x] = threadIdx.x < 31 ? v : 0;
+}
+// Before the copy has arrived, in the thread that asked for it.
+extern "C" __global__ void reads_a_copy_too_early(float* y, const float* x) {
+    __shared__ float tile[32];
+    cp_async4(&tile[threadIdx.x], x + threadIdx.x);
+    cp_async_commit();
+    const float v = tile[threadIdx.x];
+    cp_async_wait<0>();
+    y[threadIdx.x] = tile[threadIdx.x] + 0 * v;
+}
+
+// Traffic that can be counted by hand: y = x, n floats, `stride` apart.
+extern "C" __global__ void strided(float* y, const float* x, int n, int stride) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i * stride];
+}
+extern "C" __global__ void vectors(float* y, const float* x) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    float4 v = ((const float4*)x)[i];
+    v.y += v.x;
+    ((float4*)y)[i] = v;
+}
+template <int PITCH>
+__device__ void transpose(float* y, const float* x) {
+    __shared__ float tile[32][PITCH];
+    tile[threadIdx.y][threadIdx.x] = x[32 * threadIdx.y + threadIdx.x];
+    __syncthreads();
+    y[32 * threadIdx.y + threadIdx.x] = tile[threadIdx.x][threadIdx.y];
+}
+extern "C" __global__ void transpose_in_conflict(float* y, const float* x) { transpose<32>(y, x); }
+extern "C" __global__ void transpose_padded(float* y, const float* x) { transpose<33>(y, x); }

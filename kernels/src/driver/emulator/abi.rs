@@ -22,6 +22,8 @@ pub(super) struct Runtime {
     pub commit: unsafe extern "C" fn(*mut Thread),
     pub wait: unsafe extern "C" fn(*mut Thread, c_int),
     pub fault: unsafe extern "C" fn(*mut Thread, *const c_char, *const c_char, c_int),
+    pub access: unsafe extern "C" fn(*mut Thread, *const c_void, usize, c_int, *const c_void, c_int),
+    pub fence: unsafe extern "C" fn(*mut Thread),
 }
 
 /// `swara::Kernel`.

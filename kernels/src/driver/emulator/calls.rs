@@ -5,11 +5,12 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use super::abi::{Meeting, Runtime};
+use super::checker::How;
 use super::fiber;
 use super::memory::UNWRITTEN;
-use super::scheduler::{Fault, PendingCopy, Site, Thread, Wait, plain};
+use super::scheduler::{Fault, PendingCopy, Site, Thread, Wait, Worker, plain};
 
-pub(super) static RUNTIME: Runtime = Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault };
+pub(super) static RUNTIME: Runtime = Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault, access, fence };
 
 /// Where a fiber begins.
 pub(super) extern "C" fn thread_main(thread: usize) -> ! {
@@ -186,6 +187,15 @@ unsafe extern "C" fn copy_async(
         if let Some(wrong) = wrong {
             raise(thread, plain(format!("cp_async{bytes} at {site} {wrong}")));
         }
+        if let Some(checker) = Worker::checker(worker) {
+            let place = checker.place(file.cast(), line);
+            let who = (*thread).who();
+            let read = if valid > 0 { checker.global(who, src as u64, valid, How::Read, place).unwrap_or(Ok(())) } else { Ok(()) };
+            if let Err(what) = read.and_then(|()| checker.shared(who, dst as u64, bytes, How::Write, place)) {
+                raise(thread, plain(what));
+            }
+            checker.pending(who, dst as u64, bytes, place);
+        }
         dst.cast::<u8>().write_bytes(UNWRITTEN, bytes);
         let group = (*thread).group;
         (*thread).copies.push_back(PendingCopy { group, dst: dst.cast(), src: src.cast(), bytes, valid });
@@ -204,7 +214,52 @@ unsafe extern "C" fn wait(thread: *mut Thread, pending: c_int) {
         while let Some(copy) = copies.front().filter(|c| c.group + (pending as u32) < (*thread).group) {
             copy.dst.copy_from(copy.src, copy.valid);
             copy.dst.add(copy.valid).write_bytes(0, copy.bytes - copy.valid);
+            if let Some(checker) = Worker::checker((*(*thread).block).worker) {
+                checker.arrived((*thread).who(), copy.dst as u64, copy.bytes);
+            }
             copies.pop_front();
+        }
+    }
+}
+
+/// A checked build is about to access memory.
+unsafe extern "C" fn access(thread: *mut Thread, at: *const c_void, bytes: usize, how: c_int, place: *const c_void, line: c_int) {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        let block = (*thread).block;
+        let worker = (*block).worker;
+        let (Some(checker), Some(how)) = (Worker::checker(worker), How::from_code(how)) else { return };
+        let address = at as usize;
+        if bytes == 0 || (*worker).holds_stack(address) {
+            return;
+        }
+        let who = (*thread).who();
+        let (begin, end) = (*thread).shared;
+        let outcome = if (begin..end).contains(&address) {
+            let place = checker.place(place, line);
+            match (*block).shared.inside(address, bytes) {
+                true => checker.shared(who, address as u64, bytes, how, place),
+                false => Err(checker.outside(address, bytes, how, place)),
+            }
+        } else {
+            let place = checker.place(place, line);
+            match checker.global(who, address as u64, bytes, how, place) {
+                Some(outcome) => outcome,
+                None if (*worker).knows(&*block, address) => Ok(()),
+                None => Err(checker.outside(address, bytes, how, place)),
+            }
+        };
+        if let Err(what) = outcome {
+            raise(thread, plain(what));
+        }
+    }
+}
+
+unsafe extern "C" fn fence(thread: *mut Thread) {
+    // SAFETY: see `thread_main`.
+    unsafe {
+        if let Some(checker) = Worker::checker((*(*thread).block).worker) {
+            checker.fence((*thread).who());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +16,7 @@ use crate::driver::{Arch, Source};
 use crate::{Error, Result};
 
 const RUNTIME_TEXT: &str = include_str!("../../../emulator/runtime.h");
+const CHECKED_TEXT: &str = include_str!("../../../emulator/checked.h");
 
 /// No fused multiply-add, so that results are those of the Rust twin's arithmetic and the same on every host. No
 /// type-based alias analysis, because kernels reinterpret memory. Nothing that depends on this machine's CPU, because the
@@ -30,6 +32,28 @@ const OPTIONS: &[&str] = &[
     "-fvisibility=hidden",
     "-fsanitize=bounds",
     "-fno-sanitize-recover=bounds",
+    "-w",
+];
+
+/// As [`OPTIONS`], with a call before every access. Only what keeps accesses as they are written is optimised: a vector stays
+/// one access, and two stay two.
+const CHECKED_OPTIONS: &[&str] = &[
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fvisibility=hidden",
+    "-fsanitize=thread",
+    "-fsanitize=bounds",
+    "-fno-sanitize-recover=bounds",
+    "-fno-tree-sra",
+    "-fno-tree-fre",
+    "-fno-tree-forwprop",
+    "-finline-small-functions",
     "-w",
 ];
 
@@ -68,7 +92,7 @@ impl Compiler {
         format!("{} ({})", self.program.display(), self.version.lines().next().unwrap_or("unknown version"))
     }
 
-    fn compile(&self, label: &str, text: &str, dir: &Path) -> Result<Vec<u8>> {
+    fn compile(&self, label: &str, text: &str, options: &[&str], dir: &Path) -> Result<Vec<u8>> {
         let io = |path: &Path, e: std::io::Error| Error::Io { path: path.display().to_string(), why: e.to_string() };
         let [source, object, library] = ["kernel.cpp", "kernel.o", "kernel.so"].map(|name| dir.join(name));
         std::fs::write(&source, text).map_err(|e| io(&source, e))?;
@@ -80,7 +104,7 @@ impl Compiler {
             let log = String::from_utf8_lossy(&output.stderr);
             Err(Error::Compile { source_name: label.to_owned(), log: log.chars().take(4000).collect() })
         };
-        run(Command::new(&self.program).args(OPTIONS).arg("-c").arg(&source).arg("-o").arg(&object))?;
+        run(Command::new(&self.program).args(options).arg("-c").arg(&source).arg("-o").arg(&object))?;
         // Linked apart from -fsanitize, which would pull in a run-time library.
         run(Command::new(&self.program).arg("-shared").arg(&object).arg("-o").arg(&library).arg("-lm"))?;
         std::fs::read(&library).map_err(|e| io(&library, e))
@@ -91,6 +115,8 @@ impl Compiler {
 pub(super) struct Library {
     library: libloading::Library,
     pub bind: unsafe extern "C" fn(*const Runtime) -> *mut *mut Thread,
+    /// Where it lies in memory.
+    pub image: Range<usize>,
 }
 
 impl Library {
@@ -103,10 +129,10 @@ impl Library {
 }
 
 /// The library of `source` for `arch`, compiled unless the cache has it, loaded once a process.
-pub(super) fn load(source: &Source, arch: Arch) -> Result<&'static Library> {
+pub(super) fn load(source: &Source, arch: Arch, checked: bool) -> Result<&'static Library> {
     type Slot = Arc<Mutex<Option<&'static Library>>>;
     static LOADED: Mutex<Option<HashMap<String, Slot>>> = Mutex::new(None);
-    let text = translate(source, arch)?;
+    let text = translate(source, arch, checked)?;
     let slot = {
         let mut loaded = LOADED.lock().unwrap_or_else(|p| p.into_inner());
         loaded.get_or_insert_default().entry(text.clone()).or_default().clone()
@@ -114,15 +140,16 @@ pub(super) fn load(source: &Source, arch: Arch) -> Result<&'static Library> {
     let mut slot = slot.lock().unwrap_or_else(|p| p.into_inner());
     match *slot {
         Some(library) => Ok(library),
-        None => Ok(*slot.insert(build(source.path, &text)?)),
+        None => Ok(*slot.insert(build(source.path, &text, checked)?)),
     }
 }
 
 /// One self-contained C++ file.
-fn translate(source: &Source, arch: Arch) -> Result<String> {
+fn translate(source: &Source, arch: Arch, checked: bool) -> Result<String> {
     let expanded = source.expanded()?;
+    let (define, hooks) = if checked { ("#define SWARA_CHECKED 1\n", CHECKED_TEXT) } else { ("", "") };
     let mut text = format!(
-        "#define SWARA_EMULATOR 1\n#define SWARA_ARCH {0}\n#define __CUDA_ARCH__ {0}0\n#line 1 \"runtime.h\"\n{RUNTIME_TEXT}\n{1}\n",
+        "{define}#define SWARA_EMULATOR 1\n#define SWARA_ARCH {0}\n#define __CUDA_ARCH__ {0}0\n#line 1 \"runtime.h\"\n{RUNTIME_TEXT}\n{hooks}\n{1}\n",
         arch.0,
         shared_text::rewrite(&expanded.replace("#pragma once", "")),
     );
@@ -134,13 +161,14 @@ fn translate(source: &Source, arch: Arch) -> Result<String> {
     Ok(text)
 }
 
-fn build(path: &str, text: &str) -> Result<&'static Library> {
+fn build(path: &str, text: &str, checked: bool) -> Result<&'static Library> {
     let compiler = compiler()?;
     let cache = Cache::open()?;
-    let options = OPTIONS.join(" ");
+    let flags = if checked { CHECKED_OPTIONS } else { OPTIONS };
+    let options = flags.join(" ");
     let key = [text.as_bytes(), compiler.program.as_encoded_bytes(), compiler.version.as_bytes(), options.as_bytes()];
     let label = Path::new(path).file_stem().map_or("kernel".into(), |stem| stem.to_string_lossy().into_owned());
-    let entry = cache.entry(&label, "so", &key, || compiler.compile(path, text, &Scratch::new(cache.dir())?.0))?;
+    let entry = cache.entry(&label, "so", &key, || compiler.compile(path, text, flags, &Scratch::new(cache.dir())?.0))?;
     let scratch;
     let at = match entry.path {
         Some(path) => path,
@@ -156,7 +184,30 @@ fn build(path: &str, text: &str) -> Result<&'static Library> {
     let library = unsafe { libloading::Library::new(&at) }.map_err(refuse)?;
     // SAFETY: runtime.h defines it with this type.
     let bind = *unsafe { library.get(b"swara_bind\0") }.map_err(refuse)?;
-    Ok(Box::leak(Box::new(Library { library, bind })))
+    let image = image(bind as *const () as usize);
+    Ok(Box::leak(Box::new(Library { library, bind, image })))
+}
+
+/// The extent of the loaded object that holds `address`.
+fn image(address: usize) -> Range<usize> {
+    unsafe extern "C" fn visit(object: *mut libc::dl_phdr_info, _: usize, found: *mut std::ffi::c_void) -> i32 {
+        // SAFETY: the loader passes a valid record, and the caller below a range whose start is the address to look for.
+        let (object, found) = unsafe { (&*object, &mut *found.cast::<Range<usize>>()) };
+        // SAFETY: the record's own table.
+        let segments = unsafe { std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()) };
+        let loaded = || segments.iter().filter(|s| s.p_type == libc::PT_LOAD).map(|s| (s.p_vaddr as usize, s.p_memsz as usize));
+        let start = loaded().map(|(at, _)| at).min().unwrap_or(0) + object.dlpi_addr as usize;
+        let end = loaded().map(|(at, bytes)| at + bytes).max().unwrap_or(0) + object.dlpi_addr as usize;
+        let holds = (start..end).contains(&found.start);
+        if holds {
+            *found = start..end;
+        }
+        holds.into()
+    }
+    let mut found = address..address;
+    // SAFETY: `visit` gets what it expects.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut found).cast()) };
+    found
 }
 
 /// A directory for one compilation, removed afterwards.

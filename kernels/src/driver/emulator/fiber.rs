@@ -161,6 +161,11 @@ impl Stacks {
         unsafe { prepare(self.memory.add((index + 1) * STACK_BYTES).cast(), main, argument) }
     }
 
+    /// Whether `address` is on one of the stacks.
+    pub fn contains(&self, address: usize) -> bool {
+        address.wrapping_sub(self.memory as usize) < self.count * STACK_BYTES
+    }
+
     /// Whether an access to `address` left a stack at its low end.
     pub fn guards(&self, address: usize) -> bool {
         let offset = address.wrapping_sub(self.memory as usize);

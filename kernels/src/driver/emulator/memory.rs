@@ -4,7 +4,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 
 /// Bytes that nobody may write, before and after each allocation.
-const ZONE: usize = 512;
+pub(super) const ZONE: usize = 512;
 /// NaN as f32, bf16 and f16, and different from [`UNWRITTEN`], so that a stray write of "uninitialised" is seen too.
 const RED: [u8; 2] = [0xfe, 0xff];
 /// What memory holds before anything is written to it.

@@ -18,6 +18,7 @@
 
 mod abi;
 mod calls;
+mod checker;
 mod compile;
 mod fiber;
 mod memory;
@@ -34,6 +35,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use self::abi::Kernel;
+use self::checker::Checker;
+pub use self::checker::{Global, SharedTraffic, Trace, Traffic};
 use self::compile::Library;
 use self::memory::Memory;
 use self::scheduler::{Fault, Job};
@@ -152,12 +155,14 @@ pub fn compiler() -> Result<String> {
 /// A CUDA device made of host threads. Every call completes before it returns.
 pub struct Emulator {
     options: Options,
+    checked: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     memory: Memory,
+    checker: Option<Box<Checker>>,
     functions: Vec<&'static Kernel>,
     function_ids: HashMap<(*const Source, String), FunctionId>,
     libraries: Vec<&'static Library>,
@@ -183,6 +188,16 @@ enum Operation {
     Launch { function: FunctionId, launch: Launch, args: Vec<[u64; 2]>, starts: Vec<usize> },
     Copy { dst: DevicePtr, src: DevicePtr, bytes: usize },
     Fill { dst: DevicePtr, byte: u8, bytes: usize },
+    /// Its contents are anyone's guess from here on.
+    Lend { ptr: DevicePtr, bytes: usize },
+}
+
+impl State {
+    fn watch(&mut self, tell: impl FnOnce(&mut Checker)) {
+        if let Some(checker) = &mut self.checker {
+            tell(checker);
+        }
+    }
 }
 
 /// Values by number; freed numbers are used again.
@@ -222,7 +237,19 @@ impl Emulator {
     /// [`Error::Unavailable`] without a C++ compiler.
     pub fn new(options: Options) -> Result<Emulator> {
         compile::compiler()?;
-        Ok(Emulator { options, state: Mutex::default() })
+        Ok(Emulator { options, checked: false, state: Mutex::default() })
+    }
+
+    /// One that watches every access. Finds races, reads of what was never written and accesses out of bounds exactly and at
+    /// once, counts memory traffic, and is some ten times slower; runs on one host thread.
+    ///
+    /// # Errors
+    /// As [`Emulator::new`].
+    pub fn checked(options: Options) -> Result<(Emulator, Trace)> {
+        let trace = Trace::default();
+        let mut emulator = Emulator { checked: true, ..Emulator::new(options)? };
+        emulator.state.get_mut().unwrap_or_else(|p| p.into_inner()).checker = Some(Box::new(Checker::new(trace.clone())));
+        Ok((emulator, trace))
     }
 
     pub fn options(&self) -> Options {
@@ -238,7 +265,8 @@ impl Emulator {
     }
 
     fn host_threads(&self) -> usize {
-        self.options.host_threads.unwrap_or_else(rayon::current_num_threads).max(1)
+        let threads = self.options.host_threads.unwrap_or_else(rayon::current_num_threads).max(1);
+        if self.checked { 1 } else { threads }
     }
 
     /// Damage found since the last report.
@@ -289,6 +317,9 @@ impl Emulator {
             (size == 8).then(|| unsafe { (*args.add(i)).cast::<u64>().read_unaligned() })
         };
         let pointers = kernel.sizes().iter().enumerate().filter_map(pointer).collect();
+        if let Some(checker) = &mut state.checker {
+            checker.begin(launch);
+        }
         let job = Job {
             kernel,
             bind: library.bind,
@@ -298,13 +329,19 @@ impl Emulator {
             shared_limit: self.limits().max_shared_bytes as usize,
             schedule: self.options.schedule,
             memory: &state.memory,
+            image: library.image.clone(),
+            checker: state.checker.as_deref_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
         };
         let result = scheduler::run(&job, self.host_threads());
+        if let Some(checker) = &mut state.checker {
+            checker.end(&name);
+        }
         state.last_kernel = name;
         match result {
             Ok(()) => self.report(state),
             Err(Fault { block, thread, what }) => {
                 let _ = state.memory.check(); // what it broke besides is not the next kernel's doing
+                let what = state.checker.as_ref().map_or_else(|| what.clone(), |checker| checker.explain(&what));
                 Err(Error::Fault { kernel: state.last_kernel.clone(), block, thread, what })
             }
         }
@@ -321,12 +358,20 @@ impl Emulator {
                 self.holds(state, *src, *bytes)?;
                 // SAFETY: both ranges lie inside allocations; they may overlap.
                 unsafe { std::ptr::copy(*src as *const u8, *dst as *mut u8, *bytes) };
+                state.watch(|checker| checker.copied(*dst, *src, *bytes));
                 Ok(())
             }
             Operation::Fill { dst, byte, bytes } => {
                 self.holds(state, *dst, *bytes)?;
                 // SAFETY: the range lies inside an allocation.
                 unsafe { (*dst as *mut u8).write_bytes(*byte, *bytes) };
+                state.watch(|checker| checker.set_written(*dst, *bytes, true));
+                Ok(())
+            }
+            Operation::Lend { ptr, bytes } => {
+                // SAFETY: `bytes` of the allocation are in use, by nobody but the borrower.
+                unsafe { (*ptr as *mut u8).write_bytes(memory::UNWRITTEN, *bytes) };
+                state.watch(|checker| checker.set_written(*ptr, *bytes, false));
                 Ok(())
             }
         }
@@ -351,7 +396,8 @@ fn kernel_name(kernel: &Kernel) -> String {
 
 impl Driver for Emulator {
     fn name(&self) -> String {
-        format!("emulator sm_{} ({})", self.options.arch.0, self.options.schedule)
+        let checked = if self.checked { ", checked" } else { "" };
+        format!("emulator sm_{} ({}{checked})", self.options.arch.0, self.options.schedule)
     }
 
     fn arch(&self) -> Arch {
@@ -375,7 +421,10 @@ impl Driver for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<DevicePtr> {
-        self.lock().memory.alloc(bytes).ok_or_else(|| self.refuse(format!("out of memory: {bytes} bytes")))
+        let state = &mut *self.lock();
+        let ptr = state.memory.alloc(bytes).ok_or_else(|| self.refuse(format!("out of memory: {bytes} bytes")))?;
+        state.watch(|checker| checker.alloc(ptr, bytes));
+        Ok(ptr)
     }
 
     fn lend(&self, ptr: DevicePtr, bytes: usize) {
@@ -385,13 +434,14 @@ impl Driver for Emulator {
             // In a graph one block may be lent several times, and each replay uses all of them.
             keep_larger = recording.lent.contains(&ptr);
             recording.lent.push(ptr);
-            recording.operations.push(Operation::Fill { dst: ptr, byte: memory::UNWRITTEN, bytes });
+            recording.operations.push(Operation::Lend { ptr, bytes });
         }
         let lent = state.memory.lend(ptr, bytes, keep_larger);
         if state.recording.is_none() && lent.is_ok() {
             // SAFETY: `bytes` of the allocation are in use now, by nobody but the borrower.
             unsafe { (ptr as *mut u8).write_bytes(memory::UNWRITTEN, bytes) };
         }
+        state.watch(|checker| checker.lend(ptr, bytes, keep_larger));
         if let Err(what) = lent {
             state.pending.get_or_insert(what);
         }
@@ -399,17 +449,19 @@ impl Driver for Emulator {
 
     fn free(&self, ptr: DevicePtr) {
         let state = &mut *self.lock();
+        state.watch(|checker| checker.free(ptr));
         if let Err(what) = state.memory.free(ptr) {
             state.pending.get_or_insert(what);
         }
     }
 
     fn copy_in(&self, dst: DevicePtr, src: &[u8]) -> Result<()> {
-        let state = &*self.lock();
+        let state = &mut *self.lock();
         self.not_while_recording(state, "copy from the host")?;
         self.holds(state, dst, src.len())?;
         // SAFETY: the range lies inside an allocation, which no Rust reference covers.
         unsafe { (dst as *mut u8).copy_from(src.as_ptr(), src.len()) };
+        state.watch(|checker| checker.set_written(dst, src.len(), true));
         Ok(())
     }
 
@@ -418,6 +470,9 @@ impl Driver for Emulator {
         self.not_while_recording(state, "copy to the host")?;
         self.report(state)?;
         self.holds(state, src, dst.len())?;
+        if let Some(what) = state.checker.as_mut().and_then(|checker| checker.unwritten(src, dst.len())) {
+            return Err(Error::Fault { kernel: state.last_kernel.clone(), block: None, thread: None, what });
+        }
         // SAFETY: as for `copy_in`.
         unsafe { dst.as_mut_ptr().copy_from(src as *const u8, dst.len()) };
         Ok(())
@@ -440,7 +495,7 @@ impl Driver for Emulator {
         if !source.archs.contains(&self.options.arch.0) {
             return Err(refuse(format!("not for sm_{}", self.options.arch.0)));
         }
-        let library = compile::load(source, self.options.arch)?; // slow, so not under the lock
+        let library = compile::load(source, self.options.arch, self.checked)?; // slow, so not under the lock
         let found = library.kernel(kernel).ok_or_else(|| refuse(format!("no kernel {kernel} for sm_{}", self.options.arch.0)))?;
         let state = &mut *self.lock();
         let id = FunctionId(state.functions.len());

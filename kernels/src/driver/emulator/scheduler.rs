@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::Schedule;
 use super::abi::{Kernel, Meeting, Runtime, WHY_BYTES};
 use super::calls::{RUNTIME, thread_main};
+use super::checker::{Checker, Who};
 use super::fiber::{self, Context, Stacks};
 use super::memory::Memory;
 use super::shared::Shared;
@@ -44,9 +45,13 @@ pub(super) struct Job<'a> {
     pub shared_limit: usize,
     pub schedule: Schedule,
     pub memory: &'a Memory,
+    /// Where the kernel's library lies.
+    pub image: std::ops::Range<usize>,
+    /// Set for a checked launch, which runs on one host thread.
+    pub checker: *mut Checker,
 }
 
-// SAFETY: `args` and what it points to are only read while the launch runs, and outlive it.
+// SAFETY: `args` and what it points to are only read while the launch runs, and outlive it; a checker is used by one thread.
 unsafe impl Sync for Job<'_> {}
 
 /// Where a thread is in a kernel's text.
@@ -121,6 +126,8 @@ pub(super) struct Warp {
 
 pub(super) struct Block {
     pub worker: *mut Worker,
+    /// Its place among the worker's blocks.
+    pub slot: usize,
     pub index: [u32; 3],
     /// Number of its first stack.
     pub first_stack: usize,
@@ -190,6 +197,10 @@ pub(super) fn run(job: &Job, host_threads: usize) -> Result<(), Fault> {
     first_fault.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), Err)
 }
 
+fn linear([x, y, z]: [u32; 3], extent: [u32; 3]) -> u32 {
+    x + extent[0] * (y + extent[1] * z)
+}
+
 fn coordinates(linear: u64, extent: [u32; 3]) -> [u32; 3] {
     let [x, y, _] = extent.map(u64::from);
     [(linear % x) as u32, (linear / x % y) as u32, (linear / x / y) as u32]
@@ -221,6 +232,7 @@ impl Worker {
         for (i, &linear) in blocks.iter().enumerate() {
             worker.blocks.push(Block {
                 worker: owner,
+                slot: i,
                 index: coordinates(linear, job.launch.grid),
                 first_stack: i * threads,
                 threads: (0..threads).map(|t| Thread::new(t, job.launch)).collect(),
@@ -244,6 +256,29 @@ impl Worker {
         unsafe { &*self.job }
     }
 
+    /// The launch's checker, if there is one.
+    ///
+    /// # Safety
+    /// `this` must be a live worker, and no other reference to the checker may be in use.
+    pub unsafe fn checker<'a>(this: *const Worker) -> Option<&'a mut Checker> {
+        // SAFETY: job and checker outlive the worker.
+        unsafe { (*(*this).job).checker.as_mut() }
+    }
+
+    pub fn holds_stack(&self, address: usize) -> bool {
+        self.stacks.as_ref().is_some_and(|stacks| stacks.contains(address))
+    }
+
+    /// Whether a kernel may touch `address` though it is not CUDA's memory: constants, its own record, the pointer to that, and
+    /// the table of calls.
+    pub fn knows(&self, block: &Block, address: usize) -> bool {
+        let within = |start: usize, bytes: usize| address.wrapping_sub(start) < bytes;
+        self.job().image.contains(&address)
+            || within(block.threads.as_ptr() as usize, size_of_val(&block.threads[..]))
+            || address == self.current as usize
+            || within(&raw const RUNTIME as usize, size_of::<Runtime>())
+    }
+
     /// Runs the blocks it holds from beginning to end.
     fn run(&mut self) -> Result<(), Fault> {
         // SAFETY: the library is loaded; it keeps the pointer to a static.
@@ -251,8 +286,16 @@ impl Worker {
         let seed =
             self.blocks.iter().fold(0u64, |h, b| b.index.iter().fold(h, |h, &i| h.wrapping_mul(0x100_0003).wrapping_add(i as u64 + 1)));
         self.rng = SplitMix(self.job().schedule.seed() ^ seed);
+        let grid = self.job().launch.grid;
+        // SAFETY: nothing runs yet.
+        let checker = unsafe { Worker::checker(self) };
         for block in &mut self.blocks {
             self.stacks.iter_mut().for_each(|stacks| block.reset(stacks));
+        }
+        if let Some(checker) = checker {
+            for block in &self.blocks {
+                checker.enter(block.slot, linear(block.index, grid), block.threads.len(), block.shared.range());
+            }
         }
         let finished = {
             let _watching = signals::watch(&raw mut self.watch);
@@ -332,6 +375,9 @@ impl Worker {
             self.watch.scheduler = &raw const self.context;
             fiber::switch(&raw mut self.context, to);
             self.watch.scheduler = std::ptr::null();
+            if let Some(checker) = Worker::checker(self) {
+                checker.paused(block, warp);
+            }
         }
     }
 
@@ -410,6 +456,11 @@ impl std::fmt::Display for Wait {
 }
 
 impl Thread {
+    pub fn who(&self) -> Who {
+        // SAFETY: blocks outlive their threads.
+        Who { slot: unsafe { (*self.block).slot }, thread: self.number as u32 }
+    }
+
     fn new(number: usize, launch: Launch) -> Thread {
         Thread {
             index: coordinates(number as u64, launch.block),
@@ -457,6 +508,10 @@ impl Block {
     pub fn complete_barrier(&mut self) -> Result<(), Fault> {
         if self.live == 0 || self.at_barrier < self.live {
             return Ok(());
+        }
+        // SAFETY: the worker outlives its blocks.
+        if let Some(checker) = unsafe { Worker::checker(self.worker) } {
+            checker.barrier(self.slot);
         }
         let mut first = None;
         let (mut count, mut all) = (0, true);
@@ -511,6 +566,11 @@ impl Block {
                 let (what, why) = unsafe { (CStr::from_ptr(what).to_string_lossy(), CStr::from_ptr(why.as_ptr()).to_string_lossy()) };
                 return Err(Fault { block: Some(self.index), thread: Some(thread.index), what: format!("{what} at {site} {why}") });
             }
+        }
+        // Other meetings exchange registers and order nothing.
+        // SAFETY: the worker outlives its blocks.
+        if let (None, Some(checker)) = (work, unsafe { Worker::checker(self.worker) }) {
+            checker.sync_warp(self.slot, warp as u32, expected);
         }
         for i in (0..32).filter(|i| expected >> i & 1 == 1) {
             self.threads[base + i].wait = Wait::Nothing;

@@ -63,6 +63,13 @@ impl Shared {
         (start, start + self.memory.len() * ALIGN)
     }
 
+    /// Whether `bytes` at `address` belong to one variable.
+    pub fn inside(&self, address: usize, bytes: usize) -> bool {
+        let at = address - self.memory.as_ptr() as usize;
+        let variables = self.variables.iter().map(|v| (v.start, v.bytes)).chain([(GUARD, self.dynamic)]);
+        variables.into_iter().any(|(start, size)| at >= start && at + bytes <= start + size)
+    }
+
     /// The variable declared at `site`; made when its first thread reaches the declaration.
     pub fn variable(&mut self, site: usize, name: &'static str, bytes: usize, align: usize) -> Result<*mut u8, String> {
         let known = self.variables.iter().find(|v| v.site == site && v.bytes == bytes).map(|v| v.start);
