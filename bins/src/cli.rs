@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::{DType, Device};
 use swara_loader::dataset::{IdRule, Loudness};
 
@@ -253,6 +254,19 @@ pub struct Verify {
     /// Also compare with the reference outputs stored in DIR (a checkout's verify/golden)
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
+    /// Only cases whose description contains TEXT, such as 2x500 or backward
+    #[arg(long, value_name = "TEXT")]
+    pub shapes: Option<String>,
+    /// Seed of the fresh inputs that each case is run with, beside its fixed ones; another one every time by default
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Emulator: ascending, descending or random:SEED; all three by default
+    #[arg(long, value_name = "ORDER")]
+    pub schedule: Option<Schedule>,
+    /// Emulator: watch every access, so that races, accesses out of bounds and reads of what was never written are found exactly;
+    /// and report the memory traffic of kernels whose name contains KERNEL (all: of every kernel)
+    #[arg(long, value_name = "KERNEL")]
+    pub trace: Option<String>,
     /// Large cases too
     #[arg(long)]
     pub large: bool,

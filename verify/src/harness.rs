@@ -1,11 +1,14 @@
 //! Operations against their f64 oracle.
 
+use std::collections::BTreeMap;
+
 use swara_kernels::case::{Case, Check, Op};
-use swara_kernels::driver::emulator::{self, Emulator, Schedule};
+use swara_kernels::driver::emulator::{self, Emulator, Schedule, Trace};
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::tolerance::Comparison;
 use swara_kernels::{DType, Device, Result, Tensor};
 
+use crate::report::Traffic;
 use crate::{Outcome, Report};
 
 /// What to run.
@@ -15,22 +18,74 @@ pub struct Selection<'a> {
     pub ops: &'a [String],
     /// Only cases of this storage type.
     pub dtype: Option<DType>,
+    /// Only cases whose description contains this.
+    pub shapes: Option<&'a str>,
     /// Large cases too.
     pub bench: bool,
+    /// Each case once more, with inputs drawn from this seed.
+    pub seed: Option<u64>,
 }
 
-/// Runs the selected cases on `devices[0]` and compares each with the oracle. The other devices must give the same bits as
-/// the first: they are the same one under other schedules, and a difference is a race.
+/// Where cases run.
+pub struct Subject {
+    /// All must give the same bits: they are the same device under other schedules, and a difference is a race.
+    devices: Vec<Device>,
+    /// What the first one's kernels did to memory.
+    trace: Option<Trace>,
+}
+
+impl Subject {
+    pub fn device(device: Device) -> Subject {
+        Subject { devices: vec![device], trace: None }
+    }
+
+    /// The emulator under `schedule`; by default under three, with the threads of a block in ascending, descending and random
+    /// order.
+    ///
+    /// # Errors
+    /// Those of [`emulator::open`].
+    pub fn emulator(arch: Option<&str>, schedule: Option<Schedule>) -> Result<Subject> {
+        let options = emulator::open(arch)?.options();
+        let device = |schedule| Ok(Device::on(Box::new(Emulator::new(emulator::Options { schedule, ..options })?)));
+        let devices = match schedule {
+            Some(schedule) => vec![device(schedule)?],
+            None => Schedule::ALL.into_iter().map(device).collect::<Result<_>>()?,
+        };
+        Ok(Subject { devices, trace: None })
+    }
+
+    /// The emulator that watches every access.
+    ///
+    /// # Errors
+    /// Those of [`emulator::open`].
+    pub fn checked(arch: Option<&str>, schedule: Option<Schedule>) -> Result<Subject> {
+        let options = emulator::open(arch)?.options();
+        let (emulator, trace) = Emulator::checked(emulator::Options { schedule: schedule.unwrap_or(options.schedule), ..options })?;
+        Ok(Subject { devices: vec![Device::on(Box::new(emulator))], trace: Some(trace) })
+    }
+
+    pub fn first(&self) -> &Device {
+        &self.devices[0]
+    }
+
+    /// Forgets what was counted so far.
+    fn count(&self) -> BTreeMap<String, emulator::Traffic> {
+        self.trace.as_ref().map(Trace::take).unwrap_or_default()
+    }
+}
+
+/// Runs the selected cases and compares each with the oracle.
 ///
 /// `progress` is called before each case with its operation, its number and how many there are.
-pub fn run(devices: &[Device], selection: Selection, mut progress: impl FnMut(&str, usize, usize)) -> Report {
+pub fn run(subject: &Subject, selection: Selection, mut progress: impl FnMut(&str, usize, usize)) -> Report {
     let mut report = Report::default();
-    let Some(device) = devices.first() else { return report };
+    let device = subject.first();
     let name = device.name();
     let mut chosen: Vec<(&Op, Case)> = Vec::new();
     for op in REGISTRY.iter().filter(|op| selection.ops.is_empty() || selection.ops.iter().any(|o| o == op.name)) {
         for case in (op.cases)() {
-            if selection.dtype.is_some_and(|dtype| dtype != case.dtype) || (case.bench && !selection.bench) {
+            let other_shape = selection.shapes.is_some_and(|text| !case.label.contains(text));
+            if selection.dtype.is_some_and(|dtype| dtype != case.dtype) || (case.bench && !selection.bench) || other_shape {
                 continue;
             }
             if *device == Device::Cpu && matches!(case.dtype, DType::BF16 | DType::F16) {
@@ -45,19 +100,17 @@ pub fn run(devices: &[Device], selection: Selection, mut progress: impl FnMut(&s
     for (n, (op, case)) in chosen.iter().enumerate() {
         progress(op.name, n, total);
         let mut outcome = Outcome::new(op.name, &case.label, case.dtype.name(), &name);
-        if let Err(error) = compare(devices, case, seed(op.name, case), &mut outcome) {
-            outcome.fail(error.to_string());
+        let fixed = seed(op.name, case);
+        for seed in [Some(fixed), selection.seed.map(|seed| seed ^ fixed)].into_iter().flatten() {
+            subject.count();
+            if let Err(error) = compare(&subject.devices, case, seed, &mut outcome) {
+                outcome.fail(error.to_string());
+            }
+            outcome.traffic = subject.trace.is_some().then(|| Traffic::new(case.cost, &subject.count()));
         }
         report.push(outcome);
     }
     report
-}
-
-/// The emulator under three schedules: threads of a block in ascending, descending and random order.
-pub fn emulator_schedules(arch: Option<&str>) -> Result<Vec<Device>> {
-    let options = emulator::open(arch)?.options();
-    let device = |schedule| Ok(Device::on(Box::new(Emulator::new(emulator::Options { schedule, ..options })?)));
-    Schedule::ALL.into_iter().map(device).collect()
 }
 
 /// The same inputs for a case on every machine, whatever else is run.
@@ -160,14 +213,15 @@ mod tests {
     #[test]
     fn a_selection_that_matches_nothing_does_not_hold() {
         let ops = ["no_such_op".to_owned()];
-        assert!(!run(&[Device::Cpu], Selection { ops: &ops, ..Selection::default() }, |_, _, _| {}).holds());
-        assert!(!run(&[], Selection::default(), |_, _, _| {}).holds());
+        let cpu = Subject::device(Device::Cpu);
+        assert!(!run(&cpu, Selection { ops: &ops, ..Selection::default() }, |_, _, _| {}).holds());
+        assert!(!run(&cpu, Selection { shapes: Some("no such shape"), ..Selection::default() }, |_, _, _| {}).holds());
     }
 
     #[test]
     fn narrow_types_are_skipped_on_the_cpu_and_said_to_be() {
         let selection = Selection { dtype: Some(DType::BF16), ..Selection::default() };
-        let report = run(&[Device::Cpu], selection, |_, _, _| {});
+        let report = run(&Subject::device(Device::Cpu), selection, |_, _, _| {});
         assert!(report.cases.is_empty());
         assert!(report.skipped.iter().any(|s| s.what.contains("bf16") && s.why.contains("emulator")));
     }

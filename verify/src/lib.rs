@@ -8,4 +8,4 @@ pub mod golden;
 pub mod harness;
 mod report;
 
-pub use report::{Outcome, Report, Skipped};
+pub use report::{KernelTraffic, Outcome, Report, Skipped, Traffic};

@@ -1,4 +1,8 @@
+use std::collections::BTreeMap;
+
 use serde::Serialize;
+use swara_kernels::case::Cost;
+use swara_kernels::driver::emulator;
 use swara_kernels::tolerance::Comparison;
 
 /// One comparison: the worst of a case's outputs.
@@ -21,6 +25,55 @@ pub struct Outcome {
     /// Why nothing could be compared, or what is wrong beside the numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// On a checked emulator: what the kernels did to memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+}
+
+/// Memory traffic of one run of a case, as a GPU without caches between launches would have it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Traffic {
+    /// What the operation says that it moves.
+    pub cost_bytes: usize,
+    pub flops: usize,
+    /// What its launches moved: every 32-byte sector once a launch and direction.
+    pub bytes: u64,
+    pub kernels: Vec<KernelTraffic>,
+}
+
+/// All launches of one kernel.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelTraffic {
+    pub kernel: String,
+    pub launches: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    /// Share of the sectors' bytes that warps asked for.
+    pub coalescing: f64,
+    /// Sectors that warps asked for, each of which would come from a cache, for each that had to be moved.
+    pub reuse: f64,
+    /// Passes through shared memory that bank conflicts add, for each that is needed.
+    pub bank_conflicts: f64,
+}
+
+impl Traffic {
+    pub(crate) fn new(cost: Cost, counted: &BTreeMap<String, emulator::Traffic>) -> Traffic {
+        let row = |(kernel, t): (&String, &emulator::Traffic)| KernelTraffic {
+            kernel: kernel.clone(),
+            launches: t.launches,
+            read_bytes: t.read.distinct * emulator::SECTOR,
+            written_bytes: t.write.distinct * emulator::SECTOR,
+            coalescing: t.coalescing(),
+            reuse: t.reuse(),
+            bank_conflicts: t.bank_conflicts(),
+        };
+        Traffic {
+            cost_bytes: cost.bytes,
+            flops: cost.flops,
+            bytes: counted.values().map(emulator::Traffic::bytes).sum(),
+            kernels: counted.iter().map(row).collect(),
+        }
+    }
 }
 
 impl Outcome {
@@ -37,6 +90,7 @@ impl Outcome {
             budget_used: 0.0,
             pass: true,
             error: None,
+            traffic: None,
         }
     }
 

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use swara_kernels::Device;
 use swara_kernels::ops::REGISTRY;
-use swara_verify::harness::{self, Selection};
+use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::{Report, golden};
 
 fn assert_holds(report: &Report) {
@@ -12,7 +12,7 @@ fn assert_holds(report: &Report) {
 
 #[test]
 fn every_op_on_the_cpu_is_within_its_budget_of_the_f64_oracle() {
-    let report = harness::run(&[Device::Cpu], Selection::default(), |_, _, _| {});
+    let report = harness::run(&Subject::device(Device::Cpu), Selection::default(), |_, _, _| {});
     assert_holds(&report);
     for op in REGISTRY {
         assert!(report.cases.iter().any(|c| c.op == op.name), "{} has no case for the CPU", op.name);

@@ -1,17 +1,16 @@
 use swara_kernels::Error;
-use swara_verify::harness::{self, Selection};
+use swara_verify::harness::{self, Selection, Subject};
 
 fn holds_on(arch: &str) {
-    let devices = match harness::emulator_schedules(Some(arch)) {
-        Ok(devices) => devices,
+    let emulator = match Subject::emulator(Some(arch), None) {
+        Ok(emulator) => emulator,
         Err(Error::Unavailable { why, hint, .. }) => {
             println!("skipped: the emulator, {why}; {}", hint.unwrap_or_default());
             return;
         }
         Err(error) => panic!("{error}"),
     };
-    assert_eq!(devices.len(), 3);
-    let report = harness::run(&devices, Selection::default(), |_, _, _| {});
+    let report = harness::run(&emulator, Selection::default(), |_, _, _| {});
     let failed: Vec<_> = report.cases.iter().filter(|c| !c.pass).collect();
     assert!(report.holds(), "{} passed, {} failed: {failed:#?}", report.passed, report.failed);
     for dtype in ["f32", "bf16", "f16"] {

@@ -6,7 +6,7 @@ use std::path::Path;
 use swara_kernels::driver::source::use_directory;
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::{DType, Error};
-use swara_verify::harness::{self, Selection};
+use swara_verify::harness::{self, Selection, Subject};
 
 /// A file below `kernels`, what stands there, and what is put in its place.
 const BREAKS: &[(&str, &str, &str)] = &[
@@ -78,8 +78,8 @@ fn every_op_notices_a_kernel_that_is_slightly_wrong() {
         fs::write(&path, text.replacen(from, to, 1)).unwrap();
     }
     use_directory(scratch.path().to_owned());
-    let devices = match harness::emulator_schedules(None) {
-        Ok(devices) => devices,
+    let emulator = match Subject::emulator(None, None) {
+        Ok(emulator) => emulator,
         Err(Error::Unavailable { why, hint, .. }) => {
             println!("skipped: the emulator, {why}; {}", hint.unwrap_or_default());
             return;
@@ -87,7 +87,7 @@ fn every_op_notices_a_kernel_that_is_slightly_wrong() {
         Err(error) => panic!("{error}"),
     };
     let selection = Selection { dtype: Some(DType::F32), ..Selection::default() };
-    let report = harness::run(&devices, selection, |_, _, _| {});
+    let report = harness::run(&emulator, selection, |_, _, _| {});
     for op in REGISTRY {
         let of_op = || report.cases.iter().filter(|c| c.op == op.name);
         let (failed, total) = (of_op().filter(|c| !c.pass).count(), of_op().count());

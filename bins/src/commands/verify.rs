@@ -1,6 +1,6 @@
 use swara_kernels::ops::REGISTRY;
-use swara_kernels::{Device, Error};
-use swara_verify::harness::{self, Selection};
+use swara_kernels::Error;
+use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::{Report, golden};
 
 use crate::cli::{Common, Verify};
@@ -9,13 +9,15 @@ use crate::terminal;
 
 pub fn run(common: &Common, args: &Verify) -> Result {
     check_names(&args.names)?;
-    let devices = devices(common)?;
+    let subject = subject(common, args)?;
     let mut report = Report::default();
     let bar = terminal::progress(Some(0), "verify");
     let asked = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
     if REGISTRY.iter().any(|op| asked(op.name)) {
-        let selection = Selection { ops: &args.names, dtype: common.dtype, bench: args.large };
-        report.append(harness::run(&devices, selection, |op, done, total| {
+        let (seed, chosen) = (args.seed.unwrap_or_else(fresh_seed), args.shapes.as_deref());
+        let selection = Selection { ops: &args.names, dtype: common.dtype, shapes: chosen, bench: args.large, seed: Some(seed) };
+        terminal::note(format!("fresh inputs: --seed {seed} draws them again"));
+        report.append(harness::run(&subject, selection, |op, done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(op.to_owned());
@@ -25,7 +27,7 @@ pub fn run(common: &Common, args: &Verify) -> Result {
         }
     }
     match &args.golden {
-        Some(dir) => report.append(golden::run(dir, &devices[0], &args.names)?),
+        Some(dir) => report.append(golden::run(dir, subject.first(), &args.names)?),
         None => report.skip("reference outputs", "no folder given; --golden verify/golden compares with those of a checkout"),
     }
     bar.finish_and_clear();
@@ -33,6 +35,9 @@ pub fn run(common: &Common, args: &Verify) -> Result {
         terminal::say_json(&report)?;
     } else {
         print(&report)?;
+        if let Some(kernel) = &args.trace {
+            print_traffic(&report, kernel)?;
+        }
     }
     match (report.holds(), report.failed) {
         (true, _) => Ok(()),
@@ -49,14 +54,21 @@ fn check_names(names: &[String]) -> Result {
     }
 }
 
-/// On the emulator, three devices that must agree to the bit.
-fn devices(common: &Common) -> Result<Vec<Device>> {
-    let spec = common.device_spec();
-    match spec.strip_prefix("emulator") {
-        Some("") => Ok(harness::emulator_schedules(None)?),
-        Some(arch) if arch.starts_with(':') => Ok(harness::emulator_schedules(Some(&arch[1..]))?),
-        _ => Ok(vec![common.open_device()?]),
+fn subject(common: &Common, args: &Verify) -> Result<Subject> {
+    let device = common.open_device()?; // says what is wrong with the flag
+    match common.device_spec().split_once(':').map_or((common.device_spec(), None), |(kind, arch)| (kind, Some(arch))) {
+        ("emulator", arch) if args.trace.is_some() => Ok(Subject::checked(arch, args.schedule)?),
+        ("emulator", arch) => Ok(Subject::emulator(arch, args.schedule)?),
+        _ if args.trace.is_some() || args.schedule.is_some() => {
+            Err(Failure::usage("verify: --trace and --schedule are for --device emulator"))
+        }
+        _ => Ok(Subject::device(device)),
     }
+}
+
+fn fresh_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| time.as_nanos() as u64 % 1_000_000_000)
 }
 
 fn print(report: &Report) -> Result {
@@ -92,6 +104,33 @@ fn print(report: &Report) -> Result {
     }
     let device = report.cases.first().map_or("no device", |c| c.device.as_str());
     terminal::say(format!("{} passed, {} failed, {} kinds of case skipped ({device})", report.passed, report.failed, report.skipped.len()))
+}
+
+/// What the kernels whose name contains `wanted` did to memory; `all` for every kernel.
+fn print_traffic(report: &Report, wanted: &str) -> Result {
+    let mut rows = Vec::new();
+    for (c, traffic) in report.cases.iter().filter_map(|c| Some((c, c.traffic.as_ref()?))) {
+        let of_cost = if traffic.cost_bytes == 0 { f64::NAN } else { traffic.bytes as f64 / traffic.cost_bytes as f64 };
+        for k in traffic.kernels.iter().filter(|k| wanted == "all" || k.kernel.contains(wanted)) {
+            rows.push(vec![
+                k.kernel.clone(),
+                c.case.clone(),
+                k.launches.to_string(),
+                k.read_bytes.to_string(),
+                k.written_bytes.to_string(),
+                traffic.cost_bytes.to_string(),
+                format!("{of_cost:.3}"),
+                format!("{:.0}%", 100.0 * k.coalescing),
+                format!("{:.2}", k.reuse),
+                format!("{:.0}%", 100.0 * k.bank_conflicts),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return Err(Failure::work(format!("verify --trace: no kernel that ran is called {wanted:?}")));
+    }
+    let head = ["kernel", "case", "launches", "read", "written", "cost", "moved/cost", "coalesced", "asked/moved", "conflicts"];
+    terminal::say(terminal::table(&head, &rows))
 }
 
 impl From<golden::Error> for Failure {

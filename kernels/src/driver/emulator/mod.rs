@@ -36,7 +36,7 @@ use std::time::Instant;
 
 use self::abi::Kernel;
 use self::checker::Checker;
-pub use self::checker::{Global, SharedTraffic, Trace, Traffic};
+pub use self::checker::{Global, SECTOR, SharedTraffic, Trace, Traffic};
 use self::compile::Library;
 use self::memory::Memory;
 use self::scheduler::{Fault, Job};

@@ -18,8 +18,8 @@ use crate::driver::Launch;
 
 use self::order::{Letters, Order};
 use self::shadow::{Reach, Shadow, Stamp};
-use self::traffic::{Event, Pending, SECTOR, Space};
-pub use self::traffic::{Global, Shared as SharedTraffic, Traffic};
+use self::traffic::{Event, Pending, Space};
+pub use self::traffic::{Global, SECTOR, Shared as SharedTraffic, Traffic};
 
 /// What the kernels of a checked emulator did to memory since the last [`Trace::take`], by their names.
 #[derive(Clone, Default)]
