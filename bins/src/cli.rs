@@ -267,6 +267,10 @@ pub struct Verify {
     /// and report the memory traffic of kernels whose name contains KERNEL (all: of every kernel)
     #[arg(long, value_name = "KERNEL")]
     pub trace: Option<String>,
+    /// Make every barrier, wait, bound, offset and accumulator of the kernels wrong, one at a time, and fail if a mistake goes
+    /// unnoticed; on the emulator, whatever --device says
+    #[arg(long, conflicts_with_all = ["golden", "shapes", "seed", "schedule", "trace", "large"])]
+    pub mutants: bool,
     /// Large cases too
     #[arg(long)]
     pub large: bool,

@@ -6,6 +6,7 @@
 
 pub mod golden;
 pub mod harness;
+pub mod mutants;
 mod report;
 
 pub use report::{KernelTraffic, Outcome, Report, Skipped, Traffic};

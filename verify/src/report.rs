@@ -14,6 +14,8 @@ pub struct Outcome {
     pub device: String,
     /// The output with the least budget left.
     pub output: String,
+    /// How many values were compared, in the smallest output.
+    pub elements: usize,
     /// Mean squared error over mean squared reference; for integers the share that differs.
     pub nmse: f64,
     pub max_abs: f64,
@@ -84,6 +86,7 @@ impl Outcome {
             dtype: dtype.to_owned(),
             device: device.to_owned(),
             output: String::new(),
+            elements: 0,
             nmse: 0.0,
             max_abs: 0.0,
             max_ulp: 0.0,
@@ -99,6 +102,7 @@ impl Outcome {
         if comparison.elements == 0 && comparison.budget_used == 0.0 {
             return;
         }
+        self.elements = if self.output.is_empty() { comparison.elements } else { self.elements.min(comparison.elements) };
         if self.output.is_empty() || comparison.budget_used > self.budget_used {
             self.output = output.to_owned();
         }

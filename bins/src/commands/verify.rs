@@ -1,6 +1,7 @@
-use swara_kernels::ops::REGISTRY;
 use swara_kernels::Error;
+use swara_kernels::ops::REGISTRY;
 use swara_verify::harness::{self, Selection, Subject};
+use swara_verify::mutants::{Equivalents, Fate};
 use swara_verify::{Report, golden};
 
 use crate::cli::{Common, Verify};
@@ -9,6 +10,9 @@ use crate::terminal;
 
 pub fn run(common: &Common, args: &Verify) -> Result {
     check_names(&args.names)?;
+    if args.mutants {
+        return mutants(common, args);
+    }
     let subject = subject(common, args)?;
     let mut report = Report::default();
     let bar = terminal::progress(Some(0), "verify");
@@ -44,6 +48,45 @@ pub fn run(common: &Common, args: &Verify) -> Result {
         (false, 0) => Err(Failure::work("verify: nothing was run").hint("see what was skipped, and why")),
         (false, _) => Err(Failure::said()),
     }
+}
+
+fn mutants(common: &Common, args: &Verify) -> Result {
+    let bar = terminal::progress(Some(0), "mutants");
+    let report = swara_verify::mutants::run(&args.names, &Equivalents::bundled()?, |op, done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(op.to_owned());
+    })?;
+    bar.finish_and_clear();
+    if common.json {
+        terminal::say_json(&report)?;
+    } else {
+        for m in &report.mutants {
+            let place = format!("{}:{}:{} {}", m.file, m.line, m.column, m.kind);
+            let fate = match &m.fate {
+                Fate::Killed { op, case, dtype, how } => {
+                    format!("killed by {op} {case} {dtype}: {}", how.lines().next().unwrap_or_default())
+                }
+                Fate::Equivalent { why } => format!("equivalent: {why}"),
+                Fate::Survived => format!("SURVIVED: {}", m.text),
+                Fate::Unreached => format!("UNREACHED: {}", m.text),
+            };
+            terminal::say(format!("{place}: {fate}"))?;
+        }
+        for stale in &report.stale {
+            terminal::say(format!("listed as equivalent, but not there: {stale}"))?;
+        }
+        let count = |wanted: fn(&Fate) -> bool| report.count(wanted);
+        terminal::say(format!(
+            "{} mutants: {} killed, {} equivalent, {} survived, {} never reached",
+            report.mutants.len(),
+            count(|fate| matches!(fate, Fate::Killed { .. })),
+            count(|fate| matches!(fate, Fate::Equivalent { .. })),
+            count(|fate| matches!(fate, Fate::Survived)),
+            count(|fate| matches!(fate, Fate::Unreached)),
+        ))?;
+    }
+    if report.holds() { Ok(()) } else { Err(Failure::said()) }
 }
 
 fn check_names(names: &[String]) -> Result {

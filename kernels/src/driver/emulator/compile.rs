@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::abi::{Kernel, Runtime};
+use super::mutants::Mutants;
 use super::scheduler::Thread;
 use super::shared_text;
 use crate::driver::cache::Cache;
@@ -17,6 +18,7 @@ use crate::{Error, Result};
 
 const RUNTIME_TEXT: &str = include_str!("../../../emulator/runtime.h");
 const CHECKED_TEXT: &str = include_str!("../../../emulator/checked.h");
+const MUTANTS_TEXT: &str = include_str!("../../../emulator/mutants.h");
 
 /// No fused multiply-add, so that results are those of the Rust twin's arithmetic and the same on every host. No
 /// type-based alias analysis, because kernels reinterpret memory. Nothing that depends on this machine's CPU, because the
@@ -102,7 +104,7 @@ impl Compiler {
                 return Ok(());
             }
             let log = String::from_utf8_lossy(&output.stderr);
-            Err(Error::Compile { source_name: label.to_owned(), log: log.chars().take(4000).collect() })
+            Err(Error::Compile { source_name: label.to_owned(), log: log.chars().take(20_000).collect() })
         };
         run(Command::new(&self.program).args(options).arg("-c").arg(&source).arg("-o").arg(&object))?;
         // Linked apart from -fsanitize, which would pull in a run-time library.
@@ -117,6 +119,8 @@ pub(super) struct Library {
     pub bind: unsafe extern "C" fn(*const Runtime) -> *mut *mut Thread,
     /// Where it lies in memory.
     pub image: Range<usize>,
+    /// Chooses a mutant and gives the flags of those that were reached, of which there are so many.
+    pub choose: Option<(unsafe extern "C" fn(u32, i64) -> *mut u8, usize)>,
 }
 
 impl Library {
@@ -129,10 +133,10 @@ impl Library {
 }
 
 /// The library of `source` for `arch`, compiled unless the cache has it, loaded once a process.
-pub(super) fn load(source: &Source, arch: Arch, checked: bool) -> Result<&'static Library> {
+pub(super) fn load(source: &'static Source, arch: Arch, checked: bool, mutants: Option<&Mutants>) -> Result<&'static Library> {
     type Slot = Arc<Mutex<Option<&'static Library>>>;
     static LOADED: Mutex<Option<HashMap<String, Slot>>> = Mutex::new(None);
-    let text = translate(source, arch, checked)?;
+    let (text, mutants) = translate(source, arch, checked, mutants)?;
     let slot = {
         let mut loaded = LOADED.lock().unwrap_or_else(|p| p.into_inner());
         loaded.get_or_insert_default().entry(text.clone()).or_default().clone()
@@ -140,14 +144,22 @@ pub(super) fn load(source: &Source, arch: Arch, checked: bool) -> Result<&'stati
     let mut slot = slot.lock().unwrap_or_else(|p| p.into_inner());
     match *slot {
         Some(library) => Ok(library),
-        None => Ok(*slot.insert(build(source.path, &text, checked)?)),
+        None => Ok(*slot.insert(build(source.path, &text, checked, mutants)?)),
     }
 }
 
 /// One self-contained C++ file.
-fn translate(source: &Source, arch: Arch, checked: bool) -> Result<String> {
-    let expanded = source.expanded()?;
-    let (define, hooks) = if checked { ("#define SWARA_CHECKED 1\n", CHECKED_TEXT) } else { ("", "") };
+fn translate(source: &'static Source, arch: Arch, checked: bool, mutants: Option<&Mutants>) -> Result<(String, Option<u32>)> {
+    let mut expanded = source.expanded()?;
+    let (mut define, mut hooks) =
+        if checked { ("#define SWARA_CHECKED 1\n".to_owned(), CHECKED_TEXT.to_owned()) } else { Default::default() };
+    let mutants = mutants.map(|mutants| {
+        let altered = mutants.alter(source, &expanded);
+        expanded = altered.text;
+        define.push_str(&format!("#define SWARA_MUTANTS {}\n", altered.mutants));
+        hooks.push_str(MUTANTS_TEXT);
+        altered.mutants
+    });
     let mut text = format!(
         "{define}#define SWARA_EMULATOR 1\n#define SWARA_ARCH {0}\n#define __CUDA_ARCH__ {0}0\n#line 1 \"runtime.h\"\n{RUNTIME_TEXT}\n{hooks}\n{1}\n",
         arch.0,
@@ -158,10 +170,10 @@ fn translate(source: &Source, arch: Arch, checked: bool) -> Result<String> {
         text.push_str(&format!("namespace swara_absent {{ constexpr swara::Absent {name}{{}}; }}\nusing namespace swara_absent;\n"));
         text.push_str(&format!("SWARA_EXPORT const swara::Kernel swara_kernel_{name} = swara::Entry<&::{name}>::kernel(\"{name}\");\n"));
     }
-    Ok(text)
+    Ok((text, mutants))
 }
 
-fn build(path: &str, text: &str, checked: bool) -> Result<&'static Library> {
+fn build(path: &str, text: &str, checked: bool, mutants: Option<u32>) -> Result<&'static Library> {
     let compiler = compiler()?;
     let cache = Cache::open()?;
     let flags = if checked { CHECKED_OPTIONS } else { OPTIONS };
@@ -184,8 +196,13 @@ fn build(path: &str, text: &str, checked: bool) -> Result<&'static Library> {
     let library = unsafe { libloading::Library::new(&at) }.map_err(refuse)?;
     // SAFETY: runtime.h defines it with this type.
     let bind = *unsafe { library.get(b"swara_bind\0") }.map_err(refuse)?;
+    let choose = match mutants {
+        // SAFETY: mutants.h defines it with this type.
+        Some(count) => Some((*unsafe { library.get(b"swara_choose\0") }.map_err(refuse)?, count as usize + 1)),
+        None => None,
+    };
     let image = image(bind as *const () as usize);
-    Ok(Box::leak(Box::new(Library { library, bind, image })))
+    Ok(Box::leak(Box::new(Library { library, bind, image, choose })))
 }
 
 /// The extent of the loaded object that holds `address`.

@@ -22,6 +22,7 @@ mod checker;
 mod compile;
 mod fiber;
 mod memory;
+mod mutants;
 mod scheduler;
 mod shared;
 mod shared_text;
@@ -31,7 +32,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use self::abi::Kernel;
@@ -39,6 +40,7 @@ use self::checker::Checker;
 pub use self::checker::{Global, SECTOR, SharedTraffic, Trace, Traffic};
 use self::compile::Library;
 use self::memory::Memory;
+pub use self::mutants::{Altered, Mutants};
 use self::scheduler::{Fault, Job};
 use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source};
 use crate::{Error, Result};
@@ -156,6 +158,7 @@ pub fn compiler() -> Result<String> {
 pub struct Emulator {
     options: Options,
     checked: bool,
+    mutants: Option<Arc<Mutants>>,
     state: Mutex<State>,
 }
 
@@ -185,11 +188,27 @@ struct Recording {
 
 /// One step of a graph.
 enum Operation {
-    Launch { function: FunctionId, launch: Launch, args: Vec<[u64; 2]>, starts: Vec<usize> },
-    Copy { dst: DevicePtr, src: DevicePtr, bytes: usize },
-    Fill { dst: DevicePtr, byte: u8, bytes: usize },
+    Launch {
+        function: FunctionId,
+        launch: Launch,
+        args: Vec<[u64; 2]>,
+        starts: Vec<usize>,
+    },
+    Copy {
+        dst: DevicePtr,
+        src: DevicePtr,
+        bytes: usize,
+    },
+    Fill {
+        dst: DevicePtr,
+        byte: u8,
+        bytes: usize,
+    },
     /// Its contents are anyone's guess from here on.
-    Lend { ptr: DevicePtr, bytes: usize },
+    Lend {
+        ptr: DevicePtr,
+        bytes: usize,
+    },
 }
 
 impl State {
@@ -237,7 +256,7 @@ impl Emulator {
     /// [`Error::Unavailable`] without a C++ compiler.
     pub fn new(options: Options) -> Result<Emulator> {
         compile::compiler()?;
-        Ok(Emulator { options, checked: false, state: Mutex::default() })
+        Ok(Emulator { options, checked: false, mutants: None, state: Mutex::default() })
     }
 
     /// One that watches every access. Finds races, reads of what was never written and accesses out of bounds exactly and at
@@ -250,6 +269,15 @@ impl Emulator {
         let mut emulator = Emulator { checked: true, ..Emulator::new(options)? };
         emulator.state.get_mut().unwrap_or_else(|p| p.into_inner()).checker = Some(Box::new(Checker::new(trace.clone())));
         Ok((emulator, trace))
+    }
+
+    /// A checked one whose kernels have mistakes that can be chosen.
+    ///
+    /// # Errors
+    /// As [`Emulator::new`].
+    pub fn mutated(options: Options, mutants: Arc<Mutants>) -> Result<Emulator> {
+        let (emulator, _) = Emulator::checked(options)?;
+        Ok(Emulator { mutants: Some(mutants), ..emulator })
     }
 
     pub fn options(&self) -> Options {
@@ -332,7 +360,19 @@ impl Emulator {
             image: library.image.clone(),
             checker: state.checker.as_deref_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
         };
+        // Enough for any case; what takes more does not end.
+        const FUEL: i64 = 1 << 28;
+        let chosen = self.mutants.as_ref().zip(library.choose);
+        let flags = chosen.as_ref().map(|(mutants, (choose, count))| {
+            // SAFETY: the library's own function and, for as long as that is loaded, its flags.
+            let flags = unsafe { choose(mutants.chosen(), FUEL) };
+            (mutants, flags, *count)
+        });
         let result = scheduler::run(&job, self.host_threads());
+        if let Some((mutants, flags, count)) = flags {
+            // SAFETY: as above, and nothing runs.
+            mutants.reach(unsafe { std::slice::from_raw_parts_mut(flags, count) });
+        }
         if let Some(checker) = &mut state.checker {
             checker.end(&name);
         }
@@ -495,7 +535,7 @@ impl Driver for Emulator {
         if !source.archs.contains(&self.options.arch.0) {
             return Err(refuse(format!("not for sm_{}", self.options.arch.0)));
         }
-        let library = compile::load(source, self.options.arch, self.checked)?; // slow, so not under the lock
+        let library = compile::load(source, self.options.arch, self.checked, self.mutants.as_deref())?; // slow, so not under the lock
         let found = library.kernel(kernel).ok_or_else(|| refuse(format!("no kernel {kernel} for sm_{}", self.options.arch.0)))?;
         let state = &mut *self.lock();
         let id = FunctionId(state.functions.len());

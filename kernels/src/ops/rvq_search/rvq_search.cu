@@ -101,7 +101,7 @@ __device__ __forceinline__ void nearest(int* codes, int code_stride, float* resi
         if (tx == 0) winners[4 * ty + r] = at[r];
         if (tx == 0 && row < n) codes[(size_t)row * code_stride] = at[r];
     }
-    if (residual == 0) return;
+    if (residual == nullptr) return;
     __syncthreads();
     const int rows = n - first < TILE ? n - first : TILE;
     for (int i = threadIdx.x; i < rows * d; i += 256) {

@@ -1,0 +1,326 @@
+//! Where a kernel's text can be made wrong, and how.
+//!
+//! Every mistake is an insertion that changes nothing while it is not chosen: `a < b` becomes `a < mutant(7) + b`, `x[i]` becomes
+//! `x[mutant(8) + i]`, `sum += v` becomes `sum += narrow(9) || v`, and a barrier is passed by.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A barrier or fence is left out.
+    Barrier,
+    /// An asynchronous copy is not committed, or one group too few is waited for.
+    Wait,
+    /// A comparison is off by one.
+    Bound,
+    /// An index or a pointer is off by one.
+    Offset,
+    /// What is added to a sum has the precision of bf16; if it is an integer, it is off by one.
+    Accumulator,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Barrier => "barrier",
+            Kind::Wait => "wait",
+            Kind::Bound => "bound",
+            Kind::Offset => "offset",
+            Kind::Accumulator => "accumulator",
+        }
+    }
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site {
+    pub file: String,
+    pub line: usize,
+    /// From 1, in bytes.
+    pub column: usize,
+    pub kind: Kind,
+    /// The line as it is written.
+    pub text: String,
+}
+
+struct Insertion {
+    at: usize,
+    text: String,
+}
+
+/// All mistakes that can be made in an expanded text, and the text with all of them in it, numbered from 1.
+pub fn plant(expanded: &str) -> (Vec<Site>, String) {
+    let code = blank(expanded);
+    let lines = origins(expanded);
+    let skipped = skipped(&code);
+    let pointers = pointers(&code);
+    let mut found: Vec<(usize, Kind, Box<dyn Fn(u32) -> Vec<Insertion>>)> = Vec::new();
+
+    for call in CALL.captures_iter(&code) {
+        let (Some(whole), Some(name)) = (call.get(0), call.get(1)) else { continue };
+        let (start, open) = (whole.start(), whole.end() - 1);
+        let Some(end) = closing(&code, open) else { continue };
+        if code[end + 1..].trim_start().starts_with('{') {
+            continue; // where it is defined
+        }
+        let kind = if name.as_str().starts_with("cp_async") { Kind::Wait } else { Kind::Barrier };
+        let groups = call.get(2).map(|groups| groups.as_str().to_owned());
+        found.push((
+            start,
+            kind,
+            Box::new(move |n| {
+                let instead = match &groups {
+                    Some(groups) => format!("cp_async_wait<({groups}) + 1>()"),
+                    None => "(void)0".to_owned(),
+                };
+                vec![
+                    Insertion { at: start, text: format!("(swara::mutant({n}) ? {instead} : ") },
+                    Insertion { at: end + 1, text: ")".to_owned() },
+                ]
+            }),
+        ));
+    }
+    for compare in COMPARISON.captures_iter(&code) {
+        let (Some(whole), Some(operator)) = (compare.get(0), compare.get(1)) else { continue };
+        if code[whole.end()..].starts_with("nullptr") {
+            continue;
+        }
+        let sign = if matches!(operator.as_str(), "<=" | ">") { "-" } else { "" };
+        let at = whole.end();
+        found.push((
+            operator.start(),
+            Kind::Bound,
+            Box::new(move |n| vec![Insertion { at, text: format!("{sign}swara::mutant({n}) + ") }]),
+        ));
+    }
+    for index in INDEX.find_iter(&code) {
+        let at = index.end();
+        let line = code[..at].rfind('\n').map_or(0, |i| i + 1);
+        let shared = code[line..at].contains("__shared__");
+        if !shared && !declares(&code[statement(&code, at - 1)..at - 1]) {
+            found.push((at - 1, Kind::Offset, Box::new(move |n| vec![Insertion { at, text: format!("swara::mutant({n}) + ") }])));
+        }
+    }
+    for sum in POINTER_SUM.captures_iter(&code) {
+        let (Some(whole), Some(name)) = (sum.get(0), sum.get(1)) else { continue };
+        if pointers.contains(&name.as_str()) {
+            let at = whole.end();
+            found.push((name.start(), Kind::Offset, Box::new(move |n| vec![Insertion { at, text: format!("swara::mutant({n}) + ") }])));
+        }
+    }
+    for add in ADDITION.find_iter(&code) {
+        let at = add.end();
+        found.push((
+            add.start() + 1,
+            Kind::Accumulator,
+            Box::new(move |n| vec![Insertion { at, text: format!("swara::narrow({n}) || ") }]),
+        ));
+    }
+
+    found.retain(|(at, ..)| !skipped[*at]);
+    found.sort_by_key(|(at, kind, _)| (*at, *kind));
+    let mut insertions = Vec::new();
+    let mut sites = Vec::new();
+    for (number, (at, kind, plant)) in found.iter().enumerate() {
+        insertions.extend(plant(number as u32 + 1));
+        let (start, file, line) = lines.iter().rev().find(|(start, ..)| start <= at).cloned().unwrap_or_default();
+        let text = expanded[start..].lines().next().unwrap_or_default().trim().trim_end_matches('\\').trim_end().to_owned();
+        sites.push(Site { file, line, column: at - start + 1, kind: *kind, text });
+    }
+    insertions.sort_by_key(|insertion| insertion.at);
+    let mut text = String::with_capacity(2 * expanded.len());
+    let mut done = 0;
+    for insertion in &insertions {
+        text.push_str(&expanded[done..insertion.at]);
+        text.push_str(&insertion.text);
+        done = insertion.at;
+    }
+    text.push_str(&expanded[done..]);
+    (sites, text)
+}
+
+fn regex(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("a pattern of this file")
+}
+
+static CALL: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"\b(__syncthreads|__syncwarp|__threadfence|grid_barrier|cp_async_commit|cp_async_wait<([^<>()]*)>)\("));
+// Template brackets have no spaces around them.
+static COMPARISON: LazyLock<Regex> = LazyLock::new(|| regex(r" (<|<=|>|>=|==|!=) "));
+static INDEX: LazyLock<Regex> = LazyLock::new(|| regex(r"[\w\]]\["));
+static POINTER_SUM: LazyLock<Regex> = LazyLock::new(|| regex(r"(?:^|[^.\w])([A-Za-z_]\w*) \+ "));
+static ADDITION: LazyLock<Regex> = LazyLock::new(|| regex(r" [+-]= "));
+// `T* x`, but not `a * b`.
+static POINTER: LazyLock<Regex> = LazyLock::new(|| regex(r"\w\* ?(?:const |volatile |__restrict__ )*([A-Za-z_]\w*)"));
+// Two names in a row, with or without extents, or one more name after a list in braces.
+static DECLARATION: LazyLock<Regex> = LazyLock::new(|| {
+    regex(r"^\s*(?:,\s*|(?:[A-Za-z_][\w:]*(?:<[^;=]*>)?(?:\s*[&*]+\s*|\s+))+)[A-Za-z_]\w*(?:\[[^\]]*\])*(?:,\s*\w+(?:\[[^\]]*\])*)*$")
+});
+
+fn declares(before: &str) -> bool {
+    let first = before.split_whitespace().next().unwrap_or_default();
+    let reference = before.starts_with('&'); // to an array, `float (&v)[2][4]`
+    reference || (!matches!(first, "return" | "else" | "case") && DECLARATION.is_match(before.trim_end()))
+}
+
+/// Where the statement that holds `at` begins.
+fn statement(code: &str, at: usize) -> usize {
+    code[..at].rfind([';', '{', '}', '\n', '(']).map_or(0, |i| i + 1)
+}
+
+fn pointers(code: &str) -> Vec<&str> {
+    POINTER.captures_iter(code).filter_map(|c| Some(c.get(1)?.as_str())).collect()
+}
+
+/// The bracket that closes the one at `open`.
+fn closing(code: &str, open: usize) -> Option<usize> {
+    let mut depth = 0;
+    for (i, c) in code[open..].char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' if depth == 1 => return Some(open + i),
+            ')' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Start, file and number of every line, by the `#line` directives.
+fn origins(text: &str) -> Vec<(usize, String, usize)> {
+    let (mut file, mut number, mut at) = (String::new(), 1, 0);
+    let mut lines = Vec::new();
+    for line in text.split_inclusive('\n') {
+        if let Some(rest) = line.strip_prefix("#line ") {
+            let (n, name) = rest.trim().split_once(' ').unwrap_or((rest.trim(), ""));
+            (number, file) = (n.parse().unwrap_or(1), name.trim_matches('"').to_owned());
+        } else {
+            lines.push((at, file.clone(), number));
+            number += 1;
+        }
+        at += line.len();
+    }
+    lines
+}
+
+/// Comments and strings as blanks, everything else in its place.
+fn blank(text: &str) -> String {
+    static QUIET: LazyLock<Regex> = LazyLock::new(|| regex(r#"//[^\n]*|(?s:/\*.*?\*/)|"(?:[^"\\\n]|\\.)*""#));
+    let spaces = |c: &regex::Captures| c[0].bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect::<String>();
+    QUIET.replace_all(text, spaces).into_owned()
+}
+
+/// What is no kernel code or not evaluated at run time: text for either half of the emulator's conditionals, directives, templates'
+/// heads, constants, assertions, launch bounds.
+fn skipped(code: &str) -> Vec<bool> {
+    let mut skipped = vec![false; code.len()];
+    static CONSTANT: LazyLock<Regex> = LazyLock::new(|| {
+        regex(
+            r"\bif constexpr \(|\bstatic_assert\(|\b__launch_bounds__\(|\balignas\(|\bdecltype\(|\bsizeof\(|\bconstexpr\b|\busing\b|\benum\b|\btemplate <",
+        )
+    });
+    for found in CONSTANT.find_iter(code) {
+        let end = match &code[found.start()..found.end()] {
+            text if text.ends_with('(') => closing(code, found.end() - 1),
+            text if text.starts_with("template") => head_end(code, found.end() - 1),
+            _ => code[found.end()..].find([';', '{']).map(|i| found.end() + i),
+        };
+        skipped[found.start()..end.unwrap_or(code.len())].fill(true);
+    }
+    // Nesting of conditionals; true: one that asks for the emulator.
+    let mut open: Vec<bool> = Vec::new();
+    let mut at = 0;
+    let mut continued = false;
+    for line in code.split_inclusive('\n') {
+        let text = line.trim_start();
+        if text.starts_with("#if") {
+            open.push(text.contains("SWARA_EMULATOR"));
+        } else if text.starts_with("#endif") {
+            open.pop();
+        }
+        let directive = text.starts_with('#') && !text.starts_with("#define");
+        let asks = open.contains(&true) || code[at..].starts_with("#endif");
+        if directive || asks {
+            skipped[at..at + line.len()].fill(true);
+        }
+        if text.starts_with("#define") && !continued {
+            // The macro's own name and parameters.
+            let head = line.find(')').map_or(line.len(), |i| i + 1);
+            skipped[at..at + head].fill(true);
+        }
+        continued = line.trim_end().ends_with('\\');
+        at += line.len();
+    }
+    skipped
+}
+
+/// The end of a template's head that opens with the `<` at `open`.
+fn head_end(code: &str, open: usize) -> Option<usize> {
+    let mut depth = 0;
+    for (i, c) in code[open..].char_indices() {
+        match c {
+            '<' => depth += 1,
+            '>' if depth == 1 => return Some(open + i + 1),
+            '>' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planted(text: &str) -> (Vec<(Kind, usize)>, String) {
+        let (sites, text) = plant(text);
+        (sites.iter().map(|s| (s.kind, s.column)).collect(), text)
+    }
+
+    #[test]
+    fn every_kind_is_found_and_planted() {
+        let (sites, text) = planted("__syncthreads();\n");
+        assert_eq!((sites, text.as_str()), (vec![(Kind::Barrier, 1)], "(swara::mutant(1) ? (void)0 : __syncthreads());\n"));
+        let (_, text) = planted("cp_async_wait<STAGES - 2>();");
+        assert_eq!(text, "(swara::mutant(1) ? cp_async_wait<(STAGES - 2) + 1>() : cp_async_wait<STAGES - 2>());");
+        let (_, text) = planted("if (a <= b) y[i] = tile[j][k];");
+        assert_eq!(text, "if (a <= -swara::mutant(1) + b) y[swara::mutant(2) + i] = tile[swara::mutant(3) + j][swara::mutant(4) + k];");
+        let (_, text) = planted("const T* x; load(v, x + i); sum += a * b;");
+        assert_eq!(text, "const T* x; load(v, x + swara::mutant(1) + i); sum += swara::narrow(2) || a * b;");
+    }
+
+    #[test]
+    fn what_is_no_expression_at_run_time_is_left_alone() {
+        for text in [
+            "float v[4], w[N];",
+            "__shared__ __align__(16) float tile[32][33];",
+            "float (&v)[4]",
+            "f(unsigned (&b)[2][2], int n)",
+            "if constexpr (N == 1) f();",
+            "static_assert(a < b, c);",
+            "template <int N = (A < B)>",
+            "constexpr int x = a < b;",
+            "// a < b",
+            "auto f = [&](int i) { return i; };",
+            "p == nullptr;",
+            "x = y << 3;",
+            "f<T>(x);",
+            "#if ARCH >= 80\n#endif",
+            "#ifdef SWARA_EMULATOR\na < b;\n#else\nx[3];\n#endif",
+            "float v[4] = {}, other[4];",
+            "void grid_barrier(unsigned* state) {}",
+        ] {
+            assert_eq!(planted(text), (Vec::new(), text.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_site_knows_the_file_it_came_from() {
+        let (sites, _) = plant("#line 1 \"a.cu\"\n#line 1 \"b.cuh\"\nint f();\n  x[1];\n#line 2 \"a.cu\"\ny[2];\n");
+        let places: Vec<_> = sites.iter().map(|s| (s.file.as_str(), s.line, s.column, s.text.as_str())).collect();
+        assert_eq!(places, [("b.cuh", 2, 4, "x[1];"), ("a.cu", 2, 2, "y[2];")]);
+    }
+}
