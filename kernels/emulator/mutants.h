@@ -28,8 +28,10 @@ template <class T> T operator||(Narrow number, T x) { return number.chosen ? nar
 
 }  // namespace swara
 
-SWARA_EXPORT SWARA_UNSEEN unsigned char* swara_choose(unsigned number, long long fuel) {
+SWARA_EXPORT SWARA_UNSEEN unsigned char* swara_choose(unsigned number, long long* fuel) {
+    const long long left = swara::fuel;
     swara::chosen = number;
-    swara::fuel = fuel;
+    swara::fuel = *fuel;
+    *fuel = left;
     return swara::reached;
 }

@@ -119,8 +119,9 @@ pub(super) struct Library {
     pub bind: unsafe extern "C" fn(*const Runtime) -> *mut *mut Thread,
     /// Where it lies in memory.
     pub image: Range<usize>,
-    /// Chooses a mutant and gives the flags of those that were reached, of which there are so many.
-    pub choose: Option<(unsafe extern "C" fn(u32, i64) -> *mut u8, usize)>,
+    /// Chooses a mutant, changes the fuel for what is left of it, and gives the flags of those that were reached, of which there
+    /// are so many.
+    pub choose: Option<(unsafe extern "C" fn(u32, *mut i64) -> *mut u8, usize)>,
 }
 
 impl Library {

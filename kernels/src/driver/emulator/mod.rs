@@ -360,18 +360,19 @@ impl Emulator {
             image: library.image.clone(),
             checker: state.checker.as_deref_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut),
         };
-        // Enough for any case; what takes more does not end.
-        const FUEL: i64 = 1 << 28;
-        let chosen = self.mutants.as_ref().zip(library.choose);
-        let flags = chosen.as_ref().map(|(mutants, (choose, count))| {
-            // SAFETY: the library's own function and, for as long as that is loaded, its flags.
-            let flags = unsafe { choose(mutants.chosen(), FUEL) };
-            (mutants, flags, *count)
+        let mutants = self.mutants.as_ref().zip(library.choose);
+        let given = mutants.as_ref().map_or(0, |(mutants, (choose, _))| {
+            let (chosen, given) = mutants.begin(&name);
+            // SAFETY: the library's own function.
+            unsafe { choose(chosen, &mut given.clone()) };
+            given
         });
         let result = scheduler::run(&job, self.host_threads());
-        if let Some((mutants, flags, count)) = flags {
-            // SAFETY: as above, and nothing runs.
-            mutants.reach(unsafe { std::slice::from_raw_parts_mut(flags, count) });
+        if let Some((mutants, (choose, count))) = mutants {
+            let mut left = 0;
+            // SAFETY: as above; the flags live as long as the library, and nothing runs.
+            let flags = unsafe { std::slice::from_raw_parts_mut(choose(0, &mut left), count) };
+            mutants.end(&name, given - left, flags);
         }
         if let Some(checker) = &mut state.checker {
             checker.end(&name);

@@ -1,6 +1,6 @@
 //! Kernels with mistakes: does anything notice?
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 
 use crate::driver::Source;
@@ -22,6 +22,8 @@ pub struct Altered {
 struct State {
     chosen: u32,
     reached: BTreeSet<u32>,
+    /// How often a launch of each kernel asked at most, without a mistake.
+    asked: HashMap<String, i64>,
 }
 
 impl Mutants {
@@ -43,12 +45,23 @@ impl Mutants {
         (self.alter)(source, text)
     }
 
-    pub(super) fn chosen(&self) -> u32 {
-        self.lock().chosen
+    /// The mistake to make, and how often the text may ask before a kernel is said not to end.
+    pub(super) fn begin(&self, kernel: &str) -> (u32, i64) {
+        const PLENTY: i64 = 1 << 40;
+        const FEW: i64 = 50_000;
+        let state = self.lock();
+        match state.chosen {
+            0 => (0, PLENTY),
+            chosen => (chosen, FEW + 4 * state.asked.get(kernel).unwrap_or(&0)),
+        }
     }
 
-    pub(super) fn reach(&self, flags: &mut [u8]) {
-        let mut state = self.lock();
+    pub(super) fn end(&self, kernel: &str, asked: i64, flags: &mut [u8]) {
+        let state = &mut *self.lock();
+        if state.chosen == 0 {
+            let most = state.asked.entry(kernel.to_owned()).or_default();
+            *most = asked.max(*most);
+        }
         for (number, flag) in flags.iter_mut().enumerate() {
             if std::mem::take(flag) != 0 {
                 state.reached.insert(number as u32);
