@@ -5,8 +5,7 @@ use std::fmt::Write;
 
 use serde::Deserialize;
 use swara_kernels::driver::nvrtc::target;
-
-use crate::measure::{Code, Figures};
+use swara_verify::measure::{Code, Figures};
 
 /// Figures by op, kernel and architecture.
 pub type Measured = BTreeMap<String, BTreeMap<String, BTreeMap<u32, Figures>>>;

@@ -1,4 +1,5 @@
-//! What the compiler made of one source on one architecture.
+//! What the compiler made of one source on one architecture: registers, memory, machine code. Needs NVRTC and, for the machine
+//! code, nvdisasm; no GPU.
 
 use std::collections::BTreeMap;
 use std::io::Write;
