@@ -45,7 +45,7 @@ pub type Mix = [u32; CLASSES.len()];
 
 /// Classes of instructions: a name, and the families in it (a mnemonic up to its first dot). `LDG` and `STG` are told apart by
 /// width. What belongs to no class is the last one's; padding (`NOP`) is nobody's.
-pub const CLASSES: [(&str, &[&str]); 21] = [
+pub const CLASSES: [(&str, &[&str]); 22] = [
     (
         "f32",
         &[
@@ -57,7 +57,7 @@ pub const CLASSES: [(&str, &[&str]); 21] = [
     ("f64", &["DADD", "DMUL", "DFMA", "DMNMX", "DSETP"]),
     ("mufu", &["MUFU"]),
     ("mma", &["HMMA", "IMMA", "QMMA", "DMMA", "HGMMA", "IGMMA", "QGMMA", "OMMA"]),
-    ("convert", &["F2F", "F2I", "F2FP", "F2IP", "FRND", "I2F", "I2FP", "I2I", "I2IP"]),
+    ("convert", &["F2F", "F2I", "F2FP", "F2IP", "FRND", "I2F", "I2FP", "I2I", "I2IP", "UF2I", "UI2F"]),
     (
         "integer",
         &[
@@ -114,7 +114,7 @@ pub const CLASSES: [(&str, &[&str]); 21] = [
             "UIABS",
         ],
     ),
-    ("move", &["CS2R", "CS2UR", "MOV", "MOV32I", "R2UR", "S2R", "S2UR", "UMOV", "UR2UP"]),
+    ("move", &["BMOV", "CS2R", "CS2UR", "MOV", "MOV32I", "R2UR", "S2R", "S2UR", "UMOV", "UR2UP"]),
     ("warp", &["MATCH", "REDUX", "CREDUX", "SHFL", "VOTE", "VOTEU"]),
     ("constant", &["LDC", "LDCU", "ULDC"]),
     ("ldg 1-4", &[]),
@@ -125,7 +125,8 @@ pub const CLASSES: [(&str, &[&str]); 21] = [
     ("stg 16", &[]),
     ("ldgsts", &["LDGSTS", "LDGDEPBAR"]),
     ("lds", &["LDS", "LDSM", "STS", "STSM"]),
-    ("barrier", &["BAR", "DEPBAR", "ERRBAR", "MEMBAR", "CCTL", "NANOSLEEP"]),
+    ("atomic", &["ATOM", "ATOMG", "ATOMS", "RED", "REDG"]),
+    ("barrier", &["BAR", "CGAERRBAR", "DEPBAR", "ERRBAR", "MEMBAR", "CCTL", "NANOSLEEP"]),
     ("branch", &["BRA", "BREAK", "BRX", "BRXU", "BSSY", "BSYNC", "CALL", "EXIT", "JMP", "RET", "WARPSYNC", "YIELD"]),
     ("other", &[]),
 ];

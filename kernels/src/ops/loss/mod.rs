@@ -12,7 +12,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -31,27 +31,33 @@ enum Loss {
 }
 
 pub fn l1(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let _span = span::op("loss.l1");
     forward(Loss::L1, x, y)
 }
 
 pub fn l1_backward(x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
+    let _span = span::op("loss.l1_backward");
     backward(Loss::L1, x, y, scale)
 }
 
 pub fn mse(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let _span = span::op("loss.mse");
     forward(Loss::Mse, x, y)
 }
 
 pub fn mse_backward(x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
+    let _span = span::op("loss.mse_backward");
     backward(Loss::Mse, x, y, scale)
 }
 
 /// `floor` must be positive.
 pub fn log_l1(x: &Tensor, y: &Tensor, floor: f64) -> Result<Tensor> {
+    let _span = span::op("loss.log_l1");
     forward(Loss::LogL1 { floor }, x, y)
 }
 
 pub fn log_l1_backward(x: &Tensor, y: &Tensor, floor: f64, scale: f64) -> Result<Tensor> {
+    let _span = span::op("loss.log_l1_backward");
     backward(Loss::LogL1 { floor }, x, y, scale)
 }
 
