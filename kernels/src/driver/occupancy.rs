@@ -96,13 +96,13 @@ pub fn occupancy(arch: Arch, registers: u32, threads: u32, shared_bytes: u32) ->
     }
     let warps = threads.div_ceil(WARP);
     let shared = (shared_bytes + m.shared_reserved).next_multiple_of(m.shared_portion);
-    let registers = registers.checked_mul(WARP)?.next_multiple_of(REGISTER_PORTION);
-    let resident = |registers: u32| REGISTERS / PARTITIONS / registers * PARTITIONS;
+    let registers = registers.checked_mul(WARP)?.checked_next_multiple_of(REGISTER_PORTION)?;
+    let resident = (REGISTERS / PARTITIONS).checked_div(registers).map_or(u32::MAX, |warps| warps * PARTITIONS);
     let limits = [
         (Limiter::Warps, m.warps / warps),
         (Limiter::Blocks, m.blocks),
-        (Limiter::Registers, if registers == 0 { u32::MAX } else { resident(registers) / warps }),
-        (Limiter::SharedMemory, if shared == 0 { u32::MAX } else { m.shared_bytes / shared }),
+        (Limiter::Registers, resident / warps),
+        (Limiter::SharedMemory, m.shared_bytes.checked_div(shared).unwrap_or(u32::MAX)),
     ];
     let (limiter, blocks) = limits.into_iter().min_by_key(|(_, blocks)| *blocks)?;
     (blocks > 0).then_some(Occupancy { blocks, warps: blocks * warps, max_warps: m.warps, limiter })
