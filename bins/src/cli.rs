@@ -357,9 +357,9 @@ pub struct Profile {
     /// Write a timeline for Perfetto (ui.perfetto.dev) or chrome://tracing; on any device
     #[arg(long, value_name = "OUT.json")]
     pub trace: Option<PathBuf>,
-    /// Codec frames, or runs of each case
-    #[arg(long, visible_alias = "repeat", value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub frames: u32,
+    /// Codec frames, or runs of each case; by default 1 for ncu, which repeats each launch itself, and 10 elsewhere
+    #[arg(long, visible_alias = "repeat", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub frames: Option<u32>,
     /// Only cases whose name holds TEXT; the large ones by default
     #[arg(long, value_name = "TEXT")]
     pub case: Option<String>,

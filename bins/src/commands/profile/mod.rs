@@ -18,6 +18,8 @@ enum Subject {
 }
 
 const CODEC: &str = "codec";
+/// Codec frames, or runs of each case.
+const RUNS: u32 = 10;
 
 pub fn run(common: &Common, args: &Profile) -> Result {
     let subject = subject(args)?;
@@ -31,7 +33,7 @@ pub fn run(common: &Common, args: &Profile) -> Result {
         (Some(path), _) => trace::run(common, args, &subject, path),
         (None, None) => nsight::print(common, args, &subject),
         (None, Some(Runner::Bare)) => {
-            let done = Work::open(common, args, &subject)?.in_a_window(args.frames)?;
+            let done = Work::open(common, args, &subject)?.in_a_window(args.frames.unwrap_or(RUNS))?;
             if common.json { terminal::say_json(&serde_json::json!({ "runs": done })) } else { terminal::say(format!("{done} runs")) }
         }
         (None, Some(Runner::Ncu | Runner::Nsys)) => nsight::run(common, args, &subject),

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use super::{CODEC, Subject};
+use super::{CODEC, RUNS, Subject};
 use crate::cli::{Common, Profile, Runner, joined};
 use crate::failure::{Failure, Result};
 use crate::terminal;
@@ -66,7 +66,7 @@ fn ncu(common: &Common, args: &Profile, subject: &Subject) -> Result<Argv> {
             argv.push(joined("--source-folders=", kernels.join("src")));
         }
     }
-    argv.extend(inner(common, args, subject)?);
+    argv.extend(inner(common, args, subject, 1)?);
     Ok(argv)
 }
 
@@ -76,12 +76,12 @@ fn nsys(common: &Common, args: &Profile, subject: &Subject) -> Result<Argv> {
         .map(OsString::from)
         .to_vec();
     argv.extend(args.output.iter().map(|output| joined("--output=", output)));
-    argv.extend(inner(common, args, subject)?);
+    argv.extend(inner(common, args, subject, RUNS)?);
     Ok(argv)
 }
 
 /// This program, doing the work bare.
-fn inner(common: &Common, args: &Profile, subject: &Subject) -> Result<Argv> {
+fn inner(common: &Common, args: &Profile, subject: &Subject, runs: u32) -> Result<Argv> {
     let device = match common.device_spec() {
         "auto" => "cuda",
         spec if spec.split(':').next() == Some("cuda") => spec,
@@ -96,7 +96,7 @@ fn inner(common: &Common, args: &Profile, subject: &Subject) -> Result<Argv> {
         Subject::Ops(ops) => argv.extend(ops.iter().map(|op| OsString::from(op.name))),
         Subject::Codec => argv.push(CODEC.into()),
     }
-    argv.extend(["--run=bare".into(), joined("--device=", device), format!("--frames={}", args.frames).into()]);
+    argv.extend(["--run=bare".into(), joined("--device=", device), format!("--frames={}", args.frames.unwrap_or(runs)).into()]);
     argv.extend(args.case.iter().map(|case| joined("--case=", case)));
     argv.extend(args.model.iter().map(|model| joined("--model=", model)));
     argv.extend(common.arguments());

@@ -9,8 +9,8 @@ use swara_kernels::span::Kind;
 use swara_kernels::span::timeline::{self, Timeline};
 use swara_loader::output;
 
-use super::Subject;
 use super::work::Work;
+use super::{RUNS, Subject};
 use crate::cli::{Common, Profile};
 use crate::failure::{Failure, Result};
 use crate::terminal;
@@ -22,7 +22,7 @@ const DEVICE: u32 = 2;
 pub fn run(common: &Common, args: &Profile, subject: &Subject, path: &Path) -> Result {
     let work = Work::open(common, args, subject)?;
     let mut recorded = Timeline::default();
-    let runs = work.repeat(args.frames, |run| {
+    let runs = work.repeat(args.frames.unwrap_or(RUNS), |run| {
         let (runs, timeline) = timeline::record(work.device(), timeline::LIMIT, run)?;
         recorded = timeline;
         runs
