@@ -35,16 +35,19 @@ const TIMELINE: usize = 2;
 const TIMELINES: usize = !(UNKNOWN | NVTX);
 
 /// A part of a frame or of a training step: `encode`, `backward`.
+#[inline]
 pub fn step(name: &str) -> Span {
     open(Kind::Step, name)
 }
 
 /// A layer, by the name its tensors have: `decoder.block.0.conv_t1`.
+#[inline]
 pub fn layer(name: &str) -> Span {
     open(Kind::Layer, name)
 }
 
 /// An operation and its function: `conv1d.step`.
+#[inline]
 pub fn op(name: &str) -> Span {
     open(Kind::Op, name)
 }
