@@ -1,5 +1,5 @@
-use swara_kernels::ops::REGISTRY;
 use swara_kernels::Error;
+use swara_kernels::ops::REGISTRY;
 use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::{Report, golden};
 

@@ -74,11 +74,7 @@ fn lanes_of_a_warp_are_in_step_only_after_syncwarp() {
 fn blocks_are_ordered_by_fences_and_atomics() {
     let cooperative = Launch { cooperative: true, ..shape(4, 64) };
     let arguments = |device: &Device| {
-        vec![
-            Tensor::empty(device, DType::F32, [256]).unwrap(),
-            Tensor::empty(device, DType::F32, [4]).unwrap(),
-            upload(device, &[0i32]),
-        ]
+        vec![Tensor::empty(device, DType::F32, [256]).unwrap(), Tensor::empty(device, DType::F32, [4]).unwrap(), upload(device, &[0i32])]
     };
     on_every_schedule("blocks_meet", cooperative, arguments, &[]).unwrap();
     on_every_schedule("blocks_count", cooperative, arguments, &[]).unwrap();

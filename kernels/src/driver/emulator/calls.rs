@@ -10,7 +10,8 @@ use super::fiber;
 use super::memory::UNWRITTEN;
 use super::scheduler::{Fault, PendingCopy, Site, Thread, Wait, Worker, plain};
 
-pub(super) static RUNTIME: Runtime = Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault, access, fence };
+pub(super) static RUNTIME: Runtime =
+    Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault, access, fence };
 
 /// Where a fiber begins.
 pub(super) extern "C" fn thread_main(thread: usize) -> ! {

@@ -185,11 +185,27 @@ struct Recording {
 
 /// One step of a graph.
 enum Operation {
-    Launch { function: FunctionId, launch: Launch, args: Vec<[u64; 2]>, starts: Vec<usize> },
-    Copy { dst: DevicePtr, src: DevicePtr, bytes: usize },
-    Fill { dst: DevicePtr, byte: u8, bytes: usize },
+    Launch {
+        function: FunctionId,
+        launch: Launch,
+        args: Vec<[u64; 2]>,
+        starts: Vec<usize>,
+    },
+    Copy {
+        dst: DevicePtr,
+        src: DevicePtr,
+        bytes: usize,
+    },
+    Fill {
+        dst: DevicePtr,
+        byte: u8,
+        bytes: usize,
+    },
     /// Its contents are anyone's guess from here on.
-    Lend { ptr: DevicePtr, bytes: usize },
+    Lend {
+        ptr: DevicePtr,
+        bytes: usize,
+    },
 }
 
 impl State {

@@ -31,33 +31,27 @@ enum Loss {
 }
 
 pub fn l1(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let _span = span::op("loss.l1");
     forward(Loss::L1, x, y)
 }
 
 pub fn l1_backward(x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
-    let _span = span::op("loss.l1_backward");
     backward(Loss::L1, x, y, scale)
 }
 
 pub fn mse(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let _span = span::op("loss.mse");
     forward(Loss::Mse, x, y)
 }
 
 pub fn mse_backward(x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
-    let _span = span::op("loss.mse_backward");
     backward(Loss::Mse, x, y, scale)
 }
 
 /// `floor` must be positive.
 pub fn log_l1(x: &Tensor, y: &Tensor, floor: f64) -> Result<Tensor> {
-    let _span = span::op("loss.log_l1");
     forward(Loss::LogL1 { floor }, x, y)
 }
 
 pub fn log_l1_backward(x: &Tensor, y: &Tensor, floor: f64, scale: f64) -> Result<Tensor> {
-    let _span = span::op("loss.log_l1_backward");
     backward(Loss::LogL1 { floor }, x, y, scale)
 }
 
@@ -74,6 +68,7 @@ fn check(loss: Loss, x: &Tensor, y: &Tensor) -> Result<()> {
 }
 
 fn forward(loss: Loss, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let _span = span::op("loss.forward");
     check(loss, x, y)?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
@@ -84,6 +79,7 @@ fn forward(loss: Loss, x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 fn backward(loss: Loss, x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
+    let _span = span::op("loss.backward");
     check(loss, x, y)?;
     let mut dx = x.empty_like()?;
     let factor = scale / x.elements().max(1) as f64;

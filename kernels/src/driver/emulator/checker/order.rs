@@ -66,7 +66,16 @@ impl Order {
 
     pub fn stamp(&self, launch: u32, thread: u32, place: super::Place) -> Stamp {
         let (warp, lane) = (thread / 32, thread % 32);
-        Stamp { launch, block: self.block, epoch: self.epoch, warp, lanes: 1 << lane, clock: self.clock(thread, lane), place, reach: Reach::Warp }
+        Stamp {
+            launch,
+            block: self.block,
+            epoch: self.epoch,
+            warp,
+            lanes: 1 << lane,
+            clock: self.clock(thread, lane),
+            place,
+            reach: Reach::Warp,
+        }
     }
 
     fn clock(&self, thread: u32, lane: u32) -> u32 {

@@ -169,8 +169,7 @@ fn shared(group: &[Event], counts: &mut Shared) {
     };
     for part in 0..32 / lanes_at_once {
         let lanes = group.iter().filter(|e| u32::from(e.lane) / lanes_at_once == part);
-        let mut words: Vec<u64> =
-            lanes.flat_map(|e| e.address / BANK_BYTES..=(e.address + u64::from(e.bytes) - 1) / BANK_BYTES).collect();
+        let mut words: Vec<u64> = lanes.flat_map(|e| e.address / BANK_BYTES..=(e.address + u64::from(e.bytes) - 1) / BANK_BYTES).collect();
         words.sort_unstable();
         words.dedup();
         let mut banks = [0u64; BANKS as usize];
