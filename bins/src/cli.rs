@@ -1,4 +1,5 @@
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use swara_kernels::driver::emulator::Schedule;
@@ -41,6 +42,8 @@ pub enum Command {
     /// Time kernels or the codec beside what this machine can do at most
     #[command(subcommand)]
     Bench(Bench),
+    /// See what a kernel is made of and where the time goes: compiler reports, Nsight, timelines
+    Profile(Profile),
     /// Say what works on this machine, and what to do about the rest
     Doctor(Report),
 }
@@ -57,6 +60,7 @@ impl Command {
             Command::Prepare(args) => &args.report,
             Command::Diagnose(args) => &args.report,
             Command::Inspect(args) => &args.report,
+            Command::Profile(args) => &args.report,
             Command::Doctor(report) => report,
             Command::Bench(_) => return false,
         };
@@ -90,6 +94,13 @@ pub struct Common {
     /// Take CUDA text from this checkout's `kernels` folder instead of from the binary
     #[arg(long, global = true, value_name = "DIR")]
     kernels: Option<PathBuf>,
+}
+
+/// One argument of a flag and its value, which may start with a dash.
+pub fn joined(flag: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut argument = OsString::from(flag);
+    argument.push(value);
+    argument
 }
 
 fn dtype(text: &str) -> std::result::Result<DType, String> {
@@ -134,6 +145,25 @@ impl Common {
     /// As given on the command line.
     pub fn device_spec(&self) -> &str {
         &self.device
+    }
+
+    /// As given on the command line, for a process that is to do the same.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        if let Some(dtype) = self.dtype {
+            arguments.push(format!("--dtype={dtype}").into());
+        }
+        if let Some(threads) = self.threads {
+            arguments.push(format!("--threads={threads}").into());
+        }
+        if let Some(kernels) = &self.kernels {
+            arguments.push(joined("--kernels=", kernels));
+        }
+        arguments
+    }
+
+    pub fn kernels(&self) -> Option<&Path> {
+        self.kernels.as_deref()
     }
 
     pub fn open_device(&self) -> Result<Device> {
@@ -308,6 +338,48 @@ pub struct BenchCodec {
     /// One JSON array to FILE (- for standard output) instead of a table
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// By default, prints the command lines of Nsight Compute and Nsight Systems; with a GPU, `--run` runs one.
+#[derive(Args)]
+#[command(group = clap::ArgGroup::new("what").args(["compiled", "run", "trace"]))]
+pub struct Profile {
+    #[command(flatten)]
+    pub report: Report,
+    /// Operations, or the codec's frames
+    #[arg(value_name = "OP|codec", required = true)]
+    pub names: Vec<String>,
+    /// What the compiler made of the operations' kernels: registers, memory, occupancy, instructions. Needs no GPU
+    #[arg(long = "static")]
+    pub compiled: bool,
+    /// Architecture of --static
+    #[arg(long, default_value = "sm_90a", value_name = "ARCH", requires = "compiled")]
+    pub arch: String,
+    /// Run it instead of printing how: under a tool, or bare, as the tools do
+    #[arg(long, value_enum, value_name = "ncu|nsys|bare")]
+    pub run: Option<Runner>,
+    /// Write a timeline for Perfetto (ui.perfetto.dev) or chrome://tracing; on any device
+    #[arg(long, value_name = "OUT.json")]
+    pub trace: Option<PathBuf>,
+    /// Codec frames, or runs of each case; by default 1 for ncu, which repeats each launch itself, and 10 elsewhere
+    #[arg(long, visible_alias = "repeat", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub frames: Option<u32>,
+    /// Only cases whose name holds TEXT; the large ones by default
+    #[arg(long, value_name = "TEXT")]
+    pub case: Option<String>,
+    /// The codec: bundled name, file, or folder
+    #[arg(long, value_name = "M")]
+    pub model: Option<String>,
+    /// The tool's own report; without it, ncu prints and nsys numbers its files
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runner {
+    Ncu,
+    Nsys,
+    Bare,
 }
 
 #[derive(Args)]

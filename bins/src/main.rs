@@ -48,6 +48,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Inspect(args) => commands::inspect::run(common, &args),
         Command::Bench(Bench::Kernels(args)) => commands::bench::kernels(common, &args),
         Command::Bench(Bench::Codec(args)) => commands::bench::codec(common, &args),
+        Command::Profile(args) => commands::profile::run(common, &args),
         Command::Doctor(_) => commands::doctor::run(common),
     }
 }

@@ -124,6 +124,21 @@ impl Case {
             })
             .collect()
     }
+
+    /// Inputs for a run whose results do not matter: given values where the case gives them, zeros elsewhere.
+    pub fn blank(&self, device: &Device) -> Result<Vec<Tensor>> {
+        let blank = |input: &Input| {
+            let dtype = input.dtype.unwrap_or(self.dtype);
+            match &input.fill {
+                Fill::Values(values) => {
+                    let values: Vec<f64> = values.iter().copied().cycle().take(input.shape.elements()).collect();
+                    Tensor::from_f64(device, dtype, &values, input.shape)
+                }
+                _ => Tensor::zeros(device, dtype, input.shape),
+            }
+        };
+        self.inputs.iter().map(blank).collect()
+    }
 }
 
 fn draw(rng: &mut SplitMix, fill: &Fill, index: usize) -> f64 {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::driver::{DevicePtr, FunctionId};
 use crate::driver::{Driver, EventId, GraphId, Launch, Source};
+use crate::span::timeline;
 use crate::{Error, Result, Tensor};
 
 /// Where a tensor lives and where its operations run. Cheap to clone; equal if it is the same device.
@@ -149,11 +150,29 @@ impl Cuda {
 
     /// Looks `kernel` up in `source`, compiling on first use.
     pub fn kernel(&self, source: &'static Source, kernel: &str) -> Result<Kernel<'_>> {
-        Ok(Kernel { cuda: self, function: self.driver().function(source, kernel)? })
+        let function = self.driver().function(source, kernel)?;
+        Ok(Kernel { cuda: self, function, recorded: self.recording().then(|| kernel.into()) })
     }
 
     pub fn event(&self) -> Result<Event> {
         Ok(Event { id: self.driver().record_event()?, cuda: self.clone() })
+    }
+
+    /// Whether a timeline wants this launch: captured ones do not run yet.
+    fn recording(&self) -> bool {
+        timeline::recording() && self.lock().capture.is_none()
+    }
+
+    /// Runs `work` inside a window that profilers can be told to watch alone (`ncu --profile-from-start off`, `nsys profile
+    /// --capture-range=cudaProfilerApi`), and waits for it.
+    pub fn profiled<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.driver().synchronize()?;
+        self.driver().profiler(true)?;
+        let result = work();
+        let waited = self.driver().synchronize();
+        let closed = self.driver().profiler(false);
+        let result = result?;
+        waited.and(closed).map(|()| result)
     }
 }
 
@@ -229,6 +248,8 @@ impl Drop for Event {
 pub struct Kernel<'a> {
     cuda: &'a Cuda,
     function: FunctionId,
+    /// Its name, if a timeline wants it.
+    recorded: Option<Box<str>>,
 }
 
 impl Kernel<'_> {
@@ -249,8 +270,13 @@ impl Kernel<'_> {
         for (pointer, arg) in pointers.iter_mut().zip(args.iter_mut()) {
             *pointer = arg.bits.as_mut_ptr().cast();
         }
+        let start = self.recorded.is_some().then(|| self.cuda.event()).transpose()?;
         // SAFETY: forwarded from this function's own contract.
-        unsafe { self.cuda.driver().launch(self.function, launch, &mut pointers[..args.len()]) }
+        unsafe { self.cuda.driver().launch(self.function, launch, &mut pointers[..args.len()])? };
+        if let (Some(start), Some(name)) = (start, &self.recorded) {
+            timeline::launched(self.cuda, name.clone(), launch, start, self.cuda.event()?);
+        }
+        Ok(())
     }
 }
 

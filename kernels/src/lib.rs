@@ -16,6 +16,7 @@ mod dtype;
 mod error;
 pub mod ops;
 mod shape;
+pub mod span;
 mod tensor;
 pub mod tolerance;
 

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod encode;
 pub mod inspect;
 pub mod prepare;
+pub mod profile;
 pub mod roundtrip;
 pub mod train;
 pub mod verify;

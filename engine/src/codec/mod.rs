@@ -17,7 +17,7 @@ pub(crate) use checkpoint::{embedding_spec, fold, read};
 pub use config::{Config, QuantizerKind};
 pub use session::Session;
 use swara_kernels::ops::elementwise;
-use swara_kernels::{DType, Device, Tensor};
+use swara_kernels::{DType, Device, Tensor, span};
 
 use self::execute::{Offline, Weights};
 use self::model::Model;
@@ -124,6 +124,7 @@ impl Codec {
                 rows.extend(session.encode(&x, codebooks, None)?.to_vec::<i32>()?);
             }
         } else if frames > 0 {
+            let _span = span::step("encode");
             self.check_whole(frames * hop)?;
             let mut padded = samples.to_vec();
             padded.resize(frames * hop, 0.0);
@@ -157,6 +158,7 @@ impl Codec {
                 samples.extend(self.samples(&session.decode(&chunk, None)?)?);
             }
         } else if codes.frames > 0 {
+            let _span = span::step("decode");
             self.check_whole(codes.frames * self.config.hop())?;
             let rows = Tensor::from_slice(&self.device, &rows, [codes.frames, codes.codebooks])?;
             let z = self.quantizer.decode(&rows)?.reshape([1, codes.frames, self.config.latent])?;

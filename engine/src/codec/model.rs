@@ -3,6 +3,7 @@
 
 use swara_kernels::ops::weight_norm::Axis;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
+use swara_kernels::span;
 
 use super::Config;
 use crate::Result;
@@ -50,14 +51,21 @@ pub trait Executor {
 }
 
 pub fn run<E: Executor>(layers: &[Layer], executor: &mut E, mut x: E::Value) -> Result<E::Value> {
+    fn conv<E: Executor>(executor: &mut E, layer: &Conv, x: &E::Value, residual: Option<&E::Value>) -> Result<E::Value> {
+        let _span = span::layer(&layer.name);
+        executor.conv(layer, x, residual)
+    }
     for layer in layers {
         x = match layer {
-            Layer::Conv(conv) => executor.conv(conv, &x, None)?,
+            Layer::Conv(only) => conv(executor, only, &x, None)?,
             Layer::Residual(first, second) => {
-                let h = executor.conv(first, &x, None)?;
-                executor.conv(second, &h, Some(&x))?
+                let h = conv(executor, first, &x, None)?;
+                conv(executor, second, &h, Some(&x))?
             }
-            Layer::Upsample(up) => executor.upsample(up, &x)?,
+            Layer::Upsample(up) => {
+                let _span = span::layer(&up.name);
+                executor.upsample(up, &x)?
+            }
         };
     }
     Ok(x)

@@ -2,7 +2,7 @@
 
 use swara_kernels::ops::rvq_search::Metric;
 use swara_kernels::ops::{conv1d, elementwise, rvq_search};
-use swara_kernels::{DType, Tensor};
+use swara_kernels::{DType, Tensor, span};
 
 use super::execute::{Weights, find};
 use super::model::{Layout, TensorSpec};
@@ -134,6 +134,7 @@ impl Quantizer {
 
     /// Codes i32 `[B * T, stages]` of latents f32 `[B, T, latent]`.
     pub fn encode(&self, z: &Tensor, stages: usize) -> Result<Tensor> {
+        let _span = span::layer("quantizer");
         let rows = z.shape().rows();
         match self {
             Quantizer::Ema { input, codebooks, .. } => {
@@ -161,6 +162,7 @@ impl Quantizer {
 
     /// Latents f32 `[B * T, latent]` of codes i32 `[B * T, stages]`; a code outside its codebook is an error.
     pub fn decode(&self, codes: &Tensor) -> Result<Tensor> {
+        let _span = span::layer("quantizer");
         match self {
             Quantizer::Ema { output, codebooks, .. } => {
                 project(&with_references(codebooks, |books| Ok(rvq_search::decode(codes, books)?))?, output, None)

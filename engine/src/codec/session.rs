@@ -1,5 +1,5 @@
 use swara_kernels::ops::elementwise;
-use swara_kernels::{DType, Tensor};
+use swara_kernels::{DType, Tensor, span};
 
 use super::Codec;
 use super::execute::{Past, Streaming};
@@ -32,6 +32,7 @@ impl<'a> Session<'a> {
 
     /// Codes i32 `[B, frames, codebooks]` of the next samples `[B, frames * hop, 1]`.
     pub fn encode(&mut self, x: &Tensor, codebooks: usize, mask: Option<&Tensor>) -> Result<Tensor> {
+        let _span = span::step("encode");
         let codec = self.codec;
         codec.check_codebooks(codebooks)?;
         let &[batch, t, 1] = &*x.shape() else { return Err(Error::Argument(format!("samples are {x:?}, expected [batch, time, 1]"))) };
@@ -51,6 +52,7 @@ impl<'a> Session<'a> {
 
     /// Samples `[B, frames * hop, 1]` of the next codes i32 `[B, frames, codebooks]`.
     pub fn decode(&mut self, codes: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let _span = span::step("decode");
         let codec = self.codec;
         let &[batch, frames, codebooks] = &*codes.shape() else {
             return Err(Error::Argument(format!("codes are {codes:?}, expected [batch, frames, codebooks]")));

@@ -17,7 +17,7 @@ pub use run::{Event, Report, Start, Validation, run};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::adamw::{self, AdamW};
 use swara_kernels::ops::{elementwise, reduce};
-use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_kernels::{DType, Device, Shape, Tensor, span};
 
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Quantised, Stages, mix};
@@ -214,6 +214,7 @@ impl Trainer {
 
     /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
     pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
+        let forward = span::step("forward");
         let tape = Tape::new();
         let leaves: Vec<Var> = self.parameters.iter().map(|p| tape.leaf(p.value.clone())).collect();
         let parameters = self.parameters.iter().zip(&leaves).map(|(p, leaf)| (p.spec.name.clone(), leaf.clone())).collect();
@@ -239,6 +240,8 @@ impl Trainer {
             t => self.batch(&samples.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
         let terms = self.reconstruction.record(&tape, &y, &target)?;
+        drop(forward);
+        let _span = span::step("backward");
         let mut found = tape.backward()?;
         let gradients = leaves
             .iter()
@@ -256,7 +259,9 @@ impl Trainer {
 
     /// One step on a batch `[batch * crop]` of samples.
     pub fn train(&mut self, samples: &[f32]) -> Result<Step> {
+        let _span = span::step("train");
         let (step, gradients, stages) = self.gradients(samples)?;
+        let update = span::step("update");
         let t = &self.config.train;
         let scale = adamw::clip_scale(&step.gradient_energy, t.clip)?;
         // Early averages follow closely: they would remember the starting values otherwise.
@@ -273,6 +278,7 @@ impl Trainer {
         if self.initialised {
             quantize::update(&mut self.codebooks, &stages, &self.config.codebook, self.step, t.seed)?;
         }
+        drop(update);
         self.step += 1;
         Ok(step)
     }

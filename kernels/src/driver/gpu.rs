@@ -512,6 +512,19 @@ impl Driver for Gpu {
         }
     }
 
+    fn profiler(&self, open: bool) -> Result<()> {
+        self.enter_eagerly("a profiler's window")?;
+        let name = if open { "cuProfilerStart\0" } else { "cuProfilerStop\0" };
+        // SAFETY: the library is loaded; the symbol is looked up before it is called.
+        let status = unsafe {
+            if sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()).is_err() {
+                return Err(self.refuse("the driver has no profiler's window"));
+            }
+            if open { sys::cuProfilerStart() } else { sys::cuProfilerStop() }
+        };
+        self.check("the profiler's window", status)
+    }
+
     fn begin_capture(&self) -> Result<()> {
         self.enter_eagerly("a capture")?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

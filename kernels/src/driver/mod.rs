@@ -7,9 +7,11 @@ use crate::Result;
 
 pub mod cache;
 pub mod doctor;
+pub mod dry;
 pub mod emulator;
 pub mod gpu;
 pub mod nvrtc;
+pub mod occupancy;
 pub mod source;
 
 pub use source::Source;
@@ -92,6 +94,11 @@ pub trait Driver: Send + Sync {
     fn record_event(&self) -> Result<EventId>;
     fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32>;
     fn free_event(&self, event: EventId);
+
+    /// Opens or closes a profiler's window; without a profiler, nothing.
+    fn profiler(&self, _open: bool) -> Result<()> {
+        Ok(())
+    }
 
     /// Between the two, launches and device-to-device copies are recorded rather than run.
     fn begin_capture(&self) -> Result<()>;

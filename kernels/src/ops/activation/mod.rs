@@ -16,7 +16,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{Device, Result, Tensor, dispatch_real};
+use crate::{Device, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -43,6 +43,7 @@ impl Activation {
 }
 
 pub fn forward(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("activation.forward");
     let mut y = x.empty_like()?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(kind, &mut y, x))?,
@@ -53,6 +54,7 @@ pub fn forward(kind: Activation, x: &Tensor) -> Result<Tensor> {
 
 /// `dx` of [`forward`], from its input.
 pub fn backward(kind: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("activation.backward");
     check::same(NAME, x, "dy", dy)?;
     let mut dx = x.empty_like()?;
     match x.device() {

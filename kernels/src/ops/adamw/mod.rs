@@ -12,7 +12,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -77,6 +77,7 @@ pub fn step(
     step: u64,
     grad_scale: Option<&Tensor>,
 ) -> Result<()> {
+    let _span = span::op("adamw.step");
     check_dtype("param", param)?;
     check::same(NAME, param, "grad", grad)?;
     check::same(NAME, param, "m", m)?;
@@ -93,6 +94,7 @@ pub fn step(
 
 /// `min(1, max_norm / (sqrt(total) + 1e-6)) [1]`, with `total [1]` the sum of squares of all gradients; NaN if that is NaN.
 pub fn clip_scale(total: &Tensor, max_norm: f64) -> Result<Tensor> {
+    let _span = span::op("adamw.clip_scale");
     check_dtype("total", total)?;
     check::parameter(NAME, total, "total", total, 1)?;
     if max_norm.is_nan() || max_norm <= 0.0 {
@@ -113,6 +115,7 @@ pub fn clip_scale(total: &Tensor, max_norm: f64) -> Result<Tensor> {
 
 /// `shadow = decay shadow + (1 - decay) param`.
 pub fn ema(shadow: &mut Tensor, param: &Tensor, decay: f64) -> Result<()> {
+    let _span = span::op("adamw.ema");
     check_dtype("shadow", shadow)?;
     check::same(NAME, shadow, "param", param)?;
     match shadow.device() {

@@ -17,7 +17,7 @@ use crate::driver::source::ALL_ARCHS;
 use crate::ops::adamw;
 use crate::ops::rvq_search::{self, Metric};
 use crate::tolerance::{ROUNDOFF, Tolerance};
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 mod cpu;
 mod cuda;
@@ -33,6 +33,7 @@ const NAME: &str = "codebook";
 ///
 /// A code that is not below `k` is an error on the CPU and counts for nothing on CUDA.
 pub fn statistics(x: &Tensor, codes: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("codebook.statistics");
     let n = codes.elements();
     if codes.shape().len() != 1 || codes.dtype() != DType::I32 {
         return Err(Error::argument(NAME, format!("codes are {codes:?}, expected i32[N]")));
@@ -54,6 +55,7 @@ pub fn statistics(x: &Tensor, codes: &Tensor, k: usize) -> Result<(Tensor, Tenso
 
 /// Moves `usage [K]` and `sum [K, D]` towards `counts` and `sums` by `1 - decay`.
 pub fn ema_update(usage: &mut Tensor, sum: &mut Tensor, counts: &Tensor, sums: &Tensor, decay: f64) -> Result<()> {
+    let _span = span::op("codebook.ema_update");
     check_state(usage, sum)?;
     check(counts, "counts", "the shape of usage", counts.shape() == usage.shape(), &usage.device(), usage.dtype())?;
     check(sums, "sums", "the shape of sum", sums.shape() == sum.shape(), &usage.device(), usage.dtype())?;
@@ -63,6 +65,7 @@ pub fn ema_update(usage: &mut Tensor, sum: &mut Tensor, counts: &Tensor, sums: &
 
 /// Codewords `[K, D]`: `sum [K, D] / max(usage [K], epsilon)`.
 pub fn embedding(usage: &Tensor, sum: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let _span = span::op("codebook.embedding");
     check_state(usage, sum)?;
     match usage.device() {
         Device::Cpu => dispatch_real!(NAME, usage.dtype(), T => cpu::embedding::<T>(usage, sum, epsilon)),
@@ -74,6 +77,7 @@ pub fn embedding(usage: &Tensor, sum: &Tensor, epsilon: f64) -> Result<Tensor> {
 ///
 /// Reads `rows` on the host, so it waits for the device.
 pub fn replace_rows(sum: &mut Tensor, usage: &mut Tensor, rows: &Tensor, samples: &Tensor, value: f64) -> Result<()> {
+    let _span = span::op("codebook.replace_rows");
     check_state(usage, sum)?;
     let (m, k, d) = (rows.elements(), sum.shape()[0], sum.shape()[1]);
     check(rows, "rows", "[M]", rows.shape().len() == 1, &usage.device(), DType::I32)?;
@@ -95,6 +99,7 @@ pub fn replace_rows(sum: &mut Tensor, usage: &mut Tensor, rows: &Tensor, samples
 
 /// Counts and sums of the rows of `x [N, D]` by their nearest of `means [K, D]`: one iteration of k-means up to the division.
 pub fn kmeans_step(x: &Tensor, means: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("codebook.kmeans_step");
     let codes = rvq_search::nearest(x, means, Metric::Euclidean)?;
     statistics(x, &codes, means.shape()[0])
 }

@@ -42,6 +42,8 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(fused_case(Shape(1, 31, 6, 4, 3, Geometry { groups: 2, pad_left: 2, ..g }), dtype));
         cases.push(stream_case(Shape(2, 20, 6, 10, 10, causal(10, 5, 1)), dtype));
         cases.push(stream_case(Shape(2, 12, 8, 8, 7, causal(7, 1, 9)), dtype));
+        // The largest tiles, on the emulator's few processors.
+        cases.push(forward_case(Shape(1, 500, 5, 129, 3, causal(3, 1, 1)), dtype, false));
         cases.push(forward_case(Shape(1, 4096, 128, 128, 7, causal(7, 1, 1)), dtype, true));
         cases.push(forward_case(Shape(8, 16000, 16, 16, 7, causal(7, 1, 9)), dtype, true));
     }

@@ -22,7 +22,7 @@ mod tests;
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
 pub static OP: Op = Op { name: "conv1d", source: Some(&SOURCE), cases: cases::cases };
@@ -218,6 +218,7 @@ fn check_fused(x: &Tensor, e: &Extents, tout: usize, fused: &Fused) -> Result<()
 
 /// The whole signal at once.
 pub fn forward(x: &Tensor, weight: &Tensor, geometry: &Geometry, fused: Fused) -> Result<Tensor> {
+    let _span = span::op("conv1d.forward");
     let e = check(x, weight, geometry)?;
     let tout = geometry.output_len(e.t, e.taps);
     check_fused(x, &e, tout, &fused)?;
@@ -232,6 +233,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, geometry: &Geometry, fused: Fused) -
 /// The next `T` rows (a multiple of the stride) of `B` streams: reads the past from `ring` in place of left padding, then
 /// appends `x` to it. Streams whose `mask` (u8 `[B]`) is zero keep their past; their output is unspecified.
 pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, fused: Fused, mask: Option<&Tensor>) -> Result<Tensor> {
+    let _span = span::op("conv1d.step");
     let past = ring.rows.shape()[1];
     let g = Geometry { pad_left: past, pad_right: 0, ..*geometry };
     let e = check(x, weight, &g)?;
@@ -252,6 +254,7 @@ pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, f
 
 /// Gradient with respect to `x [B, t, Cin]` of the bare convolution (no prologue, no epilogue).
 pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usize) -> Result<Tensor> {
+    let _span = span::op("conv1d.backward_input");
     let &[batch, tout, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
     let &[taps, cin_group, _] = &*weight.shape() else {
         return Err(Error::shape("conv1d", "weight", "[taps, in / groups, out]", weight.shape()));
@@ -271,6 +274,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
 
 /// Gradient with respect to `weight [taps, Cin / groups, Cout]`. That of the bias is [`crate::ops::reduce::sum_rows`] of `dy`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
+    let _span = span::op("conv1d.backward_weight");
     let &[batch, t, cin] = &*x.shape() else { return Err(Error::shape("conv1d", "x", "[batch, time, channels]", x.shape())) };
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
     if *dy.shape() != [batch, geometry.output_len(t, taps), cout] {

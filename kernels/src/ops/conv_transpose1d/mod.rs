@@ -19,7 +19,7 @@ use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
 use crate::ops::conv1d::{self, Ring};
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source =
     Source { path: "ops/conv_transpose1d/conv_transpose1d.cu", text: include_str!("conv_transpose1d.cu"), archs: ALL_ARCHS };
@@ -102,6 +102,7 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, g: &Geometry) -> Re
 
 /// The whole signal at once.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geometry) -> Result<Tensor> {
+    let _span = span::op("conv_transpose1d.forward");
     let e = check(x, weight, bias, geometry)?;
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, e.tout, e.cout])?;
     match x.device() {
@@ -120,6 +121,7 @@ pub fn ring(device: &Device, dtype: DType, batch: usize, taps: usize, channels: 
 /// The next `T` rows of `B` streams: `T * stride` outputs, as [`forward`] with [`Geometry::causal`] over the whole would give,
 /// bit for bit. Streams whose `mask` (u8 `[B]`) is zero keep their past; their output is unspecified.
 pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, bias: Option<&Tensor>, stride: usize, mask: Option<&Tensor>) -> Result<Tensor> {
+    let _span = span::op("conv_transpose1d.step");
     let taps = weight.shape().first().copied().unwrap_or(0);
     let geometry = Geometry::causal(taps, stride);
     let mut e = check(x, weight, bias, &geometry)?;
@@ -137,6 +139,7 @@ pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, bias: Option<&Tensor>,
 
 /// Gradient with respect to `x [B, t, Cin]`: a strided convolution of `dy` with each tap transposed.
 pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usize) -> Result<Tensor> {
+    let _span = span::op("conv_transpose1d.backward_input");
     let &[batch, tout, cout] = &*dy.shape() else { return Err(Error::shape(NAME, "dy", "[batch, time, channels]", dy.shape())) };
     let &[taps, cin, w_out] = &*weight.shape() else { return Err(Error::shape(NAME, "weight", "[taps, in, out]", weight.shape())) };
     if cout != w_out || tout != geometry.output_len(t, taps) {
@@ -154,6 +157,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
 
 /// Gradient with respect to `weight [taps, Cin, Cout]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
+    let _span = span::op("conv_transpose1d.backward_weight");
     let &[batch, t, cin] = &*x.shape() else { return Err(Error::shape(NAME, "x", "[batch, time, channels]", x.shape())) };
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape(NAME, "dy", "[batch, time, channels]", dy.shape())) };
     if *dy.shape() != [batch, geometry.output_len(t, taps), cout] {

@@ -9,7 +9,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -28,14 +28,17 @@ enum Binary {
 }
 
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let _span = span::op("elementwise.add");
     binary(Binary::Add, a, b)
 }
 
 pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let _span = span::op("elementwise.sub");
     binary(Binary::Sub, a, b)
 }
 
 pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let _span = span::op("elementwise.mul");
     binary(Binary::Mul, a, b)
 }
 
@@ -51,6 +54,7 @@ fn binary(kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// `factor x`.
 pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
+    let _span = span::op("elementwise.scale");
     let mut y = x.empty_like()?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::scale::<T>(&mut y, x, factor))?,
@@ -61,6 +65,7 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
 
 /// `a += b`.
 pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
+    let _span = span::op("elementwise.add_assign");
     check::same(NAME, a, "b", b)?;
     match a.device() {
         Device::Cpu => dispatch_real!(NAME, a.dtype(), T => cpu::add_assign::<T>(a, b)),
@@ -70,6 +75,7 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
 
 /// `bias [C]`, of the type of `x [.., C]`, added to every row.
 pub fn add_row(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let _span = span::op("elementwise.add_row");
     if *bias.shape() != [x.shape().last_dim()] {
         return Err(Error::shape(NAME, "bias", format!("[{}]", x.shape().last_dim()), bias.shape()));
     }
@@ -84,6 +90,7 @@ pub fn add_row(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
 
 /// `[B, M, N]` to `[B, N, M]`.
 pub fn transpose(x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("elementwise.transpose");
     let &[batch, m, n] = &*x.shape() else { return Err(Error::shape(NAME, "x", "[B, M, N]", x.shape())) };
     let mut y = Tensor::empty(&x.device(), x.dtype(), [batch, n, m])?;
     match x.device() {
@@ -95,6 +102,7 @@ pub fn transpose(x: &Tensor) -> Result<Tensor> {
 
 /// The values of `x` rounded to nearest even in `dtype`. Floating types only on CUDA.
 pub fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let _span = span::op("elementwise.convert");
     if x.dtype() == dtype {
         return x.copy();
     }

@@ -12,7 +12,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Real, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -68,6 +68,7 @@ fn check(loss: Loss, x: &Tensor, y: &Tensor) -> Result<()> {
 }
 
 fn forward(loss: Loss, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let _span = span::op("loss.forward");
     check(loss, x, y)?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
@@ -78,6 +79,7 @@ fn forward(loss: Loss, x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 fn backward(loss: Loss, x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
+    let _span = span::op("loss.backward");
     check(loss, x, y)?;
     let mut dx = x.empty_like()?;
     let factor = scale / x.elements().max(1) as f64;

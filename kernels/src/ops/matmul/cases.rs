@@ -19,6 +19,7 @@ pub(super) fn cases() -> Vec<Case> {
         (5, 3, 500, Transpose { a: true, b: true }),
         (48, 40, 2100, ta),
         (3, 66, 128, tb),
+        (500, 129, 33, plain), // the largest tiles, on the emulator's few processors
     ];
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {

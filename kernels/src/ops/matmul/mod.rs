@@ -16,7 +16,7 @@ pub(crate) mod cuda;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
-use crate::{Device, Error, Result, Shape, Tensor, dispatch_real};
+use crate::{Device, Error, Result, Shape, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/matmul/matmul.cu", text: include_str!("matmul.cu"), archs: ALL_ARCHS };
 pub static OP: Op = Op { name: "matmul", source: Some(&SOURCE), cases: cases::cases };
@@ -35,6 +35,7 @@ struct Extents {
 }
 
 pub fn forward(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
+    let _span = span::op("matmul.forward");
     const OP: &str = "matmul";
     let (sa, sb) = (a.shape(), b.shape());
     if sa.len() < 2 || (transpose.a && sa.len() != 2) {

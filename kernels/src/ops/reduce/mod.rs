@@ -9,7 +9,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{Device, Real, Result, Tensor, dispatch_real};
+use crate::{Device, Real, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -21,14 +21,17 @@ pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases 
 const NAME: &str = "reduce";
 
 pub fn sum(x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("reduce.sum");
     total(x, Term::Value, 1.0)
 }
 
 pub fn mean(x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("reduce.mean");
     total(x, Term::Value, 1.0 / x.elements() as f64)
 }
 
 pub fn sum_squares(x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("reduce.sum_squares");
     total(x, Term::Square, 1.0)
 }
 
@@ -49,6 +52,7 @@ fn total(x: &Tensor, term: Term, factor: f64) -> Result<Tensor> {
 
 /// `x [.., C]` to `[C]`.
 pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("reduce.sum_rows");
     let width = x.shape().last_dim();
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {

@@ -18,7 +18,7 @@ use crate::driver::Source;
 use crate::driver::source::ALL_ARCHS;
 use crate::ops::codebook;
 use crate::tolerance::Tolerance;
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 mod cpu;
 mod cuda;
@@ -43,6 +43,7 @@ pub enum Metric {
 
 /// Codes `[N]` of the codewords nearest to the rows of `x [N, D]` in `codebook [K, D]`.
 pub fn nearest(x: &Tensor, codebook: &Tensor, metric: Metric) -> Result<Tensor> {
+    let _span = span::op("rvq_search.nearest");
     check(x, &[codebook])?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::nearest::<T>(x, codebook, metric)),
@@ -52,6 +53,7 @@ pub fn nearest(x: &Tensor, codebook: &Tensor, metric: Metric) -> Result<Tensor> 
 
 /// One residual stage: Euclidean codes `[N]` and `x - codebook[codes]`.
 pub fn stage(x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("rvq_search.stage");
     check(x, &[codebook])?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => {
@@ -68,6 +70,7 @@ pub fn stage(x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tensor)> {
 ///
 /// On CUDA up to eight stages are one launch if `N` is small enough for streaming, and one launch a stage otherwise.
 pub fn search(x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("rvq_search.search");
     check(x, codebooks)?;
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::search::<T>(x, codebooks)),
@@ -79,6 +82,7 @@ pub fn search(x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
 ///
 /// A code outside its codebook is an error on the CPU and a row of NaN on CUDA; see [`check_codes`].
 pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
+    let _span = span::op("rvq_search.decode");
     if codes.shape().len() != 2 || codes.shape()[1] == 0 || codes.shape()[1] > codebooks.len() {
         return Err(Error::shape(NAME, "codes", format!("[N, S] with 1 <= S <= {} codebooks", codebooks.len()), codes.shape()));
     }
@@ -96,6 +100,7 @@ pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
 
 /// `codebook[codes]` as `[N, D]`, for `codebook [K, D]` and `codes [N]`.
 pub fn gather(codebook: &Tensor, codes: &Tensor) -> Result<Tensor> {
+    let _span = span::op("rvq_search.gather");
     if codes.shape().len() != 1 {
         return Err(Error::shape(NAME, "codes", "[N]", codes.shape()));
     }
@@ -104,6 +109,7 @@ pub fn gather(codebook: &Tensor, codes: &Tensor) -> Result<Tensor> {
 
 /// Backward of [`gather`]: `[K, D]` whose row `k` is the sum of the rows of `dy [N, D]` that have code `k`. Deterministic.
 pub fn scatter_add(dy: &Tensor, codes: &Tensor, k: usize) -> Result<Tensor> {
+    let _span = span::op("rvq_search.scatter_add");
     Ok(codebook::statistics(dy, codes, k)?.1)
 }
 

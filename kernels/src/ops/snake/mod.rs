@@ -15,7 +15,7 @@ use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
 use crate::tolerance::ROUNDOFF;
-use crate::{Device, Result, Tensor, dispatch_real};
+use crate::{Device, Result, Tensor, dispatch_real, span};
 
 mod cases;
 pub mod cpu;
@@ -32,6 +32,7 @@ const SINE_ERROR: f64 = 2.0 * ROUNDOFF;
 
 /// `y = x + sin^2(alpha x) / (alpha + 1e-9)`.
 pub fn forward(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
+    let _span = span::op("snake.forward");
     check::parameter(NAME, x, "alpha", alpha, x.shape().last_dim())?;
     let mut y = x.empty_like()?;
     match x.device() {
@@ -43,6 +44,7 @@ pub fn forward(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
 
 /// `(dx, dalpha [C])` of [`forward`].
 pub fn backward(dy: &Tensor, x: &Tensor, alpha: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("snake.backward");
     check::same(NAME, x, "dy", dy)?;
     check::parameter(NAME, x, "alpha", alpha, x.shape().last_dim())?;
     let mut dx = x.empty_like()?;
@@ -62,6 +64,7 @@ pub fn backward(dy: &Tensor, x: &Tensor, alpha: &Tensor) -> Result<(Tensor, Tens
 
 /// `y = x + sin^2(e^log_alpha x) / (e^log_beta + 1e-9)`.
 pub fn beta_forward(x: &Tensor, log_alpha: &Tensor, log_beta: &Tensor) -> Result<Tensor> {
+    let _span = span::op("snake.beta_forward");
     check_beta(x, log_alpha, log_beta)?;
     let mut y = x.empty_like()?;
     match x.device() {
@@ -75,6 +78,7 @@ pub fn beta_forward(x: &Tensor, log_alpha: &Tensor, log_beta: &Tensor) -> Result
 
 /// `(dx, dlog_alpha [C], dlog_beta [C])` of [`beta_forward`].
 pub fn beta_backward(dy: &Tensor, x: &Tensor, log_alpha: &Tensor, log_beta: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+    let _span = span::op("snake.beta_backward");
     check::same(NAME, x, "dy", dy)?;
     check_beta(x, log_alpha, log_beta)?;
     let mut dx = x.empty_like()?;

@@ -13,7 +13,7 @@ use crate::case::{Case, Check, Cost, Input, Op};
 use crate::driver::Source;
 use crate::driver::source::ALL_ARCHS;
 use crate::tolerance::Tolerance;
-use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, span};
 
 mod cpu;
 mod cuda;
@@ -74,6 +74,7 @@ impl Geometry {
 
 /// Spectra `[B, T / hop + 1, window / 2 + 1, 2]` of `x [B, T]`, where `T > window / 2`.
 pub fn forward(x: &Tensor, window: usize, hop: usize) -> Result<Tensor> {
+    let _span = span::op("stft.forward");
     if x.shape().len() != 2 {
         return Err(Error::shape(NAME, "x", "[B, T]", x.shape()));
     }
@@ -86,6 +87,7 @@ pub fn forward(x: &Tensor, window: usize, hop: usize) -> Result<Tensor> {
 
 /// `dx [B, samples]` for the gradient `dspec [B, samples / hop + 1, window / 2 + 1, 2]`.
 pub fn backward(dspec: &Tensor, samples: usize, window: usize, hop: usize) -> Result<Tensor> {
+    let _span = span::op("stft.backward");
     let shape = dspec.shape();
     let g = Geometry::new(shape.first().copied().unwrap_or(0), samples, window, hop)?;
     if shape[..] != [g.batch, g.frames(), g.bins(), 2] {
@@ -99,6 +101,7 @@ pub fn backward(dspec: &Tensor, samples: usize, window: usize, hop: usize) -> Re
 
 /// `sqrt(re^2 + im^2)` over the last axis, which has two elements and goes.
 pub fn magnitude(spec: &Tensor) -> Result<Tensor> {
+    let _span = span::op("stft.magnitude");
     let mut out = Tensor::empty(&spec.device(), spec.dtype(), magnitude_shape(spec)?)?;
     match spec.device() {
         Device::Cpu => dispatch_real!(NAME, spec.dtype(), T => cpu::magnitude::<T>(&mut out, spec))?,
@@ -109,6 +112,7 @@ pub fn magnitude(spec: &Tensor) -> Result<Tensor> {
 
 /// Gradient of [`magnitude`] with respect to `spec [.., 2]`, given `dmag [..]`; 0 where the magnitude is 0.
 pub fn magnitude_backward(dmag: &Tensor, spec: &Tensor) -> Result<Tensor> {
+    let _span = span::op("stft.magnitude_backward");
     let expected = magnitude_shape(spec)?;
     if dmag.shape() != expected {
         return Err(Error::shape(NAME, "dmag", format!("{expected:?}"), dmag.shape()));

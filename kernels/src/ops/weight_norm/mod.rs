@@ -12,7 +12,7 @@
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 mod cases;
 mod cpu;
@@ -45,6 +45,7 @@ fn check(v: &Tensor, g: &Tensor, axis: Axis) -> Result<()> {
 
 /// `w = g v / |v|`.
 pub fn forward(v: &Tensor, g: &Tensor, axis: Axis) -> Result<Tensor> {
+    let _span = span::op("weight_norm.forward");
     check(v, g, axis)?;
     let mut w = v.empty_like()?;
     match v.device() {
@@ -56,6 +57,7 @@ pub fn forward(v: &Tensor, g: &Tensor, axis: Axis) -> Result<Tensor> {
 
 /// `(dv, dg)` of [`forward`].
 pub fn backward(dw: &Tensor, v: &Tensor, g: &Tensor, axis: Axis) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("weight_norm.backward");
     check(v, g, axis)?;
     check::same(NAME, v, "dw", dw)?;
     let (mut dv, mut dg) = (v.empty_like()?, g.empty_like()?);

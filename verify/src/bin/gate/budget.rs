@@ -5,8 +5,7 @@ use std::fmt::Write;
 
 use serde::Deserialize;
 use swara_kernels::driver::nvrtc::target;
-
-use crate::measure::{Code, Figures};
+use swara_verify::measure::{Code, Figures};
 
 /// Figures by op, kernel and architecture.
 pub type Measured = BTreeMap<String, BTreeMap<String, BTreeMap<u32, Figures>>>;
@@ -120,9 +119,12 @@ pub fn faults(measured: &Measured) -> Vec<String> {
         for (kernel, archs) in kernels {
             for (&arch, figures) in archs {
                 let local = figures.code.map_or(0, |code| code.local);
-                if figures.spilled > 0 || local > 0 {
-                    let spilled = figures.spilled;
-                    faults.push(format!("{op}: {kernel} on {}: spills {spilled} bytes, {local} accesses to local memory", target(arch)));
+                let Figures { stack, spilled, .. } = *figures;
+                if stack > 0 || spilled > 0 || local > 0 {
+                    let target = target(arch);
+                    faults.push(format!(
+                        "{op}: {kernel} on {target}: spills {spilled} bytes, a stack of {stack}, {local} accesses to local memory"
+                    ));
                 }
             }
         }
@@ -144,7 +146,7 @@ mod tests {
     }
 
     fn figures() -> Figures {
-        Figures { registers: 32, shared: 256, spilled: 0, code: Some(Code { local: 0, wide_loads: 2, mma: 4 }) }
+        Figures { registers: 32, shared: 256, code: Some(Code { wide_loads: 2, mma: 4, ..Code::default() }), ..Figures::default() }
     }
 
     #[test]
@@ -166,7 +168,7 @@ mod tests {
         let worse = |figures: Figures| budget.judge(&one(80, figures)).0;
         assert_eq!(worse(Figures { registers: 33, ..figures() }), ["op: k on sm_80: 33 registers, 32 allowed"]);
         assert_eq!(worse(Figures { shared: 257, ..figures() }), ["op: k on sm_80: 257 bytes of shared memory, 256 allowed"]);
-        let code = |wide_loads, mma| Figures { code: Some(Code { local: 0, wide_loads, mma }), ..figures() };
+        let code = |wide_loads, mma| Figures { code: Some(Code { wide_loads, mma, ..Code::default() }), ..figures() };
         assert_eq!(worse(code(0, 1)), ["op: k on sm_80: no 16-byte loads, and they are promised"]);
         assert_eq!(worse(code(1, 0)), ["op: k on sm_80: no mma, and they are promised"]);
         assert_eq!(budget.judge(&one(86, figures())).0, ["op: k on sm_86 is not in the budget"]);
@@ -181,6 +183,7 @@ mod tests {
     fn a_spill_is_a_fault_whatever_the_budget_says() {
         assert!(faults(&one(80, figures())).is_empty());
         assert_eq!(faults(&one(80, Figures { spilled: 8, ..figures() })).len(), 1);
+        assert_eq!(faults(&one(80, Figures { stack: 8, ..figures() })).len(), 1);
         assert_eq!(faults(&one(80, Figures { code: Some(Code { local: 1, ..Code::default() }), ..figures() })).len(), 1);
     }
 }

@@ -4,7 +4,6 @@
 //! and shared memory, and nvdisasm's listing tells the rest. Without NVRTC the gate says so and passes, unless `CI` is set.
 
 mod budget;
-mod measure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,10 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use budget::{Budget, Measured, faults};
-use measure::{Report, find_nvdisasm, measure};
 use swara_kernels::driver::Source;
 use swara_kernels::driver::nvrtc::Nvrtc;
 use swara_kernels::ops::REGISTRY;
+use swara_verify::measure::{Report, find_nvdisasm, measure};
 
 const INSTALL: &str = "pip install nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvdisasm";
 

@@ -1,4 +1,5 @@
-//! What the compiler made of one source on one architecture.
+//! What the compiler made of one source on one architecture: registers, memory, machine code. Needs NVRTC and, for the machine
+//! code, nvdisasm; no GPU.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -17,20 +18,129 @@ pub struct Figures {
     pub registers: u32,
     /// Static shared memory in bytes.
     pub shared: u32,
-    /// Bytes of stack frame, spill stores and spill loads.
+    /// Bytes of stack frame a thread.
+    pub stack: u32,
+    /// Bytes of spill stores and spill loads.
     pub spilled: u32,
+    /// `None` without nvdisasm.
     pub code: Option<Code>,
 }
 
-/// What stands in the machine code.
+/// What stands in the machine code, counted once however often it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Code {
+    /// Size with its padding.
+    pub bytes: u32,
     /// Loads from and stores to local memory.
     pub local: u32,
     /// 16-byte loads from global memory, asynchronous copies included.
     pub wide_loads: u32,
     /// Tensor-core instructions.
     pub mma: u32,
+    pub mix: Mix,
+}
+
+/// Instructions by [`CLASSES`].
+pub type Mix = [u32; CLASSES.len()];
+
+/// Classes of instructions: a name, and the families in it (a mnemonic up to its first dot). `LDG` and `STG` are told apart by
+/// width. What belongs to no class is the last one's; padding (`NOP`) is nobody's.
+pub const CLASSES: [(&str, &[&str]); 22] = [
+    (
+        "f32",
+        &[
+            "FADD", "FADD2", "FADD32I", "FMUL", "FMUL2", "FMUL32I", "FFMA", "FFMA2", "FFMA32I", "FMNMX", "FMNMX3", "FSEL", "FSET", "FSETP",
+            "FCHK", "FSWZADD",
+        ],
+    ),
+    ("f16", &["HADD2", "HADD2_32I", "HMUL2", "HMUL2_32I", "HFMA2", "HFMA2_32I", "HMNMX2", "HSET2", "HSETP2"]),
+    ("f64", &["DADD", "DMUL", "DFMA", "DMNMX", "DSETP"]),
+    ("mufu", &["MUFU"]),
+    ("mma", &["HMMA", "IMMA", "QMMA", "DMMA", "HGMMA", "IGMMA", "QGMMA", "OMMA"]),
+    ("convert", &["F2F", "F2I", "F2FP", "F2IP", "FRND", "I2F", "I2FP", "I2I", "I2IP", "UF2I", "UI2F"]),
+    (
+        "integer",
+        &[
+            "BMSK",
+            "BREV",
+            "FLO",
+            "IABS",
+            "IADD",
+            "IADD3",
+            "IADD32I",
+            "IDP",
+            "IMAD",
+            "IMNMX",
+            "IMUL",
+            "ISCADD",
+            "ISETP",
+            "LEA",
+            "LOP",
+            "LOP3",
+            "LOP32I",
+            "P2R",
+            "PLOP3",
+            "POPC",
+            "PRMT",
+            "R2P",
+            "SEL",
+            "SGXT",
+            "SHF",
+            "SHL",
+            "SHR",
+            "VABSDIFF",
+            "VIADD",
+            "VIADDMNMX",
+            "VIMNMX",
+            "VIMNMX3",
+            "UBMSK",
+            "UBREV",
+            "UFLO",
+            "UIADD3",
+            "UIMAD",
+            "UISETP",
+            "ULEA",
+            "ULOP3",
+            "UP2UR",
+            "UPLOP3",
+            "UPOPC",
+            "UPRMT",
+            "USEL",
+            "USGXT",
+            "USHF",
+            "UVIADD",
+            "UVIMNMX",
+            "UIMNMX",
+            "UIABS",
+        ],
+    ),
+    ("move", &["BMOV", "CS2R", "CS2UR", "MOV", "MOV32I", "R2UR", "S2R", "S2UR", "UMOV", "UR2UP"]),
+    ("warp", &["MATCH", "REDUX", "CREDUX", "SHFL", "VOTE", "VOTEU"]),
+    ("constant", &["LDC", "LDCU", "ULDC"]),
+    ("ldg 1-4", &[]),
+    ("ldg 8", &[]),
+    ("ldg 16", &[]),
+    ("stg 1-4", &[]),
+    ("stg 8", &[]),
+    ("stg 16", &[]),
+    ("ldgsts", &["LDGSTS", "LDGDEPBAR"]),
+    ("lds", &["LDS", "LDSM", "STS", "STSM"]),
+    ("atomic", &["ATOM", "ATOMG", "ATOMS", "RED", "REDG"]),
+    ("barrier", &["BAR", "CGAERRBAR", "DEPBAR", "ERRBAR", "MEMBAR", "CCTL", "NANOSLEEP"]),
+    ("branch", &["BRA", "BREAK", "BRX", "BRXU", "BSSY", "BSYNC", "CALL", "EXIT", "JMP", "RET", "WARPSYNC", "YIELD"]),
+    ("other", &[]),
+];
+
+/// Index into [`CLASSES`], or `None` for padding.
+fn class(mnemonic: &str) -> Option<usize> {
+    let family = mnemonic.split('.').next().unwrap_or(mnemonic);
+    let width = || if mnemonic.contains(".128") { 2 } else { mnemonic.contains(".64") as usize };
+    match family {
+        "NOP" => None,
+        "LDG" | "LD" => Some(10 + width()),
+        "STG" | "ST" => Some(13 + width()),
+        _ => Some(CLASSES.iter().position(|(_, families)| families.contains(&family)).unwrap_or(CLASSES.len() - 1)),
+    }
 }
 
 /// What one compilation told.
@@ -95,7 +205,8 @@ fn read_log(log: &str) -> BTreeMap<String, Figures> {
         };
         if line.contains("bytes stack frame") {
             // Functions that were not inlined report here too; their spills are the kernel's.
-            figures.spilled += before(" bytes stack frame") + before(" bytes spill stores") + before(" bytes spill loads");
+            figures.stack += before(" bytes stack frame");
+            figures.spilled += before(" bytes spill stores") + before(" bytes spill loads");
         }
         if line.contains(" registers") {
             figures.registers = before(" registers");
@@ -104,6 +215,9 @@ fn read_log(log: &str) -> BTreeMap<String, Figures> {
     }
     kernels
 }
+
+/// Since Volta.
+const INSTRUCTION_BYTES: u32 = 16;
 
 /// Counts instructions by kernel in a disassembly.
 fn read_code(listing: &str) -> BTreeMap<String, Code> {
@@ -115,10 +229,17 @@ fn read_code(listing: &str) -> BTreeMap<String, Code> {
             current = Some(name.clone());
             kernels.insert(name, Code::default());
         }
-        let Some((_, instruction)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) else { continue };
+        let Some((address, instruction)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) else { continue };
         let Some(code) = current.as_ref().and_then(|name| kernels.get_mut(name)) else { continue };
         let Some(mnemonic) = instruction.split_whitespace().find(|word| !word.starts_with(['@', '{'])) else { continue };
-        let family = mnemonic.split('.').next().unwrap_or(mnemonic).trim_end_matches(';');
+        let mnemonic = mnemonic.trim_end_matches(';');
+        let family = mnemonic.split('.').next().unwrap_or(mnemonic);
+        if let Ok(address) = u32::from_str_radix(address, 16) {
+            code.bytes = code.bytes.max(address.saturating_add(INSTRUCTION_BYTES));
+        }
+        if let Some(class) = class(mnemonic) {
+            code.mix[class] += 1;
+        }
         code.local += matches!(family, "LDL" | "STL") as u32;
         code.wide_loads += (matches!(family, "LDG" | "LDGSTS") && mnemonic.contains(".128")) as u32;
         code.mma += matches!(family, "HMMA" | "IMMA" | "QMMA" | "HGMMA" | "IGMMA" | "QGMMA") as u32;
@@ -167,8 +288,8 @@ mod tests {
             ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
             ptxas info    : Used 25 registers, used 1 barriers, 256 bytes smem, 372 bytes cmem[0]";
         let kernels = read_log(log);
-        assert_eq!(kernels["a"], Figures { registers: 32, shared: 0, spilled: 296 + 564 + 608, code: None });
-        assert_eq!(kernels["b"], Figures { registers: 25, shared: 256, spilled: 0, code: None });
+        assert_eq!(kernels["a"], Figures { registers: 32, shared: 0, stack: 296, spilled: 564 + 608, code: None });
+        assert_eq!(kernels["b"], Figures { registers: 25, shared: 256, ..Figures::default() });
         assert_eq!(kernels.len(), 2);
     }
 
@@ -182,9 +303,28 @@ mod tests {
             /*0000*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;\n\
             /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;\n\
             /*0020*/                   LDG.E R4, desc[UR4][R2.64] ;\n\
-            /*0030*/                   LDS.128 R4, [R2] ;";
+            /*0030*/                   LDS.128 R4, [R2] ;\n\
+            /*0040*/                   NOP;";
         let kernels = read_code(listing);
-        assert_eq!(kernels["a"], Code { local: 2, wide_loads: 1, mma: 0 });
-        assert_eq!(kernels["b"], Code { local: 0, wide_loads: 1, mma: 1 });
+        let mix = |names: &[(&str, u32)]| -> Mix {
+            std::array::from_fn(|i| names.iter().find(|(name, _)| *name == CLASSES[i].0).map_or(0, |(_, count)| *count))
+        };
+        let a = mix(&[("other", 2), ("ldg 16", 1)]);
+        assert_eq!(kernels["a"], Code { bytes: 48, local: 2, wide_loads: 1, mma: 0, mix: a });
+        let b = mix(&[("ldgsts", 1), ("mma", 1), ("ldg 1-4", 1), ("lds", 1)]);
+        assert_eq!(kernels["b"], Code { bytes: 80, local: 0, wide_loads: 1, mma: 1, mix: b });
+    }
+
+    #[test]
+    fn every_instruction_has_one_class() {
+        let mut seen = std::collections::BTreeSet::new();
+        assert!(CLASSES.iter().flat_map(|(_, families)| families.iter()).all(|family| seen.insert(family)));
+        let name = |mnemonic| class(mnemonic).map(|class| CLASSES[class].0);
+        assert_eq!(name("STG.E.64"), Some("stg 8"));
+        assert_eq!(name("LDG.E.U8.CONSTANT"), Some("ldg 1-4"));
+        assert_eq!(name("IMAD.WIDE.U32"), Some("integer"));
+        assert_eq!(name("MUFU.RCP"), Some("mufu"));
+        assert_eq!(name("FROBNICATE"), Some("other"));
+        assert_eq!(name("NOP"), None);
     }
 }
