@@ -4,13 +4,13 @@
 mod sites;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use swara_kernels::case::{Case, Op};
 use swara_kernels::driver::Arch;
-use swara_kernels::driver::emulator::{Altered, Emulator, Mutants, Options};
+use swara_kernels::driver::emulator::{Altered, Emulator, Mutants, Options, Schedule};
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::{Device, Error, Result};
 
@@ -162,10 +162,20 @@ pub fn run(ops: &[String], equivalents: &Equivalents, mut progress: impl FnMut(&
     })
 }
 
+struct Planted {
+    text: String,
+    mutants: u32,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// One operation's cases on one architecture, and the mistakes that each comes by.
 struct Ground {
     op: &'static Op,
-    device: Device,
+    /// Under several schedules: what is not noticed under the first may be under another.
+    devices: Vec<Device>,
     mutants: Arc<Mutants>,
     sites: Arc<Mutex<Vec<Site>>>,
     cases: Vec<(Case, Prepared)>,
@@ -177,17 +187,25 @@ impl Ground {
     fn new(op: &'static Op, arch: Arch) -> Result<Ground> {
         let sites: Arc<Mutex<Vec<Site>>> = Arc::default();
         let planted = Arc::clone(&sites);
+        // An operation may launch kernels of several sources.
+        let texts: Mutex<HashMap<String, Planted>> = Mutex::default();
         let mutants = Arc::new(Mutants::new(move |_, text| {
-            let (sites, text) = plant(text);
-            let mutants = sites.len() as u32;
-            *planted.lock().unwrap_or_else(|p| p.into_inner()) = sites;
-            Altered { text, mutants }
+            let (mut texts, mut planted) = (locked(&texts), locked(&planted));
+            let known = texts.entry(text.to_owned()).or_insert_with(|| {
+                let (sites, text) = plant(text, planted.len() as u32 + 1);
+                planted.extend(sites);
+                Planted { text, mutants: planted.len() as u32 }
+            });
+            Altered { text: known.text.clone(), mutants: known.mutants }
         }));
-        let emulator = Emulator::mutated(Options { arch, ..Options::default() }, Arc::clone(&mutants))?;
-        let device = Device::on(Box::new(emulator));
+        let device = |schedule| {
+            let emulator = Emulator::mutated(Options { arch, schedule, ..Options::default() }, Arc::clone(&mutants))?;
+            Ok(Device::on(Box::new(emulator)))
+        };
+        let devices = Schedule::ALL.into_iter().map(device).collect::<Result<_>>()?;
         let prepare = |case: Case| Prepared::fixed(op.name, &case).map(|prepared| (case, prepared));
         let cases = (op.cases)().into_iter().filter(|case| !case.bench).map(prepare).collect::<Result<_>>()?;
-        Ok(Ground { op, device, mutants, sites, cases, reached: HashMap::new() })
+        Ok(Ground { op, devices, mutants, sites, cases, reached: HashMap::new() })
     }
 
     /// Runs everything once, without a mistake.
@@ -195,7 +213,7 @@ impl Ground {
         let mut passed: Vec<(Duration, usize, BTreeSet<u32>)> = Vec::new();
         for n in 0..self.cases.len() {
             let start = Instant::now();
-            if let Some(how) = self.notices(n)? {
+            if let Some(how) = self.notices(n, &self.devices[0])? {
                 return Err(Error::argument("mutants", format!("{} {} fails as it is: {how}", self.op.name, self.cases[n].0.label)));
             }
             passed.push((start.elapsed(), n, self.mutants.take_reached()));
@@ -204,13 +222,15 @@ impl Ground {
         for (_, n, reached) in passed {
             reached.into_iter().for_each(|mutant| self.reached.entry(mutant).or_default().push(n));
         }
-        Ok(self.sites.lock().unwrap_or_else(|p| p.into_inner()).clone())
+        Ok(locked(&self.sites).clone())
     }
 
     fn attempt(&mut self, mutant: u32) -> Fate {
         let Some(cases) = self.reached.get(&mutant) else { return Fate::Unreached };
         self.mutants.choose(mutant);
-        let found = cases.iter().find_map(|&n| Some((n, self.notices(n).unwrap_or_else(|error| Some(error.to_string()))?)));
+        let tries = self.devices.iter().flat_map(|device| cases.iter().map(move |&n| (n, device)));
+        let notices = |n, device| self.notices(n, device).unwrap_or_else(|error| Some(error.to_string()));
+        let found = tries.into_iter().find_map(|(n, device)| Some((n, notices(n, device)?)));
         self.mutants.choose(0);
         match found {
             None => Fate::Survived,
@@ -222,9 +242,9 @@ impl Ground {
     }
 
     /// What is wrong with case `n`, if anything.
-    fn notices(&self, n: usize) -> Result<Option<String>> {
+    fn notices(&self, n: usize, device: &Device) -> Result<Option<String>> {
         let (case, prepared) = &self.cases[n];
-        let found = match prepared.run(case, &self.device) {
+        let found = match prepared.run(case, device) {
             Ok(found) => found,
             Err(Error::Fault { what, .. }) => return Ok(Some(what)),
             Err(error) => return Err(error),

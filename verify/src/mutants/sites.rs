@@ -51,8 +51,8 @@ struct Insertion {
     text: String,
 }
 
-/// All mistakes that can be made in an expanded text, and the text with all of them in it, numbered from 1.
-pub fn plant(expanded: &str) -> (Vec<Site>, String) {
+/// All mistakes that can be made in an expanded text, and the text with all of them in it, numbered from `first`.
+pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
     let code = blank(expanded);
     let lines = origins(expanded);
     let skipped = skipped(&code);
@@ -125,7 +125,7 @@ pub fn plant(expanded: &str) -> (Vec<Site>, String) {
     let mut insertions = Vec::new();
     let mut sites = Vec::new();
     for (number, (at, kind, plant)) in found.iter().enumerate() {
-        insertions.extend(plant(number as u32 + 1));
+        insertions.extend(plant(number as u32 + first));
         let (start, file, line) = lines.iter().rev().find(|(start, ..)| start <= at).cloned().unwrap_or_default();
         let text = expanded[start..].lines().next().unwrap_or_default().trim().trim_end_matches('\\').trim_end().to_owned();
         sites.push(Site { file, line, column: at - start + 1, kind: *kind, text });
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     fn planted(text: &str) -> (Vec<(Kind, usize)>, String) {
-        let (sites, text) = plant(text);
+        let (sites, text) = plant(text, 1);
         (sites.iter().map(|s| (s.kind, s.column)).collect(), text)
     }
 
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_site_knows_the_file_it_came_from() {
-        let (sites, _) = plant("#line 1 \"a.cu\"\n#line 1 \"b.cuh\"\nint f();\n  x[1];\n#line 2 \"a.cu\"\ny[2];\n");
+        let (sites, _) = plant("#line 1 \"a.cu\"\n#line 1 \"b.cuh\"\nint f();\n  x[1];\n#line 2 \"a.cu\"\ny[2];\n", 5);
         let places: Vec<_> = sites.iter().map(|s| (s.file.as_str(), s.line, s.column, s.text.as_str())).collect();
         assert_eq!(places, [("b.cuh", 2, 4, "x[1];"), ("a.cu", 2, 2, "y[2];")]);
     }

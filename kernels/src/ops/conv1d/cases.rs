@@ -29,6 +29,9 @@ pub(super) fn cases() -> Vec<Case> {
         Shape(3, 129, 33, 1, 3, Geometry { stride: 2, dilation: 3, pad_left: 4, ..g }),
         Shape(1, 41, 5, 8, 3, Geometry { stride: 2, dilation: 3, pad_left: 5, pad_right: 2, ..g }),
         Shape(2, 300, 16, 40, 3, causal(3, 1, 1)),
+        // More than one round of every loop over a block's threads.
+        Shape(1, 150, 1, 72, 5, Geometry { stride: 3, dilation: 2, pad_left: 4, ..g }),
+        Shape(1, 160, 4, 2, 3, Geometry { groups: 2, pad_left: 2, ..g }),
     ];
     let mut cases = Vec::new();
     for dtype in DTYPES {
@@ -42,6 +45,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(fused_case(Shape(1, 31, 6, 4, 3, Geometry { groups: 2, pad_left: 2, ..g }), dtype));
         cases.push(stream_case(Shape(2, 20, 6, 10, 10, causal(10, 5, 1)), dtype));
         cases.push(stream_case(Shape(2, 12, 8, 8, 7, causal(7, 1, 9)), dtype));
+        cases.push(stream_case(Shape(2, 30, 20, 8, 20, causal(20, 1, 1)), dtype));
         // The largest tiles, on the emulator's few processors.
         cases.push(forward_case(Shape(1, 500, 5, 129, 3, causal(3, 1, 1)), dtype, false));
         cases.push(forward_case(Shape(1, 4096, 128, 128, 7, causal(7, 1, 1)), dtype, true));

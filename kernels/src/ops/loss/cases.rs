@@ -11,6 +11,7 @@ pub fn cases() -> Vec<Case> {
         for n in [1, 31, 127, 500, 4097, 9000] {
             cases.extend([forward(loss, n, false), backward(loss, n, false)]);
         }
+        cases.push(equal(loss));
         cases.extend([forward(loss, 1 << 22, true), backward(loss, 1 << 22, true)]);
     }
     cases
@@ -51,6 +52,13 @@ fn forward(loss: Loss, n: usize, bench: bool) -> Case {
         cost: Cost { bytes: 2 * 4 * n, flops: 3 * n },
         bench,
     }
+}
+
+/// The slope where both are the same: 0 for all, also where the absolute value has none.
+fn equal(loss: Loss) -> Case {
+    let fill = || Fill::Values(vec![0.5, 2.0, 0.25, 1.5]);
+    let inputs = [Input::new("x", [40], fill()), Input::new("y", [40], fill())].into();
+    Case { label: format!("{loss:?} backward of equals"), inputs, ..backward(loss, 40, false) }
 }
 
 fn backward(loss: Loss, n: usize, bench: bool) -> Case {

@@ -14,7 +14,8 @@ pub fn cases() -> Vec<Case> {
         [5, 2056].into(),
         [9000, 1].into(),
     ];
-    let mut cases = Vec::new();
+    // More partial sums than a block has threads.
+    let mut cases = vec![totals([1100, 1000].into(), DType::F32, false)];
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for shape in shapes {
             cases.extend([totals(shape, dtype, false), sum_rows(shape, dtype, false)]);

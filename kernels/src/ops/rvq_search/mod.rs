@@ -13,7 +13,7 @@
 //! late stages have small distances. With the direct form the code is the argmin to a few f32 roundings of the distance
 //! itself, and because every device sums in the same order, they all find the same code.
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::{Case, Check, Cost, Fill, Input, Op};
 use crate::driver::Source;
 use crate::driver::source::ALL_ARCHS;
 use crate::ops::codebook;
@@ -180,9 +180,18 @@ fn cases() -> Vec<Case> {
         cases.push(nearest_case(n, k, d, Metric::Euclidean, false));
         cases.push(nearest_case(n, k, d, Metric::Cosine, false));
     }
-    for (n, sizes, d) in
-        [(1, &[33, 16, 16][..], 8), (3, &[127, 64, 31, 1], 31), (31, &[17; 10], 33), (33, &[40; 10], 16), (127, &[65, 16], 24)]
-    {
+    for metric in [Metric::Euclidean, Metric::Cosine] {
+        cases.push(tie_case(metric));
+    }
+    cases.push(nan_case());
+    for (n, sizes, d) in [
+        (1, &[33, 16, 16][..], 8),
+        (9, &[300, 170], 17),
+        (3, &[127, 64, 31, 1], 31),
+        (31, &[17; 10], 33),
+        (33, &[40; 10], 16),
+        (127, &[65, 16], 24),
+    ] {
         cases.push(search_case(n, sizes, d, false));
     }
     cases.push(nearest_case(8192, 1024, 128, Metric::Euclidean, true));
@@ -212,6 +221,40 @@ fn nearest_case(n: usize, k: usize, d: usize, metric: Metric, bench: bool) -> Ca
     }
 }
 
+/// Of equal codewords the first is taken, exactly.
+fn tie_case(metric: Metric) -> Case {
+    let (n, k, d) = (33, 150, 4);
+    // Codewords repeat after three.
+    let words = Fill::Values(vec![1.0, 0.5, -0.5, 0.25, -1.0, 0.5, 0.75, 0.0, 0.25, -0.5, 1.0, -1.0]);
+    let inputs = vec![Input::normal("x", [n, d]), Input::new("codebook", [k, d], words)];
+    let run = move |t: &[Tensor]| {
+        let one_by_one = nearest(&t[0], &t[1], metric)?;
+        let short = if metric == Metric::Euclidean { search(&t[0], &[&t[1]])?.0.reshape([n])? } else { one_by_one.copy()? };
+        Ok(vec![one_by_one, short])
+    };
+    Case {
+        label: format!("{metric:?} ties"),
+        inputs,
+        outputs: vec![("codes", Check::Exact), ("codes of a search", Check::Exact)],
+        run: Box::new(run),
+        ..nearest_case(n, k, d, metric, false)
+    }
+}
+
+/// A vector that is nowhere has the first code, and leaves its neighbours theirs.
+fn nan_case() -> Case {
+    let (n, k, d) = (3, 40, 2);
+    let x = Input::new("x", [n, d], Fill::Values(vec![0.5, -1.0, f64::NAN, 0.25, -0.5, 1.5]));
+    let run = move |t: &[Tensor]| Ok(vec![nearest(&t[0], &t[1], Metric::Euclidean)?, search(&t[0], &[&t[1]])?.0.reshape([n])?]);
+    Case {
+        label: "Euclidean NaN".into(),
+        inputs: vec![x, Input::normal("codebook", [k, d])],
+        outputs: vec![("codes", Check::Exact), ("codes of a search", Check::Exact)],
+        run: Box::new(run),
+        ..nearest_case(n, k, d, Metric::Euclidean, false)
+    }
+}
+
 /// Codes, and `residual + decode(codes)`, which is `x` again whichever of two near codes was taken.
 fn search_case(n: usize, sizes: &[usize], d: usize, bench: bool) -> Case {
     let stages = sizes.len();
@@ -222,7 +265,7 @@ fn search_case(n: usize, sizes: &[usize], d: usize, bench: bool) -> Case {
     let mut inputs = vec![Input::normal("x", [n, d])];
     inputs.extend(sizes.iter().enumerate().map(|(s, &k)| {
         // Codewords shrink with the residual, as trained ones do.
-        Input::new("codebook", [k, d], crate::case::Fill::Normal(0.8f64.powi(s as i32)))
+        Input::new("codebook", [k, d], Fill::Normal(0.8f64.powi(s as i32)))
     }));
     Case {
         label: format!("{n}x{d} through {sizes:?}"),

@@ -9,7 +9,7 @@
 //! `[B, T / hop + 1, n / 2 + 1, 2]` as (re, im), f32 (f64 on the CPU). `n` is even; on CUDA a power of two up to 4096.
 //! A mel spectrogram is [`magnitude`] times [`mel_filters`], a matrix product.
 
-use crate::case::{Case, Check, Cost, Input, Op};
+use crate::case::{Case, Check, Cost, Fill, Input, Op};
 use crate::driver::Source;
 use crate::driver::source::ALL_ARCHS;
 use crate::tolerance::Tolerance;
@@ -180,6 +180,10 @@ fn cases() -> Vec<Case> {
         cases.push(magnitude_case(shape));
         cases.push(magnitude_backward_case(shape));
     }
+    let spec = Input::new("spec", [1, 5, 3, 2], Fill::Values(vec![0.0, 0.0, 3.0, -4.0, 0.0, 2.0, -1.0, 0.0]));
+    let mut silence = magnitude_backward_case([1, 5, 3, 2]);
+    (silence.label, silence.inputs[1]) = ("magnitude backward of zeros".into(), spec);
+    cases.push(silence);
     for window in [32, 512, 2048] {
         cases.extend(transform_cases(16, 16384, window, window / 4, true));
     }
