@@ -238,6 +238,31 @@ fn the_command_inside_is_one_that_works() {
 }
 
 #[test]
+fn operations_run_bare_on_the_emulator_in_a_window() {
+    let output = Room::new().swara([
+        "profile",
+        "reduce",
+        "--run",
+        "bare",
+        "--device",
+        "emulator",
+        "--case",
+        "sum_rows [",
+        "--dtype",
+        "f32",
+        "--repeat",
+        "3",
+        "--json",
+    ]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    if error.contains("compiler") && !output.status.success() {
+        return println!("skipped: {error}");
+    }
+    let runs = serde_json::from_slice::<Value>(&output.stdout).unwrap()["runs"].as_u64().unwrap();
+    assert!(runs >= 3 && runs.is_multiple_of(3), "{runs}: {error}");
+}
+
+#[test]
 fn a_tool_that_is_missing_or_fails_is_one_line_and_a_hint() {
     let room = Room::new();
     for tool in ["ncu", "nsys"] {

@@ -2,6 +2,8 @@
 //! load and a branch:
 //! - a profiler that is attached through NVTX ([`nvtx`]), which shows them as nested ranges: Nsight Systems, Nsight Compute;
 //! - a [`timeline`] that this thread records, for `swara profile --trace`.
+//!
+//! Neither sees inside of a kernel: a persistent one (`rvq_search_f32`) is one launch.
 
 pub mod nvtx;
 pub mod timeline;

@@ -160,7 +160,7 @@ fn figures(rows: &[Row]) -> String {
 fn mixes(rows: &[&Row]) -> String {
     let count = |row: &Row, class: &str| row.mix.as_ref().and_then(|mix| mix.get(class)).copied().unwrap_or(0);
     let classes: Vec<&str> = CLASSES.iter().map(|(name, _)| *name).filter(|class| rows.iter().any(|row| count(row, class) > 0)).collect();
-    let head: Vec<&str> = ["kernel", "instructions"].into_iter().chain(classes.iter().map(|class| *class)).collect();
+    let head: Vec<&str> = ["kernel", "instructions"].into_iter().chain(classes.iter().copied()).collect();
     let row = |row: &&Row| {
         let all: u32 = classes.iter().map(|class| count(row, class)).sum();
         let share = |class: &&str| match count(row, class) {

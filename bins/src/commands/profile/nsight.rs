@@ -1,7 +1,6 @@
 //! The command lines of Nsight Compute and Nsight Systems: this program again, with the window that leaves the warm-up out.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -140,13 +139,15 @@ fn quoted(argument: &OsStr) -> String {
                 _ => format!("\\x{byte:02x}"),
             };
             // An escape takes two digits at most, so what follows is never read into it.
-            format!("$'{}'", argument.as_bytes().iter().map(escaped).collect::<String>())
+            format!("$'{}'", argument.as_encoded_bytes().iter().map(escaped).collect::<String>())
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
