@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::driver::{DevicePtr, FunctionId};
@@ -34,7 +35,7 @@ impl Device {
     }
 
     pub fn on(driver: Box<dyn Driver>) -> Device {
-        Device::Cuda(Cuda { inner: Arc::new(Inner { driver, pool: Mutex::default() }) })
+        Device::Cuda(Cuda { inner: Arc::new(Inner { driver, pool: Mutex::default(), launches: AtomicU64::new(0) }) })
     }
 
     pub fn name(&self) -> String {
@@ -78,6 +79,7 @@ pub struct Cuda {
 struct Inner {
     driver: Box<dyn Driver>,
     pool: Mutex<Pool>,
+    launches: AtomicU64,
 }
 
 /// Freed blocks by size, handed out again in stream order. While a graph is captured, what it allocates stays its own:
@@ -97,6 +99,11 @@ struct CaptureBlocks {
 impl Cuda {
     pub fn driver(&self) -> &dyn Driver {
         &*self.inner.driver
+    }
+
+    /// Kernels queued so far by [`Kernel::launch`]; what a graph replays is not counted again.
+    pub fn launches(&self) -> u64 {
+        self.inner.launches.load(Ordering::Relaxed)
     }
 
     pub(crate) fn driver_is(&self, other: &Cuda) -> bool {
@@ -249,6 +256,7 @@ impl Kernel<'_> {
         for (pointer, arg) in pointers.iter_mut().zip(args.iter_mut()) {
             *pointer = arg.bits.as_mut_ptr().cast();
         }
+        self.cuda.inner.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: forwarded from this function's own contract.
         unsafe { self.cuda.driver().launch(self.function, launch, &mut pointers[..args.len()]) }
     }
