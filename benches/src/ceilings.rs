@@ -201,9 +201,9 @@ fn cpu_sgemm() -> f64 {
     let threads = gemm_common::Parallelism::Rayon(rayon::current_num_threads());
     let seconds = best(|| {
         let start = Instant::now();
-        let (row, column) = (N as isize, 1);
+        let (row, column) = (1, N as isize);
         let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-        // SAFETY: three row-major matrices of N x N, of which only `c` is written.
+        // SAFETY: three column-major matrices of N x N, of which only `c` is written.
         unsafe { product(N, N, N, c, column, row, false, a, column, row, b, column, row, 0.0, 1.0, false, false, false, threads) };
         black_box(&c);
         start.elapsed().as_secs_f64()

@@ -57,7 +57,7 @@ pub fn latency<B: DrawingBackend>(area: &Area<B>, rows: &[Row]) -> Outcome<B> {
 fn deadline<B: DrawingBackend>(area: &Area<B>, plot: &Plot, row: &Row) -> Outcome<B> {
     let (_, y) = plot.place(plot.x.0, row.frame_ms);
     line(area, vec![(plot.left, y), (plot.right(), y)], CEILING, 2)?;
-    text(area, (plot.right() - 4, y - LINE / 2 - 1), HPos::Right, CEILING, &format!("a frame lasts {} ms", short(row.frame_ms)))
+    text(area, (plot.left + 4, y - LINE / 2 - 1), HPos::Left, CEILING, &format!("a frame lasts {} ms", short(row.frame_ms)))
 }
 
 fn name<B: DrawingBackend>(area: &Area<B>, plot: &Plot, mut ends: Vec<(i32, RGBColor, String)>) -> Outcome<B> {
@@ -86,7 +86,11 @@ fn distribution<B: DrawingBackend>(area: &Area<B>, top: i32, rows: &[&Row], y: (
         let ink = INKS[n % INKS.len()];
         let points: Vec<_> = row.distribution_ms.iter().map(|(share, ms)| plot.place(rarity(*share, row.frames), *ms)).collect();
         if let Some(((_, longest), (_, y))) = row.distribution_ms.last().zip(points.last()) {
-            ends.push((*y, ink, format!("{} streams, at most {}", row.batch, short(*longest))));
+            ends.push((
+                *y,
+                ink,
+                format!("{} {}, at most {}", row.batch, if row.batch == 1 { "stream" } else { "streams" }, short(*longest)),
+            ));
         }
         line(area, points, ink, 2)?;
     }

@@ -119,7 +119,9 @@ fn label(row: &Row, rows: &[&Row]) -> String {
     let kind = |row: &Row| row.case.split(' ').next().map(str::to_owned);
     let like: Vec<&&Row> = rows.iter().filter(|other| other.op == row.op && kind(other) == kind(row)).collect();
     let common = |word: &str| {
-        like.len() > 1 && word.contains(|c: char| c.is_ascii_digit()) && like.iter().all(|other| other.case.split(' ').any(|w| w == word))
+        let size =
+            word.starts_with('[') || word.ends_with([',', ']']) || word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('x');
+        size && like.len() > 1 && like.iter().all(|other| other.case.split(' ').any(|w| w == word))
     };
     let name = row.case.split(' ').filter(|word| !common(word)).collect::<Vec<_>>().join(" ");
     cut(&format!("{:.0}% {} {name}", 100.0 * row.share_of_ceiling, row.op), LABEL)
