@@ -265,3 +265,45 @@ fn combine(starts: &[Vec<(f64, f64)>]) -> Option<Ratio> {
     let (low, high) = inner.iter().fold((all.low, all.high), |(low, high), &median| (low.min(median), high.max(median)));
     Some(Ratio { low, high, ..all })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swara_kernels::ops::REGISTRY;
+
+    #[test]
+    fn a_worker_lists_its_cases_and_times_those_it_is_asked_for() {
+        let cases: Vec<_> = REGISTRY[..2].iter().map(|op| (op.name, (op.cases)().into_iter().find(|case| !case.bench).unwrap())).collect();
+        let ask = |questions: &str| {
+            let mut answers = Vec::new();
+            let result = serve(&Device::Cpu, &cases, questions.as_bytes(), &mut answers);
+            (result.map_err(|e| e.to_string()), String::from_utf8(answers).unwrap())
+        };
+        let (result, answers) = ask("1\n0\n0\n");
+        result.unwrap();
+        let lines: Vec<&str> = answers.lines().collect();
+        let names: Vec<Name> = serde_json::from_str(lines[0]).unwrap();
+        assert_eq!(names.iter().map(|name| name.op.as_str()).collect::<Vec<_>>(), [cases[0].0, cases[1].0]);
+        assert!(lines.len() == 4 && lines[1..].iter().all(|line| line.parse::<f64>().unwrap() > 0.0), "{lines:?}");
+        for wrong in ["2\n", "-1\n", "one\n", "\n"] {
+            assert!(ask(wrong).0.unwrap_err().contains("not the number of a case"), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn one_start_that_is_unlike_the_others_widens_nothing_and_half_of_them_do() {
+        let start = |ratio: f64| vec![(1.0, ratio); 50];
+        let of = |ratios: &[f64]| combine(&ratios.iter().map(|&r| start(r)).collect::<Vec<_>>()).unwrap();
+        assert_eq!(of(&[1.0, 1.0, 1.0, 1.2]), Ratio { ratio: 1.0, low: 1.0, high: 1.0 });
+        assert_eq!(of(&[1.0, 1.0, 1.2, 1.2]).verdict(0.05), Verdict::Ambiguous);
+        assert_eq!(combine(&[]), None);
+    }
+
+    #[test]
+    fn cases_of_one_build_only_are_listed() {
+        let name = |case: &str| Name { op: "o".into(), case: case.into(), dtype: "f32".into(), device: "cpu".into() };
+        let found = list(&[name("a"), name("b")], &[name("b"), name("c")]);
+        let found: Vec<_> = found.iter().map(|f| (f.name.case.as_str(), f.row(0.05).verdict)).collect();
+        assert_eq!(found, [("a", Verdict::Removed), ("b", Verdict::Ambiguous), ("c", Verdict::Added)]);
+    }
+}

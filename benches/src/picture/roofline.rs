@@ -116,13 +116,15 @@ fn panel<B: DrawingBackend>(area: &Area<B>, top: i32, dtype: &str, rows: &[&Row]
 
 /// The share, and the shortest name: sizes that all variants of this operation have in common are left out.
 fn label(row: &Row, rows: &[&Row]) -> String {
+    // A file may hold anything: not more words than a label could show.
+    let words = |row: &Row| row.case.split(' ').take(16).map(|word| cut(word, LABEL)).collect::<Vec<_>>();
     let kind = |row: &Row| row.case.split(' ').next().map(str::to_owned);
     let like: Vec<&&Row> = rows.iter().filter(|other| other.op == row.op && kind(other) == kind(row)).collect();
     let common = |word: &str| {
         let size =
             word.starts_with('[') || word.ends_with([',', ']']) || word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('x');
-        size && like.len() > 1 && like.iter().all(|other| other.case.split(' ').any(|w| w == word))
+        size && like.len() > 1 && like.iter().all(|other| words(other).iter().any(|w| w == word))
     };
-    let name = row.case.split(' ').filter(|word| !common(word)).collect::<Vec<_>>().join(" ");
+    let name = words(row).into_iter().filter(|word| !common(word)).collect::<Vec<_>>().join(" ");
     cut(&format!("{:.0}% {} {name}", 100.0 * row.share_of_ceiling, row.op), LABEL)
 }
