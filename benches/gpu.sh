@@ -4,8 +4,9 @@
 #
 #     SWARA=path/to/swara benches/gpu.sh
 #
-# Writes benches/results/<gpu>/ (or $RESULTS). Every step runs whatever became of the one before; the exit status is 1 if any failed.
+# Writes benches/results/<gpu>/ (or $RESULTS), and compares with the results that a run before left there. Every step runs whatever became of the one before; the exit status is 1 if any failed.
 # DEVICE=cuda:1        another GPU
+# OLD_SWARA=PATH       an older build: both are timed in turns
 # SANITIZER=PATH       compute-sanitizer, if it is not where toolkits put it
 # SANITIZE="OP ..."    what to run under it (default: every operation)
 # SANITIZER_SECONDS=N  limit for each of its four tools (default 300)
@@ -104,9 +105,25 @@ else
     say "SKIPPED  compute-sanitizer is not installed (it comes with the CUDA toolkit; or set SANITIZER)"
 fi
 
+# Times what $1 names into bench-$1.json, beside what a run before found, and draws it.
+bench() {
+    local what=$1 file=$out/bench-$1.json
+    shift
+    [ ! -s "$file" ] || mv "$file" "$out/bench-$what.before.json"
+    step "bench $what" "bench-$what.json" "$swara" bench "$what" --device "$device" --json - "$@"
+    [ -s "$file" ] || return 0
+    step "plot $what" plot.txt "$swara" bench plot "$file" "$out/bench-$what.svg"
+    if [ -s "$out/bench-$what.before.json" ]; then
+        step "compare $what with the run before" "compare-$what.txt" "$swara" bench compare "$out/bench-$what.before.json" "$file"
+    fi
+}
+
 if has bench; then
-    step "bench kernels" bench-kernels.json "$swara" bench kernels --device "$device" --json -
-    step "bench codec" bench-codec.json "$swara" bench codec --device "$device" --json -
+    bench kernels
+    bench codec --streams
+    if [ -n "${OLD_SWARA:-}" ]; then
+        step "compare with $OLD_SWARA in turns" compare-turns.txt "$swara" bench compare --run "$OLD_SWARA" "$swara" --device "$device"
+    fi
     nvidia-smi --id="${ordinal:-0}" --query-gpu=clocks.sm,temperature.gpu,clocks_throttle_reasons.active --format=csv >>"$out/machine.txt" || true
 else
     say "SKIPPED  bench: this swara has no bench command, so nothing was timed"

@@ -1,6 +1,6 @@
 """Times one training step of the codec written plainly in PyTorch: forward, losses, backward, AdamW, f32.
 
-    python benches/peers/codec_train.py [--config FILE.json] [--batch 8] [--seconds 1] [--threads 2]
+    python benches/peers/codec_train.py [--config FILE.json] [--batch 8] [--seconds 1] [--threads 2] [--device cpu]
 """
 
 import torch
@@ -24,7 +24,7 @@ def main():
         optimiser.step()
         last["loss"] = loss.item()
 
-    seconds = timed(step, args.warmup, args.steps)
+    seconds = timed(step, args.warmup, args.steps, args.device)
     report("codec_train_step", config, model, wave, seconds, final_loss=last["loss"])
 
 

@@ -35,6 +35,7 @@ def arguments(description):
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
 
 
@@ -50,27 +51,30 @@ def prepare(args):
     samples = int(args.seconds * config.sample_rate) // config.hop * config.hop
     rng = np.random.Generator(np.random.PCG64(0))
     wave = np.stack([speech(rng, samples, config.sample_rate)[None] for _ in range(args.batch)])
-    return config, Codec(config), torch.from_numpy(wave).float()
+    return config, Codec(config).to(args.device), torch.from_numpy(wave).float().to(args.device)
 
 
-def timed(step, warmup, steps):
-    """Seconds of each of `steps` calls after `warmup` untimed ones."""
+def timed(step, warmup, steps, device):
+    """Seconds of each of `steps` calls after `warmup` untimed ones; on a GPU until its work is done."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     seconds = []
     for i in range(warmup + steps):
+        wait()
         start = time.perf_counter()
         step()
+        wait()
         if i >= warmup:
             seconds.append(time.perf_counter() - start)
     return seconds
 
 
 def report(bench, config, model, wave, seconds, **more):
-    """One JSON line: median, p10, p90 in milliseconds and audio seconds per second at the median."""
-    p10, median, p90 = np.percentile(seconds, [10, 50, 90])
+    """One JSON line: median, p10, p90, p99 in milliseconds and audio seconds per second at the median."""
+    p10, median, p90, p99 = np.percentile(seconds, [10, 50, 90, 99])
     audio = wave.shape[0] * wave.shape[-1] / config.sample_rate
     print(json.dumps({
-        "bench": bench, "peer": f"torch {torch.__version__}", "device": "cpu", "cpu": platform.machine(),
+        "bench": bench, "peer": f"torch {torch.__version__}", "device": wave.device.type, "cpu": platform.machine(),
         "threads": torch.get_num_threads(), "dtype": "f32", "parameters": sum(p.numel() for p in model.parameters()),
         "batch": wave.shape[0], "samples": wave.shape[-1], "runs": len(seconds), "ms_median": median * 1e3,
-        "ms_p10": p10 * 1e3, "ms_p90": p90 * 1e3, "audio_seconds_per_second": audio / median, **more,
+        "ms_p10": p10 * 1e3, "ms_p90": p90 * 1e3, "ms_p99": p99 * 1e3, "audio_seconds_per_second": audio / median, **more,
         "config": asdict(config)}), flush=True)

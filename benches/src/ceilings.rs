@@ -27,6 +27,8 @@ pub struct Ceilings {
     /// `mma.sync` on 16-bit inputs; where there is none, that of f32.
     pub f16_flops: f64,
     pub bf16_flops: f64,
+    /// A library's matrix product in f32, on the CPU.
+    pub sgemm_flops: Option<f64>,
     /// Largest share by which two measurements differ: more than a few percent mean a busy or throttled machine.
     pub drift: f64,
 }
@@ -63,6 +65,7 @@ pub fn around<T, E: From<swara_kernels::Error>>(device: &Device, work: impl FnOn
         f32_flops: high(before.f32_flops, after.f32_flops),
         f16_flops: high(before.f16_flops, after.f16_flops),
         bf16_flops: high(before.bf16_flops, after.bf16_flops),
+        sgemm_flops: before.sgemm_flops.zip(after.sgemm_flops).map(|(a, b)| a.max(b)),
         drift: 0.0,
     };
     ceilings.drift = drift;
@@ -74,7 +77,14 @@ fn measure(device: &Device) -> Result<Ceilings> {
     match device {
         Device::Cpu => {
             let f32_flops = cpu_flops();
-            Ok(Ceilings { bytes: cpu_read(), f32_flops, f16_flops: f32_flops, bf16_flops: f32_flops, drift: 0.0 })
+            Ok(Ceilings {
+                bytes: cpu_read(),
+                f32_flops,
+                f16_flops: f32_flops,
+                bf16_flops: f32_flops,
+                sgemm_flops: Some(cpu_sgemm()),
+                drift: 0.0,
+            })
         }
         Device::Cuda(cuda) => {
             let f32_flops = cuda_flops(cuda, device, "fma_f32", 8 * 2)?;
@@ -83,7 +93,7 @@ fn measure(device: &Device) -> Result<Ceilings> {
             let f16_flops = cuda_flops(cuda, device, "mma_f16", mma)?;
             let bf16 = cuda.driver().arch() >= Arch(80);
             let bf16_flops = if bf16 { cuda_flops(cuda, device, "mma_bf16", mma)? } else { f32_flops };
-            Ok(Ceilings { bytes: cuda_copy(cuda, device)?, f32_flops, f16_flops, bf16_flops, drift: 0.0 })
+            Ok(Ceilings { bytes: cuda_copy(cuda, device)?, f32_flops, f16_flops, bf16_flops, sgemm_flops: None, drift: 0.0 })
         }
     }
 }
@@ -125,35 +135,80 @@ fn read(part: &[f32]) -> f32 {
     )
 }
 
+/// Enough multiply-adds a thread to take a tenth of a millisecond.
+const YARDSTICK_STEPS: usize = 1 << 12;
+
+/// A fixed amount of arithmetic that needs no memory: how long it takes tells the clock, and who else is on the cores.
+pub struct Yardstick(Option<CudaArithmetic>);
+
+impl Yardstick {
+    pub fn new(device: &Device) -> Result<Yardstick> {
+        match device {
+            Device::Cpu => Ok(Yardstick(None)),
+            Device::Cuda(cuda) => CudaArithmetic::new(cuda, device, "fma_f32", 512).map(|work| Yardstick(Some(work))),
+        }
+    }
+
+    /// How long it takes now.
+    pub fn seconds(&self) -> Result<f64> {
+        match &self.0 {
+            None => Ok(cpu_arithmetic(YARDSTICK_STEPS)),
+            Some(work) => work.seconds(),
+        }
+    }
+}
+
 fn cpu_flops() -> f64 {
     const STEPS: usize = 1 << 16;
-    // Enough chains to hide the latency of two units of 512 bits, few enough to stay in registers.
-    const LANES: usize = 16 * 10;
-    let threads = rayon::current_num_threads();
+    (2 * STEPS * LANES * rayon::current_num_threads()) as f64 / best(|| cpu_arithmetic(STEPS))
+}
+
+/// Enough chains to hide the latency of two units of 512 bits, few enough to stay in registers.
+const LANES: usize = 16 * 10;
+
+/// Seconds of `steps` multiply-adds in each of [`LANES`] on each thread.
+fn cpu_arithmetic(steps: usize) -> f64 {
+    let start = Instant::now();
+    let sum: f32 = (0..rayon::current_num_threads())
+        .into_par_iter()
+        .map(|thread| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (a, b) = (black_box(1.0 + thread as f32 * 1e-9), black_box(1e-9f32));
+                    let mut x: [f32; LANES] = std::array::from_fn(|i| i as f32);
+                    for _ in 0..steps {
+                        for x in &mut x {
+                            *x = x.mul_add(a, b);
+                        }
+                    }
+                    x.iter().sum::<f32>()
+                },
+            )
+        })
+        .sum();
+    black_box(sum);
+    start.elapsed().as_secs_f64()
+}
+
+/// Operations a second of a square matrix product by the `gemm` library.
+fn cpu_sgemm() -> f64 {
+    const N: usize = 1024;
+    let value = |i: usize| (i % 13) as f32 * 0.25 - 1.5;
+    let (a, b): (Vec<f32>, Vec<f32>) = ((0..N * N).map(value).collect(), (0..N * N).map(value).collect());
+    let mut c = vec![0.0f32; N * N];
+    let product = gemm_f32::gemm::f32::get_gemm_fn();
+    let threads = gemm_common::Parallelism::Rayon(rayon::current_num_threads());
     let seconds = best(|| {
         let start = Instant::now();
-        let sum: f32 = (0..threads)
-            .into_par_iter()
-            .map(|thread| {
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        let (a, b) = (black_box(1.0 + thread as f32 * 1e-9), black_box(1e-9f32));
-                        let mut x: [f32; LANES] = std::array::from_fn(|i| i as f32);
-                        for _ in 0..STEPS {
-                            for x in &mut x {
-                                *x = x.mul_add(a, b);
-                            }
-                        }
-                        x.iter().sum::<f32>()
-                    },
-                )
-            })
-            .sum();
-        black_box(sum);
+        let (row, column) = (1, N as isize);
+        let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+        // SAFETY: three column-major matrices of N x N, of which only `c` is written.
+        unsafe { product(N, N, N, c, column, row, false, a, column, row, b, column, row, 0.0, 1.0, false, false, false, threads) };
+        black_box(&c);
         start.elapsed().as_secs_f64()
     });
-    (2 * STEPS * LANES * threads) as f64 / seconds
+    (2 * N * N * N) as f64 / seconds
 }
 
 /// Device time of `work`, by events around it.
@@ -173,19 +228,37 @@ fn cuda_copy(cuda: &Cuda, device: &Device) -> Result<f64> {
 }
 
 fn cuda_flops(cuda: &Cuda, device: &Device, kernel: &str, flops_a_step: usize) -> Result<f64> {
-    // On the emulator only that it runs.
-    let emulated = cuda.driver().name().starts_with("emulator");
-    let (steps, blocks): (i32, u32) = if emulated { (2, 1) } else { (4096, 8 * cuda.driver().limits().multiprocessors) };
-    let threads = 256;
-    let out = Tensor::empty(device, DType::F32, [threads as usize * blocks as usize])?;
-    let function = cuda.kernel(&CEILING, kernel)?;
-    let launch = Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0, cooperative: false };
-    let samples = repeat(LIMIT, || {
+    let work = CudaArithmetic::new(cuda, device, kernel, 4096)?;
+    let samples = repeat(LIMIT, || work.seconds())?;
+    Ok(flops_a_step as f64 * f64::from(work.steps) * work.out.elements() as f64 / samples.quantile(0.0))
+}
+
+/// One of the kernels in `ceiling.cu`, on every multiprocessor.
+struct CudaArithmetic {
+    cuda: Cuda,
+    kernel: String,
+    steps: i32,
+    blocks: u32,
+    out: Tensor,
+}
+
+impl CudaArithmetic {
+    const THREADS: u32 = 256;
+
+    fn new(cuda: &Cuda, device: &Device, kernel: &str, steps: i32) -> Result<CudaArithmetic> {
+        // On the emulator only that it runs.
+        let emulated = cuda.driver().name().starts_with("emulator");
+        let (steps, blocks) = if emulated { (2, 1) } else { (steps, 8 * cuda.driver().limits().multiprocessors) };
+        let out = Tensor::empty(device, DType::F32, [Self::THREADS as usize * blocks as usize])?;
+        Ok(CudaArithmetic { cuda: cuda.clone(), kernel: kernel.to_owned(), steps, blocks, out })
+    }
+
+    fn seconds(&self) -> Result<f64> {
+        let function = self.cuda.kernel(&CEILING, &self.kernel)?;
+        let launch = Launch { grid: [self.blocks, 1, 1], block: [Self::THREADS, 1, 1], shared_bytes: 0, cooperative: false };
         // SAFETY: the kernel takes a pointer and an int, and writes one float a thread.
-        device_seconds(cuda, || unsafe { function.launch(launch, args![&out, steps]) })
-    })?;
-    let flops = flops_a_step as f64 * f64::from(steps) * f64::from(threads) * f64::from(blocks);
-    Ok(flops / samples.quantile(0.0))
+        device_seconds(&self.cuda, || unsafe { function.launch(launch, args![&self.out, self.steps]) })
+    }
 }
 
 #[cfg(test)]

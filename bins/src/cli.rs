@@ -80,7 +80,7 @@ pub struct Common {
     pub dtype: Option<DType>,
     /// CPU threads; all cores by default
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS as i64))]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
     // Not global, because `bench` takes a file: every other command has the flag itself.
     /// Results as JSON on standard output
     #[arg(long)]
@@ -312,6 +312,10 @@ pub enum Bench {
     Kernels(BenchKernels),
     /// Frames through a codec, one at a time: median and 99th percentile
     Codec(BenchCodec),
+    /// Say what became slower from one result file, or build, to another; exit code 1 if anything did
+    Compare(BenchCompare),
+    /// Draw a result file: kernels under their ceilings, or a codec's latencies
+    Plot(BenchPlot),
 }
 
 #[derive(Args)]
@@ -319,9 +323,59 @@ pub struct BenchKernels {
     /// Operations; all by default
     #[arg(value_name = "OP")]
     pub names: Vec<String>,
+    #[command(flatten)]
+    pub results: Results,
+    // Takes samples as `bench compare --run` asks for them.
+    #[arg(long, hide = true, conflicts_with_all = ["results_json", "save"])]
+    pub in_turns: bool,
+}
+
+/// Where the rows go.
+#[derive(Args)]
+pub struct Results {
     /// One JSON array to FILE (- for standard output) instead of a table
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "json", id = "results_json", value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// One JSON array into DIR/DEVICE/, beside the table
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "benches/results")]
+    pub save: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct BenchCompare {
+    /// Rows of `swara bench kernels` or `codec`
+    pub old: PathBuf,
+    /// The same, later
+    pub new: PathBuf,
+    /// With --run, operations; all by default
+    #[arg(value_name = "OP", requires = "run")]
+    pub names: Vec<String>,
+    /// OLD and NEW are two builds of swara: run both and time them in turns, which finds 5 % on a machine that others use too
+    #[arg(long)]
+    pub run: bool,
+    /// Less than this is no difference
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = percent)]
+    pub margin: f64,
+    /// Exit code 0 even if something is slower
+    #[arg(long)]
+    pub allow_slower: bool,
+    /// One JSON array to FILE (- for standard output) instead of a table
+    #[arg(long = "json", id = "results_json", value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct BenchPlot {
+    /// Rows of `swara bench kernels` or `codec`
+    #[arg(value_name = "FILE")]
+    pub results: PathBuf,
+    /// Picture to write
+    #[arg(value_name = "OUT.svg|OUT.png")]
+    pub output: PathBuf,
+}
+
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|p| (0.1..=100.0).contains(p)).ok_or_else(|| "expected 0.1 to 100".to_owned())
 }
 
 #[derive(Args)]
@@ -332,12 +386,14 @@ pub struct BenchCodec {
     /// Streams that advance together; may be repeated
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub batch: Vec<u16>,
+    /// Find how many streams, up to N, keep 99 of 100 frames within the time that a frame lasts
+    #[arg(long, value_name = "N", conflicts_with = "batch", num_args = 0..=1, default_missing_value = "256", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub streams: Option<u16>,
     /// Frames to time
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub frames: u32,
-    /// One JSON array to FILE (- for standard output) instead of a table
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub results: Results,
 }
 
 /// By default, prints the command lines of Nsight Compute and Nsight Systems; with a GPU, `--run` runs one.

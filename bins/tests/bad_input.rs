@@ -327,3 +327,47 @@ fn endless_files_and_too_many_threads_are_errors() {
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.starts_with("error: RAYON_NUM_THREADS: 9999, ") && error.lines().count() == 1, "{error}");
 }
+
+#[test]
+fn result_files_that_are_none_are_refused() {
+    let room = Room::new();
+    let row = |op: &str, rest: &str| format!(r#"{{"op":{op},"case":"c","dtype":"f32","device":"cpu","median_us":1.0{rest}}}"#);
+    let deep = "[".repeat(100_000);
+    let many = format!("[{}]", vec!["{\"op\":\"x\"}"; 501].join(","));
+    for (name, text, says) in [
+        ("empty.json", "", "bench --json"),
+        ("text.json", "results", "bench --json"),
+        ("object.json", "{}", "bench --json"),
+        ("none.json", "[]", "no rows"),
+        ("deep.json", &deep, "bench --json"),
+        ("numbers.json", "[1,2]", "bench --json"),
+        ("other.json", r#"[{"loss":1}]"#, "no benchmark"),
+        ("huge.json", r#"[{"op":"a","case":"c","dtype":"f32","device":"cpu","median_us":1e999}]"#, "bench --json"),
+        ("zero.json", r#"[{"op":"a","case":"c","dtype":"f32","device":"cpu","median_us":0}]"#, "row 1: `median_us`"),
+        ("twice.json", &format!("[{0},{0}]", row("\"a\"", "")), "row 2: the same case"),
+        ("name.json", &format!("[{}]", row("[1]", "")), "row 1: `op`"),
+    ] {
+        room.write(name, text.as_bytes());
+        room.refuses(&["bench", "compare", name, name], 1, says);
+    }
+    room.write("many.json", many.as_bytes());
+    room.refuses(&["bench", "plot", "many.json", "p.svg"], 1, "501 rows");
+    room.write("row.json", format!("[{}]", row("\"a\"", "")).as_bytes());
+    room.refuses(&["bench", "plot", "row.json", "p.svg"], 1, "row 1: missing field");
+    room.refuses(&["bench", "plot", "row.json", "p.pdf"], 2, ".svg or .png");
+    room.refuses(&["bench", "plot", "nowhere.json", "p.svg"], 1, "no such file");
+    room.refuses(&["bench", "compare", "/dev/zero", "row.json"], 1, "not a regular file");
+    room.refuses(&["bench", "compare", "row.json", "row.json", "--margin", "-1"], 2, "--margin");
+    room.refuses(&["bench", "compare", "row.json", "row.json", "conv1d"], 2, "--run");
+    // A name of 300000 characters and with an escape, and a row whose numbers have no logarithm.
+    let long = format!("\"{}\\u001b[31m\"", "x".repeat(300_000));
+    room.write("long.json", format!("[{}]", row(&long, "")).as_bytes());
+    let text = room.works(&["bench", "compare", "long.json", "long.json"]);
+    assert!(text.len() < 2000 && !text.contains('\u{1b}'), "{}", text.len());
+    let rest = r#","median_low_us":1,"median_high_us":1,"p10_us":1,"p90_us":1,"batch_us":1,"samples":1,"throttled":0,"bytes":18446744073709551615,
+        "flops":1,"gb_s":-1,"gflop_s":1e-300,"share_of_ceiling":1e300,"ceiling_gb_s":0,"ceiling_gflop_s":-5,"drift":0"#;
+    room.write("wild.json", format!("[{}]", row(&long, rest)).as_bytes());
+    for picture in ["p.svg", "p.png"] {
+        room.works(&["bench", "plot", "wild.json", picture]);
+    }
+}

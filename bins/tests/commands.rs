@@ -210,6 +210,83 @@ fn bench_gives_every_key_and_refuses_what_cannot_be_timed() {
     room.refuses(&["bench", "kernels", "no_such_op", "--device", "cpu"], 2, "no_such_op");
 }
 
+/// A result file of one kernel.
+fn kernel_rows(median: f64, share: f64) -> String {
+    let (low, high) = (0.99 * median, 1.01 * median);
+    let rows = serde_json::json!([{"op": "conv1d", "case": "forward 1x8", "dtype": "f32", "device": "cpu", "median_us": median,
+        "median_low_us": low, "median_high_us": high, "p10_us": low, "p90_us": high, "batch_us": median, "samples": 20, "throttled": 0,
+        "bytes": 1000, "flops": 4000, "gb_s": 1e-3 * 1000.0 / median, "gflop_s": 1e-3 * 4000.0 / median, "share_of_ceiling": share,
+        "ceiling_gb_s": 50.0, "ceiling_gflop_s": 400.0, "drift": 0.01}]);
+    rows.to_string()
+}
+
+#[test]
+fn bench_compare_judges_rows_and_exits_with_1_if_one_is_slower() {
+    let room = Room::new();
+    room.write("old.json", kernel_rows(100.0, 0.5).as_bytes());
+    room.write("same.json", kernel_rows(101.0, 0.495).as_bytes());
+    room.write("slow.json", kernel_rows(112.0, 0.4464).as_bytes());
+    room.write("other.json", kernel_rows(100.0, 0.5).replace("conv1d", "matmul").as_bytes());
+    assert_eq!(room.json(&["bench", "compare", "old.json", "same.json", "--json", "-"])[0]["verdict"], "same");
+    assert_eq!(room.json(&["bench", "compare", "slow.json", "old.json", "--json", "-"])[0]["verdict"], "faster");
+    let slower = room.swara(["bench", "compare", "old.json", "slow.json"]);
+    assert_eq!((slower.status.code(), slower.stderr), (Some(1), Vec::new()));
+    let text = String::from_utf8(slower.stdout).unwrap();
+    assert!(text.contains("1.120") && text.contains("1 slower"), "{text}");
+    room.works(&["bench", "compare", "old.json", "slow.json", "--allow-slower"]);
+    room.works(&["bench", "compare", "old.json", "slow.json", "--margin", "30"]);
+    // Nothing in common is no success.
+    room.refuses(&["bench", "compare", "old.json", "other.json"], 1, "nothing is in both");
+}
+
+#[test]
+fn two_builds_are_timed_in_turns() {
+    let room = Room::new();
+    let swara = env!("CARGO_BIN_EXE_swara");
+    let args = ["bench", "compare", swara, swara, "weight_norm", "--run", "--device", "cpu", "--allow-slower", "--json", "-"];
+    let rows = room.json(&args);
+    let rows = rows.as_array().unwrap();
+    assert!(rows.len() >= 4, "{rows:?}");
+    for row in rows {
+        // One build is itself, whatever else runs on this machine; that the verdict holds is what `planted` counts.
+        assert!((0.7..1.4).contains(&row["ratio"].as_f64().unwrap()), "{row}");
+        assert!(row["low"].as_f64() <= row["ratio"].as_f64() && row["ratio"].as_f64() <= row["high"].as_f64(), "{row}");
+        assert_eq!((&row["op"], &row["device"]), (&"weight_norm".into(), &"cpu".into()));
+    }
+    #[cfg(unix)]
+    {
+        room.refuses(&["bench", "compare", "/bin/true", swara, "--run", "--device", "cpu"], 1, "/bin/true: it ended");
+        room.refuses(&["bench", "compare", swara, "nowhere", "--run", "--device", "cpu"], 1, "nowhere");
+        room.refuses(&["bench", "compare", swara, swara, "no_such_op", "--run", "--device", "cpu"], 1, "no_such_op");
+    }
+}
+
+#[test]
+fn results_are_drawn_and_kept_by_device() {
+    let room = room();
+    room.write("k.json", kernel_rows(100.0, 0.5).as_bytes());
+    room.works(&["bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "20", "--streams", "8", "--json", "c.json"]);
+    let rows: serde_json::Value = serde_json::from_slice(&std::fs::read(room.path("c.json")).unwrap()).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows[0]["batch"], 1);
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+        assert!(number("total_ms_p50") <= number("total_ms_p99") && number("total_ms_p99") <= number("total_ms_max"), "{row}");
+        assert!(number("encode_ms_low") <= number("encode_ms_p50") && number("encode_ms_p50") <= number("encode_ms_high"), "{row}");
+        assert!(row["launches_per_frame"].is_null() && row["in_time"].is_boolean(), "{row}");
+    }
+    for (file, says) in [("k.json", "conv1d forward"), ("c.json", "tiny on cpu")] {
+        room.works(&["bench", "plot", file, "p.svg"]);
+        let svg = std::fs::read_to_string(room.path("p.svg")).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && svg.contains(says), "{svg}");
+        room.works(&["bench", "plot", file, "p.png"]);
+        assert!(std::fs::read(room.path("p.png")).unwrap().starts_with(b"\x89PNG"));
+    }
+    room.works(&["bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "5", "--save", "kept"]);
+    let kept: Vec<_> = room.contents().into_keys().filter(|path| path.ends_with("bench-codec.json")).collect();
+    assert!(kept.len() == 1 && kept[0].starts_with(room.path("kept")), "{kept:?}");
+}
+
 #[test]
 fn doctor_names_every_device_and_what_to_do() {
     let room = room();

@@ -44,12 +44,15 @@ fn damaged_files_of_every_kind_end_in_a_result_or_one_line() {
     room.works(&["encode", "good.wav", "good.safetensors", "--model", "tiny.safetensors", "--device", "cpu"]);
     let clip = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/data/clip.flac")).unwrap();
     let read = |name: &str| std::fs::read(room.path(name)).unwrap();
-    let kinds: [(&str, Vec<u8>, &[&str]); 6] = [
+    room.works(&["bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "5", "--json", "good.json"]);
+    let kinds: [(&str, Vec<u8>, &[&str]); 8] = [
         ("x.wav", read("good.wav"), &["encode", "x.wav", "o", "--model", "tiny.safetensors"]),
         ("x.flac", clip[..20_000].to_vec(), &["roundtrip", "x.flac", "o", "--model", "tiny.safetensors", "--plot", "p.png"]),
         ("x.codes", read("good.safetensors"), &["decode", "x.codes", "o", "--model", "tiny.safetensors"]),
         ("x.model", read("tiny.safetensors"), &["encode", "good.wav", "o", "--model", "x.model"]),
         ("x.any", read("tiny.safetensors"), &["inspect", "x.any"]),
+        ("x.json", read("good.json"), &["bench", "compare", "good.json", "x.json", "--allow-slower"]),
+        ("x.json", read("good.json"), &["bench", "plot", "x.json", "o.png"]),
         ("x.toml", common::CONFIG.into(), &["train", "codec", "--config", "x.toml", "--data", "none", "--out", "run"]),
     ];
     let mut rng = SplitMix(11);

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::driver::{DevicePtr, FunctionId};
@@ -35,7 +36,7 @@ impl Device {
     }
 
     pub fn on(driver: Box<dyn Driver>) -> Device {
-        Device::Cuda(Cuda { inner: Arc::new(Inner { driver, pool: Mutex::default() }) })
+        Device::Cuda(Cuda { inner: Arc::new(Inner { driver, pool: Mutex::default(), launches: AtomicU64::new(0) }) })
     }
 
     pub fn name(&self) -> String {
@@ -79,6 +80,7 @@ pub struct Cuda {
 struct Inner {
     driver: Box<dyn Driver>,
     pool: Mutex<Pool>,
+    launches: AtomicU64,
 }
 
 /// Freed blocks by size, handed out again in stream order. While a graph is captured, what it allocates stays its own:
@@ -98,6 +100,11 @@ struct CaptureBlocks {
 impl Cuda {
     pub fn driver(&self) -> &dyn Driver {
         &*self.inner.driver
+    }
+
+    /// Kernels queued so far by [`Kernel::launch`]; what a graph replays is not counted again.
+    pub fn launches(&self) -> u64 {
+        self.inner.launches.load(Ordering::Relaxed)
     }
 
     pub(crate) fn driver_is(&self, other: &Cuda) -> bool {
@@ -271,6 +278,7 @@ impl Kernel<'_> {
             *pointer = arg.bits.as_mut_ptr().cast();
         }
         let start = self.recorded.is_some().then(|| self.cuda.event()).transpose()?;
+        self.cuda.inner.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: forwarded from this function's own contract.
         unsafe { self.cuda.driver().launch(self.function, launch, &mut pointers[..args.len()])? };
         if let (Some(start), Some(name)) = (start, &self.recorded) {

@@ -1,6 +1,6 @@
 //! Times one training step, beside which `benches/peers/codec_train.py` times the same in PyTorch: same shape, batch and losses.
 //!
-//! `codec_train [BATCH] [SECONDS] [STEPS] [THREADS]`: one JSON line with the median, p10 and p90 in milliseconds.
+//! `codec_train [BATCH] [SECONDS] [STEPS] [THREADS] [DEVICE]`: one JSON line with the median, p10 and p90 in milliseconds.
 
 use std::time::Instant;
 
@@ -27,7 +27,8 @@ fn main() -> Result<()> {
         loss: LossWeights { commitment: 1.0, ..LossWeights::default() },
         codebook: CodebookRules { start: 0, kmeans_iterations: 2, dropout: 0.0, ..CodebookRules::default() },
     };
-    let mut trainer = Trainer::new(config, &Device::Cpu)?;
+    let device = Device::open(args.get(4).map_or("cpu", String::as_str))?;
+    let mut trainer = Trainer::new(config, &device)?;
     let mut rng = SplitMix(0);
     let samples: Vec<f32> = (0..batch * seconds * 16000).map(|_| (rng.uniform() - 0.5) as f32).collect();
     trainer.initialise_codebooks([samples.clone()])?;
@@ -45,7 +46,7 @@ fn main() -> Result<()> {
     let parameters: usize = trainer.parameters().iter().map(|p| p.value.elements()).sum();
     println!(
         "{}",
-        json!({ "bench": "codec_train_step", "peer": "swara", "device": "cpu", "threads": threads, "dtype": "f32", "parameters": parameters,
+        json!({ "bench": "codec_train_step", "peer": "swara", "device": device.name(), "threads": threads, "dtype": "f32", "parameters": parameters,
             "batch": batch, "samples": seconds * 16000, "runs": steps, "ms_median": ms(0.5), "ms_p10": ms(0.1), "ms_p90": ms(0.9),
             "audio_seconds_per_second": (batch * seconds) as f64 * 1e3 / ms(0.5) })
     );

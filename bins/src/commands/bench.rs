@@ -1,15 +1,23 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use plotters::prelude::{DrawingBackend, IntoDrawingArea, SVGBackend};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use swara_benches::ceilings::Ceilings;
+use swara_benches::codec::Streams;
+use swara_benches::compare::{BadResults, Verdict};
 use swara_benches::kernels::Selection;
+use swara_benches::{picture, turns};
 use swara_kernels::Device;
 use swara_kernels::ops::REGISTRY;
 use swara_loader::output;
 
-use crate::cli::{BenchCodec, BenchKernels, Common};
+use crate::cli::{BenchCodec, BenchCompare, BenchKernels, BenchPlot, Common, Results};
 use crate::codec as models;
 use crate::failure::{Failure, Result};
+use crate::picture::{Canvas, Pixels, save};
 use crate::terminal;
 
 pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
@@ -18,8 +26,12 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
         return Err(Failure::usage(format!("bench: no operation is called {name:?}")).hint(format!("known: {}", known.join(" "))));
     }
     let device = open(common)?;
-    let bar = terminal::progress(Some(0), "bench");
     let selection = Selection { ops: &args.names, dtype: common.dtype };
+    if args.in_turns {
+        let cases = swara_benches::kernels::cases(&device, selection);
+        return Ok(turns::serve(&device, &cases, std::io::stdin().lock(), std::io::stdout().lock())?);
+    }
+    let bar = terminal::progress(Some(0), "bench");
     let result = swara_benches::kernels::run(&device, selection, |op, done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
@@ -27,10 +39,18 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
     });
     bar.finish_and_clear();
     let (rows, ceilings) = result?;
-    let head = ["op", "case", "dtype", "us", "p10", "p90", "warm us", "GB/s", "GFLOP/s", "ceiling"];
-    report(common, args.json.as_deref(), &device, &ceilings, &rows, &head, |r| {
+    let dropped: usize = rows.iter().map(|row| row.throttled).sum();
+    if dropped > 0 {
+        let all = dropped + rows.iter().map(|row| row.samples).sum::<usize>();
+        terminal::note(format!("{dropped} of {all} samples dropped: the machine was throttled or busy"));
+    }
+    let sheet = rows.iter().any(|row| row.share_of_datasheet.is_some());
+    let head = ["op", "case", "dtype", "us", "p10", "p90", "warm us", "GB/s", "GFLOP/s", "ceiling", "data sheet"];
+    let head = if sheet { &head[..] } else { &head[..head.len() - 1] };
+    report(common, &args.results, "kernels", &device, &ceilings, &rows, head, |r| {
         let numbers = [r.median_us, r.p10_us, r.p90_us, r.batch_us, r.gb_s, r.gflop_s].map(|v| format!("{v:.1}"));
-        [r.op.to_owned(), r.case.clone(), r.dtype.to_owned()].into_iter().chain(numbers).chain([percent(r.share_of_ceiling)]).collect()
+        let shares = [Some(r.share_of_ceiling), r.share_of_datasheet].into_iter().flatten().map(percent);
+        [r.op.clone(), r.case.clone(), r.dtype.clone()].into_iter().chain(numbers).chain(shares).collect()
     })
 }
 
@@ -40,18 +60,44 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
     if let Some(codec) = codecs.iter().find(|codec| !codec.config().causal) {
         return Err(Failure::usage(format!("bench: {} is not causal and has no frames to time", codec.name())));
     }
-    let jobs: Vec<_> = codecs.iter().flat_map(|codec| args.batch.iter().map(move |&batch| (codec, usize::from(batch)))).collect();
-    let (rows, ceilings) = swara_benches::codec::run(&device, &jobs, args.frames as usize)?;
-    let head = ["model", "dtype", "streams", "encode ms", "p99", "decode ms", "p99", "real time", "ceiling"];
-    report(common, args.json.as_deref(), &device, &ceilings, &rows, &head, |r| {
-        let times = [r.encode_ms_p50, r.encode_ms_p99, r.decode_ms_p50, r.decode_ms_p99].map(|v| format!("{v:.3}"));
+    let batches: Vec<usize> = args.batch.iter().map(|&n| n.into()).collect();
+    let streams = args.streams.map_or(Streams::These(&batches), |most| Streams::UpTo(most.into()));
+    let (rows, ceilings) = swara_benches::codec::run(&device, &codecs, streams, args.frames as usize)?;
+    let head = [
+        "model",
+        "dtype",
+        "streams",
+        "encode ms",
+        "p99",
+        "max",
+        "decode ms",
+        "p99",
+        "max",
+        "both p99",
+        "real time",
+        "launches",
+        "KB/frame",
+        "ceiling",
+    ];
+    report(common, &args.results, "codec", &device, &ceilings, &rows, &head, |r| {
+        let encode = [r.encode_ms_p50, r.encode_ms_p99, r.encode_ms_max];
+        let times = encode.into_iter().chain([r.decode_ms_p50, r.decode_ms_p99, r.decode_ms_max, r.total_ms_p99]);
         let factor = format!("{:.1} x", r.frame_ms / (r.encode_ms_p50 + r.decode_ms_p50));
-        [r.model.clone(), r.dtype.to_owned(), r.batch.to_string()]
+        let launches = r.launches_per_frame.map_or("-".to_owned(), |n| n.to_string());
+        [r.model.clone(), r.dtype.clone(), r.batch.to_string()]
             .into_iter()
-            .chain(times)
-            .chain([factor, percent(r.share_of_ceiling)])
+            .chain(times.map(|v| format!("{v:.3}")))
+            .chain([factor, launches, (r.bytes_per_frame / 1000).to_string(), percent(r.share_of_ceiling)])
             .collect()
-    })
+    })?;
+    if args.streams.is_some() && args.results.json.is_none() && !common.json {
+        for codec in &codecs {
+            let most = rows.iter().filter(|row| row.model == codec.name() && row.in_time).map(|row| row.batch).max().unwrap_or(0);
+            let frame = 1e3 / codec.config().frame_rate();
+            terminal::say(format!("{}: {most} streams keep 99 of 100 frames within the {frame} ms that a frame lasts", codec.name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A time on the emulator says nothing about a GPU, so none is given.
@@ -65,14 +111,155 @@ fn open(common: &Common) -> Result<Device> {
     Ok(device)
 }
 
+pub fn compare(common: &Common, args: &BenchCompare) -> Result {
+    let margin = args.margin / 100.0;
+    let rows = if args.run {
+        in_turns(common, args, margin)?
+    } else {
+        let (old, new) = (swara_benches::compare::read(&args.old)?, swara_benches::compare::read(&args.new)?);
+        let files = format!("{}, {}", args.old.display(), args.new.display());
+        swara_benches::compare::files(old, new, margin).map_err(|e| Failure::work(format!("cannot compare: {e} ({files})")))?
+    };
+    if !rows.iter().any(|row| row.ratio.is_some()) {
+        return Err(Failure::work("cannot compare: nothing is in both"));
+    }
+    let of = |verdict| rows.iter().filter(|row| row.verdict == verdict).count();
+    let (slower, ambiguous) = (of(Verdict::Slower), of(Verdict::Ambiguous));
+    match json_file(common, args.json.as_deref()) {
+        Some(path) => write(path, &rows)?,
+        None => {
+            let number = |v: Option<f64>, digits| v.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
+            let cells = rows.iter().map(|row| {
+                let r = row.ratio;
+                let interval = r.map_or("-".to_owned(), |r| format!("{:.3} - {:.3}", r.low, r.high));
+                let verdict = format!("{:?}", row.verdict).to_lowercase();
+                vec![
+                    row.name(),
+                    row.measure.to_owned(),
+                    number(row.old, 3),
+                    number(row.new, 3),
+                    number(r.map(|r| r.ratio), 3),
+                    interval,
+                    verdict,
+                ]
+            });
+            terminal::say(terminal::table(&["", "time", "old", "new", "ratio", "interval", "verdict"], &cells.collect::<Vec<_>>()))?;
+            let counts = [Verdict::Same, Verdict::Faster, Verdict::Slower, Verdict::Ambiguous, Verdict::Added, Verdict::Removed];
+            let counts = counts.map(|v| format!("{} {}", of(v), format!("{v:?}").to_lowercase())).join(", ");
+            terminal::say(format!("{counts}; less than {} % is no difference", args.margin))?;
+        }
+    }
+    if ambiguous > 0 && !args.run {
+        terminal::note("ambiguous: the runs were disturbed; swara bench compare --run OLD_SWARA NEW_SWARA times two builds in turns");
+    }
+    match slower > 0 && !args.allow_slower {
+        true => Err(Failure::said()),
+        false => Ok(()),
+    }
+}
+
+fn in_turns(common: &Common, args: &BenchCompare, margin: f64) -> Result<Vec<swara_benches::compare::Row>> {
+    let build = |program: &Path| {
+        // A bare name is a file here, as it is without --run.
+        let path = if program.components().count() == 1 { Path::new(".").join(program) } else { program.to_owned() };
+        let mut command = Command::new(path);
+        command.args(["bench", "kernels", "--in-turns", "--device", common.device_spec()]).args(&args.names);
+        command.args(common.dtype.iter().flat_map(|dtype| ["--dtype", dtype.name()]));
+        command.args(common.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
+        command
+    };
+    let bar = terminal::progress(Some(0), "compare");
+    let plan = turns::Plan { margin, ..Default::default() };
+    let rows = turns::compare(&mut build(&args.old), &mut build(&args.new), plan, |op, done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(op.to_owned());
+    });
+    bar.finish_and_clear();
+    Ok(rows?)
+}
+
+pub fn plot(args: &BenchPlot) -> Result {
+    let ending = args.output.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    let svg = match ending.as_deref() {
+        Some("svg") => true,
+        Some("png") => false,
+        _ => return Err(Failure::usage(format!("bench plot: the picture's name ends in .svg or .png ({})", args.output.display()))),
+    };
+    let rows = swara_benches::compare::read(&args.results)?;
+    if rows[0].contains_key("op") {
+        let rows: Vec<swara_benches::kernels::Row> = typed(rows, &args.results)?;
+        draw(&args.output, svg, picture::roofline_size(&rows), Kernels(&rows))
+    } else {
+        let rows: Vec<swara_benches::codec::Row> = typed(rows, &args.results)?;
+        draw(&args.output, svg, picture::latency_size(&rows), Codec(&rows))
+    }
+}
+
+/// More rows, or a higher picture in pixels, are no picture.
+const MAX_ROWS: usize = 500;
+const MAX_HEIGHT: u32 = 10_000;
+
+fn typed<R: DeserializeOwned>(rows: Vec<Map<String, Value>>, path: &Path) -> Result<Vec<R>> {
+    if rows.len() > MAX_ROWS {
+        return Err(Failure::file("cannot draw", format!("{} rows, expected at most {MAX_ROWS}", rows.len()), path));
+    }
+    let row = |(n, row)| {
+        serde_json::from_value(Value::Object(row)).map_err(|e| Failure::file("cannot draw", format!("row {}: {e}", n + 1), path))
+    };
+    rows.into_iter().enumerate().map(row).collect()
+}
+
+/// What is drawn on whatever backend.
+trait Drawing {
+    fn on<B: DrawingBackend>(&self, area: &plotters::drawing::DrawingArea<B, plotters::coord::Shift>) -> Option<()>;
+}
+
+struct Kernels<'a>(&'a [swara_benches::kernels::Row]);
+struct Codec<'a>(&'a [swara_benches::codec::Row]);
+
+impl Drawing for Kernels<'_> {
+    fn on<B: DrawingBackend>(&self, area: &plotters::drawing::DrawingArea<B, plotters::coord::Shift>) -> Option<()> {
+        picture::roofline(area, self.0).ok()
+    }
+}
+
+impl Drawing for Codec<'_> {
+    fn on<B: DrawingBackend>(&self, area: &plotters::drawing::DrawingArea<B, plotters::coord::Shift>) -> Option<()> {
+        picture::latency(area, self.0).ok()
+    }
+}
+
+fn draw(path: &Path, svg: bool, (width, height): (u32, u32), drawing: impl Drawing) -> Result {
+    let failed = || Failure::file("cannot draw", "the drawing library refused", path);
+    if height > MAX_HEIGHT {
+        return Err(Failure::file("cannot draw", "too many models or types for one picture", path));
+    }
+    if svg {
+        let mut text = String::new();
+        drawing.on(&SVGBackend::with_string(&mut text, (width, height)).into_drawing_area()).ok_or_else(failed)?;
+        Ok(output::write(path, text.as_bytes())?)
+    } else {
+        let mut canvas = Canvas::new(width as usize, height as usize);
+        drawing.on(&Pixels(&mut canvas).into_drawing_area()).ok_or_else(failed)?;
+        save(&canvas, path)
+    }
+}
+
 fn percent(share: f64) -> String {
     format!("{:.0}%", 100.0 * share)
 }
 
-/// A JSON array to a file, or a table.
+fn json_file<'a>(common: &Common, json: Option<&'a Path>) -> Option<&'a Path> {
+    json.or(common.json.then_some(Path::new("-")))
+}
+
+/// A JSON array to a file, or a table; and a file in the device's folder if asked.
+#[allow(clippy::too_many_arguments, reason = "two callers")]
 fn report<R: Serialize>(
     common: &Common,
-    json: Option<&Path>,
+    results: &Results,
+    what: &str,
     device: &Device,
     ceilings: &Ceilings,
     rows: &[R],
@@ -86,7 +273,12 @@ fn report<R: Serialize>(
         let drift = percent(ceilings.drift);
         terminal::warn(format!("the ceilings before and after differ by {drift}: this machine is busy or throttled"));
     }
-    match json.or(common.json.then_some(Path::new("-"))) {
+    if let Some(folder) = &results.save {
+        let path = saved(folder, what, device)?;
+        write(&path, rows)?;
+        terminal::note(format!("results in {}", path.display()));
+    }
+    match json_file(common, results.json.as_deref()) {
         Some(path) => write(path, rows),
         None => {
             terminal::say(terminal::table(head, &rows.iter().map(cells).collect::<Vec<_>>()))?;
@@ -95,11 +287,22 @@ fn report<R: Serialize>(
     }
 }
 
+/// `FOLDER/DEVICE/bench-WHAT.json`; the CPU goes by its maker's name for it.
+fn saved(folder: &Path, what: &str, device: &Device) -> Result<PathBuf> {
+    let name = match device {
+        Device::Cpu => swara_benches::cpu_name(),
+        Device::Cuda(_) => device.name(),
+    };
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let folder = folder.join(words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-"));
+    std::fs::create_dir_all(&folder).map_err(|e| Failure::file("cannot create folder", e, &folder))?;
+    Ok(folder.join(format!("bench-{what}.json")))
+}
+
 fn say_ceilings(device: &Device, c: &Ceilings) -> Result {
-    let narrow = if *device == Device::Cpu {
-        String::new()
-    } else {
-        format!(", mma.sync f16 {:.1}, bf16 {:.1}", c.f16_flops * 1e-12, c.bf16_flops * 1e-12)
+    let narrow = match c.sgemm_flops {
+        Some(sgemm) => format!(", gemm library {:.2}", sgemm * 1e-12),
+        None => format!(", mma.sync f16 {:.1}, bf16 {:.1}", c.f16_flops * 1e-12, c.bf16_flops * 1e-12),
     };
     let (what, bytes, f32) = (if *device == Device::Cpu { "read" } else { "copy" }, c.bytes * 1e-9, c.f32_flops * 1e-12);
     terminal::say(format!("ceilings measured on {}: {what} {bytes:.1} GB/s; TFLOP/s: f32 {f32:.2}{narrow}", device.name()))
@@ -112,4 +315,19 @@ fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result {
     let mut text = serde_json::to_vec_pretty(rows).map_err(|e| Failure::work(format!("cannot write results: {e}")))?;
     text.push(b'\n');
     Ok(output::write(path, &text)?)
+}
+
+impl From<BadResults> for Failure {
+    fn from(BadResults(why): BadResults) -> Failure {
+        Failure::work(why)
+    }
+}
+
+impl From<turns::Error> for Failure {
+    fn from(error: turns::Error) -> Failure {
+        match error {
+            turns::Error::Kernels(error) => error.into(),
+            turns::Error::Worker(why) => Failure::work(format!("bench: {why}")),
+        }
+    }
 }

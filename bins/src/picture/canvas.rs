@@ -37,7 +37,11 @@ impl Canvas {
         }
     }
 
-    fn blend(&mut self, x: usize, y: usize, colour: Colour, opacity: u8) {
+    pub fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
+    pub fn blend(&mut self, x: usize, y: usize, colour: Colour, opacity: u8) {
         if x < self.width && y < self.height {
             let at = 3 * (y * self.width + x);
             for (below, above) in self.rgb[at..at + 3].iter_mut().zip(colour) {
