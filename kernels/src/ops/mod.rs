@@ -17,6 +17,10 @@ pub mod stft;
 #[cfg(test)]
 pub mod testing;
 pub mod weight_norm;
+/// What `new-op.sh` copies, so that it keeps working.
+#[cfg(test)]
+#[path = "../../template/mod.rs"]
+mod template;
 
 use crate::case::Op;
 
