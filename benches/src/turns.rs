@@ -54,6 +54,9 @@ impl From<swara_kernels::Error> for Error {
     }
 }
 
+/// A sample is the shortest of so many runs, so that one in which others had the cores is none.
+const SHOTS: usize = 5;
+
 /// Longest line either side reads.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -82,7 +85,10 @@ pub fn serve(device: &Device, cases: &[(&str, Case)], mut input: impl BufRead, m
             ready = Some((n, Stand::new(device, case)?));
         }
         let Some((_, stand)) = &mut ready else { continue };
-        let seconds = stand.cold()?;
+        let mut seconds = f64::INFINITY;
+        for _ in 0..SHOTS {
+            seconds = seconds.min(stand.cold()?);
+        }
         writeln!(output, "{seconds:e}").and_then(|()| output.flush()).map_err(worker)?;
     }
 }
@@ -179,7 +185,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { margin: 0.05, least: 12, precision: 0.015, time: Duration::from_secs(1), starts: 8 }
+        Plan { margin: 0.05, least: 10, precision: 0.015, time: Duration::from_secs(3), starts: 6 }
     }
 }
 
