@@ -1,8 +1,9 @@
 // Sums over a block and over the rows of a matrix. The order of every sum depends on the launch shape alone.
 //
 //   block_sum(v)              the sum over a one-dimensional block of whole warps, given to every thread
-//   column_sum(v, shared)     the sum over threadIdx.y, given to the threads with threadIdx.y = 0
-//   Columns<N>                a block's share of a [rows, channels] matrix: threadIdx.x is a run of N channels, threadIdx.y a row
+//   column_sum(shared, v)     the sums over threadIdx.y, left in shared memory
+//   Columns<N>                a block's share of a [rows, channels] matrix: threadIdx.x is a run of N channels, threadIdx.y a row;
+//                             .load and .store move one float a channel
 #pragma once
 
 #include "types.cuh"
@@ -23,40 +24,69 @@ __device__ __forceinline__ float block_sum(float v) {
     return v;
 }
 
-// `shared` has room for N floats a thread. All threads of the block take part.
+// Shared memory that holds N floats of every thread, or of every threadIdx.x its N channels: float i of all threads side by
+// side, and those of the next i so much further that neighbouring channels are in different banks, too.
 template <int N>
-__device__ __forceinline__ void column_sum(float (&v)[N], float* shared) {
-    const int width = blockDim.x * N, height = blockDim.y;
-    float* const mine = shared + threadIdx.y * width + threadIdx.x;
+__device__ __forceinline__ int column_pitch() {
+    return (blockDim.x * blockDim.y + 31) / 32 * 32 + 32 / N;
+}
+
+// Where the block's channel `c` is.
+template <int N>
+__device__ __forceinline__ int column_at(int c) {
+    return c % N * column_pitch<N>() + c / N;
+}
+
+// Leaves the sum over threadIdx.y of channel c at shared[column_at<N>(c)]. All threads of the block take part; `shared` has
+// room for N times column_pitch<N>() floats, and wants a barrier before its next use.
+template <int N>
+__device__ __forceinline__ void column_sum(float* shared, const float (&v)[N]) {
+    const int pitch = column_pitch<N>();
+    float* const mine = shared + threadIdx.y * blockDim.x + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < N; i++) mine[i * blockDim.x] = v[i];
+    for (int i = 0; i < N; i++) mine[i * pitch] = v[i];
     __syncthreads();
-    for (int count = height; count > 1;) {
+    for (int count = blockDim.y; count > 1;) {
         const int half = (count + 1) / 2;
         if (threadIdx.y + half < count) {
 #pragma unroll
-            for (int i = 0; i < N; i++) mine[i * blockDim.x] += mine[half * width + i * blockDim.x];
+            for (int i = 0; i < N; i++) mine[i * pitch] += mine[half * blockDim.x + i * pitch];
         }
         __syncthreads();
         count = half;
     }
-#pragma unroll
-    for (int i = 0; i < N; i++) v[i] = mine[i * blockDim.x];
-    __syncthreads();  // before the next call writes
 }
 
 // blockIdx.x is a run of `rows_per_block` rows, blockIdx.y a run of blockDim.x * N channels.
 template <int N>
 struct Columns {
-    int channel;
+    int channel, block_channel, block_channels;  // the thread's first; the block's first, and how many it has
     uint64_t first, end;
     bool active;
 
     __device__ __forceinline__ Columns(uint64_t rows, int channels, int rows_per_block) {
-        channel = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+        block_channel = blockIdx.y * blockDim.x * N;
+        block_channels = min(channels - block_channel, (int)blockDim.x * N);
+        channel = block_channel + threadIdx.x * N;
         active = channel < channels;
         const uint64_t start = (uint64_t)blockIdx.x * rows_per_block;
         first = start + threadIdx.y;
         end = !active ? 0 : start + rows_per_block < rows ? start + rows_per_block : rows;
+    }
+
+    // dst[i] = src[channel + i], where active. The block reads `src [channels]` side by side; all its threads take part.
+    __device__ __forceinline__ void load(float (&dst)[N], const float* src, float* shared) const {
+        for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < block_channels; c += blockDim.x * blockDim.y)
+            shared[column_at<N>(c)] = src[block_channel + c];
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < N; i++) dst[i] = active ? shared[i * column_pitch<N>() + threadIdx.x] : 0.0f;
+        __syncthreads();  // before the next call writes
+    }
+
+    // Writes what `column_sum` left to `dst [channels]`, side by side.
+    __device__ __forceinline__ void store(float* dst, const float* shared) const {
+        for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < block_channels; c += blockDim.x * blockDim.y)
+            dst[block_channel + c] = shared[column_at<N>(c)];
     }
 };

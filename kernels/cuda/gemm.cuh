@@ -196,7 +196,16 @@ struct Cursor {
     Index outer[PASSES], inner;
 
     __device__ static int column() { return threadIdx.x % ACROSS * CHUNK; }
-    __device__ static int row(int pass) { return threadIdx.x / ACROSS + pass * DOWN; }
+    __device__ static int row(int pass) {
+        const int row = threadIdx.x / ACROSS;
+        // Eight lanes copy two rows of four 16-byte chunks at a time: those four apart, which a pitch of 80 bytes puts into
+        // different halves of the banks.
+        if constexpr (CHUNK == 8 && ACROSS == 4) {
+            static_assert(DOWN % 8 == 0, "rows are exchanged within eight");
+            return row / 8 * 8 + row % 2 * 4 + row % 8 / 2 + pass * DOWN;
+        }
+        return row + pass * DOWN;
+    }
 
     template <class Source>
     __device__ Cursor(const Source& source, int outer0, int inner0) {
@@ -353,8 +362,8 @@ __device__ void multiply_tensor_core(const A& a, const B& b, const OUT& out, int
 #pragma unroll
         for (int j = 0; j < NI; ++j) {
             float* at = shared + (warp_m * 16 + lane / 4) * PITCH + warp_n * WN + j * 8 + lane % 4 * 2;
-            at[0] = sum[i][j][0], at[1] = sum[i][j][1];
-            at[8 * PITCH] = sum[i][j][2], at[8 * PITCH + 1] = sum[i][j][3];
+            *(float2*)at = make_float2(sum[i][j][0], sum[i][j][1]);
+            *(float2*)(at + 8 * PITCH) = make_float2(sum[i][j][2], sum[i][j][3]);
         }
         store_slab<TILE, TILE::WARPS_M * 16, PITCH>(shared, out, n0, [&](int row) { return m0 + row / 16 * WM + i * 16 + row % 16; });
     }
@@ -498,14 +507,14 @@ __device__ __forceinline__ void correlation(const Window<T>& a, const Window<T>&
                              {dy, nullptr, nullptr, nullptr, batches, rows, dy_channels, 0, rows, 1, 0, 0, 1, 0}, partial, depth); \
     }
 
-/// dw[i] = sum over splits of partial[split, i]; if SWAPPED, partial is [split, (tap, out), in] and dw [tap, in, out].
+/// dw[i] = sum over splits of partial[split, i]; if SWAPPED, partial is [split, (tap, out), in] and dw [tap, in, out]. Threads
+/// follow partial, of which there is more.
 #define SUM_PARTIALS_KERNEL(NAME, T)                                                                                           \
     extern "C" __global__ void NAME(T* dw, const float* partial, int splits, int taps, int in, int out, int swapped) {         \
         const int n = taps * in * out, i = blockIdx.x * blockDim.x + threadIdx.x;                                              \
         if (i >= n) return;                                                                                                    \
-        const int tap = i / (in * out), row = i / out % in, column = i % out;                                                  \
-        const int from = swapped ? (tap * out + column) * in + row : i;                                                        \
         float sum = 0.0f;                                                                                                      \
-        for (int s = 0; s < splits; ++s) sum += partial[(int64_t)s * n + from];                                                    \
-        dw[i] = from_float<T>(sum);                                                                                            \
+        for (int s = 0; s < splits; ++s) sum += partial[(int64_t)s * n + i];                                                   \
+        const int tap = i / (in * out), column = i / in % out, row = i % in;                                                   \
+        dw[swapped ? (tap * in + row) * out + column : i] = from_float<T>(sum);                                                \
     }

@@ -1,7 +1,7 @@
-// 16-byte vectors of float, bf16 or f16 that are floats in registers, and the walk of a kernel whose elements are alone.
+// Vectors of float, bf16 or f16 that are floats in registers, and the walk of a kernel whose elements are alone.
 //
 //   LANES<T>                          elements in 16 bytes
-//   load_vector<T, N>(dst, src)       N = LANES<T>: one 16-byte load, src aligned to 16 bytes; N = 1: a scalar
+//   load_vector<T, N>(dst, src)       N = 1: a scalar; otherwise N elements of 16 or 8 bytes in one load, src aligned to as much
 //   store_vector<T, N>(dst, src)
 //   for_elements<T>(n, f)             f.at<N>(i) for the elements i .. i + N of each thread
 //   map(y, x, n, f)                   y[i] = f(x[i]), in float; y may be x
@@ -15,12 +15,18 @@ constexpr int LANES = 16 / sizeof(T);
 
 template <typename T, int N>
 __device__ __forceinline__ void load_vector(float (&dst)[N], const T* src) {
-    static_assert(N == 1 || N == LANES<T>, "a vector or a scalar");
+    static_assert(N == 1 || N * sizeof(T) == 16 || N * sizeof(T) == 8, "a vector or a scalar");
     if constexpr (N == 1) {
         dst[0] = to_float(src[0]);
     } else {
-        const uint4 raw = *reinterpret_cast<const uint4*>(src);
-        const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+        unsigned words[4];
+        if constexpr (N * sizeof(T) == 16) {
+            const uint4 raw = *reinterpret_cast<const uint4*>(src);
+            words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
+        } else {
+            const uint2 raw = *reinterpret_cast<const uint2*>(src);
+            words[0] = raw.x, words[1] = raw.y;
+        }
 #pragma unroll
         for (int i = 0; i < N; i++) {
             if constexpr (sizeof(T) == 4)
@@ -33,7 +39,7 @@ __device__ __forceinline__ void load_vector(float (&dst)[N], const T* src) {
 
 template <typename T, int N>
 __device__ __forceinline__ void store_vector(T* dst, const float (&src)[N]) {
-    static_assert(N == 1 || N == LANES<T>, "a vector or a scalar");
+    static_assert(N == 1 || N * sizeof(T) == 16 || N * sizeof(T) == 8, "a vector or a scalar");
     if constexpr (N == 1) {
         dst[0] = from_float<T>(src[0]);
     } else {
@@ -45,7 +51,10 @@ __device__ __forceinline__ void store_vector(T* dst, const float (&src)[N]) {
             else
                 words[i / 2] |= (unsigned)from_float<T>(src[i]).bits << (16 * (i % 2));
         }
-        *reinterpret_cast<uint4*>(dst) = make_uint4(words[0], words[1], words[2], words[3]);
+        if constexpr (N * sizeof(T) == 16)
+            *reinterpret_cast<uint4*>(dst) = make_uint4(words[0], words[1], words[2], words[3]);
+        else
+            *reinterpret_cast<uint2*>(dst) = make_uint2(words[0], words[1]);
     }
 }
 

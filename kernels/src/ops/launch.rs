@@ -4,8 +4,8 @@ use crate::driver::Launch;
 use crate::{DType, Error, Result, Tensor};
 
 pub const THREADS: usize = 256;
-/// Shared memory that `column_sum` may use: N floats a thread, N at most 8.
-const COLUMN_SUM_BYTES: usize = THREADS * 8 * 4;
+/// Shared memory that `block.cuh` may use for columns: N floats a thread, N at most 8, and its distance between them.
+const COLUMN_SUM_BYTES: usize = (THREADS + 32 / 8) * 8 * 4;
 
 /// Kernels of one type carry it in their name; f32, bf16 and f16 are there.
 pub fn kernel_name(op: &'static str, name: &str, x: &Tensor) -> Result<String> {
@@ -61,17 +61,8 @@ impl Columns {
         self.launch.grid[0] as usize
     }
 
-    /// Shape alone decides, so sums are the same on every device: blocks short enough to fill a large GPU, long enough that
-    /// their partial sums weigh nothing.
     pub fn new(op: &'static str, rows: usize, channels: usize, dtype: DType) -> Result<Columns> {
-        const MIN_ROWS_PER_THREAD: usize = 4;
-        const MAX_ROW_BLOCKS: usize = 1024;
-        let lanes = 16 / dtype.bytes();
-        let vector = channels.is_multiple_of(lanes);
-        let runs = if vector { channels / lanes } else { channels };
-        let width = runs.clamp(1, THREADS);
-        let height = THREADS / width;
-        let rows_per_block = height * rows.div_ceil(height * MAX_ROW_BLOCKS).max(MIN_ROWS_PER_THREAD);
+        let Division { vector, runs, width, height, rows_per_block } = Division::new(rows, channels, dtype);
         let grid = [index(op, rows.div_ceil(rows_per_block))? as u32, grid_y(op, runs.div_ceil(width))?, 1];
         let launch = Launch { grid, block: [width as u32, height as u32, 1], shared_bytes: COLUMN_SUM_BYTES as u32, cooperative: false };
         Ok(Columns { launch, rows_per_block: index(op, rows_per_block)?, channels: index(op, channels)?, vector })
@@ -84,6 +75,36 @@ impl Columns {
         let grid = [1, grid_y(op, channels.div_ceil(width))?, 1];
         Ok(Launch { grid, block: [width as u32, height as u32, 1], shared_bytes: COLUMN_SUM_BYTES as u32, cooperative: false })
     }
+}
+
+/// Threads of a block along channels (a run of them each) and rows, and its rows.
+struct Division {
+    vector: bool,
+    runs: usize,
+    width: usize,
+    height: usize,
+    rows_per_block: usize,
+}
+
+impl Division {
+    /// Shape alone decides, so sums are the same on every device: blocks short enough to fill a large GPU, long enough that
+    /// their partial sums weigh nothing.
+    fn new(rows: usize, channels: usize, dtype: DType) -> Division {
+        const MIN_ROWS_PER_THREAD: usize = 4;
+        const MAX_ROW_BLOCKS: usize = 1024;
+        let lanes = 16 / dtype.bytes();
+        let vector = channels.is_multiple_of(lanes);
+        let runs = if vector { channels / lanes } else { channels };
+        let width = runs.clamp(1, THREADS);
+        let height = THREADS / width;
+        let rows_per_block = height * rows.div_ceil(height * MAX_ROW_BLOCKS).max(MIN_ROWS_PER_THREAD);
+        Division { vector, runs, width, height, rows_per_block }
+    }
+}
+
+/// [`Columns::row_blocks`], for costs.
+pub fn partial_rows(rows: usize, channels: usize, dtype: DType) -> usize {
+    rows.div_ceil(Division::new(rows, channels, dtype).rows_per_block)
 }
 
 fn grid_y(op: &'static str, n: usize) -> Result<u32> {

@@ -5,12 +5,14 @@ use crate::{DType, Shape};
 
 pub fn cases() -> Vec<Case> {
     let shapes: [Shape; 6] = [[0].into(), [1].into(), [31, 33].into(), [127].into(), [500, 8].into(), [2, 33, 31].into()];
+    let medium = [33, 1001].into();
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for kind in Activation::ALL {
             cases.extend(shapes.iter().flat_map(|&shape| [forward(kind, shape, dtype, false), backward(kind, shape, dtype, false)]));
         }
         let large = [8, 48_000, 64].into();
+        cases.extend([forward(Activation::Elu, medium, dtype, false), backward(Activation::Elu, medium, dtype, false)]);
         cases.extend([forward(Activation::Elu, large, dtype, true), backward(Activation::Elu, large, dtype, true)]);
     }
     cases

@@ -7,7 +7,7 @@ const OPTIONS: AdamW = AdamW { lr: 1e-2, beta1: 0.8, beta2: 0.99, eps: 1e-8, wei
 
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> =
-        [1, 31, 127, 500, 4097].into_iter().flat_map(|n| [step(n, true, false), step(n, false, false), ema(n)]).collect();
+        [1, 31, 127, 500, 4097, 9000].into_iter().flat_map(|n| [step(n, true, false), step(n, false, false), ema(n)]).collect();
     cases.extend([step(1 << 24, true, true)]);
     cases.extend([1e-4, 0.3, 400.0].map(clip));
     cases

@@ -125,7 +125,7 @@ fn check_state(usage: &Tensor, sum: &Tensor) -> Result<()> {
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (n, k, d) in [(1, 1, 1), (31, 33, 8), (127, 16, 33), (500, 65, 5), (3, 500, 130)] {
+    for (n, k, d) in [(1, 1, 1), (31, 33, 8), (127, 16, 33), (500, 65, 5), (3, 119, 130), (1000, 200, 128)] {
         cases.push(statistics_case(n, k, d, false));
         cases.push(update_case(k, d));
         cases.push(replace_case(k, d));

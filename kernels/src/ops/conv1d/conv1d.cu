@@ -13,7 +13,7 @@
 //   conv1d_from_one    Cin = 1 (first layers). block: 64 steps of one stream, its window in shared memory; a thread has 4
 //                      output channels x 4 steps.
 //   conv1d_to_one      Cout = 1 (last layers). block: 128 steps; 8 lanes share the channels of a step, a thread has 4 steps.
-//   conv1d_grouped     groups > 1. One thread an output; _dx the same, _dw one block a weight.
+//   conv1d_grouped     groups > 1. One thread an output; _dx the same, _dw a block for 16 outputs of a tap and input.
 //   conv1d_dx_TILE     the product with taps transposed: rows (b, s / stride), columns (s % stride, i), K-dimension (tap of
 //                      that phase, o): a transposed convolution of dy.
 //   conv1d_dw_TILE     [(k, i), o], summed over rows (b, t) in grid.y runs; conv1d_dw_sum adds the f32 partial sums in order.
@@ -70,7 +70,8 @@ __device__ __forceinline__ void from_one(const Window<T>& x, const T* weight, co
     }
 }
 
-/// y for Cout = 1: a block has 128 steps of one stream; shared memory: their window, rows of Cin + padding to an odd multiple of 8.
+/// y for Cout = 1: a block has 128 steps of one stream; shared memory: their window, rows of Cin + padding to an odd multiple of 8,
+/// and the weights.
 template <class T>
 __device__ __forceinline__ void to_one(const Window<T>& x, const T* weight, const Output<T>& out) {
     constexpr int STEPS = 128, LANES = 8, AT_ONCE = STEPS * LANES / 256;
@@ -87,12 +88,14 @@ __device__ __forceinline__ void to_one(const Window<T>& x, const T* weight, cons
         const float v = or_zero(row.at({batch, first}, {i / channels, channel}));
         window[i / channels * pitch + channel] = x.activation(channel)(v);
     }
+    float* const weights = window + height * pitch;
+    for (int i = threadIdx.x; i < x.taps * channels; i += blockDim.x) weights[i] = to_float(weight[i]);
     __syncthreads();
     const int lane = threadIdx.x % LANES, step = threadIdx.x / LANES;
     float sum[AT_ONCE] = {};
     for (int k = 0; k < x.taps; ++k) {
         for (int i = lane; i < channels; i += LANES) {
-            const float w = to_float(weight[k * channels + i]);
+            const float w = weights[k * channels + i];
 #pragma unroll
             for (int s = 0; s < AT_ONCE; ++s) {
                 const int at = (step + s * (STEPS / AT_ONCE)) * x.step + k * x.tap_step;
@@ -145,23 +148,27 @@ __device__ __forceinline__ void grouped_dx(T* dx, const T* dy, const T* weight, 
     dx[i] = from_float<T>(sum);
 }
 
-/// Block: one weight; 128 threads share its sum over (b, t), which a tree then adds up.
+/// Block: 16 outputs of one tap and input; 16 threads share the sum of each over (b, t), which a tree then adds up.
 template <class T>
 __device__ __forceinline__ void grouped_dw(T* dw, const Window<T>& x, const T* dy, int out_channels, int groups) {
-    __shared__ float sums[128];
-    const int i = blockIdx.x, in = x.channels / groups;
-    const int k = i / (in * out_channels), channel = i % out_channels;
-    const int from = channel / (out_channels / groups) * in + i / out_channels % in;
+    constexpr int OUTPUTS = 16, LANES = 16;
+    __shared__ float sums[LANES][OUTPUTS];
+    const int in = x.channels / groups, across = (out_channels + OUTPUTS - 1) / OUTPUTS;
+    const int output = threadIdx.x % OUTPUTS, lane = threadIdx.x / OUTPUTS;
+    const int row = blockIdx.x / across, channel = blockIdx.x % across * OUTPUTS + output; // of dw [(tap, in), out]
     float sum = 0.0f;
-    for (int r = threadIdx.x; r < x.batches * x.rows; r += 128) {
-        sum += or_zero(x.at(split(r, x.rows), {k, from})) * to_float(dy[(int64_t)r * out_channels + channel]);
+    if (channel < out_channels) {
+        const int from = channel / (out_channels / groups) * in + row % in;
+        for (int r = lane; r < x.batches * x.rows; r += LANES) {
+            sum += or_zero(x.at(split(r, x.rows), {row / in, from})) * to_float(dy[(int64_t)r * out_channels + channel]);
+        }
     }
-    sums[threadIdx.x] = sum;
-    for (int half = 64; half > 0; half /= 2) {
+    sums[lane][output] = sum;
+    for (int half = LANES / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        if (lane < half) sums[lane][output] += sums[lane + half][output];
     }
-    if (threadIdx.x == 0) dw[i] = from_float<T>(sums[0]);
+    if (lane == 0 && channel < out_channels) dw[row * out_channels + channel] = from_float<T>(sums[0][output]);
 }
 
 template <class T>
@@ -213,7 +220,7 @@ __device__ __forceinline__ void reset(T* ring, int* position, const unsigned cha
                                    int out_time, int out_channels, int groups, int stride, int dilation, int pad) {            \
         grouped_dx(dx, dy, weight, batches, time, channels, taps, out_time, out_channels, groups, stride, dilation, pad);      \
     }                                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(128)                                                                          \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
         conv1d_grouped_dw_##SUFFIX(T* dw, const T* x, const T* dy, int batches, int time, int channels, int step, int offset,  \
                                    int tap_step, int taps, int rows, int out_channels, int groups) {                           \
         grouped_dw<T>(dw,                                                                                                      \

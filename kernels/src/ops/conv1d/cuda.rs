@@ -92,8 +92,9 @@ pub(super) fn forward(
     }
     // Rows of an odd multiple of 8 floats: the eight lanes of four neighbouring rows then hit all banks.
     let pitch = (x.channels.div_ceil(8) | 1).saturating_mul(8);
-    if cout == 1 && span(128).saturating_mul(pitch) <= SHARED / 4 {
-        return direct("conv1d_to_one", ys[0] * ys[1].div_ceil(128), span(128) * pitch * 4);
+    let to_one = span(128).saturating_mul(pitch).saturating_add(taps.saturating_mul(x.channels));
+    if cout == 1 && to_one <= SHARED / 4 {
+        return direct("conv1d_to_one", ys[0] * ys[1].div_ceil(128), to_one * 4);
     }
     let weights = Taps { data: weight, taps, rows: x.channels, columns: cout, phases: 1, dilation: 1, transposed: false };
     let output = Output { y, bias: fused.bias, residual: fused.residual, epilogue, time: ys[1], channels: cout, offset: 0 };
@@ -207,7 +208,7 @@ pub(super) fn backward_weight(gpu: &Cuda, dw: &mut Tensor, dy: &Tensor, x: &Tens
             int(OP, g.groups)?,
         ];
         // SAFETY: the parameter list of conv1d_grouped_dw; shapes were checked by `backward_weight`.
-        return unsafe { kernel.launch(grid(dw.elements(), 128, 0)?, arguments) };
+        return unsafe { kernel.launch(grid(taps * dw.shape()[1] * cout.div_ceil(16), 256, 0)?, arguments) };
     }
     let depth = run_length(total, taps * xs[2], cout);
     WEIGHT_GRADIENT.correlation(gpu, Correlation { dw, x: rows, rows: dy, columns: cout, swapped: false, depth })

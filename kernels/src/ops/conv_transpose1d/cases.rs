@@ -1,5 +1,6 @@
 use super::{Geometry, backward_input, backward_weight, forward, ring, step};
 use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::ops::matmul::cuda::{partial_bytes, run_length};
 use crate::tolerance::Tolerance;
 use crate::{DType, Tensor};
 
@@ -28,6 +29,11 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.push(stream_case(Shape(3, 4, 6, 5, 10, causal(10, 5)), dtype));
         cases.push(stream_case(Shape(2, 3, 16, 8, 7, causal(7, 2)), dtype));
+        let narrowing = Shape(1, 300, 128, 8, 2, causal(2, 2));
+        for shape in [narrowing, Shape(1, 18, 64, 64, 8, causal(8, 4)), Shape(1, 4, 64, 80, 8, causal(8, 4))] {
+            cases.push(forward_case(shape, dtype, false));
+        }
+        cases.extend([input_gradient(Shape(1, 300, 8, 64, 2, causal(2, 2)), dtype), weight_gradient(narrowing, dtype)]);
         cases.push(forward_case(Shape(1, 2048, 128, 64, 16, causal(16, 8)), dtype, true));
     }
     cases
@@ -62,10 +68,12 @@ fn input_gradient(shape: Shape, dtype: DType) -> Case {
 }
 
 fn weight_gradient(shape: Shape, dtype: DType) -> Case {
-    let Shape(b, t, _, cout, k, g) = shape;
+    let Shape(b, t, cin, cout, k, g) = shape;
     let dy = Input::normal("dy", [b, g.output_len(t, k), cout]);
     let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_weight(&i[0], &i[1], &g, k)?]));
-    case("dw", shape, dtype, vec![dy, operands(shape).0], b * t, run)
+    let mut case = case("dw", shape, dtype, vec![dy, operands(shape).0], b * t, run);
+    case.cost.bytes += partial_bytes(b * t, run_length(b * t, k * cout, cin), k * cin * cout, false);
+    case
 }
 
 /// Two steps of a stream; the second one's output.
@@ -77,5 +85,9 @@ fn stream_case(shape: Shape, dtype: DType) -> Case {
         step(&i[0], &mut ring, &i[1], None, g.stride, None)?;
         Ok(vec![step(&i[2], &mut ring, &i[1], None, g.stride, None)?])
     });
-    case("stream", shape, dtype, vec![x, w, Input::normal("x2", [b, t, cin])], k.div_ceil(g.stride) * cin, run)
+    let case = case("stream", shape, dtype, vec![x, w, Input::normal("x2", [b, t, cin])], k.div_ceil(g.stride) * cin, run);
+    // Each step reads the past, and puts its newest rows there.
+    let past = k.div_ceil(g.stride) - 1;
+    let step = case.cost.bytes + b * (past + 2 * t.min(past)) * cin * dtype.bytes();
+    Case { cost: Cost { bytes: 2 * step, flops: 2 * case.cost.flops }, ..case }
 }

@@ -5,16 +5,16 @@ use crate::{DType, Result, Shape, Tensor};
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        for shape in [[0].into(), [1].into(), [31, 33].into(), [127].into(), [500, 8].into()] {
+        for shape in [[0].into(), [1].into(), [31, 33].into(), [127].into(), [500, 8].into(), [131, 130].into()] {
             cases.extend(flat(shape, dtype, false));
         }
         cases.extend(flat([8, 48_000, 64].into(), dtype, true).into_iter().take(1));
-        for (rows, channels) in [(1, 1), (500, 1), (33, 31), (127, 8), (3, 2056), (0, 3)] {
+        for (rows, channels) in [(1, 1), (500, 1), (33, 31), (127, 8), (3, 2056), (0, 3), (127, 136)] {
             let inputs = vec![Input::normal("x", [rows, channels]), Input::normal("bias", [channels])];
             let run: Run = Box::new(|i| Ok(vec![super::add_row(&i[0], &i[1])?]));
             cases.push(case(format!("add_row [{rows}, {channels}]"), dtype, inputs, Check::Within(rounded(dtype)), run));
         }
-        for shape in [[1, 1, 1], [2, 31, 33], [1, 500, 3], [3, 64, 32], [2, 1, 127], [1, 0, 5]] {
+        for shape in [[1, 1, 1], [2, 31, 33], [1, 500, 3], [3, 64, 32], [2, 1, 127], [1, 0, 5], [2, 128, 96]] {
             let run: Run = Box::new(|i| Ok(vec![super::transpose(&i[0])?]));
             cases.push(case(format!("transpose {shape:?}"), dtype, vec![Input::normal("x", shape)], Check::Exact, run));
         }
@@ -22,9 +22,10 @@ pub fn cases() -> Vec<Case> {
         let large = case("transpose [8, 48000, 64]".into(), dtype, vec![Input::normal("x", [8, 48_000, 64])], Check::Exact, run);
         cases.push(Case { bench: true, ..large });
         for to in [DType::F32, DType::BF16, DType::F16] {
-            for n in [1, 31, 500, 4096] {
+            for n in [1, 31, 500, 4096].into_iter().chain((to != dtype).then_some(20_001)) {
                 let run: Run = Box::new(move |i| Ok(vec![convert(&i[0], to)?]));
-                cases.push(case(format!("to {to} [{n}]"), dtype, vec![Input::normal("x", [n])], Check::Within(rounded(to)), run));
+                let same = case(format!("to {to} [{n}]"), dtype, vec![Input::normal("x", [n])], Check::Within(rounded(to)), run);
+                cases.push(Case { cost: Cost { bytes: n * (dtype.bytes() + to.bytes()), flops: n }, ..same });
             }
         }
     }
@@ -52,7 +53,8 @@ fn flat(shape: Shape, dtype: DType, bench: bool) -> Vec<Case> {
         ),
     ];
     let make = |(name, run): (&str, Run)| {
-        let inputs = vec![Input::normal("a", shape), Input::normal("b", shape)];
+        let operands = if name == "scale" { &["a"][..] } else { &["a", "b"] };
+        let inputs = operands.iter().map(|operand| Input::normal(operand, shape)).collect();
         Case { bench, ..case(format!("{name} {shape:?}"), dtype, inputs, Check::Within(rounded(dtype)), run) }
     };
     runs.into_iter().map(make).collect()

@@ -59,7 +59,7 @@ pub fn transpose(gpu: &Cuda, y: &mut Tensor, x: &Tensor, [batch, m, n]: [usize; 
 pub fn convert(gpu: &Cuda, y: &mut Tensor, x: &Tensor) -> Result<()> {
     let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &kernel_name(NAME, "convert", x)?, y)?)?;
     let n = x.elements();
-    let narrow = x.dtype().bytes().min(y.dtype().bytes());
+    let wide = x.dtype().bytes().max(y.dtype().bytes());
     // SAFETY: the parameters of convert_*_*; n elements each.
-    unsafe { kernel.launch(launch::elements(NAME, n, narrow)?, args![y, x, n as u64]) }
+    unsafe { kernel.launch(launch::elements(NAME, n, wide)?, args![y, x, n as u64]) }
 }

@@ -2,7 +2,7 @@
 //
 // Tensors    n elements of T; add_row [rows, channels] and bias [channels]; transpose [batch, m, n].
 // Mapping    elementwise: a thread = 16 bytes. add_row: threadIdx.x = channels, threadIdx.y and the loop = rows (block.cuh).
-//            transpose: a block = a tile of 32 x 32 through shared memory, one column wider against bank conflicts.
+//            transpose: a block = a tile of 32 x 32 through shared memory, one word wider against bank conflicts.
 // Bytes      every operand read once, every result written once.
 // Measured   on the emulator only, for correctness; no GPU figure exists yet.
 //
@@ -34,7 +34,7 @@ __device__ __forceinline__ void add_row(T* y, const T* x, const T* bias, uint64_
 // 32 x 8 threads; blockIdx.x counts tiles of the last axis, then of the one before, then batches.
 template <typename T>
 __device__ __forceinline__ void transpose(T* y, const T* x, int m, int n) {
-    __shared__ T tile[32][33];
+    __shared__ T tile[32][32 + 4 / sizeof(T)];
     const unsigned across = (n + 31) / 32, down = (m + 31) / 32;
     const unsigned column = blockIdx.x % across * 32, row = blockIdx.x / across % down * 32;
     const uint64_t batch = (uint64_t)(blockIdx.x / across / down) * m * n;
@@ -45,20 +45,18 @@ __device__ __forceinline__ void transpose(T* y, const T* x, int m, int n) {
         if (column + j < n && row + threadIdx.x < m) y[batch + (uint64_t)(column + j) * m + row + threadIdx.x] = tile[threadIdx.x][j];
 }
 
-// Vectors are 16 bytes of the narrower type, so 32 of the wider one: two loads or stores.
+// Vectors are 16 bytes of the wider type, so 16 or 8 of the other one: neighbouring threads always touch neighbouring bytes.
 template <typename To, typename From>
 __device__ __forceinline__ void convert(To* y, const From* x, uint64_t n) {
-    constexpr int WIDEST = LANES<To> > LANES<From> ? LANES<To> : LANES<From>;
-    const uint64_t first = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDEST;
-    if (first + WIDEST > n) {
+    constexpr int N = LANES<To> < LANES<From> ? LANES<To> : LANES<From>;
+    const uint64_t first = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (first + N > n) {
         for (uint64_t i = first; i < n; i++) y[i] = from_float<To>(to_float(x[i]));
         return;
     }
-    float v[WIDEST];
-#pragma unroll
-    for (int i = 0; i < WIDEST; i += LANES<From>) load_vector<From>(*reinterpret_cast<float(*)[LANES<From>]>(v + i), x + first + i);
-#pragma unroll
-    for (int i = 0; i < WIDEST; i += LANES<To>) store_vector<To>(y + first + i, *reinterpret_cast<float(*)[LANES<To>]>(v + i));
+    float v[N];
+    load_vector(v, x + first);
+    store_vector(y + first, v);
 }
 
 #define ELEMENTWISE(T, NAME)                                                                                            \

@@ -3,6 +3,8 @@ use crate::case::{Case, Check, Cost, Fill, Input};
 use crate::tolerance::Tolerance;
 use crate::{DType, Tensor};
 
+use super::cuda::{partial_bytes, tn_run_length};
+
 pub(super) fn cases() -> Vec<Case> {
     let plain = Transpose::default();
     let (ta, tb) = (Transpose { a: true, b: false }, Transpose { a: false, b: true });
@@ -20,6 +22,11 @@ pub(super) fn cases() -> Vec<Case> {
         (48, 40, 2100, ta),
         (3, 66, 128, tb),
         (500, 129, 33, plain), // the largest tiles, on the emulator's few processors
+        (18, 128, 256, plain),
+        (3, 200, 264, plain),
+        (18, 128, 256, tb),
+        (3, 264, 200, tb),
+        (16, 24, 2100, ta),
     ];
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -33,13 +40,20 @@ fn case(m: usize, n: usize, k: usize, transpose: Transpose, dtype: DType, bench:
     let t = |flag| if flag { "T" } else { "" };
     let a = if transpose.a { [k, m] } else { [m, k] };
     let b = if transpose.b { [n, k] } else { [k, n] };
+    let mut bytes = (m * k + k * n + m * n) * dtype.bytes();
+    if transpose.a {
+        bytes += partial_bytes(k, tn_run_length(k), m * n, dtype == DType::F32);
+        if transpose.b {
+            bytes += 2 * k * n * dtype.bytes(); // b is turned first
+        }
+    }
     Case {
         label: format!("{m}x{k}{} {k}x{n}{}", t(transpose.a), t(transpose.b)),
         dtype,
         inputs: vec![Input::normal("a", a), Input::new("b", b, Fill::Normal((k as f64).powf(-0.5)))],
         outputs: vec![("c", Check::Within(Tolerance::accumulate(k).then_round_to(dtype)))],
         run: Box::new(move |i: &[Tensor]| Ok(vec![forward(&i[0], &i[1], transpose)?])),
-        cost: Cost { bytes: (m * k + k * n + m * n) * dtype.bytes(), flops: 2 * m * n * k },
+        cost: Cost { bytes, flops: 2 * m * n * k },
         bench,
     }
 }

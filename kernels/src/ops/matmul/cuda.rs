@@ -224,15 +224,22 @@ impl Kernels {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let depth = depth.next_multiple_of(32);
-        let splits = total.div_ceil(depth);
-        let partial = Tensor::empty(&dw.device(), DType::F32, [splits, m, n])?;
+        let (depth, splits) = runs(total, depth);
+        // The sums of a single run are the result, if they are stored as such.
+        let direct = splits == 1 && !swapped && dw.dtype() == DType::F32;
+        let workspace;
+        let partial = if direct {
+            dw
+        } else {
+            workspace = Tensor::empty(&dw.device(), DType::F32, [splits, m, n])?;
+            &workspace
+        };
         let tile = TILE_64X64;
         let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_{}x{}", self.name, tile.m, tile.n), x.data)?)?;
         let mut launch = grid(tile.count(m, n), tile.threads(), tile.shared_bytes(uses_tensor_cores(gpu, x.data.dtype()), false, false))?;
         launch.grid[1] = splits as u32;
         let arguments: &mut [Arg] = args![
-            &partial,
+            partial,
             x.data,
             rows,
             int(op, x.batches)?,
@@ -248,10 +255,13 @@ impl Kernels {
         ];
         // SAFETY: the parameter list of CORRELATION_KERNEL; `partial` has room for every split, the callers check the rest.
         unsafe { kernel.launch(launch, arguments)? };
+        if direct {
+            return Ok(());
+        }
         let (inputs, outputs) = if swapped { (columns, x.channels) } else { (x.channels, columns) };
         let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_sum", self.name), x.data)?)?;
         let arguments: &mut [Arg] =
-            args![dw, &partial, splits as i32, int(op, x.taps)?, int(op, inputs)?, int(op, outputs)?, i32::from(swapped)];
+            args![dw, partial, splits as i32, int(op, x.taps)?, int(op, inputs)?, int(op, outputs)?, i32::from(swapped)];
         // SAFETY: the parameter list of SUM_PARTIALS_KERNEL; dw has m * n elements.
         unsafe { kernel.launch(grid((m * n).div_ceil(256), 256, 0)?, arguments) }
     }
@@ -262,6 +272,26 @@ pub(crate) fn run_length(total: usize, m: usize, n: usize) -> usize {
     const BLOCKS: usize = 512;
     let splits = (BLOCKS / TILE_64X64.count(m, n).max(1)).clamp(1, total.div_ceil(128).max(1));
     total.div_ceil(splits).max(1)
+}
+
+/// Rows of a run, whole steps of the kernel, and how many runs there are.
+fn runs(total: usize, depth: usize) -> (usize, usize) {
+    let depth = depth.next_multiple_of(32);
+    (depth, total.div_ceil(depth))
+}
+
+/// What a correlation of `elements` sums over `total` rows moves beside its operands: every run's sums, written and read, unless
+/// there is one run and its sums may be stored `as_is`.
+pub(crate) fn partial_bytes(total: usize, depth: usize, elements: usize, as_is: bool) -> usize {
+    match runs(total, depth).1 {
+        1 if as_is => 0,
+        splits => 2 * 4 * splits * elements,
+    }
+}
+
+/// Rows of one run of a product with `a` transposed; decided by their number alone.
+pub(super) fn tn_run_length(k: usize) -> usize {
+    k.div_ceil(64).max(1024)
 }
 
 const NN: Kernels = Kernels { op: "matmul", source: &SOURCE, name: "matmul_nn", tiles: &[TILE_128X128, TILE_64X64, TILE_16X64] };
@@ -283,9 +313,8 @@ pub(super) fn forward(gpu: &Cuda, c: &mut Tensor, a: &Tensor, b: &Tensor, transp
         } else {
             b
         };
-        // The length of a run depends on k alone.
-        let depth = k.div_ceil(64).max(1024);
-        return TN.correlation(gpu, Correlation { dw: c, x: Window::matrix(a, k, m), rows: b, columns: n, swapped: false, depth });
+        let x = Window::matrix(a, k, m);
+        return TN.correlation(gpu, Correlation { dw: c, x, rows: b, columns: n, swapped: false, depth: tn_run_length(k) });
     }
     let (rows, columns) = if transpose.b { (n, k) } else { (k, n) };
     let weights = Taps { data: b, taps: 1, rows, columns, phases: 1, dilation: 1, transposed: transpose.b };

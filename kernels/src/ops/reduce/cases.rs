@@ -1,9 +1,10 @@
 use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::ops::launch::partial_rows;
 use crate::tolerance::Tolerance;
 use crate::{DType, Shape};
 
 pub fn cases() -> Vec<Case> {
-    let shapes: [Shape; 9] = [
+    let shapes: [Shape; 10] = [
         [0, 3].into(),
         [1, 1].into(),
         [31, 33].into(),
@@ -13,6 +14,7 @@ pub fn cases() -> Vec<Case> {
         [700, 16].into(),
         [5, 2056].into(),
         [9000, 1].into(),
+        [2100, 16].into(),
     ];
     // More partial sums than a block has threads.
     let mut cases = vec![totals([1100, 1000].into(), DType::F32, false)];
@@ -48,14 +50,19 @@ fn totals(shape: Shape, dtype: DType, bench: bool) -> Case {
 }
 
 fn sum_rows(shape: Shape, dtype: DType, bench: bool) -> Case {
-    let n = shape.elements();
+    let (n, channels) = (shape.elements(), shape.last_dim());
+    // The sums of blocks of rows are written, and read if there are several.
+    let sums = match partial_rows(shape.rows(), channels, dtype) {
+        0 | 1 => 1,
+        blocks => 2 * blocks + 1,
+    };
     Case {
         label: format!("sum_rows {shape:?}"),
         dtype,
         inputs: input(shape),
         outputs: vec![("y", Check::Within(Tolerance::accumulate(shape.rows())))],
         run: Box::new(|i| Ok(vec![super::sum_rows(&i[0])?])),
-        cost: Cost { bytes: n * dtype.bytes(), flops: n },
+        cost: Cost { bytes: n * dtype.bytes() + 4 * sums * channels, flops: n },
         bench,
     }
 }

@@ -53,10 +53,8 @@ __device__ __forceinline__ void sum_rows(float* partial, const T* x, uint64_t ro
 #pragma unroll
         for (int i = 0; i < N; i++) total[i] += v[i];
     }
-    column_sum<N>(total, shared);
-    if (!at.active || threadIdx.y != 0) return;
-#pragma unroll
-    for (int i = 0; i < N; i++) partial[(uint64_t)blockIdx.x * channels + at.channel + i] = total[i];
+    column_sum<N>(shared, total);
+    at.store(partial + (uint64_t)blockIdx.x * channels, shared);
 }
 
 #define REDUCE(T, NAME)                                                                                                         \

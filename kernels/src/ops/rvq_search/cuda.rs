@@ -6,13 +6,13 @@ use crate::driver::Launch;
 use crate::ops::launch::check_f32;
 use crate::{Cuda, DType, Error, Result, Tensor, args};
 
-/// Rows that one block of `rvq_nearest_*` owns, and codewords it looks at together.
+/// Rows that one block of `rvq_nearest_*` or `rvq_normalize` owns, and codewords it looks at together.
 const TILE: usize = 64;
 /// Most rows of a launch of `rvq_search`, and codewords that one of its blocks takes at a time.
 const STREAMING_ROWS: usize = 32;
 const STREAMING_CODEWORDS: usize = 32;
 /// Codebooks in one argument list.
-const STAGES_A_LAUNCH: usize = 8;
+pub(super) const STAGES_A_LAUNCH: usize = 8;
 /// Shared memory that every architecture gives without asking, less the tile of `rvq_search`.
 const RESIDUAL_BYTES: usize = (48 - 5) * 1024;
 
@@ -47,8 +47,13 @@ fn normalise(gpu: &Cuda, x: &Tensor) -> Result<Tensor> {
     let y = x.empty_like()?;
     let args = args![&y, x, COSINE_EPSILON as f32, n as i32, d as i32];
     // SAFETY: x and y are [n, d].
-    unsafe { gpu.kernel(&SOURCE, "rvq_normalize_f32")?.launch(launch(n.div_ceil(128), 128), args)? };
+    unsafe { gpu.kernel(&SOURCE, "rvq_normalize_f32")?.launch(launch(n.div_ceil(TILE), 256), args)? };
     Ok(y)
+}
+
+/// Whether all stages of `n` rows of width `d` are searched together.
+pub(super) fn streams(n: usize, d: usize) -> bool {
+    n <= STREAMING_ROWS && n.saturating_mul(d) <= RESIDUAL_BYTES / 4
 }
 
 pub fn search(gpu: &Cuda, x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
@@ -59,7 +64,7 @@ pub fn search(gpu: &Cuda, x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, 
     if n == 0 {
         return Ok((codes, residual));
     }
-    if n <= STREAMING_ROWS && x.bytes() <= RESIDUAL_BYTES {
+    if streams(n, x.shape()[1]) {
         for (i, codebooks) in codebooks.chunks(STAGES_A_LAUNCH).enumerate() {
             let next = x.empty_like()?;
             search_streaming(gpu, (&codes, i * STAGES_A_LAUNCH), &next, &residual, codebooks)?;
@@ -95,6 +100,7 @@ fn search_streaming(gpu: &Cuda, codes: (&Tensor, usize), residual: &Tensor, x: &
 
 pub fn decode(gpu: &Cuda, codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
     let (n, d) = (codes.shape()[0], codebooks[0].shape()[1]);
+    let elements = if d.is_multiple_of(4) { 4 } else { 1 };
     let mut sum: Option<Tensor> = None;
     for (i, codebooks) in codebooks.chunks(STAGES_A_LAUNCH).enumerate() {
         let y = Tensor::empty(&codes.device(), DType::F32, [n, d])?;
@@ -105,7 +111,7 @@ pub fn decode(gpu: &Cuda, codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tenso
         push_codebooks(&mut args, codebooks);
         args.extend([n, d, codebooks.len(), codes.shape()[1]].map(|v| Arg::from(v as i32)));
         // SAFETY: y and the running sum are [n, d], codes [n, code_stride] has the columns, codebook s is [k_s, d].
-        unsafe { gpu.kernel(&SOURCE, "rvq_decode_f32")?.launch(launch((n * d).div_ceil(256), 256), &mut args)? };
+        unsafe { gpu.kernel(&SOURCE, "rvq_decode_f32")?.launch(launch((n * d).div_ceil(256 * elements), 256), &mut args)? };
         sum = Some(y);
     }
     sum.ok_or_else(|| Error::argument(NAME, "no codebooks"))

@@ -176,7 +176,7 @@ fn check_operand(operand: &'static str, t: &Tensor, dtype: DType, device: &Devic
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (n, k, d) in [(1, 1, 1), (31, 33, 8), (33, 127, 64), (70, 500, 31), (5, 65, 130)] {
+    for (n, k, d) in [(1, 1, 1), (31, 33, 8), (33, 127, 64), (70, 500, 31), (5, 65, 130), (9, 1100, 16)] {
         cases.push(nearest_case(n, k, d, Metric::Euclidean, false));
         cases.push(nearest_case(n, k, d, Metric::Cosine, false));
     }
@@ -191,8 +191,12 @@ fn cases() -> Vec<Case> {
         (31, &[17; 10], 33),
         (33, &[40; 10], 16),
         (127, &[65, 16], 24),
+        (3, &[300, 200, 127], 64),
     ] {
         cases.push(search_case(n, sizes, d, false));
+    }
+    for (n, sizes, d) in [(31, &[33, 16][..], 33), (300, &[50; 9], 64)] {
+        cases.push(decode_case(n, sizes, d));
     }
     cases.push(nearest_case(8192, 1024, 128, Metric::Euclidean, true));
     cases.push(nearest_case(16384, 1024, 8, Metric::Cosine, true));
@@ -206,6 +210,17 @@ fn code_epsilon(d: usize, stages: usize) -> f64 {
     (2 * d + 16 * stages) as f64 * DType::F32.epsilon()
 }
 
+/// Launches for `stages` codebooks, each with a running sum or residual.
+fn passes(stages: usize) -> usize {
+    stages.div_ceil(cuda::STAGES_A_LAUNCH)
+}
+
+/// Codes, codewords, the sum, and where there are several launches, what it was before each.
+fn decode_bytes(n: usize, sizes: &[usize], d: usize) -> usize {
+    let codewords: usize = sizes.iter().map(|&k| k.min(n)).sum();
+    4 * (n * sizes.len() + codewords * d + (2 * passes(sizes.len()) - 1) * n * d)
+}
+
 fn nearest_case(n: usize, k: usize, d: usize, metric: Metric, bench: bool) -> Case {
     Case {
         label: format!("{metric:?} {n}x{d} in {k}"),
@@ -216,7 +231,8 @@ fn nearest_case(n: usize, k: usize, d: usize, metric: Metric, bench: bool) -> Ca
             let codes = nearest(&t[0], &t[1], metric)?;
             Ok(vec![codes, oracle_margin(&t[0], &[&t[1]], metric)?.reshape([n])?])
         }),
-        cost: Cost { bytes: 4 * (n * d + k * d + n), flops: 3 * n * k * d },
+        // A cosine is between rows that were normalised: read and written once more.
+        cost: Cost { bytes: 4 * ((n * d + k * d) * if metric == Metric::Cosine { 3 } else { 1 } + n), flops: 3 * n * k * d },
         bench,
     }
 }
@@ -259,6 +275,9 @@ fn nan_case() -> Case {
 fn search_case(n: usize, sizes: &[usize], d: usize, bench: bool) -> Case {
     let stages = sizes.len();
     let codewords = sizes.iter().sum::<usize>();
+    let passes = if cuda::streams(n, d) { passes(stages) } else { stages };
+    let search_bytes = 4 * (2 * passes * n * d + codewords * d + n * stages);
+    let bytes = if bench { search_bytes } else { search_bytes + decode_bytes(n, sizes, d) };
     // Each subtraction and each addition rounds an intermediate. Codewords shrink by 0.8 a stage, so all together are at most
     // 1.7 times as large as the input, and what they leave twice.
     let restored = Tolerance::accumulate(2 * stages).of_sum_larger_by(2.0);
@@ -288,8 +307,24 @@ fn search_case(n: usize, sizes: &[usize], d: usize, bench: bool) -> Case {
             let restored = Tensor::from_f64(&Device::Cpu, DType::F64, &sum, [n, d])?;
             Ok(vec![codes, margins, restored])
         }),
-        cost: Cost { bytes: 4 * (2 * n * d + codewords * d + n * stages), flops: 3 * n * codewords * d },
+        cost: Cost { bytes, flops: 3 * n * codewords * d },
         bench,
+    }
+}
+
+fn decode_case(n: usize, sizes: &[usize], d: usize) -> Case {
+    // Below the smallest size, so that every code is one of each codebook.
+    let codes = Fill::Below(sizes.iter().copied().min().unwrap_or(1));
+    let mut inputs = vec![Input::new("codes", [n, sizes.len()], codes).integer(DType::I32)];
+    inputs.extend(sizes.iter().map(|&k| Input::normal("codebook", [k, d])));
+    Case {
+        label: format!("decode {n}x{d} from {sizes:?}"),
+        dtype: DType::F32,
+        inputs,
+        outputs: vec![("y", Check::Within(Tolerance::accumulate(sizes.len())))],
+        run: Box::new(|t| Ok(vec![decode(&t[0], &t[1..].iter().collect::<Vec<_>>())?])),
+        cost: Cost { bytes: decode_bytes(n, sizes, d), flops: n * sizes.len() * d },
+        bench: false,
     }
 }
 

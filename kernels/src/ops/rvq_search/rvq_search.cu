@@ -13,14 +13,16 @@
 //                   the codeword is subtracted by the block that found it: distances never reach memory.
 //   rvq_search      N <= 32. All blocks keep the residual in shared memory and split the codewords, lane = codeword, warp = row;
 //                   a stage's winner is a 64-bit atomicMax of (inverted distance, inverted index), then a grid barrier.
-//   rvq_normalize   a thread a row: the chain of the CPU, and D is 8 where this is used (DAC).
-//   rvq_decode      a thread an element.
+//   rvq_normalize   a block owns 64 rows, read and written side by side; a thread adds up a row in shared memory: the chain of
+//                   the CPU, and D is 8 where this is used (DAC).
+//   rvq_decode      a thread 16 bytes of a row, or an element if rows are not made of those.
 // Bytes
 //   nearest  4 (2 N D + N) + 4 K D for each 64 rows (from L2)        search  4 K D a stage, once, plus 8 N of keys
+//   normalize  8 N D, and 4 N D again from L2                        decode  4 (N S + N D) and the codewords
 // Ladder
 //   v1  as above. No GPU has timed it yet. Next: 32-row tiles where N is small, tensor cores as a filter with exact re-ranking.
 
-#include "types.cuh"
+#include "vec.cuh"
 
 #define TILE 64
 #define DEPTH 16
@@ -122,17 +124,30 @@ extern "C" __global__ void __launch_bounds__(256) rvq_nearest_cosine_f32(int* co
     nearest<true>(codes, code_stride, residual, x, codebook, n, k, d);
 }
 
+#define NORMALIZE_DEPTH 32
+
 // y = x / max(|x|, epsilon), row by row.
-extern "C" __global__ void __launch_bounds__(128) rvq_normalize_f32(float* y, const float* x, float epsilon, int n, int d) {
-    const int row = blockIdx.x * 128 + threadIdx.x;
-    if (row >= n) return;
-    x += (size_t)row * d;
-    y += (size_t)row * d;
+extern "C" __global__ void __launch_bounds__(256) rvq_normalize_f32(float* y, const float* x, float epsilon, int n, int d) {
+    __shared__ float tile[TILE][NORMALIZE_DEPTH + 1];
+    __shared__ float norms[TILE];
+    const int first = blockIdx.x * TILE, rows = n - first < TILE ? n - first : TILE;
+    x += (size_t)first * d;
+    y += (size_t)first * d;
     float sum = 0.0f;
-    for (int j = 0; j < d; j++) sum = __fmaf_rn(x[j], x[j], sum);
-    const float root = __fsqrt_rn(sum);
-    const float norm = root > epsilon ? root : epsilon;
-    for (int j = 0; j < d; j++) y[j] = __fdiv_rn(x[j], norm);
+    for (int base = 0; base < d; base += NORMALIZE_DEPTH) {
+        const int depth = d - base < NORMALIZE_DEPTH ? d - base : NORMALIZE_DEPTH;
+        for (int i = threadIdx.x; i < rows * depth; i += 256) tile[i / depth][i % depth] = x[(size_t)(i / depth) * d + base + i % depth];
+        __syncthreads();
+        if (threadIdx.x < rows)
+            for (int j = 0; j < depth; j++) sum = __fmaf_rn(tile[threadIdx.x][j], tile[threadIdx.x][j], sum);
+        __syncthreads();
+    }
+    if (threadIdx.x < rows) {
+        const float root = __fsqrt_rn(sum);
+        norms[threadIdx.x] = root > epsilon ? root : epsilon;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows * d; i += 256) y[i] = __fdiv_rn(x[i], norms[i / d]);
 }
 
 // Up to eight codebooks travel in the argument list, so that a launch can be captured.
@@ -219,17 +234,34 @@ extern "C" __global__ void __launch_bounds__(256, 1) rvq_search_f32(int* codes, 
         for (int i = threadIdx.x; i < n * d; i += 256) residual[i] = rest[i];
 }
 
+template <int N>
+__device__ __forceinline__ void decode(float* y, const float* start, const int* codes, CODEBOOKS, int n, int d, int stages,
+                                       int code_stride) {
+    const int i = (blockIdx.x * 256 + threadIdx.x) * N;
+    if (i >= n * d) return;
+    const int row = i / d, j = i - row * d;
+    float sum[N] = {};
+    if (start) load_vector(sum, start + i);
+    for (int s = 0; s < stages; s++) {
+        const int code = codes[(size_t)row * code_stride + s];
+        float v[N];
+        if (code >= 0 && code < PICK(k, s)) {
+            load_vector(v, PICK(c, s) + (size_t)code * d + j);
+        } else {
+#pragma unroll
+            for (int e = 0; e < N; e++) v[e] = __int_as_float(0x7fc00000);
+        }
+#pragma unroll
+        for (int e = 0; e < N; e++) sum[e] = __fadd_rn(sum[e], v[e]);
+    }
+    store_vector(y + i, sum);
+}
+
 // y [n, d] = start + sum_s C_s[codes[i * code_stride + s]]; `start` may be null. A code outside its codebook gives NaN.
 extern "C" __global__ void __launch_bounds__(256) rvq_decode_f32(float* y, const float* start, const int* codes, CODEBOOKS,
     int n, int d, int stages, int code_stride) {
-    const int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= n * d) return;
-    const int row = i / d, j = i - row * d;
-    float sum = start ? start[i] : 0.0f;
-    for (int s = 0; s < stages; s++) {
-        const int code = codes[(size_t)row * code_stride + s];
-        const bool inside = code >= 0 && code < PICK(k, s);
-        sum = __fadd_rn(sum, inside ? PICK(c, s)[(size_t)code * d + j] : __int_as_float(0x7fc00000));
-    }
-    y[i] = sum;
+    if (d % 4 == 0)
+        decode<4>(y, start, codes, c0, c1, c2, c3, c4, c5, c6, c7, k0, k1, k2, k3, k4, k5, k6, k7, n, d, stages, code_stride);
+    else
+        decode<1>(y, start, codes, c0, c1, c2, c3, c4, c5, c6, c7, k0, k1, k2, k3, k4, k5, k6, k7, n, d, stages, code_stride);
 }

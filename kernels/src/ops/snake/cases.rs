@@ -1,5 +1,6 @@
 use super::SINE_ERROR;
 use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::ops::launch::partial_rows;
 use crate::tolerance::{ROUNDOFF, Tolerance};
 use crate::{DType, Shape};
 
@@ -7,13 +8,14 @@ use crate::{DType, Shape};
 const LOG: f64 = 0.3;
 
 pub fn cases() -> Vec<Case> {
-    let shapes: [Shape; 8] = [
+    let shapes: [Shape; 9] = [
         [1, 1].into(),
         [31, 33].into(),
         [2, 127, 16].into(),
         [500, 1].into(),
         [1, 500].into(),
         [3, 33, 96].into(),
+        [3, 110, 96].into(),
         [2, 1032].into(),
         [0, 5].into(),
     ];
@@ -91,6 +93,18 @@ fn logarithms(shape: Shape) -> [Input; 2] {
     ["log_alpha", "log_beta"].map(|name| Input::new(name, [shape.last_dim()], Fill::Uniform(-LOG, LOG)).f32())
 }
 
+fn forward_bytes(shape: Shape, dtype: DType, parameters: usize) -> usize {
+    2 * shape.elements() * dtype.bytes() + 4 * shape.last_dim() * parameters
+}
+
+/// Two sums a block of rows and channel are written and read; logarithms are read once more for their gradients.
+fn backward_bytes(shape: Shape, dtype: DType, parameters: usize) -> usize {
+    let channels = shape.last_dim();
+    let sums = 4 * partial_rows(shape.rows(), channels, dtype);
+    let vectors = if parameters == 1 { 2 } else { 6 };
+    3 * shape.elements() * dtype.bytes() + 4 * channels * (sums + vectors)
+}
+
 fn forward(shape: Shape, dtype: DType, bench: bool) -> Case {
     Case {
         label: format!("forward {shape:?}"),
@@ -98,7 +112,7 @@ fn forward(shape: Shape, dtype: DType, bench: bool) -> Case {
         inputs: vec![input("x", shape, 3.0), alpha(shape)],
         outputs: vec![("y", value(dtype, 1.0 / alphas(shape).0, 0.0))],
         run: Box::new(|i| Ok(vec![super::forward(&i[0], &i[1])?])),
-        cost: Cost { bytes: 2 * shape.elements() * dtype.bytes(), flops: 20 * shape.elements() },
+        cost: Cost { bytes: forward_bytes(shape, dtype, 1), flops: 20 * shape.elements() },
         bench,
     }
 }
@@ -110,7 +124,7 @@ fn backward(shape: Shape, dtype: DType, bench: bool) -> Case {
         inputs: vec![input("dy", shape, 1.0), input("x", shape, 3.0), alpha(shape)],
         outputs: vec![("dx", slope(dtype, 1.0, 0.0)), ("dalpha", row_sum(shape, alpha_row(shape)))],
         run: Box::new(|i| super::backward(&i[0], &i[1], &i[2]).map(|(dx, dalpha)| vec![dx, dalpha])),
-        cost: Cost { bytes: 3 * shape.elements() * dtype.bytes(), flops: 34 * shape.elements() },
+        cost: Cost { bytes: backward_bytes(shape, dtype, 1), flops: 34 * shape.elements() },
         bench,
     }
 }
@@ -122,6 +136,7 @@ fn beta_forward(shape: Shape, dtype: DType) -> Case {
         inputs: vec![input("x", shape, 3.0), log_alpha, log_beta],
         outputs: vec![("y", value(dtype, LOG.exp(), phase_error()))],
         run: Box::new(|i| Ok(vec![super::beta_forward(&i[0], &i[1], &i[2])?])),
+        cost: Cost { bytes: forward_bytes(shape, dtype, 2), flops: 20 * shape.elements() },
         ..forward(shape, dtype, false)
     }
 }
@@ -134,6 +149,7 @@ fn beta_backward(shape: Shape, dtype: DType) -> Case {
         inputs: vec![input("dy", shape, 1.0), input("x", shape, 3.0), log_alpha, log_beta],
         outputs: vec![("dx", slope(dtype, (2.0 * LOG).exp(), phase_error())), ("dlog_alpha", sum()), ("dlog_beta", sum())],
         run: Box::new(|i| super::beta_backward(&i[0], &i[1], &i[2], &i[3]).map(|(dx, da, db)| vec![dx, da, db])),
+        cost: Cost { bytes: backward_bytes(shape, dtype, 2), flops: 34 * shape.elements() },
         ..backward(shape, dtype, false)
     }
 }

@@ -4,7 +4,8 @@
 //            partial [row blocks, 2, channels] f32.
 // Mapping    threadIdx.x = 16 bytes of channels (one channel if they do not divide), threadIdx.y and the loop = rows, so that
 //            a thread's parameters stay in registers. blockIdx.x = run of rows, blockIdx.y = run of channels.
-// Bytes      forward: x read, y written. Backward: dy and x read, dx written; partial is below 1/8 of x for tall tensors.
+// Bytes      forward: x read, y written, parameters through shared memory, so that a warp asks for whole sectors of them.
+//            Backward: dy and x read, dx written; partial is below 1/8 of x for tall tensors.
 // Sine       by polynomial (snake.cuh).
 // Sums       each thread over its rows, a tree over the block, then snake_reduce over the blocks, all in fixed order.
 // Measured   on the emulator only, for correctness; no GPU figure exists yet.
@@ -14,20 +15,23 @@
 #include "snake.cuh"
 #include "vec.cuh"
 
-// `log_beta` null: plain snake.
-__device__ __forceinline__ Snake channel_snake(const float* alpha, const float* log_beta, int channel) {
-    const float a = log_beta ? expf(alpha[channel]) : alpha[channel];
-    return make_snake(a, log_beta ? expf(log_beta[channel]) : a);
+// The snakes of a thread's channels. `log_beta` null: plain snake. All threads of the block take part.
+template <int N>
+__device__ __forceinline__ void load_snakes(Snake (&dst)[N], const Columns<N>& at, const float* alpha, const float* log_beta, float* shared) {
+    float a[N], b[N];
+    at.load(a, alpha, shared);
+    if (log_beta) at.load(b, log_beta, shared);
+#pragma unroll
+    for (int i = 0; i < N; i++) dst[i] = log_beta ? make_snake(expf(a[i]), expf(b[i])) : make_snake(a[i], a[i]);
 }
 
 template <typename T, int N>
 __device__ __forceinline__ void forward(T* y, const T* x, const float* alpha, const float* log_beta, uint64_t rows, int channels,
                                         int rows_per_block) {
+    DYNAMIC_SHARED(float, shared);
     const Columns<N> at(rows, channels, rows_per_block);
-    if (!at.active) return;
     Snake c[N];
-#pragma unroll
-    for (int i = 0; i < N; i++) c[i] = channel_snake(alpha, log_beta, at.channel + i);
+    load_snakes(c, at, alpha, log_beta, shared);
     for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
         const uint64_t offset = row * channels + at.channel;
         float v[N];
@@ -43,12 +47,9 @@ __device__ __forceinline__ void backward(T* dx, float* partial, const T* dy, con
                                          uint64_t rows, int channels, int rows_per_block) {
     DYNAMIC_SHARED(float, shared);
     const Columns<N> at(rows, channels, rows_per_block);
-    Snake c[N] = {};
+    Snake c[N];
+    load_snakes(c, at, alpha, log_beta, shared);
     float frequency[N] = {}, amplitude[N] = {};
-    if (at.active) {
-#pragma unroll
-        for (int i = 0; i < N; i++) c[i] = channel_snake(alpha, log_beta, at.channel + i);
-    }
     for (uint64_t row = at.first; row < at.end; row += blockDim.y) {
         const uint64_t offset = row * channels + at.channel;
         float g[N], v[N];
@@ -65,15 +66,12 @@ __device__ __forceinline__ void backward(T* dx, float* partial, const T* dy, con
         }
         store_vector<T, N>(dx + offset, v);
     }
-    column_sum<N>(frequency, shared);
-    column_sum<N>(amplitude, shared);
-    if (!at.active || threadIdx.y != 0) return;
-    float* const out = partial + (uint64_t)blockIdx.x * 2 * channels + at.channel;
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        out[i] = frequency[i];
-        out[channels + i] = amplitude[i];
-    }
+    float* const out = partial + (uint64_t)blockIdx.x * 2 * channels;
+    column_sum<N>(shared, frequency);
+    at.store(out, shared);
+    __syncthreads();
+    column_sum<N>(shared, amplitude);
+    at.store(out + channels, shared);
 }
 
 // One scalar channel a thread; `blocks` rows of partial sums. `log_beta` null: plain snake, which leaves dlog_beta alone.
@@ -86,8 +84,11 @@ extern "C" __global__ void snake_reduce(float* dalpha, float* dlog_beta, const f
         frequency[0] += partial[row * 2 * channels + at.channel];
         amplitude[0] += partial[row * 2 * channels + channels + at.channel];
     }
-    column_sum<1>(frequency, shared);
-    column_sum<1>(amplitude, shared);
+    column_sum<1>(shared, frequency);
+    frequency[0] = shared[threadIdx.x];
+    __syncthreads();
+    column_sum<1>(shared, amplitude);
+    amplitude[0] = shared[threadIdx.x];
     if (!at.active || threadIdx.y != 0) return;
     if (log_beta) {
         dalpha[at.channel] = expf(alpha[at.channel]) * frequency[0];

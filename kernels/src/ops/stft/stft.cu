@@ -94,12 +94,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) stft_forward_f32(float* sp
 
     make_table(table, points);
     __syncthreads();
-    for (int i = threadIdx.x; i < mine * points; i += THREADS) {
-        const int frame = first + (i >> log_points), j = 2 * (i & (points - 1));
+    // Real samples side by side, which are complex pairs afterwards.
+    for (int i = threadIdx.x; i < 2 * mine * points; i += THREADS) {
+        const int frame = first + (i >> (log_points + 1)), j = i & (2 * points - 1);
         const float* row = x + (size_t)(frame / frames) * samples;
-        const int position = frame % frames * hop + j;
-        a[i] = make_float2(row[reflect(position, points, samples)] * hann(table, points, j),
-                           row[reflect(position + 1, points, samples)] * hann(table, points, j + 1));
+        ((float*)a)[i] = row[reflect(frame % frames * hop + j, points, samples)] * hann(table, points, j);
     }
     const float2* z = transform<false>(a, b, table, mine, log_points);
     for (int i = threadIdx.x; i < mine * bins; i += THREADS) {

@@ -1,0 +1,153 @@
+//! What kernels move, counted by the emulator, is what the operations say that they move; and warps ask for whole sectors.
+
+use std::collections::BTreeMap;
+
+use swara_kernels::Error;
+use swara_kernels::ops::REGISTRY;
+use swara_verify::harness::{self, Selection, Subject};
+use swara_verify::{KernelTraffic, Outcome, Report, Traffic};
+
+/// Operations a byte below which memory is the limit of every GPU that kernels are built for. The least ratios of peak to
+/// bandwidth are about 10 in f32 (A100: 19.5 Tflop/s beside 1.9 TB/s), and 76 on tensor cores (RTX 3090: 71 beside 0.94).
+const RIDGE: f64 = 10.0;
+const TENSOR_CORE_RIDGE: f64 = 64.0;
+/// Operations whose products of 16-bit types use tensor cores.
+const PRODUCTS: [&str; 3] = ["matmul", "conv1d", "conv_transpose1d"];
+/// Below this the sectors at the ends of tensors weigh too much.
+const LEAST_BYTES: usize = 64 << 10;
+/// How far counted and stated traffic may be apart.
+const SLACK: f64 = 0.05;
+const LEAST_COALESCING: f64 = 0.9;
+/// A kernel that moves less than this share of a case is not asked to coalesce: the tail of a reduction is one sector.
+const TAIL: f64 = 0.05;
+
+/// Kernels that no memory-bound case shows, by the start of their name.
+const NEVER_BOUND: &[(&str, &str)] = &[
+    ("conv1d_128x128", "is chosen for hundreds of full tiles only: compute-bound"),
+    ("matmul_nn_128x128", "as conv1d_128x128"),
+    ("clip_scale", "one number"),
+];
+
+/// Kernels, by the start of their name, and cases, by a part of theirs, that need not coalesce.
+const SCATTERED: &[(&str, &str, &str)] = &[("conv1d_dw_64x64", "x1->", "windows of one channel are read element by element")];
+
+fn memory_bound(op: &str, dtype: &str, traffic: &Traffic) -> bool {
+    let ridge = if PRODUCTS.contains(&op) && dtype != "f32" { TENSOR_CORE_RIDGE } else { RIDGE };
+    traffic.cost_bytes >= LEAST_BYTES && (traffic.flops as f64) < ridge * traffic.cost_bytes as f64
+}
+
+fn moved(kernel: &KernelTraffic) -> u64 {
+    kernel.read_bytes + kernel.written_bytes
+}
+
+/// What is wrong with the traffic of a memory-bound case.
+fn complaints(case: &str, traffic: &Traffic) -> Vec<String> {
+    let mut found = Vec::new();
+    let of_cost = traffic.bytes as f64 / traffic.cost_bytes as f64;
+    // Written so that NaN is wrong.
+    if !((of_cost - 1.0).abs() <= SLACK) {
+        found.push(format!("{case}: moves {} bytes, {of_cost:.3} of its cost {}", traffic.bytes, traffic.cost_bytes));
+    }
+    for kernel in traffic.kernels.iter().filter(|k| moved(k) as f64 >= TAIL * traffic.bytes as f64) {
+        let excused = SCATTERED.iter().any(|(name, part, _)| kernel.kernel.starts_with(name) && case.contains(part));
+        if !excused && !(kernel.coalescing >= LEAST_COALESCING) {
+            found.push(format!("{case}: {} asks for {:.0} % of the sectors it touches", kernel.kernel, 100.0 * kernel.coalescing));
+        }
+    }
+    found
+}
+
+fn print(case: &Outcome, traffic: &Traffic) {
+    println!(
+        "{} {} {}: {} bytes, {:.3} of its cost, {:.1} flops a byte",
+        case.op,
+        case.case,
+        case.dtype,
+        traffic.bytes,
+        traffic.bytes as f64 / traffic.cost_bytes as f64,
+        traffic.flops as f64 / traffic.cost_bytes as f64
+    );
+    for k in &traffic.kernels {
+        println!(
+            "    {:34} {:8} bytes  coalesced {:3.0} %  asked/moved {:5.2}  bank conflicts {:3.0} %",
+            k.kernel,
+            moved(k),
+            100.0 * k.coalescing,
+            k.reuse,
+            100.0 * k.bank_conflicts
+        );
+    }
+}
+
+/// Kernels of the registry that no judged case launched, with the reason why that is well.
+fn not_shown(judged: &[(&Outcome, &Traffic)]) -> BTreeMap<String, Option<&'static str>> {
+    let shown = |name: &str| judged.iter().any(|(_, t)| t.kernels.iter().any(|k| k.kernel == name));
+    let kernels = REGISTRY.iter().filter_map(|op| op.source).flat_map(|source| source.kernels().unwrap());
+    let reason = |name: &str| NEVER_BOUND.iter().find(|(start, _)| name.starts_with(start)).map(|(_, why)| *why);
+    kernels.filter(|name| !shown(name)).map(|name| (name.clone(), reason(&name))).collect()
+}
+
+fn counted() -> Option<Report> {
+    match Subject::checked(None, None) {
+        Ok(emulator) => Some(harness::run(&emulator, Selection::default(), |_, _, _| {})),
+        Err(Error::Unavailable { why, hint, .. }) => {
+            println!("skipped: the emulator, {why}; {}", hint.unwrap_or_default());
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn memory_bound_kernels_move_what_their_operation_states_in_whole_sectors() {
+    let Some(report) = counted() else { return };
+    let judged: Vec<(&Outcome, &Traffic)> =
+        report.cases.iter().filter_map(|c| Some((c, c.traffic.as_ref()?))).filter(|(c, t)| memory_bound(&c.op, &c.dtype, t)).collect();
+    let mut found = Vec::new();
+    for (case, traffic) in &judged {
+        print(case, traffic);
+        found.extend(complaints(&format!("{} {} {}", case.op, case.case, case.dtype), traffic));
+    }
+    for (kernel, reason) in not_shown(&judged) {
+        match reason {
+            Some(why) => println!("not judged: {kernel}: {why}"),
+            None => found.push(format!("{kernel}: no memory-bound case of {LEAST_BYTES} bytes launches it")),
+        }
+    }
+    println!("{} of {} cases are judged", judged.len(), report.cases.len());
+    let failed: Vec<_> = report.cases.iter().filter(|c| !c.pass).collect();
+    assert!(report.holds(), "{} fail: {failed:#?}", report.failed);
+    assert!(found.is_empty(), "{} complaints:\n{}", found.len(), found.join("\n"));
+}
+
+fn example(cost_bytes: usize, coalescing: f64) -> Traffic {
+    let kernel = |kernel: &str, read_bytes, written_bytes, coalescing| KernelTraffic {
+        kernel: kernel.to_owned(),
+        launches: 1,
+        read_bytes,
+        written_bytes,
+        coalescing,
+        reuse: 1.0,
+        bank_conflicts: 0.0,
+    };
+    let kernels = vec![kernel("sum_f32", 90_000, 9_000, coalescing), kernel("finish_sum", 900, 100, 0.1)];
+    Traffic { cost_bytes, flops: cost_bytes, bytes: 100_000, kernels }
+}
+
+#[test]
+fn a_cost_that_is_wrong_by_a_tenth_is_noticed() {
+    let judge = |cost, coalescing| complaints("reduce sum f32", &example(cost, coalescing));
+    assert!(judge(100_000, 1.0).is_empty() && judge(97_000, 0.9).is_empty() && judge(104_000, 1.0).is_empty());
+    assert_eq!(judge(110_000, 1.0).len(), 1);
+    assert_eq!(judge(90_000, 1.0).len(), 1);
+    assert_eq!(judge(200_000, 0.8).len(), 2);
+    assert_eq!(judge(100_000, f64::NAN).len(), 1);
+}
+
+#[test]
+fn small_and_compute_bound_cases_are_not_judged() {
+    let busy = Traffic { flops: 2_000_000, ..example(100_000, 1.0) };
+    assert!(memory_bound("matmul", "f32", &example(100_000, 1.0)));
+    assert!(!memory_bound("matmul", "f32", &example(60_000, 1.0)));
+    assert!(!memory_bound("matmul", "f32", &busy) && memory_bound("matmul", "bf16", &busy) && !memory_bound("snake", "bf16", &busy));
+}
