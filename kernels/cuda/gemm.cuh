@@ -507,14 +507,29 @@ __device__ __forceinline__ void correlation(const Window<T>& a, const Window<T>&
                              {dy, nullptr, nullptr, nullptr, batches, rows, dy_channels, 0, rows, 1, 0, 0, 1, 0}, partial, depth); \
     }
 
-/// dw[i] = sum over splits of partial[split, i]; if SWAPPED, partial is [split, (tap, out), in] and dw [tap, in, out]. Threads
-/// follow partial, of which there is more.
+/// dw[i] = sum over splits of partial[split, i]; if SWAPPED, partial is [split, (tap, out), in] and dw [tap, in, out], by tiles of
+/// 16 x 16 through shared memory. 256 threads: 256 elements, or a tile.
+template <class T>
+__device__ __forceinline__ void sum_partials(T* dw, const float* partial, int splits, int taps, int in, int out, int swapped) {
+    __shared__ float tile[16][17];
+    const int n = taps * in * out, column = threadIdx.x % 16, row = threadIdx.x / 16;
+    const int across = (in + 15) / 16, down = (out + 15) / 16;
+    const int in0 = blockIdx.x % across * 16, out0 = blockIdx.x / across % down * 16, tap = blockIdx.x / across / down;
+    const bool inside = in0 + column < in && out0 + row < out;
+    const int from = swapped ? (tap * out + out0 + row) * in + in0 + column : blockIdx.x * 256 + threadIdx.x;
+    float sum = 0.0f;
+    if (swapped ? inside : from < n) {
+        for (int s = 0; s < splits; ++s) sum += partial[(int64_t)s * n + from];
+        if (!swapped) dw[from] = from_float<T>(sum);
+    }
+    if (!swapped) return;
+    tile[row][column] = sum;
+    __syncthreads();
+    if (in0 + row < in && out0 + column < out) dw[(tap * in + in0 + row) * out + out0 + column] = from_float<T>(tile[column][row]);
+}
+
 #define SUM_PARTIALS_KERNEL(NAME, T)                                                                                           \
-    extern "C" __global__ void NAME(T* dw, const float* partial, int splits, int taps, int in, int out, int swapped) {         \
-        const int n = taps * in * out, i = blockIdx.x * blockDim.x + threadIdx.x;                                              \
-        if (i >= n) return;                                                                                                    \
-        float sum = 0.0f;                                                                                                      \
-        for (int s = 0; s < splits; ++s) sum += partial[(int64_t)s * n + i];                                                   \
-        const int tap = i / (in * out), column = i / in % out, row = i % in;                                                   \
-        dw[swapped ? (tap * in + row) * out + column : i] = from_float<T>(sum);                                                \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+        NAME(T* dw, const float* partial, int splits, int taps, int in, int out, int swapped) {                                \
+        sum_partials(dw, partial, splits, taps, in, out, swapped);                                                             \
     }

@@ -9,13 +9,14 @@
 // Mapping
 //   statistics  a block owns codeword blockIdx.x and 256 columns; it reads all codes, 256 at a time, lists its own in order
 //               and adds their rows, a thread a column. No atomics: the sum is the CPU's, bit for bit.
-//   the others  a thread an element.
+//   embedding   a thread an element.
+//   replace     a thread 16 bytes of a row, or an element if rows are not made of those.
 // Bytes
 //   statistics  4 (N D + K D + K), and 4 N K of codes, which stay in L2       the others  each operand once
 // Ladder
 //   v1  as above. No GPU has timed it yet. Next: sort the codes first where N K is large.
 
-#include "types.cuh"
+#include "vec.cuh"
 
 #define THREADS 256
 
@@ -56,11 +57,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) codebook_embedding_f32(flo
     embedding[i] = __fdiv_rn(sum[i], used > epsilon ? used : epsilon);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) codebook_replace_f32(float* sum, float* usage, const int* rows,
-    const float* samples, float value, int m, int d) {
-    const int i = blockIdx.x * THREADS + threadIdx.x;
+template <int N>
+__device__ __forceinline__ void replace(float* sum, float* usage, const int* rows, const float* samples, float value, int m, int d) {
+    const int i = (blockIdx.x * THREADS + threadIdx.x) * N;
     if (i >= m * d) return;
     const int row = rows[i / d], column = i % d;
-    sum[(size_t)row * d + column] = __fmul_rn(value, samples[i]);
+    float v[N];
+    load_vector(v, samples + i);
+#pragma unroll
+    for (int e = 0; e < N; e++) v[e] = __fmul_rn(value, v[e]);
+    store_vector(sum + (size_t)row * d + column, v);
     if (column == 0) usage[row] = value;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) codebook_replace_f32(float* sum, float* usage, const int* rows,
+    const float* samples, float value, int m, int d) {
+    if (d % 4 == 0)
+        replace<4>(sum, usage, rows, samples, value, m, d);
+    else
+        replace<1>(sum, usage, rows, samples, value, m, d);
 }

@@ -37,6 +37,7 @@ pub fn replace_rows(gpu: &Cuda, sum: &mut Tensor, usage: &mut Tensor, rows: &Ten
     check_f32(NAME, sum)?;
     let (m, d) = (rows.elements(), sum.shape()[1]);
     let args = args![sum, usage, rows, samples, value as f32, m as i32, d as i32];
+    let threads = threads(NAME, samples.elements() / if d.is_multiple_of(4) { 4 } else { 1 })?;
     // SAFETY: samples [m, d]; the rows were checked to be distinct and inside sum [k, d] and usage [k].
-    unsafe { gpu.kernel(&SOURCE, "codebook_replace_f32")?.launch(threads(NAME, samples.elements())?, args) }
+    unsafe { gpu.kernel(&SOURCE, "codebook_replace_f32")?.launch(threads, args) }
 }

@@ -12,7 +12,7 @@
 //                      grid: tiles of the product, columns first; block: one tile.
 //   conv1d_from_one    Cin = 1 (first layers). block: 64 steps of one stream, its window in shared memory; a thread has 4
 //                      output channels x 4 steps.
-//   conv1d_to_one      Cout = 1 (last layers). block: 128 steps; 8 lanes share the channels of a step, a thread has 4 steps.
+//   conv1d_to_one      Cout = 1 (last layers). block: 128 steps; 8 lanes share the channels of 4 steps.
 //   conv1d_grouped     groups > 1. One thread an output; _dx the same, _dw a block for 16 outputs of a tap and input.
 //   conv1d_dx_TILE     the product with taps transposed: rows (b, s / stride), columns (s % stride, i), K-dimension (tap of
 //                      that phase, o): a transposed convolution of dy.
@@ -70,15 +70,15 @@ __device__ __forceinline__ void from_one(const Window<T>& x, const T* weight, co
     }
 }
 
-/// y for Cout = 1: a block has 128 steps of one stream; shared memory: their window, rows of Cin + padding to an odd multiple of 8,
-/// and the weights.
+/// y for Cout = 1: a block has 128 steps of one stream; shared memory: their window, rows of Cin + padding to 2 more than a
+/// multiple of 8, and the weights.
 template <class T>
 __device__ __forceinline__ void to_one(const Window<T>& x, const T* weight, const Output<T>& out) {
     constexpr int STEPS = 128, LANES = 8, AT_ONCE = STEPS * LANES / 256;
     DYNAMIC_SHARED(float, window);
     const int blocks = (x.rows + STEPS - 1) / STEPS;
     const int first = blockIdx.x % blocks * STEPS, batch = blockIdx.x / blocks, channels = x.channels;
-    const int pitch = (channels + 7) / 8 * 8 + ((channels + 7) / 8 % 2 == 0 ? 8 : 0);
+    const int pitch = (channels + 5) / 8 * 8 + 2;
     const int height = (STEPS - 1) * x.step + (x.taps - 1) * x.tap_step + 1;
     Window<T> row = x;
     row.tap_step = 1;
@@ -91,14 +91,14 @@ __device__ __forceinline__ void to_one(const Window<T>& x, const T* weight, cons
     float* const weights = window + height * pitch;
     for (int i = threadIdx.x; i < x.taps * channels; i += blockDim.x) weights[i] = to_float(weight[i]);
     __syncthreads();
-    const int lane = threadIdx.x % LANES, step = threadIdx.x / LANES;
+    const int lane = threadIdx.x % LANES, step = threadIdx.x / LANES * AT_ONCE;
     float sum[AT_ONCE] = {};
     for (int k = 0; k < x.taps; ++k) {
         for (int i = lane; i < channels; i += LANES) {
             const float w = weights[k * channels + i];
 #pragma unroll
             for (int s = 0; s < AT_ONCE; ++s) {
-                const int at = (step + s * (STEPS / AT_ONCE)) * x.step + k * x.tap_step;
+                const int at = (step + s) * x.step + k * x.tap_step;
                 sum[s] += window[at * pitch + i] * w;
             }
         }
@@ -107,9 +107,11 @@ __device__ __forceinline__ void to_one(const Window<T>& x, const T* weight, cons
     for (int s = 0; s < AT_ONCE; ++s) {
 #pragma unroll
         for (int apart = LANES / 2; apart > 0; apart /= 2) sum[s] += __shfl_xor_sync(0xffffffffu, sum[s], apart);
-        const int t = first + step + s * (STEPS / AT_ONCE);
-        if (lane == 0 && t < x.rows) out.store_one({batch, t}, {0, 0}, sum[s]);
     }
+    // A lane for each of the steps, so that a warp's outputs are neighbours.
+    const int t = first + step + lane;
+    const float v = lane < 2 ? (lane == 0 ? sum[0] : sum[1]) : (lane == 2 ? sum[2] : sum[3]);
+    if (lane < AT_ONCE && t < x.rows) out.store_one({batch, t}, {0, 0}, v);
 }
 
 template <class T>

@@ -90,8 +90,8 @@ pub(super) fn forward(
     if x.channels == 1 && span(64) <= SHARED / 4 {
         return direct("conv1d_from_one", ys[0] * ys[1].div_ceil(64), span(64) * 4);
     }
-    // Rows of an odd multiple of 8 floats: the eight lanes of four neighbouring rows then hit all banks.
-    let pitch = (x.channels.div_ceil(8) | 1).saturating_mul(8);
+    // The eight lanes of four threads' rows, four apart, then hit all banks.
+    let pitch = (x.channels.saturating_add(5) / 8).saturating_mul(8).saturating_add(2);
     let to_one = span(128).saturating_mul(pitch).saturating_add(taps.saturating_mul(x.channels));
     if cout == 1 && to_one <= SHARED / 4 {
         return direct("conv1d_to_one", ys[0] * ys[1].div_ceil(128), to_one * 4);

@@ -23,10 +23,10 @@ pub(super) fn cases() -> Vec<Case> {
         (3, 66, 128, tb),
         (500, 129, 33, plain), // the largest tiles, on the emulator's few processors
         (18, 128, 256, plain),
-        (3, 200, 264, plain),
+        (3, 208, 272, plain),
         (18, 128, 256, tb),
-        (3, 264, 200, tb),
-        (16, 24, 2100, ta),
+        (3, 272, 208, tb),
+        (16, 32, 2100, ta),
     ];
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {

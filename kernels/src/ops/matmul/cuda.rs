@@ -262,8 +262,9 @@ impl Kernels {
         let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_sum", self.name), x.data)?)?;
         let arguments: &mut [Arg] =
             args![dw, partial, splits as i32, int(op, x.taps)?, int(op, inputs)?, int(op, outputs)?, i32::from(swapped)];
+        let tiles = x.taps * inputs.div_ceil(16) * outputs.div_ceil(16);
         // SAFETY: the parameter list of SUM_PARTIALS_KERNEL; dw has m * n elements.
-        unsafe { kernel.launch(grid((m * n).div_ceil(256), 256, 0)?, arguments) }
+        unsafe { kernel.launch(grid(if swapped { tiles } else { (m * n).div_ceil(256) }, 256, 0)?, arguments) }
     }
 }
 
