@@ -134,6 +134,7 @@ pub struct Stand<'a> {
     clock: Clock,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Clock {
     /// With what is written between samples.
     Cpu { flush: Vec<u8> },
@@ -221,7 +222,7 @@ fn processor_seconds() -> Option<f64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: fills the struct that it is given.
     let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    (status == 0).then(|| time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+    (status == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
 }
 
 #[cfg(not(unix))]

@@ -208,7 +208,9 @@ pub fn compare(old: &mut Command, new: &mut Command, plan: Plan, mut progress: i
             progress(&case.name.op, start * total + n, starts * total);
             let at = |worker: &Worker| worker.cases.iter().position(|name| *name == case.name);
             let (Some(i), Some(j)) = (at(&a), at(&b)) else { continue };
-            (a.sample(i)?, b.sample(j)?); // whatever the first run of a process costs
+            // Whatever the first run of a process costs is not the case's.
+            a.sample(i)?;
+            b.sample(j)?;
             let begun = Instant::now();
             let mut pairs = Vec::new();
             loop {
