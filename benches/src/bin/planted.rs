@@ -33,7 +33,7 @@ fn main() -> Result<()> {
 
 fn serve(percent: usize, wanted: &[&str]) -> Result<()> {
     let matches = |op: &str, case: &Case| {
-        let fits = |text: &str| text.split_once('=').map_or(*text == op, |(name, part)| name == op && case.label.contains(part));
+        let fits = |text: &str| text.split_once('=').map_or(text == op, |(name, part)| name == op && case.label.contains(part));
         wanted.is_empty() || wanted.iter().any(|text| fits(text))
     };
     let all = cases(&Device::Cpu, Selection::default()).into_iter().filter(|(op, case)| matches(op, case));
