@@ -43,7 +43,7 @@ pub struct Row {
     pub bytes_per_frame: usize,
     /// Kernels queued to encode and decode a frame; none on the CPU.
     pub launches_per_frame: Option<u64>,
-    /// The time to read them at the measured bandwidth, divided by the medians' sum.
+    /// The time to read these bytes at the measured bandwidth, divided by the medians' sum.
     pub share_of_ceiling: f64,
     pub ceiling_gb_s: f64,
     /// By how much the ceilings moved.

@@ -134,6 +134,7 @@ pub struct Stand<'a> {
     clock: Clock,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Clock {
     /// With what is written between samples.
     Cpu { flush: Vec<u8> },
@@ -165,14 +166,27 @@ impl<'a> Stand<'a> {
     pub fn cold(&mut self) -> Result<f64> {
         match &mut self.clock {
             Clock::Cpu { flush } => {
-                flush.iter_mut().step_by(64).for_each(|line| *line = line.wrapping_add(1));
-                std::hint::black_box(&flush);
+                sweep(flush);
                 timed(self.case, &self.inputs)
             }
             Clock::Cuda { cuda, one, flush, .. } => {
                 flush.set_zero()?;
                 device_seconds(cuda, || one.replay())
             }
+        }
+    }
+
+    /// As [`cold`](Self::cold), but on the CPU the seconds that all threads together spent computing: what others do to this
+    /// process - taking a core away, or both of two - does not count.
+    pub fn work(&mut self) -> Result<f64> {
+        match &mut self.clock {
+            Clock::Cpu { flush } => {
+                sweep(flush);
+                let before = processor_seconds();
+                let wall = timed(self.case, &self.inputs)?;
+                Ok(before.zip(processor_seconds()).map_or(wall, |(before, after)| after - before))
+            }
+            Clock::Cuda { .. } => self.cold(),
         }
     }
 
@@ -194,6 +208,26 @@ impl<'a> Stand<'a> {
             }
         }
     }
+}
+
+/// Leaves nothing else in the caches.
+fn sweep(flush: &mut [u8]) {
+    flush.iter_mut().step_by(64).for_each(|line| *line = line.wrapping_add(1));
+    std::hint::black_box(flush);
+}
+
+/// What all threads of this process have computed so far, where the system says.
+#[cfg(unix)]
+fn processor_seconds() -> Option<f64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills the struct that it is given.
+    let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    (status == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+}
+
+#[cfg(not(unix))]
+fn processor_seconds() -> Option<f64> {
+    None
 }
 
 fn timed(case: &Case, inputs: &[Tensor]) -> Result<f64> {

@@ -2,7 +2,8 @@
 //!
 //! On a machine that is shared, or whose clock moves, one build's run and another's, minutes apart, differ by more than any
 //! regression worth finding. So both run at once, as workers that wait for their turn: each sample of one build has a sample of
-//! the other right beside it, and what disturbs the machine disturbs both. Only their ratio is used.
+//! the other right beside it, and what disturbs the machine disturbs both. Only their ratio is used. On the CPU a sample is the
+//! time that all threads together computed: whether the other cores were free makes a run twice as long, and no more work.
 //!
 //! A worker writes the list of its cases as a line of JSON, then for each line that it reads, the number of a case, takes one
 //! sample and writes its seconds.
@@ -87,7 +88,7 @@ pub fn serve(device: &Device, cases: &[(&str, Case)], mut input: impl BufRead, m
         let Some((_, stand)) = &mut ready else { continue };
         let mut seconds = f64::INFINITY;
         for _ in 0..SHOTS {
-            seconds = seconds.min(stand.cold()?);
+            seconds = seconds.min(stand.work()?);
         }
         writeln!(output, "{seconds:e}").and_then(|()| output.flush()).map_err(worker)?;
     }
@@ -207,7 +208,9 @@ pub fn compare(old: &mut Command, new: &mut Command, plan: Plan, mut progress: i
             progress(&case.name.op, start * total + n, starts * total);
             let at = |worker: &Worker| worker.cases.iter().position(|name| *name == case.name);
             let (Some(i), Some(j)) = (at(&a), at(&b)) else { continue };
-            (a.sample(i)?, b.sample(j)?); // whatever the first run of a process costs
+            // Whatever the first run of a process costs is not the case's.
+            a.sample(i)?;
+            b.sample(j)?;
             let begun = Instant::now();
             let mut pairs = Vec::new();
             loop {
@@ -257,7 +260,14 @@ impl Found {
         let ratio = combine(&self.starts);
         let median = |of: fn(&(f64, f64)) -> f64| Samples::new(self.starts.iter().flatten().map(of).collect()).map(|s| s.median() * 1e6);
         let verdict = self.verdict.or(ratio.map(|r| r.verdict(margin))).unwrap_or(Verdict::Ambiguous);
-        Row { key, measure: "median_us", old: median(|pair| pair.0), new: median(|pair| pair.1), ratio, verdict }
+        Row {
+            key,
+            measure: if device == "cpu" { "work_us" } else { "median_us" },
+            old: median(|pair| pair.0),
+            new: median(|pair| pair.1),
+            ratio,
+            verdict,
+        }
     }
 }
 

@@ -357,7 +357,7 @@ fn result_files_that_are_none_are_refused() {
     room.refuses(&["bench", "plot", "row.json", "p.pdf"], 2, ".svg or .png");
     room.refuses(&["bench", "plot", "nowhere.json", "p.svg"], 1, "no such file");
     room.refuses(&["bench", "compare", "/dev/zero", "row.json"], 1, "not a regular file");
-    room.refuses(&["bench", "compare", "row.json", "row.json", "--margin", "-1"], 2, "--margin");
+    room.refuses(&["bench", "compare", "row.json", "row.json", "--margin", "0"], 2, "--margin");
     room.refuses(&["bench", "compare", "row.json", "row.json", "conv1d"], 2, "--run");
     // A name of 300000 characters and with an escape, and a row whose numbers have no logarithm.
     let long = format!("\"{}\\u001b[31m\"", "x".repeat(300_000));

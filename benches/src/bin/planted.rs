@@ -33,8 +33,8 @@ fn main() -> Result<()> {
 
 fn serve(percent: usize, wanted: &[&str]) -> Result<()> {
     let matches = |op: &str, case: &Case| {
-        let fits = |text: &&str| text.split_once('=').map_or(*text == op, |(name, part)| name == op && case.label.contains(part));
-        wanted.is_empty() || wanted.iter().any(|text| fits(&text))
+        let fits = |text: &str| text.split_once('=').map_or(text == op, |(name, part)| name == op && case.label.contains(part));
+        wanted.is_empty() || wanted.iter().any(|text| fits(text))
     };
     let all = cases(&Device::Cpu, Selection::default()).into_iter().filter(|(op, case)| matches(op, case));
     let planted: Vec<_> = all.filter_map(|(op, case)| Some((op, if percent == 0 { case } else { plant(case, percent)? }))).collect();

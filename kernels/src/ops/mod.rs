@@ -14,13 +14,13 @@ pub mod reduce;
 pub mod rvq_search;
 pub mod snake;
 pub mod stft;
-#[cfg(test)]
-pub mod testing;
-pub mod weight_norm;
 /// What `new-op.sh` copies, so that it keeps working.
 #[cfg(test)]
 #[path = "../../template/mod.rs"]
 mod template;
+#[cfg(test)]
+pub mod testing;
+pub mod weight_norm;
 
 use crate::case::Op;
 
