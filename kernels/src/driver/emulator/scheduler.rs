@@ -324,16 +324,23 @@ impl Worker {
             order.reverse();
         }
         let mut spins = 0;
+        // Whether nothing moved in a round that left warps out: the next one takes all.
+        let mut late = false;
         let mut spinning_since = None;
         while self.blocks.iter().any(|b| b.live > 0) {
+            let mut taken = order.len();
             if matches!(self.job().schedule, Schedule::Random(_)) {
                 for i in (1..order.len()).rev() {
                     order.swap(i, (self.rng.next() % (i as u64 + 1)) as usize);
                 }
+                // Some warps come late.
+                if !late {
+                    taken = 1 + (self.rng.next() % order.len() as u64) as usize;
+                }
             }
             let before = self.moves;
             let mut ran = false;
-            for &(b, w) in &order {
+            for &(b, w) in &order[..taken] {
                 let warp = &mut self.blocks[b].warps[w];
                 warp.runnable |= std::mem::take(&mut warp.spinning);
                 if warp.runnable != 0 {
@@ -343,6 +350,10 @@ impl Worker {
                         return Ok(()); // `run` reports it
                     }
                 }
+            }
+            late = taken < order.len() && self.moves == before;
+            if late {
+                continue; // it may have been their turn
             }
             if !ran {
                 return Err(self.deadlock("dead-lock"));

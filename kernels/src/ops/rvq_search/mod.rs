@@ -181,12 +181,13 @@ fn cases() -> Vec<Case> {
         cases.push(nearest_case(n, k, d, Metric::Cosine, false));
     }
     for metric in [Metric::Euclidean, Metric::Cosine] {
-        cases.push(tie_case(metric));
+        cases.extend([tie_case(metric, 32), tie_case(metric, 40)]);
     }
-    cases.push(nan_case());
+    cases.extend([nan_case(), landmark_case(), stray_case()]);
     for (n, sizes, d) in [
         (1, &[33, 16, 16][..], 8),
         (9, &[300, 170], 17),
+        (5, &[20, 9], 1),
         (3, &[127, 64, 31, 1], 31),
         (31, &[17; 10], 33),
         (33, &[40; 10], 16),
@@ -237,23 +238,67 @@ fn nearest_case(n: usize, k: usize, d: usize, metric: Metric, bench: bool) -> Ca
     }
 }
 
-/// Of equal codewords the first is taken, exactly.
-fn tie_case(metric: Metric) -> Case {
-    let (n, k, d) = (33, 150, 4);
-    // Codewords repeat after three.
-    let words = Fill::Values(vec![1.0, 0.5, -0.5, 0.25, -1.0, 0.5, 0.75, 0.0, 0.25, -0.5, 1.0, -1.0]);
-    let inputs = vec![Input::normal("x", [n, d]), Input::new("codebook", [k, d], words)];
+/// Of equal codewords, which repeat after `period`, the first is taken, exactly. `n` is few enough for a persistent search.
+fn tie_case(metric: Metric, period: usize) -> Case {
+    let (n, k, d) = (31, 200, 4);
+    let words = (0..period * d).map(|i| (i * 37 % 61) as f64 / 16.0 - 1.8).collect();
+    let inputs = vec![Input::normal("x", [n, d]), Input::new("codebook", [k, d], Fill::Values(words))];
     let run = move |t: &[Tensor]| {
         let one_by_one = nearest(&t[0], &t[1], metric)?;
         let short = if metric == Metric::Euclidean { search(&t[0], &[&t[1]])?.0.reshape([n])? } else { one_by_one.copy()? };
         Ok(vec![one_by_one, short])
     };
     Case {
-        label: format!("{metric:?} ties"),
+        label: format!("{metric:?} ties after {period}"),
         inputs,
         outputs: vec![("codes", Check::Exact), ("codes of a search", Check::Exact)],
         run: Box::new(run),
         ..nearest_case(n, k, d, metric, false)
+    }
+}
+
+/// Vectors at codewords on either side of where blocks and warps change, all others far away.
+fn landmark_case() -> Case {
+    let (k, d) = (300, 2);
+    let landmarks = [0usize, 31, 32, 63, 64, 127, 128, 129, 255, 256, 257, 299];
+    let near = |i: usize| [i as f64 / 8.0, -(i as f64) / 4.0];
+    let word = |i: usize| if landmarks.contains(&i) { near(i) } else { [1000.0, 1000.0 + i as f64] };
+    let n = landmarks.len();
+    let inputs = vec![
+        Input::new("x", [n, d], Fill::Values(landmarks.into_iter().flat_map(near).collect())),
+        Input::new("codebook", [k, d], Fill::Values((0..k).flat_map(word).collect())),
+    ];
+    let run = move |t: &[Tensor]| Ok(vec![nearest(&t[0], &t[1], Metric::Euclidean)?, search(&t[0], &[&t[1]])?.0.reshape([n])?]);
+    Case {
+        label: "Euclidean landmarks".into(),
+        inputs,
+        outputs: vec![("codes", Check::Exact), ("codes of a search", Check::Exact)],
+        run: Box::new(run),
+        ..nearest_case(n, k, d, Metric::Euclidean, false)
+    }
+}
+
+/// Codes outside their codebook, which a GPU cannot refuse: NaN for the whole row.
+fn stray_case() -> Case {
+    let (n, k, d) = (5, 7, 3);
+    let stray = [0.0, k as f64 - 1.0, k as f64, -1.0, 1e9];
+    let run = move |t: &[Tensor]| {
+        if t[0].device() != Device::Cpu {
+            return Ok(vec![decode(&t[0], &[&t[1]])?]);
+        }
+        let (codes, book) = (t[0].to_f64()?, t[1].to_f64()?);
+        let inside = |code: f64| (0.0..k as f64).contains(&code);
+        let row = |code: f64| (0..d).map(move |j| (code, j));
+        let value = |(code, j): (f64, usize)| if inside(code) { book[code as usize * d + j] } else { f64::NAN };
+        let values: Vec<f64> = codes.into_iter().flat_map(row).map(value).collect();
+        Ok(vec![Tensor::from_f64(&Device::Cpu, t[1].dtype(), &values, [n, d])?])
+    };
+    Case {
+        label: "decode stray codes".into(),
+        inputs: vec![Input::new("codes", [n, 1], Fill::Values(stray.into())).integer(DType::I32), Input::normal("codebook", [k, d])],
+        outputs: vec![("y", Check::Exact)],
+        run: Box::new(run),
+        ..nearest_case(n, k, d, Metric::Euclidean, false)
     }
 }
 
