@@ -131,6 +131,7 @@ fn cases() -> Vec<Case> {
         cases.push(replace_case(k, d));
     }
     cases.push(statistics_case(65536, 1024, 128, true));
+    cases.push(unused_case());
     cases
 }
 
@@ -174,6 +175,20 @@ fn update_case(k: usize, d: usize) -> Case {
             Ok(vec![usage, sum, embedding])
         }),
         cost: Cost { bytes: 4 * (3 * k * d + 3 * k) + 4 * (2 * k * d + k), flops: 4 * k * (d + 1) },
+        bench: false,
+    }
+}
+
+/// Codewords that nothing uses any more: what is left of their sum is divided by epsilon, not by 0.
+fn unused_case() -> Case {
+    let usage = Fill::Values(vec![0.0, 2.0, 1e-7]);
+    Case {
+        label: "embedding of the unused".into(),
+        dtype: DType::F32,
+        inputs: vec![Input::new("usage", [9], usage), Input::new("sum", [9, 5], Fill::Values(vec![0.0, 1.5, -2.0, 0.25]))],
+        outputs: vec![("embedding", Check::Within(Tolerance::roundings(2)))],
+        run: Box::new(|t| Ok(vec![embedding(&t[0], &t[1], 1e-5)?])),
+        cost: Cost { bytes: 4 * (9 + 2 * 45), flops: 45 },
         bench: false,
     }
 }

@@ -32,6 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
         Shape(2, 300, 16, 40, 3, causal(3, 1, 1)),
         // More than one round of every loop over a block's threads.
         Shape(1, 400, 1, 72, 5, Geometry { stride: 5, dilation: 2, pad_left: 4, ..g }),
+        Shape(1, 70, 64, 1, 7, causal(7, 1, 1)),
         Shape(1, 160, 4, 2, 3, Geometry { groups: 2, pad_left: 2, ..g }),
     ];
     let mut cases = Vec::new();
