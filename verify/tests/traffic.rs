@@ -52,8 +52,8 @@ fn moved(kernel: &KernelTraffic) -> u64 {
 fn complaints(case: &str, traffic: &Traffic) -> Vec<String> {
     let mut found = Vec::new();
     let of_cost = traffic.bytes as f64 / traffic.cost_bytes as f64;
-    // Written so that NaN is wrong.
-    if !((of_cost - 1.0).abs() <= SLACK) {
+    let holds = (of_cost - 1.0).abs() <= SLACK; // NaN does not
+    if !holds {
         found.push(format!("{case}: moves {} bytes, {of_cost:.3} of its cost {}", traffic.bytes, traffic.cost_bytes));
     }
     for kernel in scattered(traffic).filter(|k| excuse(case, k).is_none()) {
@@ -64,7 +64,8 @@ fn complaints(case: &str, traffic: &Traffic) -> Vec<String> {
 
 fn scattered(traffic: &Traffic) -> impl Iterator<Item = &KernelTraffic> {
     let counts = move |k: &&KernelTraffic| moved(k) as f64 >= TAIL * traffic.bytes as f64;
-    traffic.kernels.iter().filter(counts).filter(|k| !(k.coalescing >= LEAST_COALESCING))
+    let coalesces = |k: &KernelTraffic| k.coalescing >= LEAST_COALESCING;
+    traffic.kernels.iter().filter(counts).filter(move |k| !coalesces(k))
 }
 
 /// Which of [`SCATTERED`] is about this kernel.
