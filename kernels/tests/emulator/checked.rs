@@ -15,7 +15,7 @@ fn checked(schedule: Schedule) -> (Device, Trace) {
 }
 
 /// Every schedule must give the same answer.
-fn on_every_schedule(kernel: &str, shape: Launch, arguments: impl Fn(&Device) -> Vec<Tensor>, more: &[Arg]) -> Result<(), String> {
+fn on_every_schedule(kernel: &str, shape: Launch, arguments: impl Fn(&Device) -> Vec<Tensor>, more: &mut [Arg]) -> Result<(), String> {
     let run = |schedule| {
         let (device, _) = checked(schedule);
         let tensors = arguments(&device);
@@ -50,23 +50,23 @@ fn y(device: &Device) -> Vec<Tensor> {
 
 #[test]
 fn a_missing_barrier_is_a_race_and_the_barrier_cures_it() {
-    on_every_schedule("barrier", shape(1, 128), y_and_x, &[]).unwrap();
-    says(on_every_schedule("no_barrier", shape(1, 128), y_and_x, &[]), &["must_fail.cu:10", "nothing has written"]);
-    on_every_schedule("waits", shape(1, 128), y_and_x, &[]).unwrap();
-    says(on_every_schedule("no_trailing_barrier", shape(1, 128), y_and_x, &[]), &["shared memory", "must_fail.cu:"]);
+    on_every_schedule("barrier", shape(1, 128), y_and_x, &mut []).unwrap();
+    says(on_every_schedule("no_barrier", shape(1, 128), y_and_x, &mut []), &["must_fail.cu:10", "nothing has written"]);
+    on_every_schedule("waits", shape(1, 128), y_and_x, &mut []).unwrap();
+    says(on_every_schedule("no_trailing_barrier", shape(1, 128), y_and_x, &mut []), &["shared memory", "must_fail.cu:"]);
 }
 
 #[test]
 fn a_race_needs_no_effect_to_be_seen() {
-    says(on_every_schedule("race", shape(1, 128), y, &[]), &["race: writes shared memory", "block 0 has written", "nothing to order"]);
-    says(on_every_schedule("race_without_effect", shape(1, 32), y, &[]), &["race: writes shared memory"]);
-    says(on_every_schedule("race_of_blocks", shape(2, 32), y, &[]), &["race: writes byte 0 of an allocation", "must_fail.cu"]);
+    says(on_every_schedule("race", shape(1, 128), y, &mut []), &["race: writes shared memory", "block 0 has written", "nothing to order"]);
+    says(on_every_schedule("race_without_effect", shape(1, 32), y, &mut []), &["race: writes shared memory"]);
+    says(on_every_schedule("race_of_blocks", shape(2, 32), y, &mut []), &["race: writes byte 0 of an allocation", "must_fail.cu"]);
 }
 
 #[test]
 fn lanes_of_a_warp_are_in_step_only_after_syncwarp() {
-    on_every_schedule("warp_in_step", shape(1, 32), y, &[]).unwrap();
-    let outcome = on_every_schedule("warp_out_of_step", shape(1, 32), y, &[]);
+    on_every_schedule("warp_in_step", shape(1, 32), y, &mut []).unwrap();
+    let outcome = on_every_schedule("warp_out_of_step", shape(1, 32), y, &mut []);
     assert!(outcome.is_err());
 }
 
@@ -76,15 +76,15 @@ fn blocks_are_ordered_by_fences_and_atomics() {
     let arguments = |device: &Device| {
         vec![Tensor::empty(device, DType::F32, [256]).unwrap(), Tensor::empty(device, DType::F32, [4]).unwrap(), upload(device, &[0i32])]
     };
-    on_every_schedule("blocks_meet", cooperative, arguments, &[]).unwrap();
-    on_every_schedule("blocks_count", cooperative, arguments, &[]).unwrap();
-    says(on_every_schedule("blocks_without_a_fence", cooperative, arguments, &[]), &["race: reads byte", "nothing to order"]);
+    on_every_schedule("blocks_meet", cooperative, arguments, &mut []).unwrap();
+    on_every_schedule("blocks_count", cooperative, arguments, &mut []).unwrap();
+    says(on_every_schedule("blocks_without_a_fence", cooperative, arguments, &mut []), &["race: reads byte", "nothing to order"]);
 }
 
 #[test]
 fn a_copy_is_not_there_before_it_was_waited_for() {
-    says(on_every_schedule("wrong_wait", shape(1, 128), y_and_x, &[]), &["while the cp.async of must_fail.cu:"]);
-    says(on_every_schedule("reads_a_copy_too_early", shape(1, 32), y_and_x, &[]), &["reads shared memory", "while the cp.async"]);
+    says(on_every_schedule("wrong_wait", shape(1, 128), y_and_x, &mut []), &["while the cp.async of must_fail.cu:"]);
+    says(on_every_schedule("reads_a_copy_too_early", shape(1, 32), y_and_x, &mut []), &["reads shared memory", "while the cp.async"]);
 }
 
 #[test]
@@ -95,20 +95,20 @@ fn reads_are_inside_and_of_something_written() {
     );
     on_every_schedule("reads_past_shared", shape(1, 32), y, args![0]).unwrap();
     let one_short = |device: &Device| vec![Tensor::empty(device, DType::F32, [32]).unwrap(), upload(device, &values(31))];
-    says(on_every_schedule("copies", shape(1, 32), one_short, &[]), &["reads 4 bytes at offset 124 of an allocation of 124 bytes"]);
+    says(on_every_schedule("copies", shape(1, 32), one_short, &mut []), &["reads 4 bytes at offset 124 of an allocation of 124 bytes"]);
     // An integer carries no NaN that would tell.
     let unwritten = |device: &Device| [32, 32].map(|n| Tensor::empty(device, DType::I32, [n]).unwrap()).into();
     says(
-        on_every_schedule("counts_unwritten", shape(1, 32), unwritten, &[]),
+        on_every_schedule("counts_unwritten", shape(1, 32), unwritten, &mut []),
         &["reads byte 0 of an allocation", "must_fail.cu:", "which nothing has written"],
     );
-    says(on_every_schedule("unwritten_but_unused", shape(1, 32), y, &[]), &["reads shared memory", "nothing has written"]);
+    says(on_every_schedule("unwritten_but_unused", shape(1, 32), y, &mut []), &["reads shared memory", "nothing has written"]);
     says(on_every_schedule("wild_address", shape(1, 1), y, args![0x10000u64]), &["reads 4 bytes at 0x10000, outside"]);
     let (device, _) = checked(Schedule::Ascending);
     assert!(Tensor::empty(&device, DType::I32, [4]).unwrap().to_f64().unwrap_err().to_string().contains("nothing has written"));
 }
 
-fn traffic(kernel: &str, shape: Launch, y: usize, x: usize, more: &[Arg]) -> Traffic {
+fn traffic(kernel: &str, shape: Launch, y: usize, x: usize, more: &mut [Arg]) -> Traffic {
     let (device, trace) = checked(Schedule::Ascending);
     let (y, x) = (Tensor::empty(&device, DType::F32, [y]).unwrap(), upload(&device, &values(x)));
     let mut arguments = vec![Arg::from(&y), Arg::from(&x)];
@@ -132,7 +132,7 @@ fn global_traffic_is_counted_by_sector() {
     let t = traffic("strided", shape(1, 128), 128, 1, args![128, 0]);
     assert_eq!((t.read.requests, t.read.sectors, t.read.distinct), (4, 4, 1));
     // A vector is one request.
-    let t = traffic("vectors", shape(1, 64), 256, 256, &[]);
+    let t = traffic("vectors", shape(1, 64), 256, 256, &mut []);
     assert_eq!((t.read.requests, t.read.sectors, t.write.requests, t.write.sectors), (2, 32, 2, 32));
     assert_eq!(t.coalescing(), 1.0);
 }
@@ -140,8 +140,8 @@ fn global_traffic_is_counted_by_sector() {
 #[test]
 fn bank_conflicts_are_counted() {
     let tile = Launch { block: [32, 32, 1], ..shape(1, 1) };
-    let t = traffic("transpose_in_conflict", tile, 1024, 1024, &[]);
+    let t = traffic("transpose_in_conflict", tile, 1024, 1024, &mut []);
     assert_eq!((t.shared.requests, t.shared.ideal, t.shared.wavefronts), (64, 64, 32 + 32 * 32));
-    let t = traffic("transpose_padded", tile, 1024, 1024, &[]);
+    let t = traffic("transpose_padded", tile, 1024, 1024, &mut []);
     assert_eq!((t.shared.wavefronts, t.bank_conflicts()), (64, 0.0));
 }

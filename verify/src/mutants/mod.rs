@@ -141,9 +141,12 @@ pub fn run(ops: &[String], equivalents: &Equivalents, mut progress: impl FnMut(&
             }
         }
     }
-    // What only other operations use is not theirs to reach.
-    let own = |file: &String| REGISTRY.iter().any(|op| op.source.is_some_and(|source| source.path == file));
-    fates.retain(|site, fate| ops.is_empty() || *fate != Fate::Unreached || own(&site.file));
+    // What others use as well is not for some operations alone to notice.
+    let own = |file: &String| {
+        let named = REGISTRY.iter().filter(|op| ops.iter().any(|name| name == op.name));
+        named.filter_map(|op| op.source).any(|source| source.path == file)
+    };
+    fates.retain(|site, fate| ops.is_empty() || !matches!(fate, Fate::Unreached | Fate::Survived) || own(&site.file));
     let stale = |(i, e): (usize, &Equivalent)| {
         let listed = (ops.is_empty() || (files.contains(&e.file) && own(&e.file))) && !used.contains(&i);
         listed.then(|| format!("{}: {} of {:?}", e.file, e.kind, e.line))

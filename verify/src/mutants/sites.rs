@@ -46,9 +46,11 @@ pub struct Site {
     pub text: String,
 }
 
-struct Insertion {
+struct Found {
     at: usize,
-    text: String,
+    kind: Kind,
+    /// Where what is inserted; # stands for the number.
+    insertions: Vec<(usize, String)>,
 }
 
 /// All mistakes that can be made in an expanded text, and the text with all of them in it, numbered from `first`.
@@ -57,7 +59,7 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
     let lines = origins(expanded);
     let skipped = skipped(&code);
     let pointers = pointers(&code);
-    let mut found: Vec<(usize, Kind, Box<dyn Fn(u32) -> Vec<Insertion>>)> = Vec::new();
+    let mut found: Vec<Found> = Vec::new();
 
     for call in CALL.captures_iter(&code) {
         let (Some(whole), Some(name)) = (call.get(0), call.get(1)) else { continue };
@@ -67,76 +69,55 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
             continue; // where it is defined
         }
         let kind = if name.as_str().starts_with("cp_async") { Kind::Wait } else { Kind::Barrier };
-        let groups = call.get(2).map(|groups| groups.as_str().to_owned());
-        found.push((
-            start,
-            kind,
-            Box::new(move |n| {
-                let instead = match &groups {
-                    Some(groups) => format!("cp_async_wait<({groups}) + 1>()"),
-                    None => "(void)0".to_owned(),
-                };
-                vec![
-                    Insertion { at: start, text: format!("(swara::mutant({n}) ? {instead} : ") },
-                    Insertion { at: end + 1, text: ")".to_owned() },
-                ]
-            }),
-        ));
+        let instead = call.get(2).map_or("(void)0".to_owned(), |groups| format!("cp_async_wait<({}) + 1>()", groups.as_str()));
+        let insertions = vec![(start, format!("(swara::mutant(#) ? {instead} : ")), (end + 1, ")".to_owned())];
+        found.push(Found { at: start, kind, insertions });
     }
+    let mut insert = |at, kind, before: usize, text: &str| found.push(Found { at, kind, insertions: vec![(before, text.to_owned())] });
     for compare in COMPARISON.captures_iter(&code) {
         let (Some(whole), Some(operator)) = (compare.get(0), compare.get(1)) else { continue };
         if code[whole.end()..].starts_with("nullptr") {
             continue;
         }
-        let sign = if matches!(operator.as_str(), "<=" | ">") { "-" } else { "" };
-        let at = whole.end();
-        found.push((
-            operator.start(),
-            Kind::Bound,
-            Box::new(move |n| vec![Insertion { at, text: format!("{sign}swara::mutant({n}) + ") }]),
-        ));
+        let one = if matches!(operator.as_str(), "<=" | ">") { "-swara::mutant(#) + " } else { "swara::mutant(#) + " };
+        insert(operator.start(), Kind::Bound, whole.end(), one);
     }
     for index in INDEX.find_iter(&code) {
-        let at = index.end();
-        let line = code[..at].rfind('\n').map_or(0, |i| i + 1);
-        let shared = code[line..at].contains("__shared__");
-        if !shared && !declares(&code[statement(&code, at - 1)..at - 1]) {
-            found.push((at - 1, Kind::Offset, Box::new(move |n| vec![Insertion { at, text: format!("swara::mutant({n}) + ") }])));
+        let open = index.end() - 1;
+        let line = code[..open].rfind('\n').map_or(0, |i| i + 1);
+        let shared = code[line..open].contains("__shared__");
+        if !shared && !declares(&code[statement(&code, open)..open]) {
+            insert(open, Kind::Offset, open + 1, "swara::mutant(#) + ");
         }
     }
     for sum in POINTER_SUM.captures_iter(&code) {
         let (Some(whole), Some(name)) = (sum.get(0), sum.get(1)) else { continue };
         if pointers.contains(&name.as_str()) {
-            let at = whole.end();
-            found.push((name.start(), Kind::Offset, Box::new(move |n| vec![Insertion { at, text: format!("swara::mutant({n}) + ") }])));
+            insert(name.start(), Kind::Offset, whole.end(), "swara::mutant(#) + ");
         }
     }
     for add in ADDITION.find_iter(&code) {
-        let at = add.end();
-        found.push((
-            add.start() + 1,
-            Kind::Accumulator,
-            Box::new(move |n| vec![Insertion { at, text: format!("swara::narrow({n}) || ") }]),
-        ));
+        insert(add.start() + 1, Kind::Accumulator, add.end(), "swara::narrow(#) || ");
     }
 
-    found.retain(|(at, ..)| !skipped[*at]);
-    found.sort_by_key(|(at, kind, _)| (*at, *kind));
+    found.retain(|site| !skipped[site.at]);
+    found.sort_by_key(|site| (site.at, site.kind));
     let mut insertions = Vec::new();
     let mut sites = Vec::new();
-    for (number, (at, kind, plant)) in found.iter().enumerate() {
-        insertions.extend(plant(number as u32 + first));
-        let (start, file, line) = lines.iter().rev().find(|(start, ..)| start <= at).cloned().unwrap_or_default();
+    for (number, Found { at, kind, insertions: texts }) in found.into_iter().enumerate() {
+        let number = (number as u32 + first).to_string();
+        insertions.extend(texts.into_iter().map(|(at, text)| (at, text.replace('#', &number))));
+        let (start, file, line) = lines.iter().rev().find(|(start, ..)| *start <= at).cloned().unwrap_or_default();
         let text = expanded[start..].lines().next().unwrap_or_default().trim().trim_end_matches('\\').trim_end().to_owned();
-        sites.push(Site { file, line, column: at - start + 1, kind: *kind, text });
+        sites.push(Site { file, line, column: at - start + 1, kind, text });
     }
-    insertions.sort_by_key(|insertion| insertion.at);
+    insertions.sort_by_key(|(at, _)| *at);
     let mut text = String::with_capacity(2 * expanded.len());
     let mut done = 0;
-    for insertion in &insertions {
-        text.push_str(&expanded[done..insertion.at]);
-        text.push_str(&insertion.text);
-        done = insertion.at;
+    for (at, insertion) in &insertions {
+        text.push_str(&expanded[done..*at]);
+        text.push_str(insertion);
+        done = *at;
     }
     text.push_str(&expanded[done..]);
     (sites, text)

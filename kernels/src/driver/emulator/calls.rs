@@ -191,7 +191,10 @@ unsafe extern "C" fn copy_async(
         if let Some(checker) = Worker::checker(worker) {
             let place = checker.place(file.cast(), line);
             let who = (*thread).who();
-            let read = if valid > 0 { checker.global(who, src as u64, valid, How::Read, place).unwrap_or(Ok(())) } else { Ok(()) };
+            let read = match valid {
+                0 => checker.pass_by(who, place),
+                _ => checker.global(who, src as u64, valid, How::Read, place).unwrap_or(Ok(())),
+            };
             if let Err(what) = read.and_then(|()| checker.shared(who, dst as u64, bytes, How::Write, place)) {
                 raise(thread, plain(what));
             }

@@ -8,9 +8,11 @@ use crate::driver::Source;
 /// Alters kernels' text before it is compiled. The altered text asks `swara::mutant(n)`, n from 1, whether to make its nth mistake
 /// (`emulator/mutants.h`), so that one compilation serves all.
 pub struct Mutants {
-    alter: Box<dyn Fn(&'static Source, &str) -> Altered + Send + Sync>,
+    alter: Box<Alter>,
     state: Mutex<State>,
 }
+
+type Alter = dyn Fn(&'static Source, &str) -> Altered + Send + Sync;
 
 /// A text, and how many mistakes are in it.
 pub struct Altered {

@@ -99,7 +99,7 @@ pub(super) enum Space {
     Shared,
 }
 
-/// One lane's part of an instruction.
+/// One lane's part of an instruction; no bytes if it took no part.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Event {
     pub place: Place,
@@ -132,7 +132,9 @@ impl Pending {
         let mut groups: HashMap<(Place, Space, u32), Vec<Event>> = HashMap::new();
         for event in self.0.drain(..) {
             let visit = visits.entry((event.place, event.space, event.lane)).or_default();
-            groups.entry((event.place, event.space, *visit)).or_default().push(event);
+            if event.bytes > 0 {
+                groups.entry((event.place, event.space, *visit)).or_default().push(event);
+            }
             *visit += 1;
         }
         for ((_, space, _), group) in groups {
