@@ -25,7 +25,6 @@ const MUTANTS_TEXT: &str = include_str!("../../../emulator/mutants.h");
 /// cache may be shared. Indices are checked against extents that the compiler knows; our own functions report them.
 const OPTIONS: &[&str] = &[
     "-std=c++17",
-    "-O2",
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
@@ -37,27 +36,13 @@ const OPTIONS: &[&str] = &[
     "-w",
 ];
 
-/// As [`OPTIONS`], with a call before every access. Only what keeps accesses as they are written is optimised: a vector stays
-/// one access, and two stay two.
-const CHECKED_OPTIONS: &[&str] = &[
-    "-std=c++17",
-    "-O1",
-    "-g1",
-    "-fPIC",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-fvisibility=hidden",
-    "-fsanitize=thread",
-    "-fsanitize=bounds",
-    "-fno-sanitize-recover=bounds",
-    "-fno-tree-sra",
-    "-fno-tree-fre",
-    "-fno-tree-forwprop",
-    "-finline-small-functions",
-    "-w",
-];
+/// To run all day.
+const FAST: &[&str] = &["-O2"];
+
+/// With a call before every access. Only what keeps accesses as they are written is optimised: a vector stays one access, and two
+/// stay two.
+const CHECKED: &[&str] =
+    &["-O1", "-g1", "-fsanitize=thread", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-forwprop", "-finline-small-functions"];
 
 /// The compiler: `$SWARA_CXX`, else the first of c++, g++, clang++ that runs.
 pub(super) struct Compiler {
@@ -177,11 +162,11 @@ fn translate(source: &'static Source, arch: Arch, checked: bool, mutants: Option
 fn build(path: &str, text: &str, checked: bool, mutants: Option<u32>) -> Result<&'static Library> {
     let compiler = compiler()?;
     let cache = Cache::open()?;
-    let flags = if checked { CHECKED_OPTIONS } else { OPTIONS };
+    let flags = [OPTIONS, if checked { CHECKED } else { FAST }].concat();
     let options = flags.join(" ");
     let key = [text.as_bytes(), compiler.program.as_encoded_bytes(), compiler.version.as_bytes(), options.as_bytes()];
     let label = Path::new(path).file_stem().map_or("kernel".into(), |stem| stem.to_string_lossy().into_owned());
-    let entry = cache.entry(&label, "so", &key, || compiler.compile(path, text, flags, &Scratch::new(cache.dir())?.0))?;
+    let entry = cache.entry(&label, "so", &key, || compiler.compile(path, text, &flags, &Scratch::new(cache.dir())?.0))?;
     let scratch;
     let at = match entry.path {
         Some(path) => path,
