@@ -29,7 +29,6 @@ const NEVER_BOUND: &[(&str, &str)] =
 const SCATTERED: &[(&str, &str, &str)] = &[
     ("conv1d_dw_64x64", "x1->", "windows of one channel are read element by element"),
     ("conv1d_to_one", "stream", "the position of a stream's ring is read with every element of its past"),
-    ("conv1d_128x32", "128->8", "the count takes 16-byte copies of lanes whose neighbours copy nothing for separate requests"),
     ("conv1d", "16->40", "rows of 80 bytes begin amid a sector"),
     ("conv1d", "5->129", "odd rows"),
     ("matmul", "33x129", "odd rows"),
