@@ -1,6 +1,7 @@
 // Sums over a block and over the rows of a matrix. The order of every sum depends on the launch shape alone.
 //
 //   block_sum(v)              the sum over a one-dimensional block of whole warps, given to every thread
+//   row_sum(v)                the sum over threadIdx.x, a row of whole warps, given to every thread of it
 //   column_sum(shared, v)     the sums over threadIdx.y, left in shared memory
 //   Columns<N>                a block's share of a [rows, channels] matrix: threadIdx.x is a run of N channels, threadIdx.y a row;
 //                             .load and .store move one float a channel
@@ -21,6 +22,19 @@ __device__ __forceinline__ float block_sum(float v) {
     __syncthreads();
     v = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? warps[threadIdx.x % 32] : 0.0f);
     __syncthreads();  // before the next call writes
+    return v;
+}
+
+__device__ __forceinline__ float row_sum(float v) {
+    v = warp_sum(v);
+    if (blockDim.x == 32) return v;
+    __shared__ float warps[32];
+    const int count = blockDim.x / 32, lane = threadIdx.x % 32;
+    float* const row = warps + threadIdx.y * count;
+    if (lane == 0) row[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = warp_sum(lane < count ? row[lane] : 0.0f);
+    __syncthreads();  // before the next sum
     return v;
 }
 
@@ -57,6 +71,22 @@ __device__ __forceinline__ void column_sum(float* shared, const float (&v)[N]) {
     }
 }
 
+// dst[i] = src[threadIdx.x * N + i], 0 from `count` on, a multiple of N. The block reads side by side; all its threads take part.
+template <int N>
+__device__ __forceinline__ void load_columns(float (&dst)[N], const float* src, int count, float* shared) {
+    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < count; c += blockDim.x * blockDim.y) shared[column_at<N>(c)] = src[c];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) dst[i] = (int)threadIdx.x * N < count ? shared[i * column_pitch<N>() + threadIdx.x] : 0.0f;
+    __syncthreads();  // before the next load
+}
+
+// Writes what `column_sum` left to dst[0 .. count], side by side.
+template <int N>
+__device__ __forceinline__ void store_columns(float* dst, const float* shared, int count) {
+    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < count; c += blockDim.x * blockDim.y) dst[c] = shared[column_at<N>(c)];
+}
+
 // blockIdx.x is a run of `rows_per_block` rows, blockIdx.y a run of blockDim.x * N channels.
 template <int N>
 struct Columns {
@@ -74,19 +104,13 @@ struct Columns {
         end = !active ? 0 : start + rows_per_block < rows ? start + rows_per_block : rows;
     }
 
-    // dst[i] = src[channel + i], where active. The block reads `src [channels]` side by side; all its threads take part.
+    // The thread's part of `src [channels]`.
     __device__ __forceinline__ void load(float (&dst)[N], const float* src, float* shared) const {
-        for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < block_channels; c += blockDim.x * blockDim.y)
-            shared[column_at<N>(c)] = src[block_channel + c];
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < N; i++) dst[i] = active ? shared[i * column_pitch<N>() + threadIdx.x] : 0.0f;
-        __syncthreads();  // before the next call writes
+        load_columns<N>(dst, src + block_channel, block_channels, shared);
     }
 
-    // Writes what `column_sum` left to `dst [channels]`, side by side.
+    // Writes what `column_sum` left to `dst [channels]`.
     __device__ __forceinline__ void store(float* dst, const float* shared) const {
-        for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < block_channels; c += blockDim.x * blockDim.y)
-            dst[block_channel + c] = shared[column_at<N>(c)];
+        store_columns<N>(dst + block_channel, shared, block_channels);
     }
 };

@@ -18,6 +18,16 @@ struct TensorCore<f16> {
     static constexpr bool available = true;
 };
 
+/// Two neighbours of a fragment, the lower column in `low`.
+__device__ __forceinline__ unsigned pack2(float low, float high, f16) { return pack_f16x2(low, high); }
+__device__ __forceinline__ unsigned pack2(float low, float high, bf16) {
+#if SWARA_ARCH >= 80
+    return pack_bf16x2(low, high);
+#else
+    return float_to_bf16(low) | (unsigned)float_to_bf16(high) << 16;
+#endif
+}
+
 /// d += a b.
 __device__ __forceinline__ void multiply_accumulate(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bf16) {
 #if SWARA_ARCH >= 80

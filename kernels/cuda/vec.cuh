@@ -2,6 +2,7 @@
 //
 //   LANES<T>                          elements in 16 bytes
 //   load_vector<T, N>(dst, src)       N = 1: a scalar; otherwise N elements of 16 or 8 bytes in one load, src aligned to as much
+//   load_vector_once<T, N>(dst, src)  past the L1 cache
 //   store_vector<T, N>(dst, src)
 //   for_elements<T>(n, f)             f.at<N>(i) for the elements i .. i + N of each thread
 //   map(y, x, n, f)                   y[i] = f(x[i]), in float; y may be x
@@ -12,6 +13,18 @@
 
 template <typename T>
 constexpr int LANES = 16 / sizeof(T);
+
+// The N elements of T that `words` holds.
+template <typename T, int N>
+__device__ __forceinline__ void unpack(float (&dst)[N], const unsigned (&words)[4]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if constexpr (sizeof(T) == 4)
+            dst[i] = __uint_as_float(words[i]);
+        else
+            dst[i] = to_float(T{(uint16_t)(words[i / 2] >> (16 * (i % 2)))});
+    }
+}
 
 template <typename T, int N>
 __device__ __forceinline__ void load_vector(float (&dst)[N], const T* src) {
@@ -27,13 +40,20 @@ __device__ __forceinline__ void load_vector(float (&dst)[N], const T* src) {
             const uint2 raw = *reinterpret_cast<const uint2*>(src);
             words[0] = raw.x, words[1] = raw.y;
         }
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if constexpr (sizeof(T) == 4)
-                dst[i] = __uint_as_float(words[i]);
-            else
-                dst[i] = to_float(T{(uint16_t)(words[i / 2] >> (16 * (i % 2)))});
-        }
+        unpack<T>(dst, words);
+    }
+}
+
+// As load_vector, of what no other block of the multiprocessor will want.
+template <typename T, int N>
+__device__ __forceinline__ void load_vector_once(float (&dst)[N], const T* src) {
+    static_assert(N == 1 || N * sizeof(T) == 16, "a vector or a scalar");
+    if constexpr (N == 1) {
+        dst[0] = to_float(src[0]);
+    } else {
+        const uint4 raw = load_once16(src);
+        const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+        unpack<T>(dst, words);
     }
 }
 

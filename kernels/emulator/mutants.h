@@ -25,6 +25,10 @@ inline float narrowed(float x) {
 inline double narrowed(double x) { return narrowed((float)x); }
 template <class T> T narrowed(T x) { return x + 1; }
 template <class T> T operator||(Narrow number, T x) { return number.chosen ? narrowed(x) : x; }
+template <int N> void narrow_each(unsigned number, float (&sums)[N]) {
+    if (mutant(number))
+        for (float& sum : sums) sum = narrowed(sum);
+}
 
 }  // namespace swara
 

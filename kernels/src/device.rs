@@ -36,13 +36,23 @@ impl Device {
     }
 
     pub fn on(driver: Box<dyn Driver>) -> Device {
-        Device::Cuda(Cuda { inner: Arc::new(Inner { driver, pool: Mutex::default(), launches: AtomicU64::new(0) }) })
+        Device::Cuda(Cuda {
+            inner: Arc::new(Inner { driver, pool: Mutex::default(), launches: AtomicU64::new(0), kernels: AtomicU64::new(0) }),
+        })
     }
 
     pub fn name(&self) -> String {
         match self {
             Device::Cpu => "cpu".to_owned(),
             Device::Cuda(cuda) => cuda.driver().name(),
+        }
+    }
+
+    /// Runs `work`, a step of many short operations, on the CPU with all threads at hand: [`crate::cpu::team`].
+    pub fn step<R>(&self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Device::Cpu => crate::cpu::team::team(work),
+            Device::Cuda(_) => work(),
         }
     }
 
@@ -81,6 +91,7 @@ struct Inner {
     driver: Box<dyn Driver>,
     pool: Mutex<Pool>,
     launches: AtomicU64,
+    kernels: AtomicU64,
 }
 
 /// Freed blocks by size, handed out again in stream order. While a graph is captured, what it allocates stays its own:
@@ -102,9 +113,14 @@ impl Cuda {
         &*self.inner.driver
     }
 
-    /// Kernels queued so far by [`Kernel::launch`]; what a graph replays is not counted again.
+    /// What the host has queued so far: kernels by themselves, and graphs.
     pub fn launches(&self) -> u64 {
         self.inner.launches.load(Ordering::Relaxed)
+    }
+
+    /// Kernels queued so far, by themselves or in graphs.
+    pub fn kernels(&self) -> u64 {
+        self.inner.kernels.load(Ordering::Relaxed)
     }
 
     pub(crate) fn driver_is(&self, other: &Cuda) -> bool {
@@ -133,22 +149,26 @@ impl Cuda {
 
     /// Records the launches of `work` into a graph; nothing runs until [`Graph::replay`]. Tensors that `work` returns or
     /// drops keep their addresses for as long as the graph lives.
-    pub fn capture<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(Graph, T)> {
+    pub fn capture<T, E: From<Error>>(&self, work: impl FnOnce() -> std::result::Result<T, E>) -> std::result::Result<(Graph, T), E> {
         {
             let mut pool = self.lock();
             if pool.capture.is_some() {
-                return Err(Error::argument("capture", "a capture is already under way on this device"));
+                return Err(Error::argument("capture", "a capture is already under way on this device").into());
             }
             pool.capture = Some(CaptureBlocks::default());
         }
-        let recorded = self.driver().begin_capture().and_then(|()| {
+        let before = self.kernels();
+        let recorded = self.driver().begin_capture().map_err(E::from).and_then(|()| {
             let result = work();
             let graph = self.driver().end_capture();
-            result.and_then(|value| graph.map(|id| (id, value)))
+            result.and_then(|value| Ok((graph?, value)))
         });
+        let kernels = self.kernels() - before;
+        self.inner.kernels.fetch_sub(kernels, Ordering::Relaxed);
+        self.inner.launches.fetch_sub(kernels, Ordering::Relaxed);
         let blocks = self.lock().capture.take().unwrap_or_default();
         let (id, value) = recorded?;
-        Ok((Graph { id, blocks: blocks.free, cuda: self.clone() }, value))
+        Ok((Graph { id, kernels, blocks: blocks.free, cuda: self.clone() }, value))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pool> {
@@ -212,12 +232,15 @@ impl Drop for DeviceBuffer {
 /// A recorded sequence of launches and the memory they write to.
 pub struct Graph {
     id: GraphId,
+    kernels: u64,
     blocks: HashMap<usize, Vec<DevicePtr>>,
     cuda: Cuda,
 }
 
 impl Graph {
     pub fn replay(&self) -> Result<()> {
+        self.cuda.inner.launches.fetch_add(1, Ordering::Relaxed);
+        self.cuda.inner.kernels.fetch_add(self.kernels, Ordering::Relaxed);
         self.cuda.driver().replay(self.id)
     }
 }
@@ -279,6 +302,7 @@ impl Kernel<'_> {
         }
         let start = self.recorded.is_some().then(|| self.cuda.event()).transpose()?;
         self.cuda.inner.launches.fetch_add(1, Ordering::Relaxed);
+        self.cuda.inner.kernels.fetch_add(1, Ordering::Relaxed);
         // SAFETY: forwarded from this function's own contract.
         unsafe { self.cuda.driver().launch(self.function, launch, &mut pointers[..args.len()])? };
         if let (Some(start), Some(name)) = (start, &self.recorded) {

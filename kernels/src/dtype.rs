@@ -3,6 +3,8 @@ use std::fmt;
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use crate::cpu::vector::{self, Kernel};
+
 /// Storage type of a tensor's elements. Arithmetic accumulates in f32 (f64 for `F64`, which only the CPU has).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -72,6 +74,8 @@ element!(f64 => F64, f32 => F32, bf16 => BF16, f16 => F16, i32 => I32, u8 => U8)
 pub trait Real: Element + num_traits::Float + num_traits::NumAssign + std::iter::Sum {
     fn of(v: f64) -> Self;
     fn f64(self) -> f64;
+    /// Runs `kernel` on the widest registers that this CPU has.
+    fn widest(kernel: impl Kernel<Self>);
 }
 
 impl Real for f32 {
@@ -80,6 +84,9 @@ impl Real for f32 {
     }
     fn f64(self) -> f64 {
         self as f64
+    }
+    fn widest(kernel: impl Kernel<f32>) {
+        vector::widest_f32(kernel)
     }
 }
 
@@ -90,6 +97,23 @@ impl Real for f64 {
     fn f64(self) -> f64 {
         self
     }
+    fn widest(kernel: impl Kernel<f64>) {
+        vector::widest_f64(kernel)
+    }
+}
+
+/// Runs `$body` with `$W` bound to a type that the CPU keeps weights in: `f32`, `f64`, or `bf16` beside f32.
+#[macro_export]
+macro_rules! dispatch_stored {
+    ($op:expr, $dtype:expr, $W:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::BF16 => {
+                type $W = half::bf16;
+                $body
+            }
+            dtype => $crate::dispatch_real!($op, dtype, $W => $body),
+        }
+    };
 }
 
 /// Runs `$body` with `$T` bound to `f32` or `f64`, or returns the dtype error of `$op`.

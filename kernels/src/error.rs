@@ -3,7 +3,7 @@ use crate::{DType, Shape};
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can go wrong between a caller and a kernel. No input makes this crate panic.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error("{op}: {operand} has shape {found:?}, expected {expected}")]
     Shape { op: &'static str, operand: &'static str, expected: String, found: Shape },

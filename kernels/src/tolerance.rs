@@ -96,11 +96,11 @@ impl Tolerance {
             return result;
         }
         let mut error_energy = 0.0;
-        for (&f, &e) in found.iter().zip(expected) {
+        for (i, (&f, &e)) in found.iter().zip(expected).enumerate() {
             if !e.is_finite() || !f.is_finite() {
                 // NaN and infinities must match in place.
                 let same = (e.is_nan() && f.is_nan()) || e == f;
-                result.budget_used = if same { result.budget_used } else { f64::INFINITY };
+                result.uses(if same { 0.0 } else { f64::INFINITY }, i, f, e);
                 continue;
             }
             let error = (f - e).abs();
@@ -109,7 +109,7 @@ impl Tolerance {
             result.max_ulp = result.max_ulp.max(ulps(f, e));
             let budget = self.budget(e, rms);
             let used = if error == 0.0 { 0.0 } else { error / budget }; // a budget may be 0
-            result.budget_used = result.budget_used.max(used);
+            result.uses(used, i, f, e);
         }
         result.nmse = if energy > 0.0 { error_energy / energy } else { error_energy };
         result
@@ -132,9 +132,27 @@ pub struct Comparison {
     pub max_ulp: f64,
     /// Largest error over its budget; infinite if NaN or infinity differ in place.
     pub budget_used: f64,
+    /// The first element that uses so much, if any is used.
+    pub worst: Option<Worst>,
+}
+
+/// An element and what it should have been.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Worst {
+    pub index: usize,
+    pub found: f64,
+    pub expected: f64,
 }
 
 impl Comparison {
+    /// Element `index` uses so much of its budget.
+    pub fn uses(&mut self, used: f64, index: usize, found: f64, expected: f64) {
+        if used > self.budget_used {
+            self.budget_used = used;
+            self.worst = Some(Worst { index, found, expected });
+        }
+    }
+
     pub fn holds(&self) -> bool {
         self.budget_used <= 1.0
     }
@@ -151,7 +169,9 @@ mod tests {
         let mut found = expected.clone();
         assert!(tolerance.compare(&found, &expected).holds());
         found[500] += 10.0 * tolerance.budget(expected[500], 0.7);
-        assert!(!tolerance.compare(&found, &expected).holds());
+        let comparison = tolerance.compare(&found, &expected);
+        assert!(!comparison.holds());
+        assert_eq!(comparison.worst, Some(Worst { index: 500, found: found[500], expected: expected[500] }));
     }
 
     #[test]

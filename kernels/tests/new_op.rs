@@ -1,6 +1,6 @@
 //! `new-op.sh`, in a copy of what it changes. The template itself is built and tested as a module of the library's tests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn run(root: &Path, name: &str) -> Output {
@@ -8,11 +8,9 @@ fn run(root: &Path, name: &str) -> Output {
     Command::new("bash").arg(script).arg(name).env("SWARA_KERNELS", root).output().unwrap()
 }
 
-#[test]
-fn a_new_operation_is_a_folder_and_two_lines() {
+/// A copy of what the script reads and changes.
+fn copy(root: &Path) -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let scratch = tempfile::tempdir().unwrap();
-    let root = scratch.path();
     let table = root.join("src/ops/mod.rs");
     std::fs::create_dir_all(root.join("src/ops")).unwrap();
     std::fs::create_dir(root.join("template")).unwrap();
@@ -21,6 +19,14 @@ fn a_new_operation_is_a_folder_and_two_lines() {
         let file = file.unwrap();
         std::fs::copy(file.path(), root.join("template").join(file.file_name())).unwrap();
     }
+    table
+}
+
+#[test]
+fn a_new_operation_is_a_folder_and_two_lines() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    let table = copy(root);
     let before = std::fs::read_to_string(&table).unwrap();
 
     let output = run(root, "hard_sine");
@@ -40,5 +46,21 @@ fn a_new_operation_is_a_folder_and_two_lines() {
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
         assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: new-op: "), "{wrong:?}");
         assert_eq!(std::fs::read_to_string(&table).unwrap(), after, "{wrong:?}");
+    }
+}
+
+#[test]
+fn modules_stay_sorted_and_keep_what_is_written_above_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    let table = copy(scratch.path());
+    for name in ["a", "hardshrink", "stuff", "templates", "tests", "zeta"] {
+        assert!(run(scratch.path(), name).status.success(), "{name}");
+    }
+    let text = std::fs::read_to_string(table).unwrap();
+    let module = |line: &str| Some(line.trim_start_matches("pub ").strip_prefix("mod ")?.trim_end_matches(';').to_owned());
+    let modules: Vec<String> = text.lines().filter_map(module).collect();
+    assert!(modules.is_sorted(), "{modules:?}");
+    for above in ["#[path = \"../../template/mod.rs\"]\nmod template;", "#[cfg(test)]\npub mod testing;"] {
+        assert!(text.contains(above), "{above}");
     }
 }

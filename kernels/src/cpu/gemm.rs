@@ -1,13 +1,18 @@
 //! The CPU's one matrix product, shaped for convolutions: rows of `A` may overlap, so a window of taps needs no copy.
 //!
 //! Every output is one chain of fused multiply-adds in the order of `p`, whatever the tile it falls into. So results do not
-//! depend on how many rows are computed at once: streaming equals offline bit for bit.
+//! depend on how many rows are computed at once: streaming equals offline bit for bit. `B` may be stored in bf16 beside products
+//! in f32: half the bytes, and widened exactly as it is read.
 
-use num_traits::Zero;
+use std::ops::Range;
 
-use crate::cpu::{has_avx512, vectorised};
-use crate::tensor::Scratch;
-use crate::{Element, Real};
+use half::bf16;
+
+use crate::cpu::parallel::Parts;
+use crate::cpu::prefetch;
+use crate::cpu::team::{grain, run as run_parts};
+use crate::cpu::vector::{Kernel, Vector};
+use crate::{DType, Device, Element, Error, Real, Result, Tensor};
 
 /// `A(i, (k, c)) = data[i * row_stride + k * tap_stride + c * column_stride]`, with `p = k * width + c`.
 #[derive(Clone, Copy)]
@@ -34,10 +39,25 @@ impl<T> Gather<'_, T> {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Stored<'a, T> {
+    Same(&'a [T]),
+    Half(&'a [bf16]),
+}
+
+impl<T> Stored<'_, T> {
+    fn from(self, at: usize) -> Self {
+        match self {
+            Stored::Same(data) => Stored::Same(&data[at..]),
+            Stored::Half(data) => Stored::Half(&data[at..]),
+        }
+    }
+}
+
 /// Row-major `B[depth, columns]` as the product reads it: in panels of columns.
 #[derive(Clone, Copy)]
 pub struct Panels<'a, T> {
-    data: &'a [T],
+    data: Stored<'a, T>,
     depth: usize,
     columns: usize,
     panel_width: usize,
@@ -49,7 +69,7 @@ impl<'a, T: Real> Panels<'a, T> {
     /// Uses `b` where it lies. Only for columns in whole vectors; [`Packed`] is faster when many rows share one `B`.
     pub fn in_place(b: &'a [T], depth: usize, columns: usize) -> Option<Self> {
         (columns.is_multiple_of(16) && b.len() >= depth * columns).then_some(Panels {
-            data: b,
+            data: Stored::Same(b),
             depth,
             columns,
             panel_width: 32,
@@ -57,41 +77,95 @@ impl<'a, T: Real> Panels<'a, T> {
             row_stride: columns,
         })
     }
+
+    /// Packs rows that `write(p, first, row)` writes from column `first` on into `storage` of [`packed_len`] elements.
+    pub fn pack(storage: &'a mut [T], depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [T])) -> Self {
+        pack(storage, depth, columns, write);
+        Self::packed(Stored::Same(storage), depth, columns)
+    }
+
+    /// Those of another group: see [`Packed::grouped`].
+    pub fn group(self, group: usize) -> Self {
+        Panels { data: self.data.from(group * packed_len(self.depth, self.columns)), ..self }
+    }
+
+    fn count(&self) -> usize {
+        self.columns.div_ceil(self.panel_width)
+    }
+
+    fn packed(data: Stored<'a, T>, depth: usize, columns: usize) -> Self {
+        let width = panel_width(columns);
+        Panels { data, depth, columns, panel_width: width, panel_stride: depth * width, row_stride: width }
+    }
 }
 
-/// `B[depth, columns]` cut into panels, each contiguous, the last padded with zeros.
-pub struct Packed<T> {
-    data: Scratch<T>,
+/// See [`Panels::pack`].
+fn pack<W: Element>(storage: &mut [W], depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [W])) {
+    let width = panel_width(columns);
+    for (j, panel) in storage.chunks_exact_mut((depth * width).max(1)).enumerate() {
+        let n = width.min(columns - j * width);
+        for (p, row) in panel.chunks_exact_mut(width).enumerate() {
+            write(p, j * width, &mut row[..n]);
+            row[n..].fill(W::default());
+        }
+    }
+}
+
+/// A multiple of every vector here.
+fn panel_width(columns: usize) -> usize {
+    if columns <= 16 { 16 } else { 32 }
+}
+
+/// Elements of `[depth, columns]` in panels.
+pub fn packed_len(depth: usize, columns: usize) -> usize {
+    columns.next_multiple_of(panel_width(columns)) * depth
+}
+
+/// `B[depth, columns]` cut into panels, each contiguous, the last padded with zeros; or as many such as there are groups. Stored as
+/// given: in f32, f64 or bf16.
+pub struct Packed {
+    data: Tensor,
     depth: usize,
     columns: usize,
-    /// 16 if that holds all columns, else 32: a multiple of every vector here.
-    panel_width: usize,
 }
 
-impl<T: Real> Packed<T> {
+impl Packed {
     /// Packs row-major `b` with `row_stride` elements from row to row.
-    pub fn new(b: &[T], depth: usize, columns: usize, row_stride: usize) -> Self {
-        let mut packed = Self::empty(depth, columns);
-        let nr = packed.panel_width;
-        for (j, panel) in packed.data.chunks_exact_mut((depth * nr).max(1)).enumerate() {
-            let n = nr.min(columns - j * nr);
-            for (p, row) in panel.chunks_exact_mut(nr).enumerate() {
-                let from = p * row_stride + j * nr;
-                row[..n].copy_from_slice(&b[from..from + n]);
-                row[n..].fill(T::zero());
-            }
+    pub fn new<W: Element>(b: &[W], depth: usize, columns: usize, row_stride: usize) -> Result<Packed> {
+        Self::from_rows(depth, columns, |p, first, row: &mut [W]| row.copy_from_slice(&b[p * row_stride + first..][..row.len()]))
+    }
+
+    /// `write(p, first, row)` writes `B[p, first..]`.
+    pub fn from_rows<W: Element>(depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [W])) -> Result<Packed> {
+        Self::grouped(1, depth, columns, |_, p, first, row| write(p, first, row))
+    }
+
+    /// `write(group, p, first, row)` writes `B[p, first..]` of a group.
+    pub fn grouped<W: Element>(
+        groups: usize,
+        depth: usize,
+        columns: usize,
+        write: impl Fn(usize, usize, usize, &mut [W]),
+    ) -> Result<Packed> {
+        let size = packed_len(depth, columns);
+        let mut data = Tensor::empty(&Device::Cpu, W::DTYPE, [groups, size])?;
+        for (group, storage) in data.as_mut_slice::<W>()?.chunks_exact_mut(size.max(1)).enumerate() {
+            pack(storage, depth, columns, |p, first, row| write(group, p, first, row));
         }
-        packed
+        Ok(Packed { data, depth, columns })
     }
 
-    fn empty(depth: usize, columns: usize) -> Self {
-        let panel_width = if columns <= 16 { 16 } else { 32 };
-        Packed { data: Scratch::new(columns.div_ceil(panel_width) * depth * panel_width), depth, columns, panel_width }
-    }
-
-    pub fn panels(&self) -> Panels<'_, T> {
-        let (depth, columns, panel_width) = (self.depth, self.columns, self.panel_width);
-        Panels { data: &self.data, depth, columns, panel_width, panel_stride: depth * panel_width, row_stride: panel_width }
+    /// Those of the first group, for products in `T`.
+    ///
+    /// # Errors
+    /// Stored in another type, other than bf16 for products in f32.
+    pub fn panels<T: Real>(&self) -> Result<Panels<'_, T>> {
+        let data = match (T::DTYPE, self.data.dtype()) {
+            (DType::F32, DType::BF16) => Stored::Half(self.data.as_slice()?),
+            (computed, stored) if computed == stored => Stored::Same(self.data.as_slice()?),
+            (computed, stored) => return Err(Error::dtype("gemm", "B", computed.name(), stored)),
+        };
+        Ok(Panels::packed(data, self.depth, self.columns))
     }
 }
 
@@ -105,180 +179,207 @@ pub enum Start<'a, T> {
     Add,
 }
 
-/// `C[i, j] = start + sum_p A(i, p) B[p, j]` for `rows` rows of `C`, `c_stride` elements apart.
+/// `C[i, j] = start + sum_p A(i, p) B[p, j]` for `rows` rows of `C`, `c_stride` elements apart, on this thread.
 pub fn gemm<T: Real>(c: &mut [T], c_stride: usize, rows: usize, a: Gather<T>, b: Panels<T>, start: Start<T>) {
+    check(c.len(), c_stride, rows, &a, &b, &start);
+    let job = Job { c: c.as_mut_ptr(), c_stride, a, b, start };
+    // SAFETY: `c` is ours, and `check` compared the extents.
+    unsafe { job.run(0..rows, 0..b.count()) }
+}
+
+/// As [`gemm`], on all threads, with `C` dense. `finish(i, j, part)` is called once on each part `C[i, j..]`, after its sums.
+///
+/// With few rows the threads read disjoint panels of `B`, each once.
+pub fn product<T: Real>(
+    c: &mut [T],
+    rows: usize,
+    a: Gather<T>,
+    b: Panels<T>,
+    start: Start<T>,
+    finish: impl Fn(usize, usize, &mut [T]) + Sync,
+) {
+    let columns = b.columns;
+    check(c.len(), columns, rows, &a, &b, &start);
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let (run, panels) = divide(rows, &b);
+    let (row_runs, panel_runs) = (rows.div_ceil(run), b.count().div_ceil(panels));
+    let job = Job { c: c.as_mut_ptr(), c_stride: columns, a, b, start };
+    let whole = Parts::new(c);
+    let part = |i: usize| {
+        // Neighbours in time read the same panels.
+        let (first, panel) = (i % row_runs * run, i / row_runs * panels);
+        let (rows, panels) = (first..rows.min(first + run), panel..b.count().min(panel + panels));
+        let from = panels.start * b.panel_width;
+        let to = columns.min(panels.end * b.panel_width);
+        // SAFETY: parts have rows or panels of their own, and `check` compared the extents.
+        unsafe { job.run(rows.clone(), panels) };
+        for i in rows {
+            // SAFETY: as above; the pointer in `job` is not used meanwhile.
+            finish(i, from, unsafe { whole.part(i * columns + from, to - from) });
+        }
+    };
+    // A vector of products counts as one step.
+    let work = (rows * columns).saturating_mul(b.depth.div_ceil(16));
+    if work < grain() { (0..row_runs * panel_runs).for_each(part) } else { run_parts(row_runs * panel_runs, &part) }
+}
+
+/// Rows and panels of a part: some parts for each thread, by panels if those weigh more than `A`, whose rows of one part stay in
+/// cache.
+fn divide<T: Real>(rows: usize, b: &Panels<T>) -> (usize, usize) {
+    const PARTS_A_THREAD: usize = 4;
+    const CACHED: usize = 1 << 17;
+    let parts = PARTS_A_THREAD * rayon::current_num_threads();
+    let most = (CACHED / b.depth.max(1)).max(2 * TALLEST) / TALLEST * TALLEST;
+    let tall = |runs: usize| rows.div_ceil(runs).next_multiple_of(TALLEST).min(most);
+    if rows <= b.columns {
+        let panels = b.count().div_ceil(parts);
+        let runs = parts.div_ceil(b.count().div_ceil(panels));
+        (tall(runs), panels)
+    } else {
+        let run = tall(parts);
+        let panel_runs = parts.div_ceil(rows.div_ceil(run)).min(b.count());
+        (run, b.count().div_ceil(panel_runs))
+    }
+}
+
+fn check<T: Real>(c_len: usize, c_stride: usize, rows: usize, a: &Gather<T>, b: &Panels<T>, start: &Start<T>) {
     if rows == 0 || b.columns == 0 {
         return;
     }
     assert!(a.extent(rows) <= a.data.len(), "gemm: A is shorter than its rows reach");
     assert_eq!(a.depth(), b.depth, "gemm: depths of A and B differ");
-    assert!((rows - 1) * c_stride + b.columns <= c.len(), "gemm: C is shorter than its rows reach");
+    assert!(b.columns <= c_stride || rows == 1, "gemm: rows of C overlap");
+    assert!((rows - 1) * c_stride + b.columns <= c_len, "gemm: C is shorter than its rows reach");
     if let Start::Bias(bias) = start {
         assert_eq!(bias.len(), b.columns, "gemm: one bias a column");
     }
-    let mut job = Job { c, c_stride, rows, a, b, start };
-    #[cfg(target_arch = "x86_64")]
-    if T::DTYPE == crate::DType::F32 {
-        use std::arch::x86_64::{__m256, __m512};
-        if has_avx512() {
-            return vectorised(
-                #[inline(always)]
-                || job.run::<__m512, 12, 2>(),
-            );
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return vectorised(
-                #[inline(always)]
-                || job.run::<__m256, 6, 2>(),
-            );
-        }
-    }
-    job.run::<Scalars<T>, 2, 2>()
 }
 
-/// A register of consecutive columns.
-trait Vector: Copy {
-    const LANES: usize;
-    type Scalar: Real;
-    /// # Safety
-    /// The CPU must have the register, and `at` must be valid for `LANES` elements; alike below.
-    unsafe fn load(at: *const Self::Scalar) -> Self;
-    unsafe fn store(self, at: *mut Self::Scalar);
-    unsafe fn splat(v: Self::Scalar) -> Self;
-    /// `self + a * b`, rounded once.
-    unsafe fn fma(self, a: Self, b: Self) -> Self;
-}
-
-/// Any type on any machine, for the oracle and for CPUs without a vector path here.
-#[derive(Clone, Copy)]
-struct Scalars<T>([T; 8]);
-
-impl<T: Real> Vector for Scalars<T> {
-    const LANES: usize = 8;
-    type Scalar = T;
-    #[inline(always)]
-    unsafe fn load(at: *const T) -> Self {
-        // SAFETY: the caller's.
-        Scalars(unsafe { at.cast::<[T; 8]>().read() })
-    }
-    #[inline(always)]
-    unsafe fn store(self, at: *mut T) {
-        // SAFETY: the caller's.
-        unsafe { at.cast::<[T; 8]>().write(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn splat(v: T) -> Self {
-        Scalars([v; 8])
-    }
-    #[inline(always)]
-    unsafe fn fma(self, a: Self, b: Self) -> Self {
-        Scalars(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], self.0[i])))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-macro_rules! x86_vector {
-    ($register:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $fma:ident) => {
-        impl Vector for $register {
-            const LANES: usize = $lanes;
-            type Scalar = f32;
-            #[inline(always)]
-            unsafe fn load(at: *const f32) -> Self {
-                // SAFETY: the caller's; alike below.
-                unsafe { std::arch::x86_64::$load(at) }
-            }
-            #[inline(always)]
-            unsafe fn store(self, at: *mut f32) {
-                unsafe { std::arch::x86_64::$store(at, self) }
-            }
-            #[inline(always)]
-            unsafe fn splat(v: f32) -> Self {
-                unsafe { std::arch::x86_64::$splat(v) }
-            }
-            #[inline(always)]
-            unsafe fn fma(self, a: Self, b: Self) -> Self {
-                unsafe { std::arch::x86_64::$fma(a, b, self) }
-            }
-        }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-x86_vector!(std::arch::x86_64::__m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps);
-#[cfg(target_arch = "x86_64")]
-x86_vector!(std::arch::x86_64::__m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
+/// Most rows of a tile.
+const TALLEST: usize = 12;
 
 struct Job<'a, T> {
-    c: &'a mut [T],
+    c: *mut T,
     c_stride: usize,
-    rows: usize,
     a: Gather<'a, T>,
     b: Panels<'a, T>,
     start: Start<'a, T>,
 }
 
+// SAFETY: threads run parts of `C` that do not overlap: see `run`.
+unsafe impl<T: Sync> Sync for Job<'_, T> {}
+
 impl<T: Real> Job<'_, T> {
-    /// Tiles of `MR` rows by `NV` vectors. `V::Scalar` is `T`: [`gemm`] picks the vector by the type.
+    /// # Safety
+    /// `rows` and `panels` lie inside `C`, as [`check`] has it, and nobody else uses that part of it.
+    unsafe fn run(&self, rows: Range<usize>, panels: Range<usize>) {
+        match self.b.data {
+            Stored::Same(b) => T::widest(Run { job: self, b: b.as_ptr(), rows, panels }),
+            Stored::Half(b) => T::widest(Run { job: self, b: b.as_ptr(), rows, panels }),
+        }
+    }
+
+    /// Tiles of up to `MR` rows by `NV` registers.
+    /// # Safety
+    /// As [`Job::run`]; `b` is what the panels hold.
     #[inline(always)]
-    fn run<V: Vector, const MR: usize, const NV: usize>(&mut self) {
-        debug_assert_eq!(V::Scalar::DTYPE, T::DTYPE);
-        for panel in 0..self.b.columns.div_ceil(self.b.panel_width) {
+    unsafe fn panels<V: Vector<Scalar = T>, W: Element, const MR: usize, const NV: usize>(
+        &self,
+        b: *const W,
+        rows: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        for panel in panels {
             let columns = self.b.panel_width.min(self.b.columns - panel * self.b.panel_width);
             for first in (0..columns).step_by(NV * V::LANES) {
                 let n = columns - first;
-                if n <= V::LANES {
-                    self.rows::<V, MR, 1>(panel, first, n)
-                } else {
-                    self.rows::<V, MR, NV>(panel, first, n.min(NV * V::LANES))
+                // SAFETY: the caller's.
+                unsafe {
+                    if n <= V::LANES {
+                        self.rows::<V, W, MR, 1>(b, rows.clone(), panel, first, n)
+                    } else {
+                        self.rows::<V, W, MR, NV>(b, rows.clone(), panel, first, n.min(NV * V::LANES))
+                    }
                 }
             }
         }
     }
 
+    /// Few rows in one tile, so that a panel is read from memory once and only seldom again from cache.
     #[inline(always)]
-    fn rows<V: Vector, const MR: usize, const NV: usize>(&mut self, panel: usize, first: usize, n: usize) {
-        let mut i = 0;
-        while i + MR <= self.rows {
-            self.tile::<V, MR, NV>(i, panel, first, n);
-            i += MR;
+    #[allow(clippy::int_plus_one, reason = "the last height is 1")]
+    unsafe fn rows<V: Vector<Scalar = T>, W: Element, const MR: usize, const NV: usize>(
+        &self,
+        b: *const W,
+        rows: Range<usize>,
+        panel: usize,
+        first: usize,
+        n: usize,
+    ) {
+        let mut i = rows.start;
+        macro_rules! tiles {
+            ($($height:expr),*) => {
+                $(while $height <= MR && i + $height <= rows.end {
+                    // SAFETY: the caller's; a height above MR is never reached.
+                    unsafe { self.tile::<V, W, { $height }, NV>(b, i, panel, first, n) };
+                    i += $height;
+                })*
+            };
         }
-        while i + 4 <= self.rows {
-            self.tile::<V, 4, NV>(i, panel, first, n);
-            i += 4;
-        }
-        while i < self.rows {
-            self.tile::<V, 1, NV>(i, panel, first, n);
-            i += 1;
-        }
+        tiles!(TALLEST, 8, 6, 4, 3, 2, 1);
     }
 
     #[inline(always)]
-    fn tile<V: Vector, const MR: usize, const NV: usize>(&mut self, i: usize, panel: usize, first: usize, n: usize) {
+    unsafe fn tile<V: Vector<Scalar = T>, W: Element, const MR: usize, const NV: usize>(
+        &self,
+        b: *const W,
+        i: usize,
+        panel: usize,
+        first: usize,
+        n: usize,
+    ) {
         const WIDEST: usize = 32;
         let (a, nr) = (self.a, self.b.panel_width);
         let j = panel * nr + first;
-        // Rows of C go through a buffer, so that a ragged last panel needs no masked loads.
+        // Ragged rows of C and the bias go through a buffer, so that nothing needs masked loads.
         let mut edge = [T::zero(); WIDEST];
-        // SAFETY: `gemm` checked that the last row, tap and column lie inside `a.data`, and `i + MR <= rows`; a panel has
-        // `depth` rows, and `first + NV * LANES` columns of it are readable (packed: padded; in place: whole vectors); `edge` holds `WIDEST >= NV * LANES`; `V::Scalar` is `T`.
+        let whole = n == NV * V::LANES;
+        // SAFETY: the rows, columns and depth of this tile lie inside `a.data` and `c`, as `check` has it; a panel has
+        // `depth` rows, and `first + NV * LANES` columns of it are readable (packed: padded; in place: whole vectors); `edge`
+        // holds `WIDEST >= NV * LANES`.
         unsafe {
-            let mut acc = [[V::splat(V::Scalar::zero()); NV]; MR];
+            let row_of_c = |r: usize| self.c.add((i + r) * self.c_stride + j);
+            let mut acc = [[V::splat(T::zero()); NV]; MR];
             for (r, acc) in acc.iter_mut().enumerate() {
-                match self.start {
+                let from = match self.start {
                     Start::Zero => continue,
-                    Start::Bias(bias) => edge[..n].copy_from_slice(&bias[j..j + n]),
-                    Start::Add => edge[..n].copy_from_slice(&self.c[(i + r) * self.c_stride + j..][..n]),
-                }
+                    Start::Bias(bias) if whole => bias.as_ptr().add(j),
+                    Start::Add if whole => row_of_c(r).cast_const(),
+                    Start::Bias(bias) => {
+                        edge[..n].copy_from_slice(&bias[j..j + n]);
+                        edge.as_ptr()
+                    }
+                    Start::Add => {
+                        std::ptr::copy_nonoverlapping(row_of_c(r), edge.as_mut_ptr(), n);
+                        edge.as_ptr()
+                    }
+                };
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = V::load(edge.as_ptr().add(v * V::LANES).cast());
+                    *acc = V::load(from.add(v * V::LANES));
                 }
             }
-            let mut b = self.b.data.as_ptr().add(panel * self.b.panel_stride + first).cast::<V::Scalar>();
+            let mut b = b.wrapping_add(panel * self.b.panel_stride + first);
             for k in 0..a.taps {
-                let mut column = a.data.as_ptr().add(i * a.row_stride + k * a.tap_stride).cast::<V::Scalar>();
+                let mut column = a.data.as_ptr().wrapping_add(i * a.row_stride + k * a.tap_stride);
                 for _ in 0..a.width {
-                    let mut row = [V::splat(V::Scalar::zero()); NV];
+                    let mut row = [V::splat(T::zero()); NV];
                     for (v, row) in row.iter_mut().enumerate() {
-                        *row = V::load(b.add(v * V::LANES));
+                        *row = V::widen(b.add(v * V::LANES));
+                        if (v * V::LANES * size_of::<W>()).is_multiple_of(64) {
+                            prefetch(b.wrapping_add(AHEAD / size_of::<W>() + v * V::LANES));
+                        }
                     }
                     for (r, acc) in acc.iter_mut().enumerate() {
                         let x = V::splat(*column.add(r * a.row_stride));
@@ -291,14 +392,43 @@ impl<T: Real> Job<'_, T> {
                 }
             }
             for (r, acc) in acc.iter().enumerate() {
+                let to = if whole { row_of_c(r) } else { edge.as_mut_ptr() };
                 for (v, acc) in acc.iter().enumerate() {
-                    acc.store(edge.as_mut_ptr().add(v * V::LANES).cast());
+                    acc.store(to.add(v * V::LANES));
                 }
-                self.c[(i + r) * self.c_stride + j..][..n].copy_from_slice(&edge[..n]);
+                if !whole {
+                    std::ptr::copy_nonoverlapping(edge.as_ptr(), row_of_c(r), n);
+                }
             }
         }
     }
 }
+
+/// A [`Job::run`], for every kind of register and of what the panels hold.
+struct Run<'j, 'a, T, W> {
+    job: &'j Job<'a, T>,
+    b: *const W,
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+impl<T: Real, W: Element> Kernel<T> for Run<'_, '_, T, W> {
+    #[inline(always)]
+    fn run<V: Vector<Scalar = T>>(self) {
+        let Run { job, b, rows, panels } = self;
+        // SAFETY: that of `Job::run`, which alone makes these.
+        unsafe {
+            match V::ROWS {
+                TALLEST => job.panels::<V, W, TALLEST, 2>(b, rows, panels),
+                6 => job.panels::<V, W, 6, 2>(b, rows, panels),
+                _ => job.panels::<V, W, 2, 2>(b, rows, panels),
+            }
+        }
+    }
+}
+
+/// Bytes of a panel that are fetched before they are needed.
+const AHEAD: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -317,10 +447,10 @@ mod tests {
             let data = random((rows - 1) * row_stride + (taps - 1) * tap_stride + width, &mut rng);
             let b = random(taps * width * columns, &mut rng);
             let bias = random(columns, &mut rng);
-            let packed = Packed::new(&b, taps * width, columns, columns);
+            let packed = Packed::new(&b, taps * width, columns, columns).unwrap();
             let mut c = vec![f32::NAN; rows * columns];
             let a = Gather { data: &data, row_stride, taps, tap_stride, width, column_stride: 1 };
-            gemm(&mut c, columns, rows, a, packed.panels(), Start::Bias(&bias));
+            gemm(&mut c, columns, rows, a, packed.panels().unwrap(), Start::Bias(&bias));
             for i in 0..rows {
                 for j in 0..columns {
                     let mut sum = bias[j];
@@ -336,17 +466,66 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stored_in_bf16_is_multiplied_as_the_same_values_in_f32() {
+        let mut rng = SplitMix(9);
+        for (rows, depth, columns) in [(1, 1, 1), (1, 500, 33), (2, 127, 500), (31, 33, 31), (127, 64, 48)] {
+            let a = random(rows * depth, &mut rng);
+            let halves: Vec<bf16> = random(depth * columns, &mut rng).into_iter().map(bf16::from_f32).collect();
+            let whole: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+            let a = Gather { data: &a, row_stride: depth, taps: 1, tap_stride: 0, width: depth, column_stride: 1 };
+            let run = |b: Packed| {
+                let mut c = vec![f32::NAN; rows * columns];
+                product(&mut c, rows, a, b.panels().unwrap(), Start::Zero, |_, _, _| {});
+                c
+            };
+            let [half, whole] = [Packed::new(&halves, depth, columns, columns), Packed::new(&whole, depth, columns, columns)];
+            assert_eq!(run(half.unwrap()), run(whole.unwrap()), "{rows}x{columns}x{depth}");
+        }
+        let half = Packed::new(&[bf16::ONE], 1, 1, 1).unwrap();
+        assert!(half.panels::<f64>().is_err());
+    }
+
+    #[test]
+    fn products_have_the_same_bits_on_any_number_of_threads() {
+        let mut rng = SplitMix(8);
+        for (rows, depth, columns) in
+            [(1, 4096, 70), (2, 300, 513), (3, 500, 1000), (7, 64, 320), (25, 700, 129), (600, 40, 33), (40, 0, 50)]
+        {
+            let (a, b, bias) = (random(rows * depth, &mut rng), random(depth * columns, &mut rng), random(columns, &mut rng));
+            let a = Gather { data: &a, row_stride: depth, taps: 1, tap_stride: 0, width: depth, column_stride: 1 };
+            let packed = Packed::new(&b, depth, columns, columns).unwrap();
+            let mut expected = vec![f32::NAN; rows * columns];
+            gemm(&mut expected, columns, rows, a, packed.panels().unwrap(), Start::Bias(&bias));
+            for threads in [1, 2, 5] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                for alone in [false, true] {
+                    let mut c = vec![f32::NAN; rows * columns];
+                    let mut run = || {
+                        product(&mut c, rows, a, packed.panels().unwrap(), Start::Bias(&bias), |i, j, part| {
+                            part.iter_mut().enumerate().for_each(|(n, c)| *c = -*c * (i * columns + j + n) as f32);
+                        })
+                    };
+                    pool.install(|| if alone { run() } else { crate::cpu::team::team(run) });
+                    for (at, (&c, &e)) in c.iter().zip(&expected).enumerate() {
+                        assert_eq!(c, -e * at as f32, "{rows}x{columns}x{depth} on {threads} at {at}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn throughput_is_reported() {
         let (m, k, n) = (512, 256, 256);
         let mut rng = SplitMix(1);
         let (a, b) = (random(m * k, &mut rng), random(k * n, &mut rng));
-        let packed = Packed::new(&b, k, n, n);
+        let packed = Packed::new(&b, k, n, n).unwrap();
         let mut c = vec![0f32; m * n];
         let gather = Gather { data: &a, row_stride: k, taps: 1, tap_stride: 0, width: k, column_stride: 1 };
         let mut best = f64::INFINITY;
         for _ in 0..10 {
             let start = std::time::Instant::now();
-            gemm(&mut c, n, m, gather, packed.panels(), Start::Zero);
+            gemm(&mut c, n, m, gather, packed.panels().unwrap(), Start::Zero);
             best = best.min(start.elapsed().as_secs_f64());
         }
         println!("{m}x{n}x{k}: {:.1} GFLOP/s on one thread", 2e-9 * (m * n * k) as f64 / best);

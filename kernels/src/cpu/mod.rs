@@ -1,8 +1,11 @@
 //! What the CPU twins share: threads, vector dispatch and the one matrix product.
 
 pub mod gemm;
+pub mod math;
 pub mod parallel;
 pub mod partial;
+pub mod team;
+pub(crate) mod vector;
 
 /// Runs `f` compiled for the widest vector unit this machine has. Everything hot inside must be `#[inline(always)]`, the
 /// closure included, or it is compiled for the baseline instead.
@@ -20,6 +23,19 @@ pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
         }
     }
     f()
+}
+
+/// Asks for a cache line that will be read soon, if it is there.
+#[inline(always)]
+pub fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<{ _MM_HINT_T0 }>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Whether 512-bit registers, and 32 of them, are there.

@@ -9,7 +9,18 @@ use crate::{Error, Result};
 macro_rules! headers {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../cuda/", $name)))),*] };
 }
-const HEADERS: &[(&str, &str)] = headers!["types.cuh", "ptx.cuh", "block.cuh", "vec.cuh", "mma.cuh", "snake.cuh", "gemm.cuh"];
+const HEADERS: &[(&str, &str)] = headers![
+    "types.cuh",
+    "ptx.cuh",
+    "block.cuh",
+    "vec.cuh",
+    "mma.cuh",
+    "activation.cuh",
+    "snake.cuh",
+    "norm.cuh",
+    "gemm.cuh",
+    "attention_gradient.cuh"
+];
 
 /// One compilation unit.
 #[derive(Debug)]

@@ -1,16 +1,27 @@
 //! Operand checks that every operation makes.
 
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// `other` is on the device of `x` and stores the same type.
 pub fn alike(op: &'static str, x: &Tensor, operand: &'static str, other: &Tensor) -> Result<()> {
-    if other.device() != x.device() {
+    stored_alike(op, x, operand, &other.device(), other.dtype())
+}
+
+/// `device` and `dtype` are those of `x`.
+pub fn stored_alike(op: &'static str, x: &Tensor, operand: &'static str, device: &Device, dtype: DType) -> Result<()> {
+    if *device != x.device() {
         return Err(Error::DeviceMismatch { op, operand });
     }
-    if other.dtype() != x.dtype() {
-        return Err(Error::dtype(op, operand, x.dtype().name(), other.dtype()));
+    if dtype != x.dtype() {
+        return Err(Error::dtype(op, operand, x.dtype().name(), dtype));
     }
     Ok(())
+}
+
+/// A weight prepared for `device` suits `x`: it has its type, or, on the CPU, is bf16 beside f32.
+pub fn prepared(op: &'static str, x: &Tensor, device: &Device, dtype: DType) -> Result<()> {
+    let computed = if *device == Device::Cpu && dtype == DType::BF16 { DType::F32 } else { dtype };
+    stored_alike(op, x, "weight", device, computed)
 }
 
 /// `other` is on the device of `x` and has its shape and type.

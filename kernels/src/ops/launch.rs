@@ -107,9 +107,10 @@ pub fn partial_rows(rows: usize, channels: usize, dtype: DType) -> usize {
     rows.div_ceil(Division::new(rows, channels, dtype).rows_per_block)
 }
 
-fn grid_y(op: &'static str, n: usize) -> Result<u32> {
+/// Blocks along the second axis.
+pub fn grid_y(op: &'static str, n: usize) -> Result<u32> {
     match u16::try_from(n) {
         Ok(n) => Ok(n as u32),
-        Err(_) => Err(Error::argument(op, format!("{n} blocks of channels exceed the grid's second axis"))),
+        Err(_) => Err(Error::argument(op, format!("{n} blocks exceed the grid's second axis"))),
     }
 }

@@ -2,15 +2,22 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod attention;
 mod check;
 pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod elementwise;
 mod launch;
+pub mod layer_norm;
+pub mod linear;
 pub mod loss;
+pub mod lstm;
 pub mod matmul;
+pub mod pad;
 pub mod reduce;
+pub mod rms_norm;
+pub mod rope;
 pub mod rvq_search;
 pub mod snake;
 pub mod stft;
@@ -32,11 +39,18 @@ pub const REGISTRY: &[&Op] = &[
     &codebook::OP,
     &rvq_search::OP,
     &stft::OP,
+    &attention::OP,
+    &rope::OP,
     &snake::OP,
     &activation::OP,
     &weight_norm::OP,
+    &layer_norm::OP,
+    &linear::OP,
+    &rms_norm::OP,
     &elementwise::OP,
     &reduce::OP,
     &loss::OP,
     &adamw::OP,
+    &pad::OP,
+    &lstm::OP,
 ];

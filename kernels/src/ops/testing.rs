@@ -1,7 +1,28 @@
-//! Gradients against central differences, in f64.
+//! Gradients against central differences, in f64; kernels on the emulator; the devices that tests can have.
 
-use crate::case::SplitMix;
-use crate::{Device, Result, Shape, Tensor};
+use crate::case::{Check, Op, SplitMix};
+use crate::driver::Arch;
+use crate::driver::emulator::{Emulator, Options};
+use crate::tolerance::Tolerance;
+use crate::{DType, Device, Error, Result, Shape, Tensor};
+
+/// The CPU, and the emulator of an old and of a new GPU where there is a compiler for it.
+pub fn devices() -> Result<Vec<Device>> {
+    let mut devices = vec![Device::Cpu];
+    for arch in [75, 90] {
+        match Emulator::new(Options { arch: Arch(arch), ..Options::default() }) {
+            Ok(emulator) => devices.push(Device::on(Box::new(emulator))),
+            Err(Error::Unavailable { why, .. }) => println!("skipped: the emulator, {why}"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(devices)
+}
+
+/// What `device` computes in.
+pub fn float_types(device: &Device) -> &'static [DType] {
+    if *device == Device::Cpu { &[DType::F32, DType::F64] } else { &[DType::F32, DType::BF16, DType::F16] }
+}
 
 /// Normal values with unit variance, the same for the same seed.
 pub fn normal(shape: impl Into<Shape>, seed: u64) -> Tensor {
@@ -13,6 +34,25 @@ pub fn normal(shape: impl Into<Shape>, seed: u64) -> Tensor {
 
 pub fn tensor(values: &[f64], shape: impl Into<Shape>) -> Tensor {
     Tensor::from_slice(&Device::Cpu, values, shape).unwrap()
+}
+
+/// Asserts that every small case of `op` on the emulator is what the twin computes in f64. `swara verify` does more.
+pub fn check_emulator(op: &Op) {
+    let gpu = Device::open("emulator").expect("the emulator needs a C++ compiler");
+    for case in (op.cases)().into_iter().filter(|case| !case.bench) {
+        let values = case.draw(1);
+        let [found, expected] = [(&gpu, false), (&Device::Cpu, true)]
+            .map(|(device, oracle)| (case.run)(&case.upload(device, &values, oracle).unwrap()).unwrap());
+        for (((name, check), found), expected) in case.outputs.iter().zip(&found).zip(&expected) {
+            let tolerance = match check {
+                Check::Within(tolerance) => *tolerance,
+                Check::Exact => Tolerance::EXACT,
+                Check::Index { .. } | Check::Ignore => continue,
+            };
+            let comparison = tolerance.compare(&found.to_f64().unwrap(), &expected.to_f64().unwrap());
+            assert!(comparison.holds(), "{} {}: {name}: {:?}", case.label, case.dtype, comparison.worst);
+        }
+    }
 }
 
 /// Asserts that `backward` is the transpose of the derivative of `forward`, to 1e-6 of each gradient's largest element.

@@ -151,7 +151,7 @@ pub(super) fn end(token: Token) {
 
 /// Whether launches of this thread are recorded.
 #[inline]
-pub(crate) fn recording() -> bool {
+pub fn recording() -> bool {
     SINKS.load(Ordering::Relaxed) & super::TIMELINES != 0 && RECORDER.with_borrow(Option::is_some)
 }
 

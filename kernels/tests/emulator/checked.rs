@@ -82,6 +82,23 @@ fn blocks_are_ordered_by_fences_and_atomics() {
 }
 
 #[test]
+fn updates_of_others_are_ordered_by_a_barrier_only() {
+    let total = |device: &Device| vec![upload(device, &[0i32, 0])];
+    on_every_schedule("counts_together", shape(1, 64), total, &mut []).unwrap();
+    says(on_every_schedule("reads_own_update", shape(1, 64), total, &mut []), &["race: ", "nothing to order"]);
+    says(on_every_schedule("reads_own_update", shape(1, 32), total, &mut []), &["race: ", "nothing to order"]);
+}
+
+#[test]
+fn one_warp_does_not_release_what_another_has_read() {
+    let cooperative = Launch { cooperative: true, ..shape(2, 64) };
+    let arguments =
+        |device: &Device| vec![Tensor::empty(device, DType::F32, [64]).unwrap(), upload(device, &values(1)), upload(device, &[0i32])];
+    on_every_schedule("hands_over", cooperative, arguments, &mut []).unwrap();
+    says(on_every_schedule("hands_over_too_early", cooperative, arguments, &mut []), &["race: ", "nothing to order"]);
+}
+
+#[test]
 fn a_copy_is_not_there_before_it_was_waited_for() {
     says(on_every_schedule("wrong_wait", shape(1, 128), y_and_x, &mut []), &["while the cp.async of must_fail.cu:"]);
     says(on_every_schedule("reads_a_copy_too_early", shape(1, 32), y_and_x, &mut []), &["reads shared memory", "while the cp.async"]);

@@ -181,7 +181,7 @@ fn a_graph_replays_launches_copies_and_fills() {
             n = 0; // the graph holds the value, not the variable
             y.copy_from(&t)?;
             assert!(t.to_vec::<f32>().is_err(), "nothing is read while recording");
-            Ok((t, n))
+            Ok::<_, swara_kernels::Error>((t, n))
         })
         .unwrap();
     assert!(y.to_vec::<f32>().unwrap()[0].is_nan(), "recording runs nothing");

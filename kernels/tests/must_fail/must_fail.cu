@@ -208,6 +208,35 @@ extern "C" __global__ void blocks_without_a_fence(float* y, float* numbers, unsi
     pass_on<false, false>(y, numbers, state);
 }
 
+// The last thread's own update is ordered before its read; those of the others are not.
+template <bool BARRIER>
+__device__ void count(unsigned* total) {
+    atomicAdd(&total[0], 1u);
+    if (BARRIER) __syncthreads();
+    if (threadIdx.x == blockDim.x - 1) total[1] = total[0];
+}
+extern "C" __global__ void counts_together(unsigned* total) { count<true>(total); }
+extern "C" __global__ void reads_own_update(unsigned* total) { count<false>(total); }
+
+// Two warps of the first block read what the second block overwrites; unless they meet, the first one's fence does not speak for
+// the second one.
+template <bool BARRIER>
+__device__ void hand_over(float* y, float* numbers, unsigned* state) {
+    if (blockIdx.x == 0) {
+        if (threadIdx.x % 32 == 0) y[threadIdx.x] = numbers[0];
+        if (BARRIER) __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(state, 1u);
+        }
+    } else if (threadIdx.x == 0) {
+        while (ld_acquire(state) == 0) __nanosleep(32);
+        numbers[0] = 1;
+    }
+}
+extern "C" __global__ void hands_over(float* y, float* numbers, unsigned* state) { hand_over<true>(y, numbers, state); }
+extern "C" __global__ void hands_over_too_early(float* y, float* numbers, unsigned* state) { hand_over<false>(y, numbers, state); }
+
 extern "C" __global__ void reads_past_shared(float* y, int at) {
     __shared__ float tile[32];
     const float* volatile p = tile;

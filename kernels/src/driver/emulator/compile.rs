@@ -118,9 +118,9 @@ impl Library {
     }
 }
 
-/// The library of `source` for `arch`, compiled unless the cache has it, loaded once a process.
+/// The library of `source` for `arch`, compiled unless the cache has it, loaded - or found not to compile - once a process.
 pub(super) fn load(source: &'static Source, arch: Arch, checked: bool, mutants: Option<&Mutants>) -> Result<&'static Library> {
-    type Slot = Arc<Mutex<Option<&'static Library>>>;
+    type Slot = Arc<Mutex<Option<Result<&'static Library>>>>;
     static LOADED: Mutex<Option<HashMap<String, Slot>>> = Mutex::new(None);
     let (text, mutants) = translate(source, arch, checked, mutants)?;
     let slot = {
@@ -128,10 +128,7 @@ pub(super) fn load(source: &'static Source, arch: Arch, checked: bool, mutants: 
         loaded.get_or_insert_default().entry(text.clone()).or_default().clone()
     };
     let mut slot = slot.lock().unwrap_or_else(|p| p.into_inner());
-    match *slot {
-        Some(library) => Ok(library),
-        None => Ok(*slot.insert(build(source.path, &text, checked, mutants)?)),
-    }
+    slot.get_or_insert_with(|| build(source.path, &text, checked, mutants)).clone()
 }
 
 /// One self-contained C++ file.

@@ -542,7 +542,8 @@ impl Driver for Emulator {
             return Err(refuse(format!("not for sm_{}", self.options.arch.0)));
         }
         let library = compile::load(source, self.options.arch, self.checked, self.mutants.as_deref())?; // slow, so not under the lock
-        let found = library.kernel(kernel).ok_or_else(|| refuse(format!("no kernel {kernel} for sm_{}", self.options.arch.0)))?;
+        let absent = || format!("no kernel {kernel} for sm_{}; those that a macro makes are listed in `// kernels:`", self.options.arch.0);
+        let found = library.kernel(kernel).ok_or_else(|| refuse(absent()))?;
         let state = &mut *self.lock();
         let id = FunctionId(state.functions.len());
         state.functions.push(found);

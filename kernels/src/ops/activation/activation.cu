@@ -7,16 +7,13 @@
 //
 // kernels: activation_f32 activation_bf16 activation_f16
 // kernels: activation_backward_f32 activation_backward_bf16 activation_backward_f16
+#include "activation.cuh"
 #include "vec.cuh"
 
 enum Kind { ELU, SILU, GELU, GELU_TANH, TANH };  // as in cuda.rs
 
-constexpr float SLOPE = 0.797884583f;  // sqrt(2 / pi)
 constexpr float CUBIC = 0.044715f;
-constexpr float SQRT_HALF = 0.707106769f;
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ float normal_cdf(float x) { return 0.5f * erfcf(-x * SQRT_HALF); }
 // sigmoid (1 - sigmoid) without its cancellation; a quarter of 1 - tanh^2(x / 2).
 __device__ __forceinline__ float sigmoid_slope(float x) {
     const float e = expf(-fabsf(x));

@@ -1,19 +1,24 @@
 use super::Activation;
-use crate::cpu::parallel;
+use crate::cpu::{math, parallel};
 use crate::{Real, Result, Tensor};
 
-/// sqrt(2 / pi), and the cubic term of the tanh approximation.
-const SLOPE: f64 = 0.797_884_560_802_865_4;
-const CUBIC: f64 = 0.044_715;
-
 pub fn forward<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()> {
-    match kind {
-        Activation::Elu => map(y, x, |x: T| if x > T::zero() { x } else { x.exp_m1() }),
-        Activation::Silu => map(y, x, |x: T| x * sigmoid(x)),
-        Activation::Gelu => map(y, x, |x: T| x * normal_cdf(x)),
-        Activation::GeluTanh => map(y, x, |x: T| x * sigmoid(inner(x))),
-        Activation::Tanh => map(y, x, |x: T| x.tanh()),
-    }
+    let activate = match kind {
+        Activation::Elu => math::elu::<T>,
+        Activation::Silu => math::silu,
+        Activation::Gelu => math::gelu,
+        Activation::GeluTanh => math::gelu_tanh,
+        Activation::Tanh => math::tanh,
+    };
+    let x = x.as_slice::<T>()?;
+    parallel::for_rows(y.as_mut_slice::<T>()?, 1, |at, y| {
+        // In blocks that stay in cache.
+        for (y, x) in y.chunks_mut(4096).zip(x[at..].chunks(4096)) {
+            y.copy_from_slice(&x[..y.len()]);
+            activate(y);
+        }
+    });
+    Ok(())
 }
 
 pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Tensor) -> Result<()> {
@@ -22,11 +27,11 @@ pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Ten
         Activation::Elu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { dy * x.exp() }),
         Activation::Silu => map2(dx, dy, x, |dy, x: T| dy * (sigmoid(x) + x * sigmoid_slope(x))),
         Activation::Gelu => map2(dx, dy, x, |dy, x: T| {
-            let density = (-x * x * T::of(0.5)).exp() * T::of(0.5 * SLOPE);
+            let density = (-x * x * T::of(0.5)).exp() * T::of(0.5 * math::GELU_SLOPE);
             dy * (normal_cdf(x) + x * density)
         }),
         Activation::GeluTanh => map2(dx, dy, x, |dy, x: T| {
-            let (v, slope) = (inner(x), T::of(2.0 * SLOPE) * (one + T::of(3.0 * CUBIC) * x * x));
+            let (v, slope) = (inner(x), T::of(2.0 * math::GELU_SLOPE) * (one + T::of(3.0 * math::GELU_CUBIC) * x * x));
             dy * (sigmoid(v) + x * sigmoid_slope(v) * slope)
         }),
         Activation::Tanh => map2(dx, dy, x, |dy, x: T| dy * T::of(4.0) * sigmoid_slope(x + x)),
@@ -49,13 +54,7 @@ fn sigmoid_slope<T: Real>(x: T) -> T {
 
 /// Twice the argument of the hyperbolic tangent, since `(1 + tanh u) / 2 = sigmoid(2 u)`.
 fn inner<T: Real>(x: T) -> T {
-    T::of(2.0 * SLOPE) * (x + T::of(CUBIC) * x * x * x)
-}
-
-fn map<T: Real>(y: &mut Tensor, x: &Tensor, f: impl Fn(T) -> T + Sync + Send) -> Result<()> {
-    let x = x.as_slice::<T>()?;
-    parallel::for_rows(y.as_mut_slice::<T>()?, 1, |at, y| y.iter_mut().zip(&x[at..]).for_each(|(y, &x)| *y = f(x)));
-    Ok(())
+    T::of(2.0 * math::GELU_SLOPE) * (x + T::of(math::GELU_CUBIC) * x * x * x)
 }
 
 fn map2<T: Real>(y: &mut Tensor, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync + Send) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::ops::check;
 use crate::{Device, Result, Tensor, dispatch_real, span};
 
 mod cases;
-mod cpu;
+pub(crate) mod cpu;
 mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/activation/activation.cu", text: include_str!("activation.cu"), archs: ALL_ARCHS };

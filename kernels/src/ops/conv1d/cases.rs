@@ -61,6 +61,10 @@ pub(super) fn cases() -> Vec<Case> {
         cases.extend([first, depthwise, few, Shape(1, 300, 8, 128, 1, g)].map(|shape| input_gradient(shape, dtype)));
         cases.extend([first, depthwise, narrowing].map(|shape| weight_gradient(shape, dtype)));
         cases.push(stream_case(Shape(4, 60, 32, 1, 7, causal(7, 1, 9)), dtype));
+        let long = causal(12, 1, 1);
+        for shape in [Shape(3, 6, 5, 7, 4, causal(4, 2, 1)), Shape(2, 3, 33, 16, 12, long), Shape(2, 3, 64, 16, 12, long)] {
+            cases.push(primed_case(shape, dtype));
+        }
         cases.push(forward_case(Shape(1, 4096, 128, 128, 7, causal(7, 1, 1)), dtype, true));
         cases.push(forward_case(Shape(8, 16000, 16, 16, 7, causal(7, 1, 9)), dtype, true));
     }
@@ -203,4 +207,26 @@ fn stream_case(shape: Shape, dtype: DType) -> Case {
     let step = cost(shape, dtype, b * past * cin * dtype.bytes());
     let bytes = 3 * step.bytes + (appended + (b - 1) * past * cin) * dtype.bytes();
     Case { outputs, cost: Cost { bytes, flops: 3 * step.flops }, ..case }
+}
+
+/// Two primed steps of a stream, the first of which stream 0 sits out, and a third after all but stream 0 were reset; the last
+/// output and the ring.
+fn primed_case(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, _, cin, _, k, g) = shape;
+    let past = g.reach(k) - g.stride;
+    let stream = stream_case(shape, dtype);
+    let run = Box::new(move |i: &[Tensor]| {
+        let mut ring = Ring::new(&i[0].device(), i[0].dtype(), b, k, cin, &g)?;
+        for (x, mask) in [(&i[0], Some(&i[4])), (&i[2], None)] {
+            ring.prime(x, mask)?;
+            step(x, &mut ring, &i[1], &g, Fused::default(), mask)?;
+        }
+        ring.reset(&i[4])?;
+        ring.prime(&i[3], None)?;
+        let y = step(&i[3], &mut ring, &i[1], &g, Fused::default(), None)?;
+        Ok(vec![y, ring.rows, ring.position])
+    });
+    // Every stream is primed once and all but the first twice.
+    let bytes = stream.cost.bytes + (2 * b - 1) * (past + 1) * cin * dtype.bytes();
+    Case { label: label("primed", shape), run, cost: Cost { bytes, ..stream.cost }, ..stream }
 }

@@ -17,7 +17,8 @@
 //   conv1d_dx_TILE     the product with taps transposed: rows (b, s / stride), columns (s % stride, i), K-dimension (tap of
 //                      that phase, o): a transposed convolution of dy.
 //   conv1d_dw_TILE     [(k, i), o], summed over rows (b, t) in grid.y runs; conv1d_dw_sum adds the f32 partial sums in order.
-//   conv1d_append      block: one stream; copies the newest P rows into its ring. conv1d_reset zeroes rings.
+//   conv1d_append      block: one stream; copies the newest P rows into its ring. conv1d_reset zeroes rings, conv1d_prime
+//                      fills those still unused with the first row of x.
 //
 // Which forward kernel runs depends on the layer alone, and all tiles sum in the same order, so a stream fed in any chunks
 // gets the bits of the whole.
@@ -188,11 +189,25 @@ __device__ __forceinline__ void append(T* ring, int* position, const T* x, const
 }
 
 template <class T>
-__device__ __forceinline__ void reset(T* ring, int* position, const unsigned char* mask, int size) {
+__device__ __forceinline__ void prime(T* ring, unsigned char* primed, const T* x, const unsigned char* mask, int past, int time, int channels) {
+    const int batch = blockIdx.x;
+    if ((mask != nullptr && mask[batch] == 0) || primed[batch] != 0) return;
+    for (int i = threadIdx.x; i < past * channels; i += blockDim.x) {
+        ring[(int64_t)batch * past * channels + i] = x[(int64_t)batch * time * channels + i % channels];
+    }
+    __syncthreads(); // everyone has read the flag
+    if (threadIdx.x == 0) primed[batch] = 1;
+}
+
+template <class T>
+__device__ __forceinline__ void reset(T* ring, int* position, unsigned char* primed, const unsigned char* mask, int size) {
     const int batch = blockIdx.x;
     if (mask[batch] == 0) return;
     for (int i = threadIdx.x; i < size; i += blockDim.x) ring[(int64_t)batch * size + i] = from_float<T>(0.0f);
-    if (threadIdx.x == 0) position[batch] = 0;
+    if (threadIdx.x == 0) {
+        position[batch] = 0;
+        primed[batch] = 0;
+    }
 }
 
 #define DIRECT_KERNEL(NAME, T, BODY, ...)                                                                                      \
@@ -234,19 +249,24 @@ __device__ __forceinline__ void reset(T* ring, int* position, const unsigned cha
         append(ring, position, x, mask, past, time, channels);                                                                 \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(256)                                                                          \
-        conv1d_reset_##SUFFIX(T* ring, int* position, const unsigned char* mask, int size) {                                   \
-        reset(ring, position, mask, size);                                                                                     \
+        conv1d_prime_##SUFFIX(T* ring, unsigned char* primed, const T* x, const unsigned char* mask, int past, int time,       \
+                              int channels) {                                                                                  \
+        prime(ring, primed, x, mask, past, time, channels);                                                                    \
+    }                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+        conv1d_reset_##SUFFIX(T* ring, int* position, unsigned char* primed, const unsigned char* mask, int size) {            \
+        reset(ring, position, primed, mask, size);                                                                             \
     }
 
 // kernels: conv1d_128x128_f32 conv1d_64x64_f32 conv1d_128x32_f32 conv1d_16x64_f32 conv1d_from_one_f32 conv1d_to_one_f32
 // kernels: conv1d_grouped_f32 conv1d_dx_64x64_f32 conv1d_dx_128x32_f32 conv1d_dw_64x64_f32 conv1d_dw_sum_f32
-// kernels: conv1d_grouped_dx_f32 conv1d_grouped_dw_f32 conv1d_append_f32 conv1d_reset_f32
+// kernels: conv1d_grouped_dx_f32 conv1d_grouped_dw_f32 conv1d_append_f32 conv1d_prime_f32 conv1d_reset_f32
 // kernels: conv1d_128x128_bf16 conv1d_64x64_bf16 conv1d_128x32_bf16 conv1d_16x64_bf16 conv1d_from_one_bf16 conv1d_to_one_bf16
 // kernels: conv1d_grouped_bf16 conv1d_dx_64x64_bf16 conv1d_dx_128x32_bf16 conv1d_dw_64x64_bf16 conv1d_dw_sum_bf16
-// kernels: conv1d_grouped_dx_bf16 conv1d_grouped_dw_bf16 conv1d_append_bf16 conv1d_reset_bf16
+// kernels: conv1d_grouped_dx_bf16 conv1d_grouped_dw_bf16 conv1d_append_bf16 conv1d_prime_bf16 conv1d_reset_bf16
 // kernels: conv1d_128x128_f16 conv1d_64x64_f16 conv1d_128x32_f16 conv1d_16x64_f16 conv1d_from_one_f16 conv1d_to_one_f16
 // kernels: conv1d_grouped_f16 conv1d_dx_64x64_f16 conv1d_dx_128x32_f16 conv1d_dw_64x64_f16 conv1d_dw_sum_f16
-// kernels: conv1d_grouped_dx_f16 conv1d_grouped_dw_f16 conv1d_append_f16 conv1d_reset_f16
+// kernels: conv1d_grouped_dx_f16 conv1d_grouped_dw_f16 conv1d_append_f16 conv1d_prime_f16 conv1d_reset_f16
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)

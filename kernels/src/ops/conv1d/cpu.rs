@@ -1,25 +1,27 @@
 //! Blocks of output rows: the input rows of a block are gathered once into scratch memory - padded, taken from the ring,
 //! activated - and the product, bias, residual and activation happen while the block is in cache.
 
-use super::{Epilogue, Fused, Geometry, Prologue, Ring};
-use crate::cpu::gemm::{Gather, Packed, Panels, Start, gemm};
-use crate::cpu::{parallel, vectorised};
+use super::{AnyWeight, Epilogue, Fused, Geometry, Prologue, Ring};
+use crate::cpu::gemm::{Gather, Packed, Panels, Start, gemm, packed_len, product};
+use crate::cpu::{math, parallel, vectorised};
 use crate::ops::snake;
 use crate::tensor::Scratch;
-use crate::{Real, Result, Tensor};
+use crate::{Element, Real, Result, Tensor};
 
 /// Elements of gathered input that one block aims for: half of a usual first-level cache.
 const BLOCK: usize = 1 << 13;
 
+/// What it costs to gather and activate an element, in vectors of products.
+const GATHER_WORK: usize = 1;
+
 /// Where the rows of one batch item come from.
-struct Rows<'a, T> {
-    x: &'a [T],
-    channels: usize,
-    pad_left: usize,
+pub(crate) struct Rows<'a, T> {
+    pub x: &'a [T],
+    pub channels: usize,
+    pub pad_left: usize,
     /// The ring's rows and its position.
-    past: Option<(&'a [T], usize)>,
-    snake: Option<&'a snake::cpu::Coefficients<T>>,
-    elu: bool,
+    pub past: Option<(&'a [T], usize)>,
+    pub prologue: &'a Activate<T>,
 }
 
 impl<T: Real> Rows<'_, T> {
@@ -39,126 +41,249 @@ impl<T: Real> Rows<'_, T> {
                 for (r, row) in head.chunks_exact_mut(c).enumerate() {
                     let back = self.pad_left - first - r; // 1 is the newest
                     let at = (position + p - back) % p;
-                    self.activate(row, &ring[at * c..][..c]);
+                    self.prologue.apply(row, &ring[at * c..][..c]);
                 }
             }
             None => head.fill(T::zero()), // every prologue maps zero to zero
         }
         let (body, tail) = rest.split_at_mut(inside * c);
-        self.activate(body, &self.x[start.min(t) * c..][..inside * c]);
+        self.prologue.apply(body, &self.x[start.min(t) * c..][..inside * c]);
         tail.fill(T::zero());
     }
+}
 
-    fn activate(&self, out: &mut [T], x: &[T]) {
-        if let Some(coefficients) = self.snake {
-            return coefficients.apply(out, x);
-        }
-        out.copy_from_slice(x);
-        if self.elu {
-            elu(out);
+/// Packs a weight `[K, Cin / groups, Cout]`, once a group.
+pub fn pack<W: Element>(weight: &Tensor, groups: usize) -> Result<Packed> {
+    let ws = weight.shape();
+    pack_groups(weight.as_slice::<W>()?, ws[0] * ws[1], ws[2], groups)
+}
+
+fn pack_groups<W: Element>(weight: &[W], depth: usize, cout: usize, groups: usize) -> Result<Packed> {
+    let columns = cout / groups;
+    Packed::grouped(groups, depth, columns, |group, p, first, row: &mut [W]| {
+        row.copy_from_slice(&weight[p * cout + group * columns + first..][..row.len()]);
+    })
+}
+
+/// What [`convolve`] multiplies by.
+#[derive(Clone, Copy)]
+pub(crate) enum Weights<'a, T> {
+    Packed(&'a Packed),
+    /// `[K, C]`, for as many groups as channels.
+    Depthwise(&'a [T]),
+}
+
+/// A convolution of slices, everything but its input and output.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a, T> {
+    pub weights: Weights<'a, T>,
+    pub taps: usize,
+    pub cin: usize,
+    pub cout: usize,
+    pub geometry: &'a Geometry,
+    pub bias: Option<&'a [T]>,
+}
+
+/// What the rows before `item`'s first one are: its ring and position in it.
+pub(crate) fn past<'a, T: Real>(ring: Option<&'a Ring>) -> Result<impl Fn(usize) -> Option<(&'a [T], usize)> + Sync> {
+    let past = ring.map(|r| Ok::<_, crate::Error>((r.rows.as_slice::<T>()?, r.position.as_slice::<i32>()?))).transpose()?;
+    Ok(move |item: usize| {
+        past.map(|(rows, position)| {
+            let size = rows.len() / position.len().max(1);
+            (&rows[item * size..][..size], position[item] as usize)
+        })
+    })
+}
+
+/// A prologue with its coefficients at hand.
+pub(crate) enum Activate<T> {
+    None,
+    Snake(snake::cpu::Coefficients<T>),
+    Elu,
+}
+
+impl<T: Real> Activate<T> {
+    pub fn new(prologue: Prologue) -> Result<Self> {
+        Ok(match prologue {
+            Prologue::None => Activate::None,
+            Prologue::Snake(alpha) => Activate::Snake(snake::cpu::Coefficients::new(alpha.as_slice::<T>()?)),
+            Prologue::Elu => Activate::Elu,
+        })
+    }
+
+    fn apply(&self, out: &mut [T], x: &[T]) {
+        match self {
+            Activate::Snake(coefficients) => coefficients.apply(out, x),
+            Activate::None => out.copy_from_slice(x),
+            Activate::Elu => {
+                out.copy_from_slice(x);
+                math::elu(out);
+            }
         }
     }
 }
 
-fn elu<T: Real>(values: &mut [T]) {
-    for v in values {
-        *v = if *v > T::zero() { *v } else { v.exp_m1() };
-    }
-}
-
-pub fn forward<T: Real>(y: &mut Tensor, x: &Tensor, ring: Option<&Ring>, weight: &Tensor, g: &Geometry, fused: &Fused) -> Result<()> {
+pub fn forward<T: Real>(y: &mut Tensor, x: &Tensor, ring: Option<&Ring>, weight: AnyWeight, g: &Geometry, fused: &Fused) -> Result<()> {
     let bias = fused.bias.map(Tensor::as_slice::<T>).transpose()?;
     let residual = fused.residual.map(Tensor::as_slice::<T>).transpose()?;
-    let coefficients = match fused.prologue {
-        Prologue::Snake(alpha) => Some(snake::cpu::Coefficients::new(alpha.as_slice::<T>()?)),
-        _ => None,
-    };
-    let with_elu = matches!(fused.prologue, Prologue::Elu);
-    let past = ring.map(|r| Ok::<_, crate::Error>((r.rows.as_slice::<T>()?, r.position.as_slice::<i32>()?))).transpose()?;
+    let prologue = Activate::new(fused.prologue)?;
+    let past = past::<T>(ring)?;
     let (xs, ws, ys) = (x.shape(), weight.shape(), y.shape());
-    let weight = weight.as_slice::<T>()?;
     let x = x.as_slice::<T>()?;
     let (t, cin) = (xs[1], xs[2]);
-    convolve(
-        y.as_mut_slice::<T>()?,
-        ys[1],
-        ws[2],
-        cin,
-        (weight, ws[0]),
-        g,
-        bias,
-        |item| Rows {
-            x: &x[item * t * cin..][..t * cin],
-            channels: cin,
-            pad_left: g.pad_left,
-            past: past.map(|(rows, position)| {
-                let size = rows.len() / xs[0];
-                (&rows[item * size..][..size], position[item] as usize)
-            }),
-            snake: coefficients.as_ref(),
-            elu: with_elu,
-        },
-        |block, at| {
-            if let Some(residual) = residual {
-                let residual = &residual[at..][..block.len()];
-                vectorised(
-                    #[inline(always)]
-                    || block.iter_mut().zip(residual).for_each(|(y, &r)| *y += r),
-                );
-            }
-            match fused.epilogue {
-                Epilogue::None => {}
-                Epilogue::Tanh => block.iter_mut().for_each(|v| *v = v.tanh()),
-                Epilogue::Elu => elu(block),
-            }
-        },
-    );
+    let packed;
+    let weights = match (weight.packed(), weight.tensor()) {
+        (Some(packed), _) => Weights::Packed(packed),
+        (None, Some(w)) if ws[1] == 1 && g.groups == ws[2] => Weights::Depthwise(w.as_slice::<T>()?),
+        (None, Some(w)) => {
+            packed = pack::<T>(w, g.groups)?;
+            Weights::Packed(&packed)
+        }
+        (None, None) => return Ok(()), // a weight is one of the two
+    };
+    let layer = Layer { weights, taps: ws[0], cin, cout: ws[2], geometry: g, bias };
+    let input = |item: usize| Rows {
+        x: &x[item * t * cin..][..t * cin],
+        channels: cin,
+        pad_left: g.pad_left,
+        past: past(item),
+        prologue: &prologue,
+    };
+    convolve(y.as_mut_slice::<T>()?, ys[1], &layer, input, |block, at| {
+        if let Some(residual) = residual {
+            let residual = &residual[at..][..block.len()];
+            vectorised(
+                #[inline(always)]
+                || block.iter_mut().zip(residual).for_each(|(y, &r)| *y += r),
+            );
+        }
+        match fused.epilogue {
+            Epilogue::None => {}
+            Epilogue::Tanh => math::tanh(block),
+            Epilogue::Elu => math::elu(block),
+        }
+    })
+}
+
+/// `y[B, tout, cout]` from the rows that `input(item)` yields; `finish(part, offset)` runs on each part of `y` once summed.
+pub(crate) fn convolve<'a, T: Real>(
+    y: &mut [T],
+    tout: usize,
+    layer: &Layer<T>,
+    input: impl Fn(usize) -> Rows<'a, T> + Sync,
+    finish: impl Fn(&mut [T], usize) + Sync,
+) -> Result<()> {
+    let &Layer { weights, taps, cin, cout, geometry: g, bias } = layer;
+    let rows = y.len() / cout;
+    if rows == 0 {
+        return Ok(());
+    }
+    let items = rows / tout;
+    let height = (tout - 1) * g.stride + g.reach(taps);
+    match weights {
+        // Weights that weigh more than what they are multiplied by are read once.
+        Weights::Packed(packed) if g.groups == 1 && if items == 1 { height <= taps * cout } else { rows <= cout } => {
+            let mut gathered = Scratch::<T>::new(items * height * cin);
+            parallel::for_blocks(&mut gathered, height * cin, height.div_ceil(4) * cin, GATHER_WORK, |item, first, out| {
+                input(item).gather(out, first / cin);
+            });
+            let apart;
+            let a = if items == 1 {
+                let (row_stride, tap_stride) = (g.stride * cin, g.dilation * cin);
+                Gather { data: &gathered, row_stride, taps, tap_stride, width: cin, column_stride: 1 }
+            } else {
+                let depth = taps * cin;
+                apart = windows(&gathered, rows, depth, cin, |row, k| row / tout * height + row % tout * g.stride + k * g.dilation);
+                Gather { data: &apart, row_stride: depth, taps: 1, tap_stride: 0, width: depth, column_stride: 1 }
+            };
+            let start = bias.map_or(Start::Zero, Start::Bias);
+            product(y, rows, a, packed.panels()?, start, |i, j, part| finish(part, i * cout + j));
+        }
+        Weights::Packed(packed) => {
+            let (cin_group, cout_group) = (cin / g.groups, cout / g.groups);
+            let panels = packed.panels::<T>()?;
+            by_blocks(
+                y,
+                tout,
+                layer,
+                input,
+                |block, gathered| {
+                    let rows = block.len() / cout;
+                    for group in 0..g.groups {
+                        let a = Gather {
+                            data: &gathered[group * cin_group..],
+                            row_stride: g.stride * cin,
+                            taps,
+                            tap_stride: g.dilation * cin,
+                            width: cin_group,
+                            column_stride: 1,
+                        };
+                        let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[group * cout_group..][..cout_group]));
+                        gemm(&mut block[group * cout_group..], cout, rows, a, panels.group(group), start);
+                    }
+                },
+                finish,
+            );
+        }
+        Weights::Depthwise(weights) => {
+            let steps = (cin, g.stride, g.dilation);
+            by_blocks(y, tout, layer, input, |block, gathered| depthwise(block, gathered, weights, steps, bias), finish);
+        }
+    }
     Ok(())
 }
 
-/// `y[B, tout, cout]` from the rows that `input(item)` yields; `finish(block, offset)` runs on each block of `y` once summed.
-#[allow(clippy::too_many_arguments)]
-fn convolve<'a, T: Real>(
+/// `multiply(block, its input)` and `finish(block, offset)` on blocks of rows of `y`.
+fn by_blocks<'a, T: Real>(
     y: &mut [T],
     tout: usize,
-    cout: usize,
-    cin: usize,
-    (weight, taps): (&[T], usize),
-    g: &Geometry,
-    bias: Option<&[T]>,
+    layer: &Layer<T>,
     input: impl Fn(usize) -> Rows<'a, T> + Sync,
+    multiply: impl Fn(&mut [T], &[T]) + Sync,
     finish: impl Fn(&mut [T], usize) + Sync,
 ) {
-    let (cin_group, cout_group) = (cin / g.groups, cout / g.groups);
-    let depth = taps * cin_group;
-    // Packing pays once more than a few rows share the weights.
-    let few_rows = tout < 16 && y.len() / cout.max(1) < 64;
-    let in_place = if few_rows && g.groups == 1 { Panels::in_place(weight, depth, cout) } else { None };
-    let pack = |group: usize| Packed::new(&weight[group * cout_group..], depth, cout_group, cout);
-    // One group, the usual case, costs no allocation.
-    let whole = (in_place.is_none() && g.groups == 1).then(|| pack(0));
-    let grouped: Vec<Packed<T>> = if g.groups == 1 { Vec::new() } else { (0..g.groups).map(pack).collect() };
+    let &Layer { taps, cin, cout, geometry: g, .. } = layer;
     let block_rows = (BLOCK / (cin * g.stride).max(1)).clamp(16, 1024).next_multiple_of(12);
-    parallel::for_blocks(y, tout * cout, block_rows * cout, y_work(depth), |item, first, block| {
-        let rows = block.len() / cout;
-        let source = input(item);
-        let mut gathered = Scratch::<T>::new(((rows - 1) * g.stride + g.reach(taps)) * cin);
-        source.gather(&mut gathered, first / cout * g.stride);
-        for group in 0..g.groups {
-            let a = Gather {
-                data: &gathered[group * cin_group..],
-                row_stride: g.stride * cin,
-                taps,
-                tap_stride: g.dilation * cin,
-                width: cin_group,
-                column_stride: 1,
-            };
-            let Some(panels) = in_place.or_else(|| whole.as_ref().or(grouped.get(group)).map(Packed::panels)) else { return };
-            let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[group * cout_group..][..cout_group]));
-            gemm(&mut block[group * cout_group..], cout, rows, a, panels, start);
-        }
+    parallel::for_blocks(y, tout * cout, block_rows * cout, y_work(taps * cin / g.groups), |item, first, block| {
+        let mut gathered = Scratch::<T>::new(((block.len() / cout - 1) * g.stride + g.reach(taps)) * cin);
+        input(item).gather(&mut gathered, first / cout * g.stride);
+        multiply(block, &gathered);
         finish(block, item * tout * cout + first);
     });
+}
+
+/// `[rows, depth]` whose stretch `k` of row `row` is row `at(row, k)` of `x`, of `width`.
+fn windows<T: Real>(x: &[T], rows: usize, depth: usize, width: usize, at: impl Fn(usize, usize) -> usize + Sync) -> Scratch<T> {
+    let mut out = Scratch::new(rows * depth);
+    parallel::for_rows(&mut out, depth, |first, out| {
+        for (row, out) in out.chunks_exact_mut(depth).enumerate() {
+            for (k, out) in out.chunks_exact_mut(width).enumerate() {
+                out.copy_from_slice(&x[at(first + row, k) * width..][..width]);
+            }
+        }
+    });
+    out
+}
+
+/// `y[t, c] = bias[c] + sum_k x[t * stride + k * dilation, c] w[k, c]`, in the order of `k`.
+fn depthwise<T: Real>(y: &mut [T], x: &[T], w: &[T], (channels, stride, dilation): (usize, usize, usize), bias: Option<&[T]>) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (t, y) in y.chunks_exact_mut(channels).enumerate() {
+                match bias {
+                    Some(bias) => y.copy_from_slice(bias),
+                    None => y.fill(T::zero()),
+                }
+                for (k, w) in w.chunks_exact(channels).enumerate() {
+                    let x = &x[(t * stride + k * dilation) * channels..][..channels];
+                    for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+                        *y = x.mul_add(w, *y);
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Work per output element, in the units of [`parallel`].
@@ -176,28 +301,36 @@ pub fn backward_input<T: Real>(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, g:
         let flipped = transpose_taps(w, taps, cin, cout, |k| taps - 1 - k);
         let pad_left = reach - 1 - g.pad_left;
         let geometry = Geometry { pad_left, pad_right: 0, ..*g };
-        bare(dx, t, (dy, tout, cout), (&flipped, taps, cin), &geometry);
+        bare(dx, t, (dy, tout, cout), (&flipped, taps, cin), &geometry)?;
     } else if g.groups == 1 && g.dilation == 1 {
         let shape = Upsample { stride: g.stride, taps, crop: g.pad_left, t: tout, len: t };
         let transposed = transpose_taps(w, taps, cin, cout, |k| k);
-        upsample(dx, (dy, cout), &transposed, cin, None, shape, None, |_, _| {});
+        let weights = polyphase(&transposed, (taps, cout, cin), g.stride)?;
+        upsample(dx, (dy, cout), (Weights::Packed(&weights), cin), None, shape, |_| None, &Activate::None)?;
     } else {
         scatter_input(dx, dy, w, (t, cin, tout, cout, taps), g);
     }
     Ok(())
 }
 
-/// The convolution alone, on slices: `y[B, tout, cout]` from `x[B, t, cin]` and `w[taps, cin, cout]`.
+/// The convolution alone, on slices: `y[B, tout, cout]` from `x[B, t, cin]` and `w[taps, cin / groups, cout]`.
 pub(crate) fn bare<T: Real>(
     y: &mut [T],
     tout: usize,
     (x, t, cin): (&[T], usize, usize),
     (w, taps, cout): (&[T], usize, usize),
     g: &Geometry,
-) {
-    let rows =
-        |item: usize| Rows { x: &x[item * t * cin..][..t * cin], channels: cin, pad_left: g.pad_left, past: None, snake: None, elu: false };
-    convolve(y, tout, cout, cin, (w, taps), g, None, rows, |_, _| {});
+) -> Result<()> {
+    let packed = pack_groups(w, taps * cin / g.groups, cout, g.groups)?;
+    let layer = Layer { weights: Weights::Packed(&packed), taps, cin, cout, geometry: g, bias: None };
+    let input = |item: usize| Rows {
+        x: &x[item * t * cin..][..t * cin],
+        channels: cin,
+        pad_left: g.pad_left,
+        past: None,
+        prologue: &Activate::None,
+    };
+    convolve(y, tout, &layer, input, |_, _| {})
 }
 
 /// Any geometry, one multiply at a time: groups, and stride together with dilation.
@@ -243,38 +376,43 @@ pub(crate) struct Upsample {
     pub len: usize,
 }
 
-/// `y[o] = sum x[t] w[o + crop - t * stride]` with `w [taps, cin, cout]`: each stretch of `stride` outputs is one row of
-/// a convolution over `x` with `ceil(taps / stride)` taps and `stride * cout` columns.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn upsample<T: Real>(
+/// `[taps, cin, cout]` regrouped: row `(m, i)`, column `(phase, o)` is `w[phase + stride * (history - 1 - m)][i][o]`, with
+/// `history = ceil(taps / stride)`.
+pub(crate) fn polyphase<W: Element>(w: &[W], (taps, cin, cout): (usize, usize, usize), stride: usize) -> Result<Packed> {
+    let history = taps.div_ceil(stride);
+    Packed::from_rows(history * cin, stride * cout, |row, first, out: &mut [W]| {
+        let (m, i) = (row / cin, row % cin);
+        let mut column = first;
+        let mut out = out;
+        while !out.is_empty() {
+            let (phase, o) = (column / cout, column % cout);
+            let n = out.len().min(cout - o);
+            let (part, rest) = out.split_at_mut(n);
+            let k = phase + stride * (history - 1 - m);
+            if k < taps {
+                part.copy_from_slice(&w[(k * cin + i) * cout + o..][..n])
+            } else {
+                part.fill(W::default())
+            }
+            (out, column) = (rest, column + n);
+        }
+    })
+}
+
+/// `y[o] = bias + sum x[t] w[o + crop - t * stride]`: each stretch of `stride` outputs is one row of a convolution over `x` with
+/// `ceil(taps / stride)` taps and `stride * cout` columns. Weights are [`polyphase`], or `[taps, C]` depthwise.
+pub(crate) fn upsample<'a, T: Real>(
     y: &mut [T],
     (x, cin): (&[T], usize),
-    w: &[T],
-    cout: usize,
+    (weights, cout): (Weights<T>, usize),
     bias: Option<&[T]>,
     shape: Upsample,
-    ring: Option<&Ring>,
-    finish: impl Fn(&mut [T], usize) + Sync,
-) {
+    past: impl Fn(usize) -> Option<(&'a [T], usize)> + Sync,
+    prologue: &Activate<T>,
+) -> Result<()> {
     let Upsample { stride, taps, crop, t, len } = shape;
     let history = taps.div_ceil(stride);
     let columns = stride * cout;
-    // polyphase[m][i][phase * cout + o] = w[phase + stride * (history - 1 - m)][i][o]
-    let mut polyphase = Scratch::<T>::new(history * cin * columns);
-    for m in 0..history {
-        for phase in 0..stride {
-            let k = phase + stride * (history - 1 - m);
-            for i in 0..cin {
-                let out = &mut polyphase[(m * cin + i) * columns + phase * cout..][..cout];
-                if k < taps { out.copy_from_slice(&w[(k * cin + i) * cout..][..cout]) } else { out.fill(T::zero()) }
-            }
-        }
-    }
-    let bias: Option<Scratch<T>> = bias.map(|bias| {
-        let mut repeated = Scratch::new(columns);
-        repeated.chunks_exact_mut(cout.max(1)).for_each(|phase| phase.copy_from_slice(bias));
-        repeated
-    });
     // Rows of `stride` outputs that cover `crop..crop + len`; row u reads inputs u - (history - 1) ..= u.
     let first = crop / stride;
     let rows = if len == 0 { 0 } else { (crop + len).div_ceil(stride) - first };
@@ -283,29 +421,60 @@ pub(crate) fn upsample<T: Real>(
     let skip = first.saturating_sub(history - 1).min(t);
     let pad_left = (history - 1).saturating_sub(first);
     let geometry = Geometry { pad_left, ..Geometry::default() };
-    let input = |item: usize| Rows {
-        x: &x[(item * t + skip) * cin..(item + 1) * t * cin],
-        channels: cin,
-        pad_left,
-        past: ring.and_then(|r| {
-            let (rows, position) = (r.rows.as_slice::<T>().ok()?, r.position.as_slice::<i32>().ok()?);
-            let size = rows.len() / position.len().max(1);
-            Some((&rows[item * size..][..size], position[item] as usize))
-        }),
-        snake: None,
-        elu: false,
+    let input =
+        |item: usize| Rows { x: &x[(item * t + skip) * cin..(item + 1) * t * cin], channels: cin, pad_left, past: past(item), prologue };
+    let run = |y: &mut [T]| match weights {
+        Weights::Depthwise(w) => {
+            parallel::for_blocks(y, rows * columns, rows * columns, y_work(history), |item, _, y| {
+                let mut gathered = Scratch::<T>::new((rows + history - 1) * cin);
+                input(item).gather(&mut gathered, 0);
+                spread(y, &gathered, w, (cin, stride, history), bias);
+            });
+            Ok(())
+        }
+        Weights::Packed(_) => {
+            let bias = bias.map(|bias| {
+                let mut repeated = Scratch::<T>::new(columns);
+                repeated.chunks_exact_mut(cout.max(1)).for_each(|phase| phase.copy_from_slice(bias));
+                repeated
+            });
+            let layer = Layer { weights, taps: history, cin, cout: columns, geometry: &geometry, bias: bias.as_deref() };
+            convolve(y, rows, &layer, input, |_, _| {})
+        }
     };
     if crop.is_multiple_of(stride) && len.is_multiple_of(stride) {
-        convolve(y, rows, columns, cin, (&polyphase, history), &geometry, bias.as_deref(), input, finish);
-    } else {
-        let mut whole = Scratch::<T>::new(batch * rows * columns);
-        convolve(&mut whole, rows, columns, cin, (&polyphase, history), &geometry, bias.as_deref(), input, |_, _| {});
-        let from = (crop - first * stride) * cout;
-        for (item, y) in y.chunks_exact_mut((len * cout).max(1)).enumerate() {
-            y.copy_from_slice(&whole[item * rows * columns + from..][..len * cout]);
-            finish(y, item * len * cout);
-        }
+        return run(y);
     }
+    let mut whole = Scratch::<T>::new(batch * rows * columns);
+    run(&mut whole)?;
+    let from = (crop - first * stride) * cout;
+    for (item, y) in y.chunks_exact_mut((len * cout).max(1)).enumerate() {
+        y.copy_from_slice(&whole[item * rows * columns + from..][..len * cout]);
+    }
+    Ok(())
+}
+
+/// `y[u, phase, c] = bias[c] + sum_m x[u + m, c] w[phase + stride (history - 1 - m), c]`, in the order of `m`.
+fn spread<T: Real>(y: &mut [T], x: &[T], w: &[T], (channels, stride, history): (usize, usize, usize), bias: Option<&[T]>) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, y) in y.chunks_exact_mut(channels).enumerate() {
+                let (u, phase) = (row / stride, row % stride);
+                match bias {
+                    Some(bias) => y.copy_from_slice(bias),
+                    None => y.fill(T::zero()),
+                }
+                for m in 0..history {
+                    let k = phase + stride * (history - 1 - m);
+                    let Some(w) = w.get(k * channels..(k + 1) * channels) else { continue };
+                    for ((y, &x), &w) in y.iter_mut().zip(&x[(u + m) * channels..]).zip(w) {
+                        *y = x.mul_add(w, *y);
+                    }
+                }
+            }
+        },
+    );
 }
 
 pub fn backward_weight<T: Real>(dw: &mut Tensor, dy: &Tensor, x: &Tensor, g: &Geometry) -> Result<()> {
@@ -342,12 +511,14 @@ pub(crate) fn correlate<T: Real>(
                 while step < end {
                     let n = chunk.min(end - step);
                     let dy = &dy[(item * tout + step) * cout + group * cout_group..];
-                    let packed;
+                    let mut packed;
                     let b = match Panels::in_place(dy, n, cout).filter(|_| g.groups == 1) {
                         Some(panels) => panels,
                         None => {
-                            packed = Packed::new(dy, n, cout_group, cout);
-                            packed.panels()
+                            packed = Scratch::new(packed_len(n, cout_group));
+                            Panels::pack(&mut packed, n, cout_group, |p, first, row| {
+                                row.copy_from_slice(&dy[p * cout + first..][..row.len()])
+                            })
                         }
                     };
                     let at = step * g.stride + tap - g.pad_left;
@@ -389,11 +560,29 @@ pub fn append<T: Real>(ring: &mut Ring, x: &Tensor, mask: Option<&Tensor>) -> Re
     Ok(())
 }
 
+/// Makes the first row of `x` the past of every stream without one that is not masked out.
+pub fn prime<T: Real>(ring: &mut Ring, x: &Tensor, mask: Option<&Tensor>) -> Result<()> {
+    let [batch, past, c] = ring.rows.shape()[..] else { return Ok(()) };
+    let t = x.shape()[1];
+    let mask = mask.map(Tensor::as_slice::<u8>).transpose()?;
+    let x = x.as_slice::<T>()?;
+    let rows = ring.rows.as_mut_slice::<T>()?;
+    let primed = ring.primed.as_mut_slice::<u8>()?;
+    for item in (0..batch).filter(|&item| mask.is_none_or(|m| m[item] != 0)) {
+        if std::mem::replace(&mut primed[item], 1) == 0 {
+            let first = &x[item * t * c..][..c];
+            rows[item * past * c..][..past * c].chunks_exact_mut(c).for_each(|row| row.copy_from_slice(first));
+        }
+    }
+    Ok(())
+}
+
 pub fn reset<T: Real>(ring: &mut Ring, mask: &[u8]) -> Result<()> {
     let size = ring.rows.elements() / mask.len().max(1);
     for (item, _) in mask.iter().enumerate().filter(|&(_, &m)| m != 0) {
         ring.rows.as_mut_slice::<T>()?[item * size..][..size].fill(T::zero());
         ring.position.as_mut_slice::<i32>()?[item] = 0;
+        ring.primed.as_mut_slice::<u8>()?[item] = 0;
     }
     Ok(())
 }

@@ -16,6 +16,17 @@ const WEIGHT_GRADIENT: Kernels = Kernels { op: OP, source: &SOURCE, name: "conv1
 /// Shared memory that every architecture has without asking.
 const SHARED: usize = 48 << 10;
 
+impl<'a> Prologue<'a> {
+    /// As `Window` in `gemm.cuh` has it.
+    pub(crate) fn code(&self) -> (i32, Option<&'a Tensor>) {
+        match *self {
+            Prologue::None => (0, None),
+            Prologue::Snake(alpha) => (1, Some(alpha)),
+            Prologue::Elu => (2, None),
+        }
+    }
+}
+
 impl Ring {
     /// What a kernel reads before time 0; none if the layer looks at no past.
     pub(crate) fn past(&self) -> Option<(&Tensor, &Tensor)> {
@@ -35,11 +46,7 @@ pub(super) fn forward(
     let past = ring.and_then(Ring::past);
     let (xs, ws, ys) = (x.shape(), weight.shape(), y.shape());
     let (taps, cout) = (ws[0], ws[2]);
-    let (prologue, alpha) = match fused.prologue {
-        Prologue::None => (0, None),
-        Prologue::Snake(alpha) => (1, Some(alpha)),
-        Prologue::Elu => (2, None),
-    };
+    let (prologue, alpha) = fused.prologue.code();
     let epilogue = match fused.epilogue {
         Epilogue::None => 0,
         Epilogue::Tanh => 1,
@@ -128,12 +135,22 @@ pub(super) fn append(gpu: &Cuda, ring: &mut Ring, x: &Tensor, mask: Option<&Tens
     unsafe { kernel.launch(grid(batch, 256, 0)?, arguments) }
 }
 
+/// Fills the rings of the streams that nothing has primed yet and that `mask` lets run with the first row of `x`.
+pub(super) fn prime(gpu: &Cuda, ring: &mut Ring, x: &Tensor, mask: Option<&Tensor>) -> Result<()> {
+    let [batch, past, channels] = ring.rows.shape()[..] else { return Ok(()) };
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, "conv1d_prime", x)?)?;
+    int(OP, past.saturating_mul(channels))?;
+    let arguments: &mut [Arg] = args![&mut ring.rows, &mut ring.primed, x, mask, past as i32, int(OP, x.shape()[1])?, channels as i32];
+    // SAFETY: the parameter list of conv1d_prime; `prime` checked the shapes and that x has a row.
+    unsafe { kernel.launch(grid(batch, 256, 0)?, arguments) }
+}
+
 pub(super) fn reset(gpu: &Cuda, ring: &mut Ring, mask: &Tensor) -> Result<()> {
     let [batch, past, channels] = ring.rows.shape()[..] else { return Ok(()) };
     let kernel = gpu.kernel(&SOURCE, &kernel_name(OP, "conv1d_reset", &ring.rows)?)?;
     let size = int(OP, past.saturating_mul(channels))?;
     // SAFETY: the parameter list of conv1d_reset; ring and mask have `batch` streams.
-    unsafe { kernel.launch(grid(batch, 256, 0)?, args![&mut ring.rows, &mut ring.position, mask, size]) }
+    unsafe { kernel.launch(grid(batch, 256, 0)?, args![&mut ring.rows, &mut ring.position, &mut ring.primed, mask, size]) }
 }
 
 pub(super) fn backward_input(gpu: &Cuda, dx: &mut Tensor, dy: &Tensor, weight: &Tensor, g: &Geometry) -> Result<()> {

@@ -11,7 +11,8 @@
 //!
 //! It is a matrix product whose rows are windows of `x`. The sum runs over `k`, then `i`, in that order for every output
 //! whatever `B`, `T` or the chunking, so that [`step`] over a stream equals [`forward`] over the whole, bit for bit.
-//! Storage f32, bf16 or f16 on CUDA (f32 accumulation), f32 or f64 on the CPU. Source: `torch.nn.functional.conv1d`.
+//! Storage f32, bf16 or f16 on CUDA (f32 accumulation), f32 or f64 on the CPU, where a prepared [`Weight`] may be bf16 beside f32.
+//! Source: `torch.nn.functional.conv1d`.
 
 mod cases;
 pub mod cpu;
@@ -20,9 +21,10 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::case::Op;
+use crate::cpu::gemm::Packed;
 use crate::driver::{Source, source::ALL_ARCHS};
-use crate::ops::check;
-use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
+use crate::ops::{check, elementwise};
+use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
 pub static OP: Op = Op { name: "conv1d", source: Some(&SOURCE), cases: cases::cases };
@@ -93,12 +95,125 @@ pub struct Fused<'a> {
     pub epilogue: Epilogue,
 }
 
+impl Prologue<'_> {
+    /// That its parameters suit `x` of `channels` channels.
+    pub(super) fn check(&self, op: &'static str, x: &Tensor, channels: usize) -> Result<()> {
+        match self {
+            Prologue::Snake(alpha) => check::parameter(op, x, "alpha", alpha, channels),
+            Prologue::None | Prologue::Elu => Ok(()),
+        }
+    }
+}
+
+/// A weight as its device reads it best: packed once for the CPU's product, where bf16 serves inputs in f32, the tensor as it is
+/// elsewhere.
+pub struct Weight {
+    shape: Shape,
+    dtype: DType,
+    device: Device,
+    groups: usize,
+    storage: Storage,
+}
+
+enum Storage {
+    Plain(Tensor),
+    Packed(Packed),
+}
+
+impl Weight {
+    /// Prepares `[K, Cin / groups, Cout]` for convolutions of this geometry's groups.
+    pub fn new(weight: &Tensor, geometry: &Geometry) -> Result<Weight> {
+        let shape = weight.shape();
+        let groups = geometry.groups;
+        if shape.len() != 3 || shape.contains(&0) {
+            return Err(Error::shape("conv1d", "weight", "[taps, in / groups, out], at least one of each", shape));
+        }
+        if groups == 0 || !shape[2].is_multiple_of(groups) {
+            return Err(Error::shape("conv1d", "weight", format!("[_, _, a multiple of {groups} groups]"), shape));
+        }
+        let storage = match (weight.device(), weight.dtype()) {
+            (Device::Cpu, dtype) if shape[1..] != [1, groups] => {
+                Storage::Packed(dispatch_stored!("conv1d", dtype, W => cpu::pack::<W>(weight, groups))?)
+            }
+            // Depthwise there is no product to pack for, and little to read.
+            (Device::Cpu, DType::BF16) => return Weight::new(&elementwise::convert(weight, DType::F32)?, geometry),
+            _ => Storage::Plain(weight.copy()?),
+        };
+        Ok(Weight { shape, dtype: weight.dtype(), device: weight.device(), groups, storage })
+    }
+
+    /// `[K, Cin / groups, Cout]`
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Size of the values as given.
+    pub fn bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.bytes()
+    }
+}
+
+/// What a convolution takes for its weight.
+#[derive(Clone, Copy)]
+pub enum AnyWeight<'a> {
+    Tensor(&'a Tensor),
+    Prepared(&'a Weight),
+}
+
+impl<'a> From<&'a Tensor> for AnyWeight<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        AnyWeight::Tensor(weight)
+    }
+}
+
+impl<'a> From<&'a Weight> for AnyWeight<'a> {
+    fn from(weight: &'a Weight) -> Self {
+        AnyWeight::Prepared(weight)
+    }
+}
+
+impl<'a> AnyWeight<'a> {
+    fn shape(self) -> Shape {
+        match self {
+            AnyWeight::Tensor(w) => w.shape(),
+            AnyWeight::Prepared(w) => w.shape,
+        }
+    }
+
+    fn check(self, x: &Tensor, groups: usize) -> Result<()> {
+        match self {
+            AnyWeight::Tensor(w) => check::alike("conv1d", x, "weight", w),
+            AnyWeight::Prepared(w) if w.groups != groups => {
+                Err(Error::argument("conv1d", format!("the weight was prepared for {} groups, not {groups}", w.groups)))
+            }
+            AnyWeight::Prepared(w) => check::prepared("conv1d", x, &w.device, w.dtype),
+        }
+    }
+
+    /// The tensor, unless it was packed.
+    fn tensor(self) -> Option<&'a Tensor> {
+        match self {
+            AnyWeight::Tensor(w) | AnyWeight::Prepared(Weight { storage: Storage::Plain(w), .. }) => Some(w),
+            AnyWeight::Prepared(_) => None,
+        }
+    }
+
+    fn packed(self) -> Option<&'a Packed> {
+        match self {
+            AnyWeight::Prepared(Weight { storage: Storage::Packed(packed), .. }) => Some(packed),
+            _ => None,
+        }
+    }
+}
+
 /// The last `P` input rows of each stream, as a ring.
 pub struct Ring {
     /// `[B, P, Cin]`; the row of logical time `-j` (j = 1 is the newest) is `(position - j) mod P`.
     pub(crate) rows: Tensor,
     /// `[B]` i32: rows seen so far, modulo `P`.
     pub(crate) position: Tensor,
+    /// `[B]` u8: not zero once [`Ring::prime`] has seen the stream.
+    primed: Tensor,
 }
 
 impl Ring {
@@ -108,7 +223,25 @@ impl Ring {
             Error::argument("conv1d", format!("a stream cannot skip input: stride {} exceeds the reach of {taps} taps", geometry.stride))
         })?;
         check_extents(geometry, taps, past)?;
-        Ok(Ring { rows: Tensor::zeros(device, dtype, [batch, past, channels])?, position: Tensor::zeros(device, DType::I32, [batch])? })
+        Ok(Ring {
+            rows: Tensor::zeros(device, dtype, [batch, past, channels])?,
+            position: Tensor::zeros(device, DType::I32, [batch])?,
+            primed: Tensor::zeros(device, DType::U8, [batch])?,
+        })
+    }
+
+    /// Makes the first row of `x [B, T, Cin]` the whole past of every stream that has had none since [`Ring::new`] or
+    /// [`Ring::reset`], as padding by replication does. Called before each [`step`], with its `mask`.
+    pub fn prime(&mut self, x: &Tensor, mask: Option<&Tensor>) -> Result<()> {
+        let _span = span::op("conv1d.prime");
+        self.check("conv1d", x, self.rows.shape()[1], mask)?;
+        if x.elements() == 0 || self.rows.elements() == 0 {
+            return Ok(());
+        }
+        match x.device() {
+            Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::prime::<T>(self, x, mask)),
+            Device::Cuda(gpu) => cuda::prime(&gpu, self, x, mask),
+        }
     }
 
     /// Forgets the past of every stream whose `mask` (u8 `[B]`) is not zero.
@@ -178,7 +311,7 @@ fn check_extents(g: &Geometry, taps: usize, t: usize) -> Result<()> {
     }
 }
 
-fn check(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Extents> {
+fn check(x: &Tensor, weight: AnyWeight, g: &Geometry) -> Result<Extents> {
     const OP: &str = "conv1d";
     let (xs, ws) = (x.shape(), weight.shape());
     let &[batch, t, cin] = &*xs else { return Err(Error::shape(OP, "x", "[batch, time, channels]", xs)) };
@@ -193,7 +326,7 @@ fn check(x: &Tensor, weight: &Tensor, g: &Geometry) -> Result<Extents> {
     if !cin.is_multiple_of(g.groups) || !cout.is_multiple_of(g.groups) || cin / g.groups != cin_group {
         return Err(Error::shape(OP, "weight", format!("[_, {cin} / {} groups, a multiple of {}]", g.groups, g.groups), ws));
     }
-    check::alike("conv1d", x, "weight", weight)?;
+    weight.check(x, g.groups)?;
     Ok(Extents { batch, t, cin, taps, cout })
 }
 
@@ -204,9 +337,7 @@ fn check_fused(x: &Tensor, e: &Extents, tout: usize, fused: &Fused) -> Result<()
         None => Ok(()),
     };
     vector("bias", fused.bias, e.cout)?;
-    if let Prologue::Snake(alpha) = fused.prologue {
-        check::parameter("conv1d", x, "alpha", alpha, e.cin)?;
-    }
+    fused.prologue.check("conv1d", x, e.cin)?;
     match fused.residual {
         Some(r) if *r.shape() != [e.batch, tout, e.cout] => {
             Err(Error::shape("conv1d", "residual", format!("[{}, {tout}, {}]", e.batch, e.cout), r.shape()))
@@ -217,23 +348,40 @@ fn check_fused(x: &Tensor, e: &Extents, tout: usize, fused: &Fused) -> Result<()
 }
 
 /// The whole signal at once.
-pub fn forward(x: &Tensor, weight: &Tensor, geometry: &Geometry, fused: Fused) -> Result<Tensor> {
+pub fn forward<'w>(x: &Tensor, weight: impl Into<AnyWeight<'w>>, geometry: &Geometry, fused: Fused) -> Result<Tensor> {
     let _span = span::op("conv1d.forward");
+    let weight = weight.into();
     let e = check(x, weight, geometry)?;
     let tout = geometry.output_len(e.t, e.taps);
     check_fused(x, &e, tout, &fused)?;
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, tout, e.cout])?;
-    match x.device() {
-        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::forward::<T>(&mut y, x, None, weight, geometry, &fused))?,
-        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, None, weight, geometry, &fused)?,
-    }
+    convolve(&mut y, x, None, weight, geometry, &fused)?;
     Ok(y)
+}
+
+/// As many rows as `y` has; everything was checked.
+pub(super) fn convolve(y: &mut Tensor, x: &Tensor, ring: Option<&Ring>, weight: AnyWeight, g: &Geometry, fused: &Fused) -> Result<()> {
+    match x.device() {
+        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::forward::<T>(y, x, ring, weight, g, fused)),
+        Device::Cuda(gpu) => {
+            let weight = weight.tensor().ok_or(Error::DeviceMismatch { op: "conv1d", operand: "weight" })?;
+            cuda::forward(&gpu, y, x, ring, weight, g, fused)
+        }
+    }
 }
 
 /// The next `T` rows (a multiple of the stride) of `B` streams: reads the past from `ring` in place of left padding, then
 /// appends `x` to it. Streams whose `mask` (u8 `[B]`) is zero keep their past; their output is unspecified.
-pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, fused: Fused, mask: Option<&Tensor>) -> Result<Tensor> {
+pub fn step<'w>(
+    x: &Tensor,
+    ring: &mut Ring,
+    weight: impl Into<AnyWeight<'w>>,
+    geometry: &Geometry,
+    fused: Fused,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
     let _span = span::op("conv1d.step");
+    let weight = weight.into();
     let past = ring.rows.shape()[1];
     let g = Geometry { pad_left: past, pad_right: 0, ..*geometry };
     let e = check(x, weight, &g)?;
@@ -244,10 +392,7 @@ pub fn step(x: &Tensor, ring: &mut Ring, weight: &Tensor, geometry: &Geometry, f
     let tout = e.t / g.stride;
     check_fused(x, &e, tout, &fused)?;
     let mut y = Tensor::empty(&x.device(), x.dtype(), [e.batch, tout, e.cout])?;
-    match x.device() {
-        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::forward::<T>(&mut y, x, Some(ring), weight, &g, &fused))?,
-        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, x, Some(ring), weight, &g, &fused)?,
-    }
+    convolve(&mut y, x, Some(ring), weight, &g, &fused)?;
     ring.append(x, mask)?;
     Ok(y)
 }
@@ -264,7 +409,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
         return Err(Error::shape("conv1d", "dy", expected, dy.shape()));
     }
     let mut dx = Tensor::empty(&dy.device(), dy.dtype(), [batch, t, cin_group.saturating_mul(geometry.groups)])?;
-    check(&dx, weight, geometry)?;
+    check(&dx, weight.into(), geometry)?;
     match dy.device() {
         Device::Cpu => dispatch_real!("conv1d", dy.dtype(), T => cpu::backward_input::<T>(&mut dx, dy, weight, geometry))?,
         Device::Cuda(gpu) => cuda::backward_input(&gpu, &mut dx, dy, weight, geometry)?,
@@ -281,11 +426,16 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize
         return Err(Error::shape("conv1d", "dy", format!("[{batch}, {}, _]", geometry.output_len(t, taps)), dy.shape()));
     }
     let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin / geometry.groups.max(1), cout])?;
-    check(x, &dw, geometry)?;
+    check(x, (&dw).into(), geometry)?;
     check::alike("conv1d", x, "dy", dy)?;
-    match x.device() {
-        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::backward_weight::<T>(&mut dw, dy, x, geometry))?,
-        Device::Cuda(gpu) => cuda::backward_weight(&gpu, &mut dw, dy, x, geometry)?,
-    }
+    correlate(&mut dw, dy, x, geometry)?;
     Ok(dw)
+}
+
+/// [`backward_weight`] for as many taps as `dw` has; everything was checked.
+pub(super) fn correlate(dw: &mut Tensor, dy: &Tensor, x: &Tensor, geometry: &Geometry) -> Result<()> {
+    match x.device() {
+        Device::Cpu => dispatch_real!("conv1d", x.dtype(), T => cpu::backward_weight::<T>(dw, dy, x, geometry)),
+        Device::Cuda(gpu) => cuda::backward_weight(&gpu, dw, dy, x, geometry),
+    }
 }

@@ -2,21 +2,8 @@
 
 use super::*;
 use crate::case::SplitMix;
-use crate::driver::Arch;
-use crate::driver::emulator::{Emulator, Options};
 use crate::ops::conv_transpose1d;
-
-fn devices() -> Result<Vec<Device>> {
-    let mut devices = vec![Device::Cpu];
-    for arch in [75, 90] {
-        match Emulator::new(Options { arch: Arch(arch), ..Options::default() }) {
-            Ok(emulator) => devices.push(Device::on(Box::new(emulator))),
-            Err(Error::Unavailable { why, .. }) => println!("skipped: the emulator, {why}"),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(devices)
-}
+use crate::ops::testing::{devices, float_types};
 
 struct Signal {
     values: Vec<f64>,
@@ -71,10 +58,6 @@ fn compare(
     Ok(())
 }
 
-fn dtypes(device: &Device) -> &'static [DType] {
-    if *device == Device::Cpu { &[DType::F32, DType::F64] } else { &[DType::F32, DType::BF16, DType::F16] }
-}
-
 #[test]
 fn streaming_equals_offline_bit_for_bit() -> Result<()> {
     // (in, out, taps, stride, dilation): vector and element-wise products, both one-channel kernels.
@@ -84,7 +67,7 @@ fn streaming_equals_offline_bit_for_bit() -> Result<()> {
         let x = Signal::new(&mut rng, [3, 20 * stride, cin]);
         let w = Signal::new(&mut rng, [taps, cin, cout]);
         for device in devices()? {
-            for &dtype in dtypes(&device) {
+            for &dtype in float_types(&device) {
                 let w = w.tensor(&device, dtype)?;
                 let whole = forward(&x.tensor(&device, dtype)?, &w, &g, Fused::default())?;
                 let mut ring = Ring::new(&device, dtype, 3, taps, cin, &g)?;
@@ -97,17 +80,79 @@ fn streaming_equals_offline_bit_for_bit() -> Result<()> {
 
 #[test]
 fn transposed_streaming_equals_offline_bit_for_bit() -> Result<()> {
-    for (cin, cout, taps, stride) in [(16, 8, 16, 8), (5, 3, 7, 2), (9, 1, 4, 4)] {
-        let g = conv_transpose1d::Geometry::causal(taps, stride);
+    for (cin, cout, taps, stride, groups) in [(16, 8, 16, 8, 1), (5, 3, 7, 2, 1), (9, 1, 4, 4, 1), (33, 33, 4, 2, 33)] {
+        let g = conv_transpose1d::Geometry { groups, ..conv_transpose1d::Geometry::causal(taps, stride) };
         let mut rng = SplitMix(6);
         let x = Signal::new(&mut rng, [3, 20, cin]);
-        let w = Signal::new(&mut rng, [taps, cin, cout]);
+        let w = Signal::new(&mut rng, [taps, cin, cout / groups]);
         for device in devices()? {
-            for &dtype in dtypes(&device) {
+            for &dtype in float_types(&device) {
                 let w = w.tensor(&device, dtype)?;
-                let whole = conv_transpose1d::forward(&x.tensor(&device, dtype)?, &w, None, &g)?;
+                let whole = conv_transpose1d::forward(&x.tensor(&device, dtype)?, &w, &g, Default::default())?;
                 let mut ring = conv_transpose1d::ring(&device, dtype, 3, taps, cin, stride)?;
-                compare(&x, &whole, 1, &mut ring, |x, ring, mask| conv_transpose1d::step(x, ring, &w, None, stride, mask))?;
+                compare(&x, &whole, 1, &mut ring, |x, ring, mask| conv_transpose1d::step(x, ring, &w, &g, Default::default(), mask))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_primed_stream_is_the_signal_padded_with_its_first_row() -> Result<()> {
+    let (batch, cin, cout, taps) = (3, 5, 7, 6);
+    let g = Geometry::causal(taps, 2, 1);
+    let mut rng = SplitMix(8);
+    let x = Signal::new(&mut rng, [batch, 40, cin]);
+    let w = Signal::new(&mut rng, [taps, cin, cout]);
+    let rows = |b: usize| &x.values[b * 40 * cin..][..40 * cin];
+    let padded = (0..batch).flat_map(|b| rows(b)[..cin].repeat(g.pad_left).into_iter().chain(rows(b).iter().copied()));
+    let padded = Signal { values: padded.collect(), shape: [batch, 40 + g.pad_left, cin] };
+    for device in devices()? {
+        for &dtype in float_types(&device) {
+            let w = w.tensor(&device, dtype)?;
+            let whole = forward(&padded.tensor(&device, dtype)?, &w, &Geometry { pad_left: 0, ..g }, Fused::default())?;
+            let mut ring = Ring::new(&device, dtype, batch, taps, cin, &g)?;
+            for _ in 0..2 {
+                compare(&x, &whole, 2, &mut ring, |x, ring, mask| {
+                    ring.prime(x, mask)?;
+                    step(x, ring, &w, &g, Fused::default(), mask)
+                })?;
+                ring.reset(&Tensor::from_slice(&device, &[1u8; 3], [batch])?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_prepared_weight_computes_the_bits_of_its_tensor() -> Result<()> {
+    let mut rng = SplitMix(12);
+    for (cin, cout, taps, stride, groups) in [(5, 33, 3, 1, 1), (16, 48, 4, 2, 1), (6, 9, 3, 1, 3), (40, 40, 4, 2, 40)] {
+        let g = Geometry { groups, ..Geometry::causal(taps, stride, 1) };
+        let x = Signal::new(&mut rng, [2, 12 * stride, cin]);
+        let (w, turned) = (Signal::new(&mut rng, [taps, cin / groups, cout]), Signal::new(&mut rng, [taps, cin, cout / groups]));
+        for device in devices()? {
+            // On the CPU bf16 beside f32, too.
+            let halves = (device == Device::Cpu).then_some((DType::F32, DType::BF16));
+            for (dtype, stored) in float_types(&device).iter().map(|&dtype| (dtype, dtype)).chain(halves) {
+                let (x, w) = (x.tensor(&device, dtype)?, w.tensor(&device, stored)?);
+                let prepared = Weight::new(&w, &g)?;
+                let w = elementwise::convert(&w, dtype)?;
+                let fused = Fused { prologue: Prologue::Elu, ..Fused::default() };
+                assert_eq!(forward(&x, &prepared, &g, fused)?.to_f64()?, forward(&x, &w, &g, fused)?.to_f64()?);
+                assert!(forward(&x, &prepared, &Geometry { groups: groups + 1, ..g }, fused).is_err());
+                if groups != 1 && groups != cin {
+                    continue;
+                }
+                let g = conv_transpose1d::Geometry { groups, ..conv_transpose1d::Geometry::causal(taps, stride) };
+                let fused = conv_transpose1d::Fused { prologue: Prologue::Elu, bias: None };
+                let w = turned.tensor(&device, stored)?;
+                let prepared = conv_transpose1d::Weight::new(&w, &g)?;
+                let w = elementwise::convert(&w, dtype)?;
+                let y = conv_transpose1d::forward(&x, &prepared, &g, fused)?;
+                assert_eq!(y.to_f64()?, conv_transpose1d::forward(&x, &w, &g, fused)?.to_f64()?);
+                let other = conv_transpose1d::Geometry { stride: stride + 1, ..g };
+                assert!(conv_transpose1d::forward(&x, &prepared, &other, fused).is_err());
             }
         }
     }

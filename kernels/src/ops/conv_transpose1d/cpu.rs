@@ -1,29 +1,44 @@
-use super::{Extents, Geometry};
-use crate::ops::conv1d::cpu::{Upsample, correlate, transpose_taps, upsample};
+use super::{AnyWeight, Extents, Fused, Geometry};
+use crate::cpu::gemm::Packed;
+use crate::ops::conv1d::cpu::{Activate, Upsample, Weights, correlate, past, polyphase, transpose_taps, upsample};
 use crate::ops::conv1d::{self, Ring};
 use crate::tensor::Scratch;
-use crate::{Real, Result, Tensor};
+use crate::{Element, Real, Result, Tensor};
+
+pub(super) fn pack<W: Element>(weight: &Tensor, stride: usize) -> Result<Packed> {
+    let ws = weight.shape();
+    polyphase(weight.as_slice::<W>()?, (ws[0], ws[1], ws[2]), stride)
+}
 
 pub(super) fn forward<T: Real>(
     y: &mut Tensor,
     x: &Tensor,
     ring: Option<&Ring>,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
+    weight: AnyWeight,
     g: &Geometry,
+    fused: &Fused,
     e: &Extents,
 ) -> Result<()> {
     let shape = Upsample { stride: g.stride, taps: e.taps, crop: g.crop_left, t: e.t, len: e.tout };
-    let bias = bias.map(Tensor::as_slice::<T>).transpose()?;
-    upsample(y.as_mut_slice::<T>()?, (x.as_slice::<T>()?, e.cin), weight.as_slice::<T>()?, e.cout, bias, shape, ring, |_, _| {});
-    Ok(())
+    let bias = fused.bias.map(Tensor::as_slice::<T>).transpose()?;
+    let packed;
+    let weights = match (weight.packed(), weight.tensor()) {
+        (Some(packed), _) => Weights::Packed(packed),
+        (None, Some(w)) if g.groups > 1 => Weights::Depthwise(w.as_slice::<T>()?),
+        (None, Some(w)) => {
+            packed = pack::<T>(w, g.stride)?;
+            Weights::Packed(&packed)
+        }
+        (None, None) => return Ok(()), // a weight is one of the two
+    };
+    let x = (x.as_slice::<T>()?, e.cin);
+    upsample(y.as_mut_slice::<T>()?, x, (weights, e.cout), bias, shape, past(ring)?, &Activate::new(fused.prologue)?)
 }
 
 pub(super) fn backward_input<T: Real>(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, g: &Geometry) -> Result<()> {
     let (xs, ys, ws) = (dx.shape(), dy.shape(), weight.shape());
     let transposed = transpose_taps(weight.as_slice::<T>()?, ws[0], ws[1], ws[2], |k| k);
-    conv1d::cpu::bare(dx.as_mut_slice::<T>()?, xs[1], (dy.as_slice::<T>()?, ys[1], ys[2]), (&transposed, ws[0], xs[2]), &g.adjoint());
-    Ok(())
+    conv1d::cpu::bare(dx.as_mut_slice::<T>()?, xs[1], (dy.as_slice::<T>()?, ys[1], ys[2]), (&transposed, ws[0], xs[2]), &g.adjoint())
 }
 
 pub(super) fn backward_weight<T: Real>(dw: &mut Tensor, dy: &Tensor, x: &Tensor, g: &Geometry) -> Result<()> {

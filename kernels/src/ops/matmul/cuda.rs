@@ -73,8 +73,8 @@ pub(crate) struct Correlation<'a> {
 /// A tile of C; `gemm.cuh` has the same table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tile {
-    m: usize,
-    n: usize,
+    pub m: usize,
+    pub n: usize,
     warps_m: usize,
     warps_n: usize,
     lanes_n: usize,
@@ -85,16 +85,16 @@ pub(crate) const TILE_128X32: Tile = Tile { m: 128, n: 32, warps_m: 4, warps_n: 
 pub(crate) const TILE_16X64: Tile = Tile { m: 16, n: 64, warps_m: 1, warps_n: 2, lanes_n: 16 };
 
 impl Tile {
-    fn threads(self) -> usize {
+    pub fn threads(self) -> usize {
         32 * self.warps_m * self.warps_n
     }
 
-    fn count(self, m: usize, n: usize) -> usize {
+    pub fn count(self, m: usize, n: usize) -> usize {
         m.div_ceil(self.m) * n.div_ceil(self.n)
     }
 
     /// Which of `available` suits a product of `m x n`. All sum in the same order: the choice changes no bit of the result.
-    fn choose(available: &[Tile], gpu: &Cuda, m: usize, n: usize) -> Tile {
+    pub fn choose(available: &[Tile], gpu: &Cuda, m: usize, n: usize) -> Tile {
         let large = TILE_128X128.count(m, n) >= 2 * gpu.driver().limits().multiprocessors as usize;
         let wanted = match () {
             () if m <= 16 => TILE_16X64,
@@ -106,7 +106,7 @@ impl Tile {
     }
 
     /// Shared memory of one block: the stages of the pipeline, or the sums on their way out if those need more.
-    fn shared_bytes(self, tensor_core: bool, a_k_inner: bool, b_k_inner: bool) -> usize {
+    pub fn shared_bytes(self, tensor_core: bool, a_k_inner: bool, b_k_inner: bool) -> usize {
         let Tile { m, n, .. } = self;
         if tensor_core {
             let depth = 32;
@@ -119,7 +119,7 @@ impl Tile {
     }
 }
 
-fn uses_tensor_cores(gpu: &Cuda, dtype: DType) -> bool {
+pub(crate) fn uses_tensor_cores(gpu: &Cuda, dtype: DType) -> bool {
     match dtype {
         DType::F16 => true,
         DType::BF16 => gpu.driver().arch().has_ampere_features(),

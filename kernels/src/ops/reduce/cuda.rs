@@ -40,13 +40,19 @@ pub fn sum_rows(gpu: &Cuda, x: &Tensor) -> Result<Tensor> {
     let args = args![&partial, x, rows as u64, columns.channels, columns.rows_per_block, columns.vector as i32];
     // SAFETY: the parameters of sum_rows_*; partial has a row a block of rows.
     unsafe { kernel.launch(columns.launch, args)? };
-    if row_blocks == 1 {
+    finish_rows(gpu, partial)
+}
+
+/// The sum of the rows of `partial [blocks, C]`, f32, in order.
+pub fn finish_rows(gpu: &Cuda, partial: Tensor) -> Result<Tensor> {
+    let (blocks, channels) = (partial.shape().rows(), partial.shape().last_dim());
+    if blocks == 1 {
         return partial.reshape([channels]);
     }
-    let y = Tensor::empty(&x.device(), DType::F32, [channels])?;
+    let y = Tensor::empty(&partial.device(), DType::F32, [channels])?;
     let kernel = gpu.kernel(&SOURCE, "sum_rows_f32")?;
-    let args = args![&y, &partial, row_blocks as u64, columns.channels, launch::index(NAME, row_blocks)?, 0];
-    // SAFETY: as above; one block takes all rows of its channels.
-    unsafe { kernel.launch(Columns::reduce(NAME, channels, row_blocks)?, args)? };
+    let args = args![&y, &partial, blocks as u64, launch::index(NAME, channels)?, launch::index(NAME, blocks)?, 0];
+    // SAFETY: the parameters of sum_rows_f32; one block takes all rows of its channels.
+    unsafe { kernel.launch(Columns::reduce(NAME, channels, blocks)?, args)? };
     Ok(y)
 }

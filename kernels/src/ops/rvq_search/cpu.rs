@@ -1,10 +1,9 @@
 //! Lanes are codewords, the inner loop runs over dimensions: the same chain of fused multiply-adds per distance as on CUDA,
 //! so both devices find the same code bit for bit.
 
-use rayon::prelude::*;
-
 use super::Metric;
-use crate::cpu::vectorised;
+use crate::cpu::{parallel, vectorised};
+use crate::tensor::Scratch;
 use crate::{DType, Device, Real, Result, Tensor};
 
 /// Codewords side by side in one panel: two of the widest vectors. The compiler vectorises this, but not one.
@@ -30,6 +29,14 @@ pub fn nearest<T: Real>(x: &Tensor, codebook: &Tensor, metric: Metric) -> Result
     Ok(codes)
 }
 
+pub fn nearest_column<T: Real>(x: &Tensor, codebook: &Tensor, metric: Metric, codes: &mut Tensor, column: usize) -> Result<()> {
+    let (found, stride) = (nearest::<T>(x, codebook, metric)?, codes.shape()[1]);
+    for (row, &code) in codes.as_mut_slice::<i32>()?.chunks_exact_mut(stride).zip(found.as_slice::<i32>()?) {
+        row[column] = code;
+    }
+    Ok(())
+}
+
 /// Subtracts each row's codeword in place; `codes[i * stride]` is the code of row `i`.
 pub fn subtract<T: Real>(residual: &mut Tensor, codebook: &Tensor, codes: &[i32]) -> Result<()> {
     let d = codebook.shape()[1];
@@ -42,18 +49,48 @@ pub fn subtract<T: Real>(residual: &mut Tensor, codebook: &Tensor, codes: &[i32]
     Ok(())
 }
 
-pub fn search<T: Real>(x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
-    let n = x.shape()[0];
+/// Fills column `first` of `codes`, and those after it, for each of the packed codebooks that `books` yields; returns what is
+/// left of `x`.
+pub fn search<T: Real>(
+    x: &Tensor,
+    books: impl Iterator<Item = Result<impl std::borrow::Borrow<Tensor>>>,
+    codes: &mut Tensor,
+    first: usize,
+) -> Result<Tensor> {
+    let (n, d) = (x.shape()[0], x.shape()[1]);
+    let stride = codes.shape()[1];
     let mut residual = x.copy()?;
-    let mut codes = Tensor::empty(&Device::Cpu, DType::I32, [n, codebooks.len()])?;
-    for (s, codebook) in codebooks.iter().enumerate() {
-        let found = nearest::<T>(&residual, codebook, Metric::Euclidean)?;
-        subtract::<T>(&mut residual, codebook, found.as_slice()?)?;
-        for (row, &code) in codes.as_mut_slice::<i32>()?.chunks_exact_mut(codebooks.len()).zip(found.as_slice::<i32>()?) {
-            row[s] = code;
+    let mut found = Tensor::empty(&Device::Cpu, DType::I32, [n])?;
+    for (s, panels) in books.enumerate() {
+        let panels = panels?;
+        let panels = panels.borrow().as_slice::<T>()?;
+        let found = found.as_mut_slice::<i32>()?;
+        assign::<T, false>(residual.as_slice()?, d, panels, found);
+        let rows = residual.as_mut_slice::<T>()?.chunks_exact_mut(d).zip(codes.as_mut_slice::<i32>()?.chunks_exact_mut(stride));
+        for ((row, codes), &code) in rows.zip(&*found) {
+            codes[first + s] = code;
+            row.iter_mut().zip(codeword(panels, d, code)).for_each(|(r, &c)| *r -= c);
         }
     }
-    Ok((codes, residual))
+    Ok(residual)
+}
+
+/// A codeword of packed panels.
+fn codeword<T>(panels: &[T], d: usize, code: i32) -> impl Iterator<Item = &T> {
+    let (panel, lane) = (code as usize / LANES, code as usize % LANES);
+    panels[panel * d * LANES..][..d * LANES].iter().skip(lane).step_by(LANES)
+}
+
+/// Of column `first` of `codes` and those after it, one for each of the packed `books`.
+pub fn decode_packed<T: Real>(codes: &Tensor, first: usize, books: &[Tensor], d: usize) -> Result<Tensor> {
+    let mut out = Tensor::zeros(&Device::Cpu, T::DTYPE, [codes.shape()[0], d])?;
+    let rows = codes.as_slice::<i32>()?.chunks_exact(codes.shape()[1]);
+    for (row, codes) in out.as_mut_slice::<T>()?.chunks_exact_mut(d).zip(rows) {
+        for (book, &code) in books.iter().zip(&codes[first..]) {
+            row.iter_mut().zip(codeword(book.as_slice::<T>()?, d, code)).for_each(|(y, &c)| *y += c);
+        }
+    }
+    Ok(out)
 }
 
 pub fn decode<T: Real>(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
@@ -113,7 +150,7 @@ fn normalise<T: Real>(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `[K, D]` as panels `[K / LANES, D, LANES]`. Padding is NaN, whose distance is never the least.
-fn pack<T: Real>(codebook: &Tensor) -> Result<Tensor> {
+pub fn pack<T: Real>(codebook: &Tensor) -> Result<Tensor> {
     let (k, d) = (codebook.shape()[0], codebook.shape()[1]);
     let mut panels = Tensor::empty(&Device::Cpu, T::DTYPE, [k.div_ceil(LANES), d, LANES])?;
     let book: &[T] = codebook.as_slice()?;
@@ -131,33 +168,62 @@ fn pack<T: Real>(codebook: &Tensor) -> Result<Tensor> {
     Ok(panels)
 }
 
-fn assign<T: Real, const COSINE: bool>(x: &[T], d: usize, panels: &[T], codes: &mut [i32]) {
-    let run = |first: usize, codes: &mut [i32]| {
-        vectorised(
-            #[inline(always)]
-            || {
-                let (blocks, rest) = codes.as_chunks_mut::<ROWS>();
-                let done = first + blocks.len() * ROWS;
-                for (i, codes) in blocks.iter_mut().enumerate() {
-                    *codes = scan::<T, COSINE, ROWS>(&x[(first + i * ROWS) * d..], d, panels);
-                }
-                for (i, code) in rest.iter_mut().enumerate() {
-                    [*code] = scan::<T, COSINE, 1>(&x[(done + i) * d..], d, panels);
-                }
-            },
-        )
-    };
-    if codes.len() * panels.len() < GRAIN || codes.len() < 2 * ROWS {
-        return run(0, codes);
-    }
-    // Several runs a thread, so that a late thread does not hold up the rest.
-    let rows = codes.len().div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS);
-    codes.par_chunks_mut(rows).enumerate().for_each(|(i, codes)| run(i * rows, codes));
+/// A score and the codeword that has it. Of equal scores the first codeword wins, as nothing is below infinity.
+type Found<T> = (T, i32);
+
+fn better<T: Real>(a: Found<T>, b: Found<T>) -> Found<T> {
+    if b.0 < a.0 || (b.0 == a.0 && b.1 < a.1) { b } else { a }
 }
 
-/// Codes of `M` rows of `x`. A row of NaN, which is near nothing, gets code 0.
+fn assign<T: Real, const COSINE: bool>(x: &[T], d: usize, panels: &[T], codes: &mut [i32]) {
+    let rows = codes.len();
+    // Several parts a thread, so that a late thread does not hold up the rest: rows, or panels if rows are few.
+    let parts = if rows * panels.len() < GRAIN { 1 } else { 4 * rayon::current_num_threads() };
+    if parts == 1 || rows >= parts * ROWS {
+        let run = rows.div_ceil(parts).next_multiple_of(ROWS);
+        return parallel::chunks(codes, run, |i, codes| {
+            let rows = &x[i * run * d..][..codes.len() * d];
+            scan_rows::<T, COSINE>(rows, d, panels, 0, |row, found| codes[row] = found.1);
+        });
+    }
+    let run = (panels.len() / (d * LANES)).div_ceil(parts);
+    let parts = panels.chunks(run * d * LANES);
+    // Scores and codewords of the rows, part after part.
+    let mut scores = Scratch::<T>::new(parts.len() * rows);
+    let mut found = Scratch::<i32>::new(parts.len() * rows);
+    parallel::chunks_of_two((&mut scores, &mut found), rows, |i, scores, found| {
+        let panels = &panels[i * run * d * LANES..];
+        let panels = &panels[..panels.len().min(run * d * LANES)];
+        scan_rows::<T, COSINE>(x, d, panels, i * run, |row, best| (scores[row], found[row]) = best);
+    });
+    for (row, code) in codes.iter_mut().enumerate() {
+        let of_row = scores.iter().zip(&*found).skip(row).step_by(rows);
+        *code = of_row.fold((T::infinity(), 0), |a, (&score, &code)| better(a, (score, code))).1;
+    }
+}
+
+/// `keep(i, what is found for row i of x)`, where `panels` are those from number `first` on.
+fn scan_rows<T: Real, const COSINE: bool>(x: &[T], d: usize, panels: &[T], first: usize, mut keep: impl FnMut(usize, Found<T>)) {
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = x.len() / d;
+            let blocks = rows / ROWS * ROWS;
+            for row in (0..blocks).step_by(ROWS) {
+                let found = scan::<T, COSINE, ROWS>(&x[row * d..], d, panels, first);
+                found.into_iter().enumerate().for_each(|(m, found)| keep(row + m, found));
+            }
+            for row in blocks..rows {
+                let [found] = scan::<T, COSINE, 1>(&x[row * d..], d, panels, first);
+                keep(row, found);
+            }
+        },
+    )
+}
+
+/// The best of `panels`, which begin with number `first`, for `M` rows of `x`. A row of NaN, which is near nothing, finds code 0.
 #[inline(always)]
-fn scan<T: Real, const COSINE: bool, const M: usize>(x: &[T], d: usize, panels: &[T]) -> [i32; M] {
+fn scan<T: Real, const COSINE: bool, const M: usize>(x: &[T], d: usize, panels: &[T], first: usize) -> [Found<T>; M] {
     let rows: [&[T]; M] = std::array::from_fn(|m| &x[m * d..][..d]);
     let mut best = [[T::infinity(); LANES]; M];
     let mut at = [[0i32; LANES]; M];
@@ -167,23 +233,14 @@ fn scan<T: Real, const COSINE: bool, const M: usize>(x: &[T], d: usize, panels: 
             for ((best, at), &score) in best[m].iter_mut().zip(&mut at[m]).zip(&score[m]) {
                 let better = score < *best;
                 *best = if better { score } else { *best };
-                *at = if better { p as i32 } else { *at };
+                *at = if better { (first + p) as i32 } else { *at };
             }
         }
     }
-    let mut codes = [0; M];
-    for m in 0..M {
-        let mut winner = (T::infinity(), 0);
-        for l in 0..LANES {
-            let candidate = (best[m][l], at[m][l] * LANES as i32 + l as i32);
-            let ties_earlier = candidate.0 == winner.0 && candidate.1 < winner.1;
-            if candidate.0 < winner.0 || ties_earlier {
-                winner = candidate;
-            }
-        }
-        codes[m] = winner.1;
-    }
-    codes
+    std::array::from_fn(|m| {
+        let lanes = best[m].iter().zip(&at[m]).enumerate();
+        lanes.fold((T::infinity(), 0), |found, (l, (&score, &at))| better(found, (score, at * LANES as i32 + l as i32)))
+    })
 }
 
 /// Squared distances of `M` rows to the codewords of a panel, or their cosines, negated.

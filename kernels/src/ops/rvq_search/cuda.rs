@@ -16,13 +16,11 @@ pub(super) const STAGES_A_LAUNCH: usize = 8;
 /// Shared memory that every architecture gives without asking, less the tile of `rvq_search`.
 const RESIDUAL_BYTES: usize = (48 - 5) * 1024;
 
-pub fn nearest(gpu: &Cuda, x: &Tensor, codebook: &Tensor, metric: Metric) -> Result<Tensor> {
-    let codes = Tensor::empty(&x.device(), DType::I32, [x.shape()[0]])?;
+pub fn nearest(gpu: &Cuda, x: &Tensor, codebook: &Tensor, metric: Metric, codes: Column) -> Result<()> {
     match metric {
-        Metric::Euclidean => assign(gpu, "rvq_nearest_euclidean_f32", (&codes, 0), None, x, codebook)?,
-        Metric::Cosine => assign(gpu, "rvq_nearest_cosine_f32", (&codes, 0), None, &normalise(gpu, x)?, &normalise(gpu, codebook)?)?,
+        Metric::Euclidean => assign(gpu, "rvq_nearest_euclidean_f32", codes, None, x, codebook),
+        Metric::Cosine => assign(gpu, "rvq_nearest_cosine_f32", codes, None, &normalise(gpu, x)?, &normalise(gpu, codebook)?),
     }
-    Ok(codes)
 }
 
 pub fn stage(gpu: &Cuda, x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -31,8 +29,11 @@ pub fn stage(gpu: &Cuda, x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tenso
     Ok((codes, residual))
 }
 
-/// Fills column `codes.1` of `codes.0 [N, S]`, and the residual if there is one.
-fn assign(gpu: &Cuda, kernel: &str, codes: (&Tensor, usize), residual: Option<&Tensor>, x: &Tensor, codebook: &Tensor) -> Result<()> {
+/// Codes `[N, S]`, and a column of theirs.
+pub type Column<'a> = (&'a Tensor, usize);
+
+/// Fills a column of codes, and the residual if there is one.
+fn assign(gpu: &Cuda, kernel: &str, codes: Column, residual: Option<&Tensor>, x: &Tensor, codebook: &Tensor) -> Result<()> {
     check_f32(NAME, x)?;
     let (n, k, d) = (x.shape()[0], codebook.shape()[0], codebook.shape()[1]);
     let (column, stride) = (codes.0.device_ptr() + 4 * codes.1 as u64, codes.0.elements() / n.max(1));
@@ -56,32 +57,31 @@ pub(super) fn streams(n: usize, d: usize) -> bool {
     n <= STREAMING_ROWS && n.saturating_mul(d) <= RESIDUAL_BYTES / 4
 }
 
-pub fn search(gpu: &Cuda, x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
+/// Fills a column of codes, and those after it, for each codebook; returns what is left of `x`.
+pub fn search(gpu: &Cuda, x: &Tensor, codebooks: &[&Tensor], (codes, first): Column) -> Result<Tensor> {
     check_f32(NAME, x)?;
-    let (n, stages) = (x.shape()[0], codebooks.len());
-    let codes = Tensor::empty(&x.device(), DType::I32, [n, stages])?;
+    let n = x.shape()[0];
     let mut residual = x.copy()?;
     if n == 0 {
-        return Ok((codes, residual));
+        return Ok(residual);
     }
     if streams(n, x.shape()[1]) {
         for (i, codebooks) in codebooks.chunks(STAGES_A_LAUNCH).enumerate() {
             let next = x.empty_like()?;
-            search_streaming(gpu, (&codes, i * STAGES_A_LAUNCH), &next, &residual, codebooks)?;
+            search_streaming(gpu, (codes, first + i * STAGES_A_LAUNCH), &next, &residual, codebooks)?;
             residual = next;
         }
     } else {
         for (s, codebook) in codebooks.iter().enumerate() {
             let next = x.empty_like()?;
-            assign(gpu, "rvq_nearest_euclidean_f32", (&codes, s), Some(&next), &residual, codebook)?;
+            assign(gpu, "rvq_nearest_euclidean_f32", (codes, first + s), Some(&next), &residual, codebook)?;
             residual = next;
         }
     }
-    Ok((codes, residual))
+    Ok(residual)
 }
 
-/// Columns of `codes.0` from `codes.1` on, one for each codebook.
-fn search_streaming(gpu: &Cuda, codes: (&Tensor, usize), residual: &Tensor, x: &Tensor, codebooks: &[&Tensor]) -> Result<()> {
+fn search_streaming(gpu: &Cuda, codes: Column, residual: &Tensor, x: &Tensor, codebooks: &[&Tensor]) -> Result<()> {
     let (n, d, stages) = (x.shape()[0], x.shape()[1], codebooks.len());
     // 64-bit keys [stages, n], then the word of the grid barrier.
     let scratch = Tensor::zeros(&x.device(), DType::I32, [2 * stages * n + 1])?;
@@ -98,7 +98,8 @@ fn search_streaming(gpu: &Cuda, codes: (&Tensor, usize), residual: &Tensor, x: &
     unsafe { gpu.kernel(&SOURCE, "rvq_search_f32")?.launch(launch, &mut args) }
 }
 
-pub fn decode(gpu: &Cuda, codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
+/// Of a column of codes and those after it, one for each codebook.
+pub fn decode(gpu: &Cuda, (codes, first): Column, codebooks: &[&Tensor]) -> Result<Tensor> {
     let (n, d) = (codes.shape()[0], codebooks[0].shape()[1]);
     let elements = if d.is_multiple_of(4) { 4 } else { 1 };
     let mut sum: Option<Tensor> = None;
@@ -106,7 +107,7 @@ pub fn decode(gpu: &Cuda, codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tenso
         let y = Tensor::empty(&codes.device(), DType::F32, [n, d])?;
         check_f32(NAME, &y)?;
         codebooks.iter().try_for_each(|c| check_f32(NAME, c))?;
-        let column = codes.device_ptr() + 4 * (i * STAGES_A_LAUNCH) as u64;
+        let column = codes.device_ptr() + 4 * (first + i * STAGES_A_LAUNCH) as u64;
         let mut args = vec![Arg::from(&y), sum.as_ref().into(), column.into()];
         push_codebooks(&mut args, codebooks);
         args.extend([n, d, codebooks.len(), codes.shape()[1]].map(|v| Arg::from(v as i32)));

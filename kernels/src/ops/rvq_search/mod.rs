@@ -13,6 +13,8 @@
 //! late stages have small distances. With the direct form the code is the argmin to a few f32 roundings of the distance
 //! itself, and because every device sums in the same order, they all find the same code.
 
+use std::ops::Range;
+
 use crate::case::{Case, Check, Cost, Fill, Input, Op};
 use crate::driver::Source;
 use crate::driver::source::ALL_ARCHS;
@@ -43,11 +45,23 @@ pub enum Metric {
 
 /// Codes `[N]` of the codewords nearest to the rows of `x [N, D]` in `codebook [K, D]`.
 pub fn nearest(x: &Tensor, codebook: &Tensor, metric: Metric) -> Result<Tensor> {
+    check(x, &[codebook])?;
+    let mut codes = Tensor::empty(&x.device(), DType::I32, [x.shape()[0], 1])?;
+    nearest_column(x, codebook, metric, &mut codes, 0)?;
+    codes.reshape([x.shape()[0]])
+}
+
+/// [`nearest`] into a column of `codes [N, S]`.
+pub fn nearest_column(x: &Tensor, codebook: &Tensor, metric: Metric, codes: &mut Tensor, column: usize) -> Result<()> {
     let _span = span::op("rvq_search.nearest");
     check(x, &[codebook])?;
+    check_operand("codes", codes, DType::I32, &x.device())?;
+    if codes.shape().len() != 2 || codes.shape()[0] != x.shape()[0] || codes.shape()[1] <= column {
+        return Err(Error::shape(NAME, "codes", format!("[{}, S > {column}]", x.shape()[0]), codes.shape()));
+    }
     match x.device() {
-        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::nearest::<T>(x, codebook, metric)),
-        Device::Cuda(gpu) => cuda::nearest(&gpu, x, codebook, metric),
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::nearest_column::<T>(x, codebook, metric, codes, column)),
+        Device::Cuda(gpu) => cuda::nearest(&gpu, x, codebook, metric, (codes, column)),
     }
 }
 
@@ -72,15 +86,96 @@ pub fn stage(x: &Tensor, codebook: &Tensor) -> Result<(Tensor, Tensor)> {
 pub fn search(x: &Tensor, codebooks: &[&Tensor]) -> Result<(Tensor, Tensor)> {
     let _span = span::op("rvq_search.search");
     check(x, codebooks)?;
-    match x.device() {
-        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::search::<T>(x, codebooks)),
-        Device::Cuda(gpu) => cuda::search(&gpu, x, codebooks),
+    let mut codes = Tensor::empty(&x.device(), DType::I32, [x.shape()[0], codebooks.len()])?;
+    let residual = match x.device() {
+        Device::Cpu => {
+            dispatch_real!(NAME, x.dtype(), T => cpu::search::<T>(x, codebooks.iter().map(|b| cpu::pack::<T>(b)), &mut codes, 0))?
+        }
+        Device::Cuda(gpu) => cuda::search(&gpu, x, codebooks, (&codes, 0))?,
+    };
+    Ok((codes, residual))
+}
+
+/// Codebooks as their device reads them best: packed once for the CPU's search, the tensors as they are elsewhere.
+pub struct Codebooks {
+    books: Vec<Tensor>,
+    sizes: Vec<usize>,
+    width: usize,
+    dtype: DType,
+    device: Device,
+}
+
+impl Codebooks {
+    /// Prepares `codebooks[s] [K_s, D]`.
+    pub fn new(codebooks: &[&Tensor]) -> Result<Codebooks> {
+        check_codebooks(codebooks)?;
+        let first = codebooks[0];
+        let prepare = |book: &&Tensor| match book.device() {
+            Device::Cpu => dispatch_real!(NAME, book.dtype(), T => cpu::pack::<T>(book)),
+            Device::Cuda(_) => book.copy(),
+        };
+        Ok(Codebooks {
+            books: codebooks.iter().map(prepare).collect::<Result<_>>()?,
+            sizes: codebooks.iter().map(|book| book.shape()[0]).collect(),
+            width: first.shape()[1],
+            dtype: first.dtype(),
+            device: first.device(),
+        })
+    }
+
+    /// Size of the first `stages` codebooks.
+    pub fn bytes(&self, stages: usize) -> usize {
+        self.sizes.iter().take(stages).sum::<usize>() * self.width * self.dtype.bytes()
+    }
+
+    /// Codewords of each codebook.
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes
+    }
+
+    /// [`search`] in the first codebooks, as many as there are `columns`, which are those of `codes [N, S]` that it fills; returns
+    /// the residual.
+    pub fn search(&self, x: &Tensor, codes: &mut Tensor, columns: Range<usize>) -> Result<Tensor> {
+        let _span = span::op("rvq_search.search");
+        let books = self.books(codes, &columns)?;
+        if *x.shape() != [codes.shape()[0], self.width] {
+            return Err(Error::shape(NAME, "x", format!("[{}, {}]", codes.shape()[0], self.width), x.shape()));
+        }
+        check_operand("x", x, self.dtype, &self.device)?;
+        match x.device() {
+            Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::search::<T>(x, books.iter().map(Ok), codes, columns.start)),
+            Device::Cuda(gpu) => cuda::search(&gpu, x, &books.iter().collect::<Vec<_>>(), (codes, columns.start)),
+        }
+    }
+
+    /// [`decode`] of some columns of `codes [N, S]` by the first codebooks, as many.
+    pub fn decode(&self, codes: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        let _span = span::op("rvq_search.decode");
+        let books = self.books(codes, &columns)?;
+        match codes.device() {
+            Device::Cpu => {
+                check_values(codes.as_slice()?, codes.shape()[1], &columns, |stage| self.sizes[stage])?;
+                dispatch_real!(NAME, self.dtype, T => cpu::decode_packed::<T>(codes, columns.start, books, self.width))
+            }
+            Device::Cuda(gpu) => cuda::decode(&gpu, (codes, columns.start), &books.iter().collect::<Vec<_>>()),
+        }
+    }
+
+    /// Those of some columns of `codes`.
+    fn books(&self, codes: &Tensor, columns: &Range<usize>) -> Result<&[Tensor]> {
+        check_operand("codes", codes, DType::I32, &self.device)?;
+        let &[_, width] = &*codes.shape() else { return Err(Error::shape(NAME, "codes", "[N, S]", codes.shape())) };
+        if columns.is_empty() || columns.end > width || columns.len() > self.books.len() {
+            let why = format!("columns {columns:?} of {width}, of {} codebooks", self.books.len());
+            return Err(Error::argument(NAME, why));
+        }
+        Ok(&self.books[..columns.len()])
     }
 }
 
 /// `y [N, D]`, the sum of the codewords that `codes [N, S]` name in the first `S` of `codebooks`.
 ///
-/// A code outside its codebook is an error on the CPU and a row of NaN on CUDA; see [`check_codes`].
+/// A code outside its codebook is an error on the CPU and a row of NaN on CUDA.
 pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
     let _span = span::op("rvq_search.decode");
     if codes.shape().len() != 2 || codes.shape()[1] == 0 || codes.shape()[1] > codebooks.len() {
@@ -91,10 +186,10 @@ pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
     check_operand("codes", codes, DType::I32, &codebooks[0].device())?;
     match codes.device() {
         Device::Cpu => {
-            check_values(codes.as_slice()?, codebooks.len(), |stage| codebooks[stage].shape()[0])?;
+            check_values(codes.as_slice()?, codebooks.len(), &(0..codebooks.len()), |stage| codebooks[stage].shape()[0])?;
             dispatch_real!(NAME, codebooks[0].dtype(), T => cpu::decode::<T>(codes, codebooks))
         }
-        Device::Cuda(gpu) => cuda::decode(&gpu, codes, codebooks),
+        Device::Cuda(gpu) => cuda::decode(&gpu, (codes, 0), codebooks),
     }
 }
 
@@ -113,19 +208,13 @@ pub fn scatter_add(dy: &Tensor, codes: &Tensor, k: usize) -> Result<Tensor> {
     Ok(codebook::statistics(dy, codes, k)?.1)
 }
 
-/// An error unless every code of column `s` of `codes [N, S]` is below `sizes[s]`. Waits for the device.
-pub fn check_codes(codes: &Tensor, sizes: &[usize]) -> Result<()> {
-    if codes.shape().len() != 2 || codes.shape()[1] > sizes.len() {
-        return Err(Error::shape(NAME, "codes", format!("[N, S] with S <= {}", sizes.len()), codes.shape()));
-    }
-    check_values(&codes.to_vec::<i32>()?, codes.shape()[1], |stage| sizes[stage])
-}
-
-fn check_values(codes: &[i32], stages: usize, size: impl Fn(usize) -> usize) -> Result<()> {
-    for (i, &code) in codes.iter().enumerate() {
-        let (row, stage) = (i / stages, i % stages);
-        if usize::try_from(code).map_or(true, |code| code >= size(stage)) {
-            return Err(Error::argument(NAME, format!("code {code} of row {row}, stage {stage}, is not below {}", size(stage))));
+/// Of the columns of rows of `width` codes.
+fn check_values(codes: &[i32], width: usize, columns: &Range<usize>, size: impl Fn(usize) -> usize) -> Result<()> {
+    for (row, codes) in codes.chunks_exact(width.max(1)).enumerate() {
+        for (stage, &code) in codes[columns.clone()].iter().enumerate() {
+            if usize::try_from(code).map_or(true, |code| code >= size(stage)) {
+                return Err(Error::argument(NAME, format!("code {code} of row {row}, stage {stage}, is not below {}", size(stage))));
+            }
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 use super::*;
 use crate::case::SplitMix;
+use crate::ops::testing::devices;
 
 fn random(rng: &mut SplitMix, n: usize) -> Vec<f64> {
     (0..n).map(|_| (rng.uniform() + rng.uniform() - 1.0) as f32 as f64).collect()
@@ -71,6 +72,54 @@ fn rows_do_not_depend_on_how_many_there_are() {
         let (code, rest) = search(&tensor(DType::F32, &x[i * d..][..d], [1, d]), &[&codebook, &codebook]).unwrap();
         assert_eq!(code.to_vec::<i32>().unwrap(), codes[2 * i..][..2]);
         assert_eq!(rest.to_vec::<f32>().unwrap(), residual[i * d..][..d]);
+    }
+}
+
+#[test]
+fn prepared_codebooks_fill_and_decode_columns_as_others_do_all() {
+    let mut rng = SplitMix(13);
+    let d = 33;
+    for (device, (n, sizes)) in devices()
+        .unwrap()
+        .iter()
+        .flat_map(|device| [(1, [700, 65, 31]), (3, [2048, 1, 300]), (90, [64, 500, 33])].map(|shape| (device, shape)))
+    {
+        let mut random = |rows: usize| Tensor::from_f64(device, DType::F32, &random(&mut rng, rows * d), [rows, d]).unwrap();
+        let books = sizes.map(&mut random);
+        let x = random(n);
+        let books: Vec<&Tensor> = books.iter().collect();
+        let prepared = Codebooks::new(&books).unwrap();
+        let zeros = || Tensor::zeros(device, DType::I32, [n, 5]).unwrap();
+        let compare = || {
+            for stages in 1..=3 {
+                for first in 0..=5 - stages {
+                    let columns = first..first + stages;
+                    let (codes, residual) = search(&x, &books[..stages]).unwrap();
+                    let mut found = zeros();
+                    let left = prepared.search(&x, &mut found, columns.clone()).unwrap();
+                    assert_eq!(left.to_vec::<f32>().unwrap(), residual.to_vec::<f32>().unwrap());
+                    let rows = codes.to_vec::<i32>().unwrap();
+                    for (found, codes) in found.to_vec::<i32>().unwrap().chunks(5).zip(rows.chunks(stages)) {
+                        assert_eq!(&found[columns.clone()], codes);
+                        assert!(found[..columns.start].iter().chain(&found[columns.end..]).all(|&code| code == 0));
+                    }
+                    let decoded = prepared.decode(&found, columns).unwrap().to_vec::<f32>().unwrap();
+                    assert_eq!(decoded, decode(&codes, &books).unwrap().to_vec::<f32>().unwrap());
+                }
+            }
+        };
+        for threads in [1, 3] {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(compare);
+        }
+        let mut codes = zeros();
+        for columns in [0..0, 0..4, 4..6, 6..7, usize::MAX..usize::MAX] {
+            assert!(prepared.decode(&codes, columns.clone()).is_err());
+            assert!(prepared.search(&x, &mut codes, columns).is_err());
+        }
+        if *device == Device::Cpu {
+            let stray = Tensor::from_slice(device, &[0, sizes[1] as i32], [1, 2]).unwrap();
+            assert!(prepared.decode(&stray, 0..2).is_err());
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //! whatever the schedule; and memory traffic is counted as a GPU would count it.
 //!
 //! Two accesses to the same byte, one of them a write, by threads that nothing orders, are a race even if both orders give the
-//! same result. Approximate are only readers in several blocks, remembered as one; counts of warps whose lanes take different
+//! same result. Approximate are only readers in several blocks, remembered as one; atomic operations of several blocks, of which
+//! the last block's are remembered; `ld.acquire`, which forbids nobody to write later; counts of warps whose lanes take different
 //! paths by the same line; and whatever the C++ compiler merges or repeats that a CUDA compiler would not.
 
 mod order;
@@ -374,7 +375,7 @@ impl Checker {
             if let Some(copy) = cell.pending {
                 return Err(format!("{} shared memory at {place} while the cp.async of {copy} is on its way there", verb(how)));
             }
-            let both_atomic = how.is_atomic() && cell.write.reach == Reach::Atomic;
+            let both_atomic = how.is_atomic() && cell.write.atomic;
             if !both_atomic && !order.follows(&cell.write, launch, thread) {
                 conflict = Some((cell.write, "written"));
                 break;
@@ -384,10 +385,12 @@ impl Checker {
                     conflict = Some((cell.read, "read"));
                     break;
                 }
-                (cell.write, cell.read) = (stamp, Stamp::default());
-                if how.is_atomic() {
-                    cell.write.reach = Reach::Atomic;
+                let stamp = Stamp { atomic: how.is_atomic(), ..stamp };
+                match both_atomic && cell.write.block == stamp.block {
+                    true => order.remember(&mut cell.write, stamp, thread),
+                    false => cell.write = stamp,
                 }
+                cell.read = Stamp::default();
             } else if how != How::Acquire {
                 order.remember(&mut cell.read, stamp, thread);
             }
@@ -413,7 +416,7 @@ impl Checker {
         let [x, y, _] = self.block_dim;
         let thread = [number % x, number / x % y, number / x / y];
         match stamp.reach {
-            Reach::Warp | Reach::Atomic => format!("thread {thread:?} of block {}", stamp.block),
+            Reach::Warp => format!("thread {thread:?} of block {}", stamp.block),
             Reach::Block => format!("thread {thread:?} of block {}, among others,", stamp.block),
             Reach::Grid => format!("thread {thread:?} of block {}, among other blocks,", stamp.block),
         }

@@ -13,6 +13,11 @@ struct Known {
 }
 
 impl Known {
+    /// Whether the block of `earlier` is known to have passed a barrier since.
+    fn passed(&self, earlier: &Stamp) -> bool {
+        self.epochs.get(&earlier.block).is_some_and(|&epoch| epoch > earlier.epoch)
+    }
+
     fn join(&mut self, other: &Known) {
         for (&block, &epoch) in &other.epochs {
             let known = self.epochs.entry(block).or_default();
@@ -75,6 +80,7 @@ impl Order {
             clock: self.clock(thread, lane),
             place,
             reach: Reach::Warp,
+            atomic: false,
         }
     }
 
@@ -155,14 +161,16 @@ impl Order {
             // Some other block is among them: all must be known, and each up to the latest.
             return self.knows_all(earlier, thread);
         }
+        if earlier.reach == Reach::Block {
+            // Several warps are among them, and only a barrier that they passed speaks for all.
+            return self.minds(thread).any(|known| known.passed(earlier));
+        }
         lanes().all(|lane| self.knows(single(lane), earlier, thread))
     }
 
     fn knows(&self, who: (u32, u32), earlier: &Stamp, thread: u32) -> bool {
-        let by = |known: &Known| {
-            known.epochs.get(&who.0).is_some_and(|&epoch| epoch > earlier.epoch)
-                || known.threads.get(&who).is_some_and(|&time| time >= (earlier.epoch, earlier.clock))
-        };
+        let by =
+            |known: &Known| known.passed(earlier) || known.threads.get(&who).is_some_and(|&time| time >= (earlier.epoch, earlier.clock));
         self.minds(thread).any(by)
     }
 
@@ -175,19 +183,19 @@ impl Order {
         std::iter::once(&self.known).chain(self.hands.get(&thread).map(|hands| &hands.acquired))
     }
 
-    /// Adds a read to those that a cell remembers. What is ordered before the new one need not be remembered: whoever is
-    /// ordered after the new one is ordered after that too.
-    pub fn remember(&self, cell: &mut Stamp, read: Stamp, thread: u32) {
-        if self.follows(cell, read.launch, thread) {
-            *cell = read;
+    /// Adds a read, or an atomic operation, to those that a cell remembers. What is ordered before the new one need not be
+    /// remembered: whoever is ordered after the new one is ordered after that too.
+    pub fn remember(&self, cell: &mut Stamp, new: Stamp, thread: u32) {
+        if self.follows(cell, new.launch, thread) {
+            *cell = new;
             return;
         }
-        if cell.block != read.block || cell.reach == Reach::Grid {
-            *cell = Stamp { reach: Reach::Grid, epoch: cell.epoch.max(read.epoch), ..*cell };
-        } else if cell.warp != read.warp || cell.reach == Reach::Block {
+        if cell.block != new.block || cell.reach == Reach::Grid {
+            *cell = Stamp { reach: Reach::Grid, epoch: cell.epoch.max(new.epoch), ..*cell };
+        } else if cell.warp != new.warp || cell.reach == Reach::Block {
             cell.reach = Reach::Block;
         } else {
-            (cell.lanes, cell.clock) = (cell.lanes | read.lanes, cell.clock.max(read.clock));
+            (cell.lanes, cell.clock) = (cell.lanes | new.lanes, cell.clock.max(new.clock));
         }
     }
 }

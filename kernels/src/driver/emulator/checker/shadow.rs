@@ -17,6 +17,8 @@ pub(super) struct Stamp {
     pub clock: u32,
     pub place: Place,
     pub reach: Reach,
+    /// By atomic operations only.
+    pub atomic: bool,
 }
 
 /// How far the threads of a stamp are apart.
@@ -28,8 +30,6 @@ pub(super) enum Reach {
     Block,
     /// More than one block.
     Grid,
-    /// One thread, by an atomic operation.
-    Atomic,
 }
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,0 +1,549 @@
+// Scaled dot-product attention: a stream over its cache, and whole sequences.
+//
+//   y[i, h] = sum_j p_ij v[j, h / G],  p_ij = exp(s_ij - L_i),  s_ij = q[i, h] . k[j, h / G] / sqrt(D),  L_i = log sum_j exp(s_ij)
+//
+// over the keys j that query i sees: 0 <= i - j < window, causal, or all. Shapes: q, y [B, T, Hq, D]; k, v [B, S, Hkv, D], or
+// rings [B, Hkv, capacity, D] whose token p lies in slot p % capacity, with `seen` [B], what the streams saw before these T.
+//
+//   attention_few_D     rows of queries (t, g), g of the G heads that share keys: 16 a block on tensor cores, else 2. One warp.
+//   attention_many_D    64 on tensor cores, else 32. Four warps, each with rows of its own.
+//   attention_combine   adds up the spans of keys that long caches are cut into.
+//   attention_advance   what streams have seen.
+//   attention_delta, attention_dq_D, attention_dkv_D: gradients, in attention_gradient.cuh.
+//
+// D is 64 or 128, the padded size of a head. grid: x = tiles of rows of a stream and head of keys, y = spans of keys. A block
+// goes through the keys that its rows see, a block of them at a time (64 on tensor cores, else 32) through shared memory: keys
+// of the next are on their way while values of this one are, and both while the other is multiplied. Weights are of base 2;
+// sums are rescaled when a larger score comes (online softmax), and divided at the end.
+//
+// Blocks of keys and spans begin at multiples of their size, counted from the start of the stream: what a row sums, and in which
+// order, depends on its position alone. Keys that a row does not see have weight zero, which changes no bit. So few and many
+// rows, streams in any chunks, and all neighbours in a batch give the same bits.
+//
+// Two cores: attend_mma (16-bit types: scores and sums by mma.sync m16n8k16, weights rounded to the type for the second) and
+// attend_fma (f32, and bf16 on sm_75: a lane has a key for scores, and a run of the head for sums).
+//
+// Bytes: q and y once; keys and values once a tile of rows, from L2 after the first.
+//
+// Ladder: v1 FlashAttention-2's order. Not yet timed on any GPU.
+
+#include "attention_gradient.cuh"
+#include "block.cuh"
+#include "mma.cuh"
+#include "vec.cuh"
+
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// Floats from one partial sum to the next: whole sectors.
+__device__ __forceinline__ int partial_pitch(int dim) { return (dim + 9) / 8 * 8; }
+
+template <class T>
+struct Problem {
+    T* y;
+    float* logsum;   // [B, Hq, T] in base 2, or null
+    float* partial;  // [B, Hkv, T G, spans, pitch]: sums, their largest score, the sum of weights; or null
+    const T *q, *k, *v;
+    const int* seen;  // null: sequences, not rings
+    const unsigned char* mask;
+    int tokens, heads, kv_heads, keys, dim, window, causal, span;  // keys: S or the capacity; window, span: 0 for none
+    float scale;                                                 // log2(e) / sqrt(D)
+
+    __device__ int group() const { return heads / kv_heads; }
+    __device__ int rows() const { return tokens * group(); }
+    __device__ bool vectors() const { return dim % LANES<T> == 0; }
+};
+
+// Keys that a row sees, as positions.
+struct Seen {
+    int first, end;
+};
+
+// A block's rows.
+template <class T>
+struct Rows {
+    const Problem<T>& a;
+    int batch, kv_head, row, seen;  // the first row; what the stream saw before
+
+    __device__ Rows(const Problem<T>& a, int tile) : a(a) {
+        const int tiles = (a.rows() + tile - 1) / tile, head = blockIdx.x / tiles;
+        batch = head / a.kv_heads, kv_head = head % a.kv_heads;
+        row = blockIdx.x % tiles * tile;
+        seen = a.seen == nullptr ? 0 : a.seen[batch];
+    }
+
+    __device__ bool masked() const { return a.mask != nullptr && a.mask[batch] == 0; }
+
+    // None for rows that there are not.
+    __device__ Seen keys(int r) const {
+        if (r >= a.rows()) return {0, 0};
+        if (!a.causal) return {0, a.keys};
+        const int position = seen + r / a.group();
+        int first = a.window > 0 ? max(position + 1 - a.window, 0) : 0;
+        if (a.seen != nullptr) first = max(first, seen + a.tokens - a.keys);  // the oldest in the ring
+        return {first, position + 1};
+    }
+
+    // Of all rows from `r` to before `end`, which see later keys in turn.
+    __device__ Seen keys(int r, int end) const {
+        end = min(end, a.rows());
+        return r < end ? Seen{keys(r).first, keys(end - 1).end} : Seen{0, 0};
+    }
+
+    // Offset of row `r` in q and y.
+    __device__ int64_t at(int r) const {
+        const int group = a.group();
+        return (((int64_t)batch * a.tokens + r / group) * a.heads + kv_head * group + r % group) * a.dim;
+    }
+
+    // Where the key or value of position `p` is, and how far it is to the next of a block: a ring's capacity is whole blocks.
+    __device__ int64_t key(int p) const {
+        if (a.seen == nullptr) return (((int64_t)batch * a.keys + p) * a.kv_heads + kv_head) * a.dim;
+        return (((int64_t)batch * a.kv_heads + kv_head) * a.keys + (unsigned)p % (unsigned)a.keys) * a.dim;
+    }
+    __device__ int64_t key_stride() const { return a.seen == nullptr ? (int64_t)a.kv_heads * a.dim : a.dim; }
+
+    __device__ float* partial(int r) const {
+        const int64_t at = (((int64_t)batch * a.kv_heads + kv_head) * a.rows() + r) * gridDim.y + blockIdx.y;
+        return a.partial + at * partial_pitch(a.dim);
+    }
+
+    __device__ void store_logsum(int r, float value) const {
+        const int group = a.group();
+        if (a.logsum != nullptr) a.logsum[((int64_t)batch * a.heads + kv_head * group + r % group) * a.tokens + r / group] = value;
+    }
+};
+
+// tile[i][d] = source(i)[d], zero where d >= dim and where source(i) is null. COUNT rows of WIDTH, PITCH apart, THREADS to copy.
+template <int COUNT, int WIDTH, int PITCH, int THREADS, class T, class S, class F>
+__device__ __forceinline__ void load_rows(S* tile, int dim, bool vectors, const T* any, F source) {
+    if (vectors) {
+        constexpr int N = LANES<T>, ACROSS = WIDTH / N;
+#pragma unroll 4
+        for (int i = threadIdx.x; i < COUNT * ACROSS; i += THREADS) {
+            const int row = i / ACROSS, d = i % ACROSS * N;
+            const T* const from = source(row);
+            const bool valid = from != nullptr && d < dim;
+            S* const to = tile + row * PITCH + d;
+            if constexpr (sizeof(T) == sizeof(S)) {
+                cp_async16(to, valid ? from + d : any, valid);
+            } else {
+                float values[N] = {};
+                if (valid) load_vector(values, from + d);
+#pragma unroll
+                for (int e = 0; e < N; e++) to[e] = values[e];
+            }
+        }
+    } else {
+        for (int i = threadIdx.x; i < COUNT * WIDTH; i += THREADS) {
+            const int row = i / WIDTH, d = i % WIDTH;
+            const T* const from = source(row);
+            const float value = from != nullptr && d < dim ? to_float(from[d]) : 0.0f;
+            tile[row * PITCH + d] = from_float<S>(value);
+        }
+    }
+}
+
+// tile[i] = the key or value of position block + i, if it is one of `seen`.
+template <int COUNT, int WIDTH, int PITCH, int THREADS, class T, class S>
+__device__ __forceinline__ void load_keys(S* tile, const T* from, const Rows<T>& rows, Seen seen, int block) {
+    const T* const first = from + rows.key(block);
+    const int64_t stride = rows.key_stride();
+    load_rows<COUNT, WIDTH, PITCH, THREADS>(tile, rows.a.dim, rows.a.vectors(), from, [&](int i) -> const T* {
+        return block + i >= seen.first && block + i < seen.end ? first + i * stride : nullptr;
+    });
+}
+
+// y[row] = tile row, for the COUNT rows of a warp from `first`.
+template <int COUNT, int PITCH, class T>
+__device__ __forceinline__ void store_rows(const Rows<T>& rows, int first, const T* tile) {
+    const int lane = threadIdx.x % 32, dim = rows.a.dim;
+    if (rows.a.vectors()) {
+        const int across = dim / LANES<T>;
+        for (int i = lane; i < COUNT * across; i += 32) {
+            const int row = i / across, d = i % across * LANES<T>;
+            if (first + row < rows.a.rows())
+                *reinterpret_cast<uint4*>(rows.a.y + rows.at(first + row) + d) = *reinterpret_cast<const uint4*>(tile + row * PITCH + d);
+        }
+    } else {
+        for (int i = lane; i < COUNT * dim; i += 32) {
+            const int row = i / dim;
+            if (first + row < rows.a.rows()) rows.a.y[rows.at(first + row) + i % dim] = tile[row * PITCH + i % dim];
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void zero_rows(const Rows<T>& rows, int count) {
+    if (rows.a.partial != nullptr) return;  // attention_combine does
+    for (int i = threadIdx.x; i < count * rows.a.dim; i += blockDim.x) {
+        const int r = rows.row + i / rows.a.dim;
+        if (r < rows.a.rows()) rows.a.y[rows.at(r) + i % rows.a.dim] = from_float<T>(0.0f);
+    }
+}
+
+// The running softmax of one row, in base 2.
+struct Softmax {
+    float largest = minus_infinity(), sum = 0.0f;
+    float shift = 0.0f;  // what scores are reduced by: `largest` if there is one
+
+    // Makes room for scores up to `score` (scaled). What was summed is to be multiplied by what is returned.
+    __device__ __forceinline__ float raise(float score) {
+        const float before = largest;
+        largest = fmaxf(largest, score);
+        shift = largest == minus_infinity() ? 0.0f : largest;
+        return exp2_approx(before - shift);
+    }
+
+    __device__ __forceinline__ float weight(float score, float scale) const { return exp2_approx(fmaf(score, scale, -shift)); }
+
+    // Written out, so that every kernel rounds alike.
+    __device__ __forceinline__ void add(float rescale, float weights) { sum = fmaf(sum, rescale, weights); }
+};
+
+// Keys of this block's span that its rows see.
+template <class T>
+__device__ __forceinline__ Seen in_span(const Rows<T>& rows, Seen all) {
+    const int span = rows.a.span;
+    if (span == 0) return all;
+    const int first = (all.first / span + (int)blockIdx.y) * span;
+    return {max(all.first, first), min(all.end, first + span)};
+}
+
+template <class T, int D, int WARPS>
+__device__ __forceinline__ void attend_mma(const Problem<T>& a) {
+    constexpr int KEYS = 64, PITCH = D + 8, THREADS = 32 * WARPS, TILE = 16 * WARPS;
+    DYNAMIC_SHARED(T, shared);
+    T *const keys = shared, *const values = keys + KEYS * PITCH, *const queries = values + KEYS * PITCH;
+    const Rows<T> rows(a, TILE);
+    if (rows.masked()) return zero_rows(rows, TILE);
+    const int lane = threadIdx.x % 32, warp_row = rows.row + threadIdx.x / 32 * 16;
+    T* const warp_queries = queries + threadIdx.x / 32 * 16 * PITCH;
+    const Seen all = in_span(rows, rows.keys(rows.row, rows.row + TILE));
+    const Seen mine[2] = {rows.keys(warp_row + lane / 4), rows.keys(warp_row + lane / 4 + 8)};
+    const auto load = [&](T* tile, const T* from, int block) {
+        if (block < all.end) load_keys<KEYS, D, PITCH, THREADS>(tile, from, rows, all, block);
+        cp_async_commit();
+    };
+    load_rows<TILE, D, PITCH, THREADS>(queries, a.dim, a.vectors(), a.q, [&](int i) -> const T* {
+        return rows.row + i < a.rows() ? a.q + rows.at(rows.row + i) : nullptr;
+    });
+    const int begin = all.first / KEYS * KEYS;
+    load(keys, a.k, begin);
+
+    Softmax softmax[2];
+    float sums[D / 8][4] = {};
+    unsigned q[D / 16][4];
+    for (int block = begin; block < all.end; block += KEYS) {
+        load(values, a.v, block);
+        cp_async_wait<1>();
+        __syncthreads();
+        if (block == begin) {
+#pragma unroll
+            for (int d = 0; d < D / 16; d++) load_a<false, PITCH>(q[d], warp_queries, 0, d * 16);
+        }
+        float scores[KEYS / 8][4] = {};
+#pragma unroll
+        for (int d = 0; d < D / 16; d++) {
+#pragma unroll
+            for (int n = 0; n < KEYS / 16; n++) {
+                unsigned b[2][2];
+                load_b<true, PITCH>(b, keys, d * 16, n * 16);
+                multiply_accumulate(scores[2 * n], q[d], b[0], T{});
+                multiply_accumulate(scores[2 * n + 1], q[d], b[1], T{});
+            }
+        }
+        __syncthreads();  // the keys were read
+        load(keys, a.k, block + KEYS);
+
+        // A lane has columns 2 t, 2 t + 1 of every eight, of two rows.
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float largest = minus_infinity();
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const int p = block + n * 8 + lane % 4 * 2 + e;
+                    float& score = scores[n][2 * half + e];
+                    if (p < mine[half].first || p >= mine[half].end) score = minus_infinity();
+                    largest = fmaxf(largest, score);
+                }
+            }
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+            const float rescale = softmax[half].raise(largest * a.scale);
+            float weights = 0.0f;
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    float& weight = scores[n][2 * half + e];
+                    weight = softmax[half].weight(weight, a.scale);
+                    weights += weight;
+                }
+            }
+            softmax[half].add(rescale, weights);
+#pragma unroll
+            for (int d = 0; d < D / 8; d++) sums[d][2 * half] *= rescale, sums[d][2 * half + 1] *= rescale;
+        }
+
+        cp_async_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            const unsigned weights[4] = {pack2(scores[2 * n][0], scores[2 * n][1], T{}), pack2(scores[2 * n][2], scores[2 * n][3], T{}),
+                                         pack2(scores[2 * n + 1][0], scores[2 * n + 1][1], T{}),
+                                         pack2(scores[2 * n + 1][2], scores[2 * n + 1][3], T{})};
+#pragma unroll
+            for (int d = 0; d < D / 16; d++) {
+                unsigned b[2][2];
+                load_b<false, PITCH>(b, values, n * 16, d * 16);
+                multiply_accumulate(sums[2 * d], weights, b[0], T{});
+                multiply_accumulate(sums[2 * d + 1], weights, b[1], T{});
+            }
+        }
+        __syncthreads();  // the values were read
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float& sum = softmax[half].sum;
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        const int row = lane / 4 + 8 * half, r = warp_row + row;
+        if (a.partial != nullptr) {
+            if (r >= a.rows()) continue;
+            float* const to = rows.partial(r);
+#pragma unroll
+            for (int d = 0; d < D / 8; d++) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const int column = d * 8 + lane % 4 * 2 + e;
+                    if (column < a.dim) to[column] = sums[d][2 * half + e];
+                }
+            }
+            if (lane % 4 == 0) to[a.dim] = softmax[half].largest, to[a.dim + 1] = sum;
+        } else {
+            const float inverse = 1.0f / sum;
+#pragma unroll
+            for (int d = 0; d < D / 8; d++) {
+                const unsigned pair = pack2(sums[d][2 * half] * inverse, sums[d][2 * half + 1] * inverse, T{});
+                *reinterpret_cast<unsigned*>(warp_queries + row * PITCH + d * 8 + lane % 4 * 2) = pair;
+            }
+            if (lane % 4 == 0 && r < a.rows()) rows.store_logsum(r, softmax[half].shift + log2_approx(sum));
+        }
+    }
+    if (a.partial != nullptr) return;
+    __syncwarp();
+    store_rows<16, PITCH>(rows, warp_row, warp_queries);
+}
+
+// A warp has R rows.
+template <class T, int D, int WARPS, int R>
+__device__ __forceinline__ void attend_fma(const Problem<T>& a) {
+    constexpr int KEYS = 32, PITCH = D + 4, THREADS = 32 * WARPS, TILE = R * WARPS, RUN = D / 32;
+    DYNAMIC_SHARED(float, shared);
+    float *const keys = shared, *const values = keys + KEYS * PITCH, *const queries = values + KEYS * PITCH;
+    const Rows<T> rows(a, TILE);
+    if (rows.masked()) return zero_rows(rows, TILE);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = rows.row + warp * R;
+    float* const warp_queries = queries + warp * R * D;
+    float* const weights = queries + TILE * D + warp * R * KEYS;
+    const Seen all = in_span(rows, rows.keys(rows.row, rows.row + TILE));
+    Seen mine[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) mine[r] = rows.keys(warp_row + r);
+    const auto load = [&](float* tile, const T* from, int block) {
+        if (block < all.end) load_keys<KEYS, D, PITCH, THREADS>(tile, from, rows, all, block);
+        cp_async_commit();
+    };
+    load_rows<TILE, D, D, THREADS>(queries, a.dim, a.vectors(), a.q, [&](int i) -> const T* {
+        return rows.row + i < a.rows() ? a.q + rows.at(rows.row + i) : nullptr;
+    });
+    const int begin = all.first / KEYS * KEYS;
+    load(keys, a.k, begin);
+
+    Softmax softmax[R];
+    float sums[R][RUN] = {};
+    for (int block = begin; block < all.end; block += KEYS) {
+        load(values, a.v, block);
+        cp_async_wait<1>();
+        __syncthreads();
+        float scores[R] = {};
+#pragma unroll 4
+        for (int d = 0; d < D; d += 4) {
+            float k[4];
+            load_vector(k, keys + lane * PITCH + d);
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                float q[4];
+                load_vector(q, warp_queries + r * D + d);
+#pragma unroll
+                for (int e = 0; e < 4; e++) scores[r] = fmaf(q[e], k[e], scores[r]);
+            }
+        }
+        __syncthreads();  // the keys were read
+        load(keys, a.k, block + KEYS);
+
+        const int p = block + lane;
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            const float score = p < mine[r].first || p >= mine[r].end ? minus_infinity() : scores[r];
+            float largest = score;
+#pragma unroll
+            for (int distance = 16; distance > 0; distance /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+            const float rescale = softmax[r].raise(largest * a.scale);
+            const float weight = softmax[r].weight(score, a.scale);
+            softmax[r].add(rescale, weight);
+            weights[r * KEYS + lane] = weight;
+#pragma unroll
+            for (int e = 0; e < RUN; e++) sums[r][e] *= rescale;
+        }
+
+        cp_async_wait<1>();
+        __syncthreads();
+#pragma unroll 2
+        for (int j = 0; j < KEYS; j += 4) {
+            float v[4][RUN];
+#pragma unroll
+            for (int e = 0; e < 4; e++) load_vector(v[e], values + (j + e) * PITCH + lane * RUN);
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                float w[4];
+                load_vector(w, weights + r * KEYS + j);
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+#pragma unroll
+                    for (int d = 0; d < RUN; d++) sums[r][d] = fmaf(w[e], v[e][d], sums[r][d]);
+                }
+            }
+        }
+        __syncthreads();  // values and weights were read
+    }
+    cp_async_wait<0>();
+
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const int at = warp_row + r;
+        const float sum = warp_sum(softmax[r].sum);  // a lane's weights were rescaled as they went
+        if (at >= a.rows()) continue;
+        const bool whole = lane * RUN + RUN <= a.dim && a.dim % RUN == 0;
+        if (a.partial != nullptr) {
+            float* const to = rows.partial(at);
+#pragma unroll
+            for (int e = 0; e < RUN; e++) {
+                if (lane * RUN + e < a.dim) to[lane * RUN + e] = sums[r][e];
+            }
+            if (lane == 0) to[a.dim] = softmax[r].largest, to[a.dim + 1] = sum;
+            continue;
+        }
+        const float inverse = 1.0f / sum;
+#pragma unroll
+        for (int e = 0; e < RUN; e++) sums[r][e] *= inverse;
+        T* const to = a.y + rows.at(at) + lane * RUN;
+        if constexpr (sizeof(T) * RUN >= 8) {
+            if (whole) {
+                store_vector(to, sums[r]);
+            } else {
+#pragma unroll
+                for (int e = 0; e < RUN; e++) {
+                    if (lane * RUN + e < a.dim) to[e] = from_float<T>(sums[r][e]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int e = 0; e < RUN; e++) {
+                if (lane * RUN + e < a.dim) to[e] = from_float<T>(sums[r][e]);
+            }
+        }
+        if (lane == 0) rows.store_logsum(at, softmax[r].shift + log2_approx(sum));
+    }
+}
+
+template <class T, int D, bool MANY>
+__device__ __forceinline__ void attend(const Problem<T>& a) {
+    if constexpr (TensorCore<T>::available)
+        attend_mma<T, D, MANY ? 4 : 1>(a);
+    else
+        attend_fma<T, D, MANY ? 4 : 1, MANY ? 8 : 2>(a);
+}
+
+// y of a row from its spans, in order. grid: rows (b, kv head, row); block: elements of the head.
+template <class T>
+__device__ __forceinline__ void combine(T* y, const float* partial, const unsigned char* mask, int tokens, int heads, int kv_heads, int dim, int spans) {
+    const int group = heads / kv_heads, count = tokens * group;
+    const int r = blockIdx.x % count, head = blockIdx.x / count, batch = head / kv_heads;
+    T* const to = y + (((int64_t)batch * tokens + r / group) * heads + head % kv_heads * group + r % group) * dim;
+    const bool masked = mask != nullptr && mask[batch] == 0;
+    const int pitch = partial_pitch(dim);
+    const float* const from = partial + (int64_t)blockIdx.x * spans * pitch;
+    for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+        if (masked) {
+            to[d] = from_float<T>(0.0f);
+            continue;
+        }
+        float largest = minus_infinity(), sum = 0.0f, weights = 0.0f;
+        for (int s = 0; s < spans; s++) largest = fmaxf(largest, from[s * pitch + dim]);
+        for (int s = 0; s < spans; s++) {
+            const float* const span = from + s * pitch;
+            const float weight = exp2_approx(span[dim] - largest);
+            sum = fmaf(weight, span[d], sum);
+            weights = fmaf(weight, span[dim + 1], weights);
+        }
+        to[d] = from_float<T>(sum / weights);
+    }
+}
+
+// seen += tokens, or = 0, where the mask lets it.
+extern "C" __global__ void __launch_bounds__(256) attention_advance(int* seen, const unsigned char* mask, int batch, int tokens, int reset) {
+    const int b = blockIdx.x * blockDim.x + threadIdx.x;
+    if (b >= batch || (mask != nullptr && mask[b] == 0)) return;
+    seen[b] = reset ? 0 : (int)((unsigned)seen[b] + tokens);
+}
+
+#define ATTENTION_KERNEL(NAME, T, D, MANY)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(MANY ? 128 : 32)                                                              \
+        NAME(T* y, float* logsum, float* partial, const T* q, const T* k, const T* v, const int* seen,                         \
+             const unsigned char* mask, int tokens, int heads, int kv_heads, int keys, int dim, int window, int causal,        \
+             int span, float scale) {                                                                                          \
+        attend<T, D, MANY>({y, logsum, partial, q, k, v, seen, mask, tokens, heads, kv_heads, keys, dim, window, causal, span, scale}); \
+    }
+
+#define GRADIENT_KERNEL(NAME, T, D, KEYS)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256, 1)                                                                       \
+        NAME(T* first, T* second, const T* q, const T* k, const T* v, const T* dy, const float* logsum, const float* delta,    \
+             int tokens, int heads, int kv_heads, int keys, int dim, int window, int causal, float scale) {                    \
+        gradients<T, D, KEYS>({first, second, q, k, v, dy, logsum, delta},                                                     \
+                              {tokens, heads, kv_heads, keys, dim, window, causal, scale});                                    \
+    }
+
+#define FOR_TYPE(SUFFIX, T)                                                                                                    \
+    GRADIENT_KERNEL(attention_dq_64_##SUFFIX, T, 64, false)                                                                    \
+    GRADIENT_KERNEL(attention_dkv_64_##SUFFIX, T, 64, true)                                                                    \
+    GRADIENT_KERNEL(attention_dq_128_##SUFFIX, T, 128, false)                                                                  \
+    GRADIENT_KERNEL(attention_dkv_128_##SUFFIX, T, 128, true)                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+        attention_delta_##SUFFIX(float* delta, const T* dy, const T* y, uint64_t rows, int tokens, int heads, int dim) {       \
+        deltas(delta, dy, y, rows, tokens, heads, dim);                                                                        \
+    }                                                                                                                          \
+    ATTENTION_KERNEL(attention_few_64_##SUFFIX, T, 64, false)                                                                  \
+    ATTENTION_KERNEL(attention_many_64_##SUFFIX, T, 64, true)                                                                  \
+    ATTENTION_KERNEL(attention_few_128_##SUFFIX, T, 128, false)                                                                \
+    ATTENTION_KERNEL(attention_many_128_##SUFFIX, T, 128, true)                                                                \
+    extern "C" __global__ void __launch_bounds__(128)                                                                          \
+        attention_combine_##SUFFIX(T* y, const float* partial, const unsigned char* mask, int tokens, int heads, int kv_heads, \
+                                   int dim, int spans) {                                                                       \
+        combine(y, partial, mask, tokens, heads, kv_heads, dim, spans);                                                        \
+    }
+
+// kernels: attention_few_64_f32 attention_many_64_f32 attention_few_128_f32 attention_many_128_f32 attention_combine_f32
+// kernels: attention_few_64_bf16 attention_many_64_bf16 attention_few_128_bf16 attention_many_128_bf16 attention_combine_bf16
+// kernels: attention_few_64_f16 attention_many_64_f16 attention_few_128_f16 attention_many_128_f16 attention_combine_f16
+// kernels: attention_delta_f32 attention_dq_64_f32 attention_dkv_64_f32 attention_dq_128_f32 attention_dkv_128_f32
+// kernels: attention_delta_bf16 attention_dq_64_bf16 attention_dkv_64_bf16 attention_dq_128_bf16 attention_dkv_128_bf16
+// kernels: attention_delta_f16 attention_dq_64_f16 attention_dkv_64_f16 attention_dq_128_f16 attention_dkv_128_f16
+FOR_TYPE(f32, float)
+FOR_TYPE(bf16, bf16)
+FOR_TYPE(f16, f16)

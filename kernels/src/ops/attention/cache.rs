@@ -1,0 +1,151 @@
+//! What a stream remembers: how many tokens it has seen, and the keys and values of the last of them.
+
+use super::{NAME, cpu, cuda};
+use crate::{DType, Device, Error, Result, Tensor};
+
+/// Capacities are rounded up to this many tokens, so that a block of keys that starts at a multiple of it never wraps.
+pub const KEY_BLOCK: usize = 64;
+
+/// Tokens that each of `B` streams has seen: one for a whole session, shared by all its layers. It lives on the device, so
+/// that a captured step replays. Counts up to 2^31, 2.7 years at 25 tokens a second.
+pub struct Positions {
+    pub(crate) seen: Tensor,
+}
+
+impl Positions {
+    pub fn new(device: &Device, batch: usize) -> Result<Positions> {
+        Ok(Positions { seen: Tensor::zeros(device, DType::I32, [batch])? })
+    }
+
+    /// As if `seen[b]` tokens had gone by.
+    pub fn at(device: &Device, seen: &[i32]) -> Result<Positions> {
+        match seen.iter().find(|n| **n < 0) {
+            Some(n) => Err(Error::argument(NAME, format!("a stream cannot have seen {n} tokens"))),
+            None => Ok(Positions { seen: Tensor::from_slice(device, seen, [seen.len()])? }),
+        }
+    }
+
+    pub fn batch(&self) -> usize {
+        self.seen.elements()
+    }
+
+    pub fn device(&self) -> Device {
+        self.seen.device()
+    }
+
+    /// `tokens` more were seen by every stream whose `mask` (u8 `[B]`) is not zero: after all layers of a step.
+    pub fn advance(&mut self, tokens: usize, mask: Option<&Tensor>) -> Result<()> {
+        check_mask(NAME, self, mask)?;
+        let tokens = i32::try_from(tokens).map_err(|_| Error::argument(NAME, format!("{tokens} tokens at once exceed 2^31")))?;
+        match self.device() {
+            Device::Cpu => cpu::advance(self.seen.as_mut_slice()?, tokens, mask),
+            Device::Cuda(gpu) => cuda::advance(&gpu, &mut self.seen, tokens, mask, false),
+        }
+    }
+
+    /// Streams whose `mask` (u8 `[B]`) is not zero start again. Their caches need nothing: what is in them is no longer seen.
+    pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
+        check_mask(NAME, self, Some(mask))?;
+        match self.device() {
+            Device::Cpu => cpu::reset(self.seen.as_mut_slice()?, mask),
+            Device::Cuda(gpu) => cuda::advance(&gpu, &mut self.seen, 0, Some(mask), true),
+        }
+    }
+}
+
+fn check_mask(op: &'static str, positions: &Positions, mask: Option<&Tensor>) -> Result<()> {
+    let Some(mask) = mask else { return Ok(()) };
+    if mask.dtype() != DType::U8 {
+        return Err(Error::dtype(op, "mask", "u8", mask.dtype()));
+    }
+    if *mask.shape() != [positions.batch()] {
+        return Err(Error::shape(op, "mask", format!("[{}]", positions.batch()), mask.shape()));
+    }
+    if mask.device() != positions.device() {
+        return Err(Error::DeviceMismatch { op, operand: "mask" });
+    }
+    Ok(())
+}
+
+/// Keys and values of the last tokens of `B` streams, as rings `[B, Hkv, capacity, D]`: token `p` lies in slot `p % capacity`.
+///
+/// On the CPU the keys of 16 tokens side by side are stored transposed, `[.., capacity / 16, D, 16]`, so that their scores
+/// are one vector.
+pub struct KvCache {
+    pub(crate) keys: Tensor,
+    pub(crate) values: Tensor,
+}
+
+impl KvCache {
+    /// Room for at least `capacity` tokens of each stream. A window that `T` tokens at a time look back over wants
+    /// `window + T - 1`.
+    pub fn new(device: &Device, dtype: DType, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<KvCache> {
+        let rounded = capacity.checked_next_multiple_of(KEY_BLOCK).filter(|&n| n > 0 && n <= i32::MAX as usize);
+        let capacity = rounded.ok_or_else(|| Error::argument(NAME, format!("a cache of {capacity} tokens")))?;
+        if kv_heads == 0 || head_dim == 0 || head_dim > super::MAX_HEAD_DIM {
+            return Err(Error::argument(NAME, format!("a cache of {kv_heads} heads of {head_dim}, at most {}", super::MAX_HEAD_DIM)));
+        }
+        if !dtype.is_float() {
+            return Err(Error::dtype(NAME, "cache", "a floating type", dtype));
+        }
+        let ring = || Tensor::zeros(device, dtype, [batch, kv_heads, capacity, head_dim]);
+        Ok(KvCache { keys: ring()?, values: ring()? })
+    }
+
+    pub fn batch(&self) -> usize {
+        self.keys.shape()[0]
+    }
+
+    pub fn kv_heads(&self) -> usize {
+        self.keys.shape()[1]
+    }
+
+    /// Tokens a stream: what was asked for, or a few more.
+    pub fn capacity(&self) -> usize {
+        self.keys.shape()[2]
+    }
+
+    pub fn head_dim(&self) -> usize {
+        self.keys.shape()[3]
+    }
+
+    /// With these keys and values, `[B, Hkv, capacity, D]` of whole blocks.
+    pub(crate) fn of(keys: &Tensor, values: &Tensor) -> Result<KvCache> {
+        let keys = match keys.device() {
+            Device::Cpu => crate::dispatch_real!(NAME, keys.dtype(), T => cpu::stored::<T>(keys))?,
+            Device::Cuda(_) => keys.copy()?,
+        };
+        Ok(KvCache { keys, values: values.copy()? })
+    }
+
+    /// The keys, `[B, Hkv, capacity, D]` on every device.
+    pub(crate) fn keys(&self) -> Result<Tensor> {
+        match self.keys.device() {
+            Device::Cpu => crate::dispatch_real!(NAME, self.keys.dtype(), T => cpu::keys::<T>(&self.keys)),
+            Device::Cuda(_) => self.keys.copy(),
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.keys.bytes() + self.values.bytes()
+    }
+
+    /// That it takes `tokens` more of `x` at `positions`.
+    pub(crate) fn check(&self, op: &'static str, x: &Tensor, tokens: usize, positions: &Positions, mask: Option<&Tensor>) -> Result<()> {
+        let batch = x.shape()[0];
+        if self.batch() != batch {
+            return Err(Error::shape(op, "cache", format!("{batch} streams"), self.keys.shape()));
+        }
+        if tokens > self.capacity() {
+            return Err(Error::argument(op, format!("{tokens} tokens at once do not fit a cache of {}", self.capacity())));
+        }
+        crate::ops::check::alike(op, x, "cache", &self.keys)?;
+        if positions.batch() != batch {
+            return Err(Error::shape(op, "positions", format!("[{batch}]"), positions.seen.shape()));
+        }
+        if positions.device() != x.device() {
+            return Err(Error::DeviceMismatch { op, operand: "positions" });
+        }
+        check_mask(op, positions, mask)
+    }
+}

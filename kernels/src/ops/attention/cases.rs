@@ -1,0 +1,157 @@
+use super::cuda::spans;
+use super::{KvCache, Mask, Positions, backward, forward, step};
+use crate::DType;
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::tolerance::Tolerance;
+
+/// `B T Hq Hkv D`.
+type Extents = [usize; 5];
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let windowed = |window| Mask { causal: true, window: Some(window) };
+    let all = Mask::default();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for (shape, keys, mask) in [
+            ([1, 1, 1, 1, 1], 1, all),
+            ([2, 31, 2, 1, 64], 31, Mask::CAUSAL),
+            ([1, 33, 3, 3, 40], 127, all),
+            ([1, 127, 4, 1, 128], 127, windowed(50)),
+            ([2, 70, 2, 2, 34], 70, windowed(1)),
+            ([1, 5, 6, 2, 72], 500, all),
+            ([1, 3, 2, 2, 33], 65, all),
+            ([1, 200, 1, 1, 16], 200, Mask::CAUSAL),
+            ([0, 3, 2, 2, 8], 3, all),
+        ] {
+            cases.push(sequences(shape, keys, mask, dtype, false));
+            // The only key that is seen has a weight of one, whose slope is nothing but rounding.
+            let mask = if mask.window == Some(1) { windowed(2) } else { mask };
+            cases.push(gradients(shape, keys, mask, dtype, false));
+        }
+        for (shape, seen, window) in [
+            ([1, 2, 8, 8, 64], 400, Some(250)),
+            ([3, 1, 4, 2, 64], 40, Some(31)),
+            ([2, 5, 6, 1, 34], 70, Some(33)),
+            ([1, 31, 2, 2, 128], 127, None),
+            ([2, 1, 4, 1, 128], 2100, Some(1500)),
+            ([1, 3, 2, 2, 10], 1500, None),
+            ([2, 20, 1, 1, 80], 1100, Some(1025)),
+        ] {
+            cases.push(stream(shape, seen, window, dtype, false));
+        }
+        cases.push(sequences([4, 2048, 16, 16, 64], 2048, Mask::CAUSAL, dtype, true));
+        cases.push(sequences([1, 4096, 32, 8, 128], 4096, Mask::CAUSAL, dtype, true));
+        cases.push(gradients([1, 2048, 16, 16, 64], 2048, Mask::CAUSAL, dtype, true));
+        cases.push(stream([64, 2, 8, 8, 64], 300, Some(250), dtype, true));
+        cases.push(stream([8, 1, 32, 32, 128], 3000, Some(3000), dtype, true));
+    }
+    cases
+}
+
+/// A score has an error of `dim` products of about its own size, and in the exponent that of rounding scores of up to some 64;
+/// weights err in proportion, each for itself, and so are as many roundings of what is summed, besides that of the sum over
+/// keys, of the weights' total and of its inverse. On tensor cores a weight is rounded to its type.
+fn tolerance(dtype: DType, keys: usize, dim: usize) -> Tolerance {
+    let weights = Tolerance::accumulate(2 * keys + dim + 64 * 64 + 8).then_rounded(3);
+    if dtype == DType::F32 { weights.then_round_to(dtype) } else { weights.via(dtype, 1).then_round_to(dtype) }
+}
+
+fn label(kind: &str, [batch, tokens, heads, kv_heads, dim]: Extents) -> String {
+    format!("{kind} {batch}x{tokens}x{heads}/{kv_heads}x{dim}")
+}
+
+/// Pairs of a query and a key that it sees, of one head.
+fn pairs(tokens: usize, keys: usize, mask: Mask) -> usize {
+    (0..tokens).map(|t| if mask.causal { (t + 1).min(mask.window.unwrap_or(keys)) } else { keys }).sum()
+}
+
+fn sequences(shape: Extents, keys: usize, mask: Mask, dtype: DType, bench: bool) -> Case {
+    let [batch, tokens, heads, kv_heads, dim] = shape;
+    let elements = 2 * batch * tokens * heads * dim + 2 * batch * keys * kv_heads * dim;
+    let (q, kv) = ([batch, tokens, heads, dim], [batch, keys, kv_heads, dim]);
+    // Of log2(sum): scores as above, times log2(e), and the rounding of what may be as large as a score.
+    let logsum = Tolerance::accumulate(dim + 64).then_rounded(4).plus(2f64.powi(-22));
+    Case {
+        label: label("forward", shape)
+            + &format!(
+                " over {keys}{}{}",
+                if mask.causal { " causal" } else { "" },
+                mask.window.map_or(String::new(), |w| format!(" window {w}"))
+            ),
+        dtype,
+        inputs: vec![Input::normal("q", q), Input::normal("k", kv), Input::normal("v", kv)],
+        outputs: vec![("y", Check::Within(tolerance(dtype, keys, dim))), ("logsum", Check::Within(logsum))],
+        run: Box::new(move |i| forward(&i[0], &i[1], &i[2], mask).map(|(y, logsum)| vec![y, logsum])),
+        cost: Cost {
+            bytes: elements * dtype.bytes() + 4 * batch * tokens * heads,
+            flops: 4 * batch * heads * dim * pairs(tokens, keys, mask),
+        },
+        bench,
+    }
+}
+
+/// Forward and backward. A slope is the difference of two sums over the head that are larger than their difference, one of them
+/// of an output that was rounded; a gradient sums over at most `keys` keys or `rows` rows of such, and where few take part the
+/// error is that of a single one.
+fn gradients(shape: Extents, keys: usize, mask: Mask, dtype: DType, bench: bool) -> Case {
+    let [batch, tokens, heads, kv_heads, dim] = shape;
+    let forward_case = sequences(shape, keys, mask, dtype, bench);
+    let rows = tokens * heads / kv_heads;
+    let n = keys.max(rows);
+    let tolerance =
+        Tolerance::accumulate(2 * n + 2 * dim + 64 * 64).via(dtype, 3).of_sum_larger_by((n as f64).sqrt().max(1.0)).then_round_to(dtype);
+    let mut inputs = forward_case.inputs;
+    inputs.push(Input::normal("dy", [batch, tokens, heads, dim]));
+    // dy and y for delta; both kernels read q, k, v, dy and the statistics, and write the gradients.
+    let (queries, pairs) = (batch * tokens * heads * dim, batch * keys * kv_heads * dim);
+    let statistics = 4 * 5 * batch * tokens * heads;
+    let bytes = (2 * queries + 4 * queries + 4 * pairs + queries + 2 * pairs) * dtype.bytes() + statistics;
+    Case {
+        label: forward_case.label.replace("forward", "backward"),
+        inputs,
+        outputs: ["dq", "dk", "dv"].map(|name| (name, Check::Within(tolerance))).into(),
+        run: Box::new(move |i| {
+            let (y, logsum) = forward(&i[0], &i[1], &i[2], mask)?;
+            Ok(backward(&i[3], &i[0], &i[1], &i[2], &y, &logsum, mask)?.into())
+        }),
+        cost: Cost { bytes: forward_case.cost.bytes + bytes, flops: forward_case.cost.flops * 9 / 2 },
+        ..forward_case
+    }
+}
+
+/// A step of streams that have seen `seen` tokens, the last of several masked.
+fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, bench: bool) -> Case {
+    let [batch, tokens, heads, kv_heads, dim] = shape;
+    let capacity = window.map_or(seen + tokens, |w| w + tokens - 1).next_multiple_of(super::KEY_BLOCK);
+    let reach = window.unwrap_or(capacity).min(seen + tokens);
+    let visited = (reach + tokens - 1).min(seen + tokens);
+    let kv = [batch, kv_heads, capacity, dim];
+    let runs = if batch > 1 && !bench { batch - 1 } else { batch };
+    let flag = Fill::Values((0..batch).map(|b| (b < runs) as u8 as f64).collect());
+    let seen = |b: usize| (seen as f64 - b as f64).max(0.0);
+    let inputs = vec![
+        Input::normal("q", [batch, tokens, heads, dim]),
+        Input::normal("keys", kv),
+        Input::normal("values", kv),
+        Input::new("seen", [batch], Fill::Values((0..batch.max(1)).map(seen).collect())).integer(DType::I32),
+        Input::new("mask", [batch], flag).integer(DType::U8),
+    ];
+    let spans = spans(window.unwrap_or(capacity), tokens);
+    let partial = if spans == 1 { 0 } else { 8 * runs * heads * tokens * spans * (dim + 2) };
+    let values = batch * tokens * heads * dim + runs * (tokens * heads * dim + 2 * kv_heads * visited * dim);
+    Case {
+        label: label("step", shape) + &format!(" window {}", window.map_or("all".into(), |w| w.to_string())),
+        dtype,
+        inputs,
+        outputs: vec![("y", Check::Within(tolerance(dtype, reach, dim))), ("seen", Check::Exact)],
+        run: Box::new(move |i| {
+            let cache = KvCache::of(&i[1], &i[2])?;
+            let mut positions = Positions { seen: i[3].copy()? };
+            let y = step(&i[0], &cache, &positions, window, Some(&i[4]))?;
+            positions.advance(tokens, Some(&i[4]))?;
+            Ok(vec![y, positions.seen])
+        }),
+        cost: Cost { bytes: values * dtype.bytes() + partial + 14 * batch, flops: 4 * runs * heads * dim * tokens * reach },
+        bench,
+    }
+}

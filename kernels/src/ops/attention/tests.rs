@@ -1,0 +1,267 @@
+//! A stream fed in chunks gets the bits of the whole; both are what the definition says.
+
+use super::*;
+use crate::DType;
+use crate::case::SplitMix;
+use crate::ops::rope::{self, Rope, Style};
+use crate::ops::testing::{check_gradient, devices, float_types, normal};
+
+/// `[B, T, (Hq + 2 Hkv) D]` of projected queries, keys and values.
+struct Stream {
+    values: Vec<f64>,
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+}
+
+impl Stream {
+    fn new([batch, tokens, heads, kv_heads, dim]: [usize; 5]) -> Stream {
+        let mut rng = SplitMix(3);
+        let n = batch * tokens * (heads + 2 * kv_heads) * dim;
+        Stream { values: (0..n).map(|_| 4.0 * rng.uniform() - 2.0).collect(), batch, tokens, heads, kv_heads, dim }
+    }
+
+    fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
+    }
+
+    fn row(&self, b: usize, t: usize) -> &[f64] {
+        &self.values[(b * self.tokens + t) * self.width()..][..self.width()]
+    }
+
+    /// Tokens from where each stream is; noise past the end.
+    fn chunk(&self, device: &Device, dtype: DType, from: &[usize], len: usize) -> Result<Tensor> {
+        let token = |b: usize, t: usize| (0..self.width()).map(move |c| if t < self.tokens { self.row(b, t)[c] } else { f64::NAN });
+        let values: Vec<f64> = (0..self.batch).flat_map(|b| (0..len).flat_map(move |t| token(b, from[b] + t))).collect();
+        Tensor::from_f64(device, dtype, &values, [self.batch, len, self.width()])
+    }
+
+    /// Runs the streams in random chunks of at most `longest` tokens, masking some streams at random, and returns their outputs.
+    fn run(
+        &self,
+        device: &Device,
+        dtype: DType,
+        window: Option<usize>,
+        capacity: usize,
+        longest: usize,
+        seed: u64,
+    ) -> Result<Vec<Vec<f64>>> {
+        let mut rng = SplitMix(seed);
+        let rope = Rope::new(device, self.dim, 10_000.0, Style::Interleaved)?;
+        let mut cache = KvCache::new(device, dtype, self.batch, self.kv_heads, capacity, self.dim)?;
+        let mut positions = Positions::new(device, self.batch)?;
+        let mut at = vec![0; self.batch];
+        let mut out = vec![Vec::new(); self.batch];
+        while at.iter().any(|&t| t < self.tokens) {
+            let len = 1 + rng.next() as usize % longest;
+            let mask: Vec<u8> = at.iter().map(|&t| (t + len <= self.tokens && !rng.next().is_multiple_of(4)) as u8).collect();
+            let len = if at.iter().all(|&t| t + len > self.tokens) { 1 } else { len };
+            let mask_tensor = Tensor::from_slice(device, &mask, [self.batch])?;
+            let mask_tensor = if mask.iter().all(|&m| m == 1) { None } else { Some(&mask_tensor) };
+            let q = rope::append(&self.chunk(device, dtype, &at, len)?, &rope, &mut cache, &positions, mask_tensor)?;
+            let y = step(&q, &cache, &positions, window, mask_tensor)?;
+            positions.advance(len, mask_tensor)?;
+            for (b, y) in y.to_f64()?.chunks(len * self.heads * self.dim).enumerate() {
+                if mask[b] == 1 {
+                    out[b].extend_from_slice(y);
+                    at[b] += len;
+                } else {
+                    assert!(y.iter().all(|&v| v == 0.0), "a masked stream has {y:?}");
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// By the definition, in f64.
+    fn expected(&self, window: Option<usize>) -> Vec<Vec<f64>> {
+        let (dim, group) = (self.dim, self.heads / self.kv_heads);
+        let turned = |x: &[f64], position: usize| -> Vec<f64> {
+            let pair = |i: usize| {
+                let (sin, cos) = (position as f64 * 10_000f64.powf(-2.0 * i as f64 / dim as f64)).sin_cos();
+                [x[2 * i] * cos - x[2 * i + 1] * sin, x[2 * i] * sin + x[2 * i + 1] * cos]
+            };
+            (0..dim / 2).flat_map(pair).collect()
+        };
+        let attend = |b: usize, i: usize, h: usize| -> Vec<f64> {
+            let head = |t: usize, h: usize| &self.row(b, t)[h * dim..][..dim];
+            let q = turned(head(i, h), i);
+            let seen = (i + 1).saturating_sub(window.unwrap_or(usize::MAX))..=i;
+            let weight = |j: usize| {
+                let k = turned(head(j, self.heads + h / group), j);
+                (q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt()).exp()
+            };
+            let weights: Vec<f64> = seen.clone().map(weight).collect();
+            let total: f64 = weights.iter().sum();
+            let value = |d: usize| {
+                seen.clone().zip(&weights).map(|(j, w)| w * head(j, self.heads + self.kv_heads + h / group)[d]).sum::<f64>() / total
+            };
+            (0..dim).map(value).collect()
+        };
+        (0..self.batch).map(|b| (0..self.tokens).flat_map(|i| (0..self.heads).flat_map(move |h| attend(b, i, h))).collect()).collect()
+    }
+}
+
+#[test]
+fn streams_are_what_the_definition_says() -> Result<()> {
+    for (shape, window, capacity) in [
+        ([2, 70, 3, 3, 4], Some(17), 19),
+        ([1, 150, 4, 2, 6], Some(64), 66),
+        ([2, 140, 6, 1, 66], None, 140),
+        ([1, 90, 1, 1, 34], Some(1), 1),
+    ] {
+        let stream = Stream::new(shape);
+        let found = stream.run(&Device::Cpu, DType::F64, window, capacity, capacity.min(3), 1)?;
+        for (found, expected) in found.iter().zip(&stream.expected(window)) {
+            assert_eq!(found.len(), expected.len());
+            for (at, (f, e)) in found.iter().zip(expected).enumerate() {
+                assert!((f - e).abs() < 1e-12, "{shape:?} at {at}: {f}, expected {e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn chunks_and_masks_change_no_bit_past_the_window() -> Result<()> {
+    // The last has a window that is cut into spans.
+    for (shape, window) in [([3, 200, 2, 2, 64], 50), ([2, 150, 4, 1, 10], 33), ([2, 90, 2, 1, 80], 1), ([1, 1130, 1, 1, 8], 1030)] {
+        let stream = Stream::new(shape);
+        for device in devices()? {
+            // A few chunks a device: an emulated step takes its time.
+            let chunks: &[usize] = if device == Device::Cpu { &[2, 5, 64, 130] } else { &[70] };
+            for &dtype in float_types(&device) {
+                let few = if window > 1000 { 20 } else { 1 };
+                let expected = stream.run(&device, dtype, Some(window), window + few - 1, few, 1)?;
+                for &longest in chunks {
+                    let found = stream.run(&device, dtype, Some(window), window + longest - 1, longest, longest as u64)?;
+                    assert!(found == expected, "{device:?} {dtype} {shape:?} in chunks of {longest}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sequence_is_what_a_stream_of_it_is() -> Result<()> {
+    let (tokens, heads, kv_heads, dim, window) = (70, 4, 2, 64, 40);
+    let (q, k, v) = (normal([1, tokens, heads, dim], 1), normal([1, tokens, kv_heads, dim], 2), normal([1, tokens, kv_heads, dim], 3));
+    let mask = Mask { causal: true, window: Some(window) };
+    for device in devices()? {
+        for &dtype in float_types(&device) {
+            let on = |t: &Tensor| Tensor::from_f64(&device, dtype, &t.to_f64()?, t.shape());
+            let (y, _) = forward(&on(&q)?, &on(&k)?, &on(&v)?, mask)?;
+            // Frequencies of zero turn nothing.
+            let rope = Rope::with_frequencies(&device, &[0.0; 32], Style::Interleaved)?;
+            let mut cache = KvCache::new(&device, dtype, 1, kv_heads, tokens + window, dim)?;
+            let positions = Positions::new(&device, 1)?;
+            let [q, k, v] = [&q, &k, &v].map(|t| t.to_f64());
+            let (q, k, v) = (q?, k?, v?);
+            let token =
+                |t: usize| [(&q, heads), (&k, kv_heads), (&v, kv_heads)].map(|(x, h)| x[t * h * dim..][..h * dim].to_vec()).concat();
+            let qkv: Vec<f64> = (0..tokens).flat_map(token).collect();
+            let qkv = Tensor::from_f64(&device, dtype, &qkv, [1, tokens, (heads + 2 * kv_heads) * dim])?;
+            let q = rope::append(&qkv, &rope, &mut cache, &positions, None)?;
+            let stream = step(&q, &cache, &positions, Some(window), None)?;
+            assert!(stream.to_f64()? == y.to_f64()?, "{device:?} {dtype}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_agree_with_differences() -> Result<()> {
+    let windowed = Mask { causal: true, window: Some(3) };
+    for (tokens, keys, heads, kv_heads, mask) in [(5, 7, 2, 2, Mask::default()), (6, 6, 4, 2, Mask::CAUSAL), (7, 7, 2, 1, windowed)] {
+        let inputs = [normal([2, tokens, heads, 3], 1), normal([2, keys, kv_heads, 3], 2), normal([2, keys, kv_heads, 3], 3)];
+        check_gradient(
+            &inputs,
+            |i| Ok(forward(&i[0], &i[1], &i[2], mask)?.0),
+            |i, dy| {
+                let (y, logsum) = forward(&i[0], &i[1], &i[2], mask)?;
+                Ok(backward(dy, &i[0], &i[1], &i[2], &y, &logsum, mask)?.map(Some).into())
+            },
+        );
+    }
+    Ok(())
+}
+
+/// Printed, not asserted: machines differ.
+#[test]
+fn a_frame_of_mimi_is_timed() -> Result<()> {
+    let device = Device::Cpu;
+    let rope = Rope::new(&device, 64, 10_000.0, Style::Interleaved)?;
+    // As many layers as a frame has, so that a cache is cold when its turn comes.
+    let mut caches: Vec<KvCache> = (0..16).map(|_| KvCache::new(&device, DType::F32, 1, 8, 251, 64)).collect::<Result<_>>()?;
+    let mut positions = Positions::at(&device, &[1000])?;
+    let qkv = Tensor::from_f64(&device, DType::F32, &normal([1, 2, 1536], 1).to_f64()?, [1, 2, 1536])?;
+    let (mut append, mut attend) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..50 {
+        let (mut times, start) = ([0.0; 2], std::time::Instant::now());
+        for cache in &mut caches {
+            let from = start.elapsed();
+            let q = rope::append(&qkv, &rope, cache, &positions, None)?;
+            let between = start.elapsed();
+            step(&q, cache, &positions, Some(250), None)?;
+            times[0] += (between - from).as_secs_f64();
+            times[1] += (start.elapsed() - between).as_secs_f64();
+        }
+        positions.advance(2, None)?;
+        (append, attend) = (append.min(times[0]), attend.min(times[1]));
+    }
+    println!("16 layers, 2 tokens, 8 heads of 64, 250 keys: append {:.0} us, attention {:.0} us", 1e6 * append, 1e6 * attend);
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_starts_again_forgets() -> Result<()> {
+    let device = Device::Cpu;
+    let stream = Stream::new([2, 8, 2, 1, 16]);
+    let rope = Rope::new(&device, 16, 10_000.0, Style::HalfSplit)?;
+    let mut cache = KvCache::new(&device, DType::F32, 2, 1, 100, 16)?;
+    let mut positions = Positions::new(&device, 2)?;
+    let mut feed = |x: &Tensor, reset: Option<&Tensor>| -> Result<Vec<f64>> {
+        if let Some(mask) = reset {
+            positions.reset(mask)?;
+        }
+        let q = rope::append(x, &rope, &mut cache, &positions, None)?;
+        let y = step(&q, &cache, &positions, Some(90), None)?;
+        positions.advance(x.shape()[1], None)?;
+        y.to_f64()
+    };
+    let poison = Tensor::from_slice(&device, &vec![f32::NAN; 2 * 8 * stream.width()], [2, 8, stream.width()])?;
+    let x = stream.chunk(&device, DType::F32, &[0, 0], 8)?;
+    let first = feed(&x, None)?;
+    assert!(feed(&poison, None)?.iter().all(|v| v.is_nan()));
+    let again = feed(&x, Some(&Tensor::from_slice(&device, &[1u8, 0], [2])?))?;
+    let half = first.len() / 2;
+    assert_eq!(again[..half], first[..half], "stream 0 starts again");
+    assert!(again[half..].iter().all(|v| v.is_nan()), "stream 1 does not");
+    Ok(())
+}
+
+#[test]
+fn a_window_wants_its_capacity() -> Result<()> {
+    let device = Device::Cpu;
+    let positions = Positions::new(&device, 1)?;
+    let cache = KvCache::new(&device, DType::F32, 1, 2, 100, 8)?;
+    assert_eq!(cache.capacity(), 128);
+    let q = |tokens| Tensor::zeros(&device, DType::F32, [1, tokens, 2, 8]);
+    for (tokens, window, fits) in [
+        (1, Some(128), true),
+        (2, Some(128), false),
+        (2, Some(127), true),
+        (128, Some(1), true),
+        (129, Some(1), false),
+        (128, None, true),
+        (129, None, false),
+        (1, Some(0), false),
+        (2, Some(usize::MAX), false),
+    ] {
+        assert_eq!(step(&q(tokens)?, &cache, &positions, window, None).is_ok(), fits, "{tokens} tokens, window {window:?}");
+    }
+    Ok(())
+}

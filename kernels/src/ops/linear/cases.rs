@@ -1,0 +1,129 @@
+use super::{Activation, Fused, Product, Weight};
+use crate::DType;
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::tolerance::{ROUNDOFF, Tolerance};
+
+/// A layer, and what is fused behind it.
+#[derive(Clone, Copy)]
+struct Layer {
+    rows: usize,
+    n: usize,
+    k: usize,
+    activation: Activation,
+    bias: bool,
+    scale: bool,
+    residual: bool,
+    product: Product,
+}
+
+const fn plain(rows: usize, n: usize, k: usize) -> Layer {
+    Layer { rows, n, k, activation: Activation::None, bias: false, scale: false, residual: false, product: Product::FewRows }
+}
+
+const fn tiles(rows: usize, n: usize, k: usize) -> Layer {
+    Layer { product: Product::Tiles, ..plain(rows, n, k) }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let small = [
+        plain(0, 5, 7),
+        plain(1, 1, 1),
+        plain(1, 33, 31),
+        plain(2, 127, 500),
+        plain(5, 64, 33),
+        plain(16, 31, 64),
+        plain(17, 40, 96),
+        plain(33, 12, 1032),
+        plain(1, 96, 512),
+        plain(1, 16, 17_000), // several chunks of one row
+        plain(3, 18, 4_104),  // of four
+        plain(16, 6, 2_051),  // of sixteen, of single elements
+        Layer { bias: true, ..plain(2, 36, 40) },
+        Layer { activation: Activation::Gelu, ..plain(2, 129, 64) },
+        Layer { activation: Activation::Silu, bias: true, ..plain(7, 31, 65) },
+        Layer { scale: true, residual: true, ..plain(2, 64, 256) },
+        Layer { activation: Activation::SiluGate, ..plain(1, 66, 128) },
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..plain(20, 14, 72) },
+        Layer { activation: Activation::Gelu, bias: true, scale: true, residual: true, ..plain(3, 34, 1_024) },
+        tiles(1, 1, 1),
+        tiles(5, 33, 31),
+        tiles(16, 208, 272),
+        tiles(18, 128, 256),
+        tiles(500, 128, 48),
+        tiles(500, 129, 33), // the largest tiles, on the emulator's few processors
+        Layer { activation: Activation::Gelu, bias: true, ..tiles(65, 68, 40) },
+        Layer { activation: Activation::Silu, ..tiles(33, 64, 72) },
+        Layer { activation: Activation::SiluGate, ..tiles(3, 62, 64) },
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..tiles(70, 80, 36) },
+        Layer { scale: true, residual: true, ..tiles(127, 100, 48) },
+    ];
+    let mut cases = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        cases.extend(small.map(|layer| case(layer, dtype, false)));
+        cases.push(case(plain(1, 4096, 4096), dtype, true));
+        cases.push(case(tiles(4096, 1024, 1024), dtype, true));
+        cases.push(case(Layer { activation: Activation::Gelu, ..plain(2, 2048, 512) }, dtype, true));
+        cases.push(case(Layer { scale: true, residual: true, ..plain(16, 4096, 4096) }, dtype, true));
+    }
+    cases
+}
+
+/// Sums have deviation 1: their error is judged by that. An activation has a slope of at most 1.13, and its own error of up to 29
+/// roundoffs (activation/cases.rs) of values up to 6; a gate multiplies two of them. `y` may be smaller than any of its terms.
+fn tolerance(layer: &Layer, dtype: DType) -> Tolerance {
+    let sum = 2.0 * (layer.k as f64 + 1.0).sqrt() * ROUNDOFF;
+    let bound = match layer.activation {
+        Activation::None => return Tolerance::accumulate(layer.k + 4).then_round_to(dtype),
+        Activation::Gelu | Activation::Silu => 1.13 * sum,
+        Activation::SiluGate => 2.0 * 1.13 * sum,
+    };
+    Tolerance::roundings(29).plus(6.0 * bound).then_round_to(dtype)
+}
+
+fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
+    let Layer { rows, n, k, activation, .. } = layer;
+    let gate = activation == Activation::SiluGate;
+    let width = if gate { n / 2 } else { n };
+    let optional = [("bias", layer.bias, n), ("scale", layer.scale, width)];
+    let mut inputs = vec![Input::normal("x", [rows, k]), Input::new("weight", [n, k], Fill::Normal((k as f64).powf(-0.5)))];
+    for (name, _, len) in optional.into_iter().filter(|&(_, there, _)| there) {
+        inputs.push(Input::new(name, [len], Fill::Uniform(-0.5, 0.5)).f32());
+    }
+    if layer.residual {
+        inputs.push(Input::new("residual", [rows, width], Fill::Uniform(-1.0, 1.0)));
+    }
+    let parameters = optional.iter().filter(|(_, there, _)| *there).map(|(.., len)| 4 * len).sum::<usize>();
+    let outputs = rows * width * if layer.residual { 2 } else { 1 };
+    let bytes = if rows == 0 { 0 } else { (rows * k + n * k + outputs) * dtype.bytes() + parameters };
+    let behind: Vec<&str> = [
+        (layer.bias, "bias"),
+        (activation == Activation::Gelu, "gelu"),
+        (activation == Activation::Silu, "silu"),
+        (gate, "gate"),
+        (layer.scale, "scale"),
+        (layer.residual, "residual"),
+        (layer.product == Product::Tiles, "by tiles"),
+    ]
+    .into_iter()
+    .filter_map(|(there, name)| there.then_some(name))
+    .collect();
+    Case {
+        label: format!("forward {rows}x{k} to {n} {}", behind.join(" ")).trim_end().to_owned(),
+        dtype,
+        inputs,
+        outputs: vec![("y", Check::Within(tolerance(&layer, dtype)))],
+        run: Box::new(move |i| {
+            let weight = Weight::for_product(&i[1], layer.product)?;
+            let mut rest = i[2..].iter();
+            let fused = Fused {
+                bias: layer.bias.then(|| rest.next()).flatten(),
+                activation,
+                scale: layer.scale.then(|| rest.next()).flatten(),
+                residual: layer.residual.then(|| rest.next()).flatten(),
+            };
+            Ok(vec![super::forward(&i[0], &weight, fused)?])
+        }),
+        cost: Cost { bytes, flops: 2 * rows * n * k },
+        bench,
+    }
+}

@@ -1,0 +1,103 @@
+use super::{Activation, Fused, NAME, Product, SOURCE};
+use crate::driver::Launch;
+use crate::ops::launch::{index, kernel_name};
+use crate::ops::matmul::cuda::{self as matmul, TILE_16X64, TILE_64X64, TILE_128X128, Tile};
+use crate::{Cuda, DType, Result, Tensor, args};
+
+/// As in linear.cu.
+const THREADS: usize = 128;
+const STAGED_BYTES: usize = 32 << 10;
+
+/// Rows of x that a pass takes, and rows of w that a group of threads has beside them.
+const PASSES: [(usize, usize); 3] = [(1, 4), (4, 4), (16, 2)];
+
+/// Threads that share a sum over `k`, at two vectors each: decided by `k` and the type alone, as they order the sum.
+fn group(k: usize, vector: usize) -> usize {
+    const LEAST: usize = 8;
+    k.div_ceil(2 * vector).next_power_of_two().clamp(LEAST, THREADS)
+}
+
+pub fn forward(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, product: Product, fused: &Fused) -> Result<()> {
+    match product {
+        Product::FewRows => few_rows(gpu, y, x, weight, fused),
+        Product::Tiles => {
+            let tile = Tile::choose(TILES, gpu, y.shape().rows(), weight.shape().rows());
+            by_tiles(gpu, tile, y, x, weight, fused)
+        }
+    }
+}
+
+/// As in linear.cu.
+fn kind(activation: Activation) -> i32 {
+    match activation {
+        Activation::None => 0,
+        Activation::Gelu => 1,
+        Activation::Silu => 2,
+        Activation::SiluGate => 3,
+    }
+}
+
+const TILES: &[Tile] = &[TILE_128X128, TILE_64X64, TILE_16X64];
+
+/// All tiles sum in the same order.
+fn by_tiles(gpu: &Cuda, tile: Tile, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fused) -> Result<()> {
+    let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
+    let [outputs, k] = [weight.shape().rows(), weight.shape().last_dim()];
+    let int = |n| matmul::int(NAME, n);
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &format!("linear_{}x{}", tile.m, tile.n), x)?)?;
+    let shared = tile.shared_bytes(matmul::uses_tensor_cores(gpu, x.dtype()), true, true);
+    let launch = matmul::grid(tile.count(rows, outputs), tile.threads(), shared)?;
+    let args = args![
+        y,
+        x,
+        weight,
+        fused.bias,
+        fused.scale,
+        fused.residual,
+        int(rows)?,
+        int(outputs)?,
+        int(columns)?,
+        int(k)?,
+        kind(fused.activation),
+    ];
+    // SAFETY: the parameters of LINEAR_TILE; `output` has checked every extent, the tiles cover rows and outputs.
+    unsafe { kernel.launch(launch, args) }
+}
+
+fn few_rows(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fused) -> Result<()> {
+    let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
+    let [outputs, k] = [weight.shape().rows(), weight.shape().last_dim()];
+    let vector = vector_of(k, x.dtype());
+    let group = group(k, vector);
+    let (pass_rows, weight_rows) = PASSES.into_iter().find(|&(m, _)| rows <= m).unwrap_or(PASSES[2]);
+    let own = if fused.activation == Activation::SiluGate { weight_rows / 2 } else { weight_rows };
+    let passes = rows.div_ceil(pass_rows);
+    let blocks = columns.div_ceil(THREADS / group * own).saturating_mul(passes);
+    let int = |n| index(NAME, n);
+    let launch =
+        Launch { grid: [int(blocks)? as u32, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: STAGED_BYTES as u32, cooperative: false };
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &format!("linear_{pass_rows}"), x)?)?;
+    let args = args![
+        y,
+        x,
+        weight,
+        fused.bias,
+        fused.scale,
+        fused.residual,
+        int(rows.saturating_add(pass_rows))? - pass_rows as i32,
+        int(outputs)?,
+        int(columns)?,
+        int(k.saturating_add(STAGED_BYTES))? - STAGED_BYTES as i32,
+        kind(fused.activation),
+        group as i32,
+        int(passes)?,
+        (vector > 1) as i32,
+    ];
+    // SAFETY: the parameters of LINEAR; `output` has checked every extent, and none overflows with a pass or a chunk on top.
+    unsafe { kernel.launch(launch, args) }
+}
+
+fn vector_of(k: usize, dtype: DType) -> usize {
+    let lanes = 16 / dtype.bytes();
+    if k.is_multiple_of(lanes) { lanes } else { 1 }
+}

@@ -1,0 +1,207 @@
+// Linear layers, y = residual + scale activation(x W^T + bias): over few rows, the weights read once for up to 16 of them, and
+// over many by tiles. The layer says which, never the number of rows: they sum in different orders.
+//
+//   sum[m, n] = sum_k x[m, k] w[n, k]
+//
+// Tensors    x [rows, K], w [N, K], y and residual [rows, N] in T; bias [N], scale [N] f32. With a gate, y, residual and scale have
+//            N / 2 columns: silu(sum[n] + bias[n]) (sum[n + N/2] + bias[n + N/2]).
+// Mapping    few rows: a group of 8 to 128 threads, decided by K alone, has R rows of w; a block has 128 threads. A thread takes 16 bytes of
+//            each of its rows, then those `group` vectors further. blockIdx.x: passes of M rows of x, fastest, then rows of w.
+//            Tiles: those of gemm.cuh, columns first; with a gate, the rows of w by turns from both halves, so that a thread has
+//            the two sums that it multiplies.
+// Memory     w past the L1 cache, R vectors of a thread at a time on their way; x through shared memory, M rows of a chunk of K.
+// Order      a thread over its vectors, shuffles, the warps of a group in ascending order: decided by K and the type alone, so that
+//            neither the number of rows nor M changes a bit. Each sum is a chain of its own: M R of them a thread. Tiles: gemm.cuh.
+// Bytes      N K of w and rows K of x read, rows N written; w is read again from the L2 cache for every further M rows.
+// Ladder     v1: R = 4 rows of w a group (2 with M = 16, for registers). Not yet timed on any GPU.
+//
+// kernels: linear_16x64_f32 linear_64x64_f32 linear_128x128_f32 linear_16x64_bf16 linear_64x64_bf16 linear_128x128_bf16
+// kernels: linear_16x64_f16 linear_64x64_f16 linear_128x128_f16
+// kernels: linear_1_f32 linear_4_f32 linear_16_f32 linear_1_bf16 linear_4_bf16 linear_16_bf16 linear_1_f16 linear_4_f16 linear_16_f16
+#include "activation.cuh"
+#include "gemm.cuh"
+#include "vec.cuh"
+
+constexpr int THREADS = 128;
+constexpr int STAGED_BYTES = 32 << 10;  // of x in shared memory; as in cuda.rs
+constexpr int LEAST_GROUP = 8;
+
+enum Kind { NONE, GELU, SILU, SILU_GATE };  // as in cuda.rs
+
+template <typename T>
+struct Finish {
+    T* y;
+    const float *bias, *scale;
+    const T* residual;
+    int columns, activation;
+
+    // With a gate, `gated` is what it multiplies.
+    __device__ __forceinline__ float activate(float sum, float gated) const {
+        if (activation == GELU) return sum * normal_cdf(sum);
+        if (activation == SILU) return sum * sigmoid(sum);
+        return activation == SILU_GATE ? sum * sigmoid(sum) * gated : sum;
+    }
+
+    // `gated` is the sum `columns` further, with a gate.
+    __device__ __forceinline__ void store(int row, int n, float sum, float gated) const {
+        const uint64_t at = (uint64_t)row * columns + n;
+        if (bias) sum += bias[n];
+        if (bias && activation == SILU_GATE) gated += bias[columns + n];
+        sum = activate(sum, gated);
+        if (scale) sum *= scale[n];
+        if (residual) sum += to_float(residual[at]);
+        y[at] = from_float<T>(sum);
+    }
+
+    // Columns n .. n + 4 at once, without a gate; 4 divides n and `columns`.
+    __device__ __forceinline__ void store_four(int row, int n, const float (&sum)[4]) const {
+        const uint64_t at = (uint64_t)row * columns + n;
+        float v[4], b[4] = {}, s[4] = {1.0f, 1.0f, 1.0f, 1.0f}, r[4] = {};
+        if (bias) load4(b, bias + n);
+        if (scale) load4(s, scale + n);
+        if (residual) load4(r, residual + at);
+#pragma unroll
+        for (int e = 0; e < 4; e++) v[e] = activate(sum[e] + b[e], 0.0f) * s[e] + r[e];
+        store4(y + at, v);
+    }
+};
+
+template <typename T, int N, int M, int R>
+__device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, const T* w, int rows, int outputs, int k, int group,
+                                       int passes) {
+    constexpr int CHUNK = STAGED_BYTES / (M * sizeof(T));  // a multiple of what a group takes at a time
+    DYNAMIC_SHARED(T, staged);                             // M rows of a chunk of x
+    __shared__ float sums[THREADS / LEAST_GROUP][M * R + 1];  // of the lanes of a group in one warp; apart in the banks
+    const bool gate = finish.activation == SILU_GATE;
+    const int own = gate ? R / 2 : R;  // columns of y that a group has
+    const int groups = THREADS / group, lane = threadIdx.x % group;
+    const int pass = blockIdx.x % passes, first_row = pass * M, block_column = blockIdx.x / passes * groups * own;
+    const int column = block_column + threadIdx.x / group * own;
+    const T* row_of_w[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const bool second = gate && r >= R / 2;
+        const int n = min(column + (second ? r - R / 2 : r), finish.columns - 1) + (second ? finish.columns : 0);
+        row_of_w[r] = w + (uint64_t)min(n, outputs - 1) * k;
+    }
+
+    float sum[M][R] = {};
+    for (int base = 0; base < k; base += CHUNK) {
+        const int count = min(k - base, CHUNK);  // of several, a group is the block, and a thread reads what it staged itself
+#pragma unroll 1
+        for (int m = 0; m < M; m++) {
+            const T* const row = x + (uint64_t)(first_row + m) * k + base;
+            for (int i = threadIdx.x * N; i < count; i += THREADS * N) {
+                float v[N] = {};
+                if (first_row + m < rows) load_vector(v, row + i);
+                store_vector(staged + m * CHUNK + i, v);
+            }
+        }
+        __syncthreads();
+#pragma unroll(M == 1 ? 4 : 1)
+        for (int i = lane * N; i < count; i += group * N) {
+            float a[R][N];
+#pragma unroll
+            for (int r = 0; r < R; r++) load_vector_once(a[r], row_of_w[r] + base + i);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                float b[N];
+                load_vector(b, staged + m * CHUNK + i);
+#pragma unroll
+                for (int r = 0; r < R; r++)
+#pragma unroll
+                    for (int e = 0; e < N; e++) sum[m][r] = fmaf(a[r][e], b[e], sum[m][r]);
+            }
+        }
+    }
+
+    const int lanes = min(group, 32), parts = group / lanes;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            float v = sum[m][r];
+            for (int distance = lanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+            if (threadIdx.x % lanes == 0) sums[threadIdx.x / lanes][m * R + r] = v;
+        }
+    __syncthreads();
+    for (int i = threadIdx.x; i < M * groups * own; i += THREADS) {
+        const int m = i / (groups * own), n = i % (groups * own), r = n % own;
+        float total = 0.0f, gated = 0.0f;
+        for (int part = n / own * parts, end = part + parts; part < end; part++) {
+            total += sums[part][m * R + r];
+            if (gate) gated += sums[part][m * R + r + R / 2];
+        }
+        if (first_row + m < rows && block_column + n < finish.columns) finish.store(first_row + m, block_column + n, total, gated);
+    }
+}
+
+// The rows of w [outputs, k] as a Source of gemm.cuh; with `half`, by turns from its first and its second half.
+template <typename T>
+struct WeightRows {
+    const T* data;
+    int outputs, k, half;
+
+    __device__ int outer_extent() const { return outputs; }
+    __device__ int inner_extent() const { return k; }
+    __device__ const T* at(Index outer, Index inner) const {
+        if (outer.major != 0 || inner.major != 0) return nullptr;
+        const int row = half ? outer.minor / 2 + outer.minor % 2 * half : outer.minor;
+        return data + (int64_t)row * k + inner.minor;
+    }
+};
+
+// An Output of gemm.cuh.
+template <typename T>
+struct Finished {
+    Finish<T> finish;
+    int rows;
+
+    __device__ void store(int m, int n, const float (&sum)[4]) const {
+        if (m >= rows) return;
+        if (finish.activation == SILU_GATE) {
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (n / 2 + e < finish.columns) finish.store(m, n / 2 + e, sum[2 * e], sum[2 * e + 1]);
+        } else if (finish.columns % 4 == 0) {
+            if (n < finish.columns) finish.store_four(m, n, sum);
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (n + e < finish.columns) finish.store(m, n + e, sum[e], 0.0f);
+        }
+    }
+};
+
+template <typename T, typename TILE>
+__device__ __forceinline__ void linear_tile(const Finish<T>& finish, const T* x, const T* w, int rows, int outputs, int k) {
+    const Window<T> a{x, nullptr, nullptr, nullptr, 1, rows, k, 0, rows, 1, 0, 0, 1, PROLOGUE_NONE};
+    const WeightRows<T> b{w, outputs, k, finish.activation == SILU_GATE ? finish.columns : 0};
+    const int across = (outputs + TILE::N - 1) / TILE::N;
+    multiply<T, TILE, true, true>(a, b, Finished<T>{finish, rows}, blockIdx.x / across * TILE::M, blockIdx.x % across * TILE::N, 0, k);
+}
+
+// `vector`: K divides into 16 bytes.
+#define LINEAR(M, R, T, SUFFIX)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                                      \
+        linear_##M##_##SUFFIX(T* y, const T* x, const T* w, const float* bias, const float* scale, const T* residual, int rows,    \
+                              int outputs, int columns, int k, int activation, int group, int passes, int vector) {               \
+        const Finish<T> finish{y, bias, scale, residual, columns, activation};                                                    \
+        if (vector)                                                                                                               \
+            linear<T, LANES<T>, M, R>(finish, x, w, rows, outputs, k, group, passes);                                             \
+        else                                                                                                                      \
+            linear<T, 1, M, R>(finish, x, w, rows, outputs, k, group, passes);                                                    \
+    }
+#define LINEAR_TILE(NAME, TILE, T, SUFFIX)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(TILE::THREADS, TILE::RESIDENT)                                                   \
+        linear_##NAME##_##SUFFIX(T* y, const T* x, const T* w, const float* bias, const float* scale, const T* residual, int rows, \
+                                 int outputs, int columns, int k, int activation) {                                               \
+        linear_tile<T, TILE>(Finish<T>{y, bias, scale, residual, columns, activation}, x, w, rows, outputs, k);                   \
+    }
+#define FOR_TYPE(T, SUFFIX)                                                              \
+    LINEAR(1, 4, T, SUFFIX) LINEAR(4, 4, T, SUFFIX) LINEAR(16, 2, T, SUFFIX)             \
+    LINEAR_TILE(16x64, Tile16x64, T, SUFFIX) LINEAR_TILE(64x64, Tile64x64, T, SUFFIX)    \
+    LINEAR_TILE(128x128, Tile128x128, T, SUFFIX)
+FOR_TYPE(float, f32)
+FOR_TYPE(bf16, bf16)
+FOR_TYPE(f16, f16)

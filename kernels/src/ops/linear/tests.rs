@@ -1,0 +1,80 @@
+use super::*;
+use crate::ops::elementwise;
+use crate::ops::testing::{normal, tensor};
+
+fn devices() -> Vec<(Device, DType)> {
+    let mut devices = vec![(Device::Cpu, DType::F32)];
+    match Device::open("emulator") {
+        Ok(emulator) => devices.extend([DType::F32, DType::BF16, DType::F16].map(|dtype| (emulator.clone(), dtype))),
+        Err(e) => println!("skipped: the emulator, {e}"),
+    }
+    devices
+}
+
+#[test]
+fn the_other_rows_change_no_bit() {
+    for (device, dtype) in devices() {
+        let on = |values: &[f64], shape: [usize; 2]| Tensor::from_f64(&device, dtype, values, shape).unwrap();
+        let layers = [(33, 64), (70, 500), (31, 77), (7, 2_056)];
+        for ((n, k), product) in layers.into_iter().flat_map(|layer| [(layer, Product::FewRows), (layer, Product::Tiles)]) {
+            let rows = 53;
+            let x = normal([rows, k], 1).to_f64().unwrap();
+            let weight = Weight::for_product(&on(&normal([n, k], 2).to_f64().unwrap(), [n, k]), product).unwrap();
+            let run = |first: usize, count: usize| {
+                forward(&on(&x[first * k..][..count * k], [count, k]), &weight, Fused::default()).unwrap().to_f64().unwrap()
+            };
+            let whole = run(0, rows);
+            for (first, count) in [(0, 1), (3, 2), (50, 3), (7, 5), (1, 16), (20, 17)] {
+                assert_eq!(run(first, count), whole[first * n..][..count * n], "{dtype} {n}x{k} {product:?}: rows {first}.. of {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_in_bf16_beside_f32_are_those_values() {
+    for (rows, n, k) in [(1, 33, 500), (2, 500, 127), (31, 1, 33), (127, 31, 1)] {
+        let on = |dtype, seed, shape| elementwise::convert(&normal(shape, seed), dtype).unwrap();
+        let (x, halves) = (on(DType::F32, 1, [rows, k]), on(DType::BF16, 2, [n, k]));
+        let whole = elementwise::convert(&halves, DType::F32).unwrap();
+        let [found, expected] = [&halves, &whole].map(|w| forward(&x, &Weight::new(w).unwrap(), Fused::default()).unwrap());
+        assert_eq!(found.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap());
+        let error = forward(&normal([rows, k], 1), &Weight::new(&halves).unwrap(), Fused::default());
+        assert!(matches!(error, Err(Error::DType { operand: "weight", .. })));
+    }
+}
+
+#[test]
+fn values_are_those_of_the_formula() {
+    let weight = Weight::new(&tensor(&[1.0, 2.0, -1.0, 0.5, 3.0, 0.0, 0.0, 1.0], [4, 2])).unwrap();
+    let (x, bias) = (tensor(&[1.0, 2.0], [1, 2]), tensor(&[1.0, 0.0, 0.5, -1.0], [4]));
+    let run = |fused| forward(&x, &weight, fused).unwrap().to_f64().unwrap();
+    assert_eq!(run(Fused::default()), [5.0, 0.0, 3.0, 2.0]);
+    let (scale, residual) = (tensor(&[1.0, 2.0, 3.0, 4.0], [4]), tensor(&[10.0, 20.0, 30.0, 40.0], [1, 4]));
+    let fused = Fused { bias: Some(&bias), scale: Some(&scale), residual: Some(&residual), ..Fused::default() };
+    assert_eq!(run(fused), [16.0, 20.0, 40.5, 44.0]);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let close = |found: Vec<f64>, expected: &[f64]| {
+        assert!(found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-14), "{found:?} {expected:?}");
+    };
+    close(run(Fused { activation: Activation::Silu, ..Fused::default() }), &[5.0, 0.0, 3.0, 2.0].map(silu));
+    close(run(Fused { activation: Activation::SiluGate, bias: Some(&bias), ..Fused::default() }), &[silu(6.0) * 3.5, 0.0]);
+    let gelu = run(Fused { activation: Activation::Gelu, ..Fused::default() });
+    close(gelu[1..].to_vec(), &[0.0, 2.995_950_305_905_11, 1.954_499_736_103_642]);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let (x, w) = (normal([2, 3], 1), Weight::new(&normal([5, 3], 2)).unwrap());
+    let fused = Fused::default();
+    assert!(matches!(Weight::new(&normal([5], 1)), Err(Error::Shape { operand: "weight", .. })));
+    assert!(matches!(forward(&normal([2, 4], 1), &w, fused), Err(Error::Shape { operand: "x", .. })));
+    assert!(forward(&normal([], 1), &w, fused).is_err());
+    let one = normal([1], 1);
+    assert!(matches!(forward(&x, &w, Fused { bias: Some(&one), ..fused }), Err(Error::Shape { operand: "bias", .. })));
+    assert!(matches!(forward(&x, &w, Fused { scale: Some(&one), ..fused }), Err(Error::Shape { operand: "scale", .. })));
+    assert!(matches!(forward(&x, &w, Fused { residual: Some(&one), ..fused }), Err(Error::Shape { operand: "residual", .. })));
+    assert!(matches!(forward(&x, &w, Fused { activation: Activation::SiluGate, ..fused }), Err(Error::Argument { .. })));
+    let narrow = Tensor::zeros(&Device::Cpu, DType::F32, [2, 3]).unwrap();
+    assert!(matches!(forward(&narrow, &w, fused), Err(Error::DType { .. })));
+}

@@ -1,0 +1,112 @@
+use super::{Rope, Style, append, backward, forward, frequencies, halves};
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::ops::attention::{KvCache, Positions};
+use crate::tolerance::{ROUNDOFF, Tolerance};
+use crate::{DType, Tensor};
+
+/// Of a sine or cosine: rounding the angle (pi / 4 at most), the polynomial's last three roundings, the polynomial itself and
+/// the cut phase.
+const TURN_ERROR: f64 = 4.0 * ROUNDOFF + 5e-9;
+/// Inputs are within this.
+const LIMIT: f64 = 2.0;
+
+const STYLES: [Style; 2] = [Style::Interleaved, Style::HalfSplit];
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for style in STYLES {
+            for shape in [[1, 1, 1, 2], [2, 31, 3, 64], [3, 5, 7, 34], [1, 33, 2, 128], [2, 127, 5, 32], [1, 3, 33, 24], [0, 3, 2, 8]] {
+                cases.push(rotation(shape, style, dtype, false));
+            }
+            for (shape, kv_heads) in
+                [([1, 2, 8, 64], 8), ([3, 31, 4, 64], 2), ([2, 70, 3, 10], 1), ([2, 127, 6, 32], 3), ([1, 1, 32, 128], 32)]
+            {
+                cases.push(appending(shape, kv_heads, style, dtype, false));
+            }
+        }
+        cases.push(rotation([8, 2048, 32, 128], Style::Interleaved, dtype, true));
+        cases.push(appending([64, 64, 8, 64], 8, Style::HalfSplit, dtype, true));
+    }
+    cases
+}
+
+/// Both products and their sum round, both turns err.
+fn turned(dtype: DType) -> Check {
+    Check::Within(Tolerance::EXACT.plus(2.0 * LIMIT * (TURN_ERROR + 2.0 * ROUNDOFF)).then_round_to(dtype))
+}
+
+fn seen(batch: usize) -> Input {
+    let seen = [1000.0, 0.0, 2e9, 63.0].into_iter().cycle().take(batch.max(1)).collect();
+    Input::new("seen", [batch], Fill::Values(seen)).integer(DType::I32)
+}
+
+/// As an input, for the host has no part in a recorded run.
+fn turns(dim: usize) -> Input {
+    let halves = frequencies(dim, 10_000.0).into_iter().flat_map(halves).map(f64::from).collect();
+    Input::new("frequencies", [dim / 2, 2], Fill::Values(halves)).integer(DType::I32)
+}
+
+fn rope(frequencies: &Tensor, style: Style) -> crate::Result<Rope> {
+    Ok(Rope { frequencies: frequencies.copy()?, style })
+}
+
+fn positions(seen: &Tensor) -> crate::Result<Positions> {
+    Ok(Positions { seen: seen.copy()? })
+}
+
+fn label(kind: &str, [batch, tokens, heads, dim]: [usize; 4], style: Style) -> String {
+    format!("{kind} {batch}x{tokens}x{heads}x{dim} {style:?}")
+}
+
+fn rotation(shape: [usize; 4], style: Style, dtype: DType, bench: bool) -> Case {
+    let n: usize = shape.iter().product();
+    let runs = if bench { 1 } else { 2 };
+    let tables = 4 * (shape[3] + shape[0]);
+    Case {
+        label: label("rotate", shape, style),
+        dtype,
+        inputs: vec![Input::new("x", shape, Fill::Uniform(-LIMIT, LIMIT)), seen(shape[0]), turns(shape[3])],
+        outputs: [("y", turned(dtype)), ("dx", turned(dtype))].into_iter().take(runs).collect(),
+        run: Box::new(move |i| {
+            let rope = rope(&i[2], style)?;
+            let positions = positions(&i[1])?;
+            let y = forward(&i[0], &rope, &positions)?;
+            Ok(if bench { vec![y] } else { vec![y, backward(&i[0], &rope, &positions)?] })
+        }),
+        cost: Cost { bytes: runs * (2 * n * dtype.bytes() + tables), flops: runs * 3 * n },
+        bench,
+    }
+}
+
+fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, bench: bool) -> Case {
+    let [batch, tokens, heads, dim] = shape;
+    let width = (heads + 2 * kv_heads) * dim;
+    // The last stream of several sits out.
+    let mask = Fill::Values((0..batch).map(|b| (batch == 1 || b + 1 < batch) as u8 as f64).collect());
+    let written = batch.min(1).max(batch - (batch > 1) as usize) * tokens * 2 * kv_heads * dim;
+    let outputs =
+        if bench { vec![("q", turned(dtype))] } else { vec![("q", turned(dtype)), ("keys", turned(dtype)), ("values", Check::Exact)] };
+    Case {
+        label: label("append", shape, style) + &format!(" to {kv_heads}"),
+        dtype,
+        inputs: vec![
+            Input::new("qkv", [batch, tokens, width], Fill::Uniform(-LIMIT, LIMIT)),
+            seen(batch),
+            Input::new("mask", [batch], mask).integer(DType::U8),
+            turns(dim),
+        ],
+        outputs,
+        run: Box::new(move |i| {
+            let rope = rope(&i[3], style)?;
+            let mut cache = KvCache::new(&i[0].device(), i[0].dtype(), batch, kv_heads, tokens, dim)?;
+            let q = append(&i[0], &rope, &mut cache, &positions(&i[1])?, Some(&i[2]))?;
+            Ok(if bench { vec![q] } else { vec![q, cache.keys()?, cache.values] })
+        }),
+        cost: Cost {
+            bytes: (batch * tokens * (heads * dim + heads * dim) + 2 * written) * dtype.bytes() + 4 * (dim + batch) + batch,
+            flops: 3 * batch * tokens * (heads + kv_heads) * dim,
+        },
+        bench,
+    }
+}

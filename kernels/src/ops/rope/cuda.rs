@@ -1,0 +1,59 @@
+use super::{NAME, Rope, SOURCE, Style};
+use crate::driver::Launch;
+use crate::ops::attention::{KvCache, Positions};
+use crate::ops::launch::{index, kernel_name};
+use crate::{Cuda, Result, Tensor, args};
+
+/// A block a token; threads for about two of its vectors each.
+fn tokens(batch: usize, tokens: usize, width: usize, bytes: usize) -> Result<Launch> {
+    let threads = (width * bytes).div_ceil(32).next_multiple_of(32).clamp(32, 256);
+    let grid = [index(NAME, batch.saturating_mul(tokens))? as u32, 1, 1];
+    Ok(Launch { grid, block: [threads as u32, 1, 1], shared_bytes: 0, cooperative: false })
+}
+
+pub fn rotate(gpu: &Cuda, y: &mut Tensor, x: &Tensor, rope: &Rope, positions: &Positions, back: bool) -> Result<()> {
+    let [batch, time, heads, dim] = x.shape()[..] else { return Ok(()) };
+    let width = index(NAME, heads.saturating_mul(dim))? as usize;
+    let launch = tokens(batch, time, width, x.dtype().bytes())?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_rotate", x)?)?;
+    let half_split = (rope.style == Style::HalfSplit) as i32;
+    let args = args![y, x, &rope.frequencies, &positions.seen, time as i32, heads as i32, dim as i32, half_split, back as i32];
+    // SAFETY: the parameters of rope_rotate_*; a block for each of the B T rows of x and y, which are H D long.
+    unsafe { kernel.launch(launch, args) }
+}
+
+pub fn append(
+    gpu: &Cuda,
+    q: &mut Tensor,
+    qkv: &Tensor,
+    rope: &Rope,
+    cache: &mut KvCache,
+    positions: &Positions,
+    mask: Option<&Tensor>,
+) -> Result<()> {
+    let [batch, time, heads, dim] = q.shape()[..] else { return Ok(()) };
+    let (kv_heads, capacity) = (cache.kv_heads(), cache.capacity());
+    let width = index(NAME, qkv.shape().last_dim())? as usize;
+    let launch = tokens(batch, time, width, qkv.dtype().bytes())?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append", qkv)?)?;
+    let (keys, values) = (&mut cache.keys, &mut cache.values);
+    let half_split = (rope.style == Style::HalfSplit) as i32;
+    let args = args![
+        q,
+        keys,
+        values,
+        qkv,
+        &rope.frequencies,
+        &positions.seen,
+        mask,
+        time as i32,
+        heads as i32,
+        kv_heads as i32,
+        index(NAME, capacity)?,
+        dim as i32,
+        half_split,
+    ];
+    // SAFETY: the parameters of rope_append_*; a block for each of the B T rows of qkv; no two of the at most `capacity`
+    // tokens of a stream have the same slot.
+    unsafe { kernel.launch(launch, args) }
+}

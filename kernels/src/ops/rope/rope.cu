@@ -1,0 +1,182 @@
+// Rotary position embedding, and what a stream's cache takes from it.
+//
+//   (y_a, y_b) = (x_a cos - x_b sin, x_a sin + x_b cos)     angle = (seen + t) frequency[i]
+//   (a, b) = (2 i, 2 i + 1), or HALF-SPLIT (i, i + D / 2)
+//
+// Shapes: x, y [B, T, H, D]; qkv [B, T, (Hq + 2 Hkv) D]; q [B, T, Hq, D]; keys, values [B, Hkv, capacity, D], token p in slot
+// p % capacity; seen [B], what streams saw before; frequency [D / 2], fractions of a turn in 64 bits, D at most 128.
+//
+//   rope_rotate   y = x turned, or turned back.
+//   rope_append   q and k of qkv turned; k and v into the rings of the streams that `mask` lets run.
+//
+// grid: tokens (b, t). block: its heads, 16 bytes a thread at a time (half-split: 16 bytes of each half; element by element
+// where rows are no whole vectors). Cosines and sines of the token are computed once, into shared memory.
+//
+// Bytes: x and y once each; append: qkv and as much again.
+//
+// Ladder: v1. Not yet timed on any GPU.
+
+#include "vec.cuh"
+
+constexpr int MAX_PAIRS = 64;
+
+// Sine and cosine of a 64-bit fraction of a turn: its quadrant, and what is left of [-1/8, 1/8] of a turn by polynomial
+// (relative 3.4e-9, absolute 1.9e-10); cutting 32 bits off the phase errs by 1.5e-9.
+__device__ __forceinline__ void sin_cos_turn(float& sin, float& cos, uint64_t phase) {
+    const unsigned high = (unsigned)(phase >> 32), quadrant = (high + 0x20000000u) >> 30;
+    const float x = (float)(int)(high - (quadrant << 30)) * 0x1p-30f;  // quarter turns
+    const float u = x * x;
+    const float s = x * fmaf(u, fmaf(u, fmaf(u, -0.00460214922f, 0.0796802176f), -0.645963478f), 1.57079632f);
+    const float c = fmaf(u, fmaf(u, fmaf(u, fmaf(u, 0.000906739890f, -0.0208615283f), 0.253669410f), -1.23370055f), 1.0f);
+    sin = quadrant & 1 ? c : s;
+    cos = quadrant & 1 ? s : c;
+    if (quadrant & 2) sin = -sin;
+    if ((quadrant + 1) & 2) cos = -cos;
+}
+
+// The turns of one token; pairs of a head.
+struct alignas(16) Turns {
+    float cos[MAX_PAIRS], sin[MAX_PAIRS];
+
+    // All threads of the block take part.
+    __device__ __forceinline__ void fill(const uint64_t* frequency, unsigned position, int pairs, float direction) {
+        for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
+            sin_cos_turn(sin[i], cos[i], position * frequency[i]);
+            sin[i] *= direction;
+        }
+        __syncthreads();
+    }
+
+    // a[j], b[j] of N pairs from `first` on, which is a multiple of N.
+    template <int N>
+    __device__ __forceinline__ void turn(float (&a)[N], float (&b)[N], int first) const {
+        constexpr int AT_ONCE = N < 4 ? N : 4;
+#pragma unroll
+        for (int i = 0; i < N; i += AT_ONCE) {
+            float c[AT_ONCE], s[AT_ONCE];
+            load_vector(c, cos + first + i);
+            load_vector(s, sin + first + i);
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                const float x = a[i + j];
+                a[i + j] = x * c[j] - b[i + j] * s[j];
+                b[i + j] = x * s[j] + b[i + j] * c[j];
+            }
+        }
+    }
+
+    // y = item `i` of a head x, turned: N neighbours, or N of each half, or with N = 1 a pair.
+    template <class T, int N, bool HALF_SPLIT>
+    __device__ __forceinline__ void item(T* y, const T* x, int i, int dim) const {
+        if constexpr (HALF_SPLIT || N == 1) {
+            const int at = HALF_SPLIT ? i * N : 2 * i, apart = HALF_SPLIT ? dim / 2 : 1;
+            float a[N], b[N];
+            load_vector(a, x + at);
+            load_vector(b, x + at + apart);
+            turn(a, b, i * N);
+            store_vector(y + at, a);
+            store_vector(y + at + apart, b);
+        } else {
+            float v[N], a[N / 2], b[N / 2];
+            load_vector(v, x + i * N);
+#pragma unroll
+            for (int j = 0; j < N / 2; j++) a[j] = v[2 * j], b[j] = v[2 * j + 1];
+            turn(a, b, i * (N / 2));
+#pragma unroll
+            for (int j = 0; j < N / 2; j++) v[2 * j] = a[j], v[2 * j + 1] = b[j];
+            store_vector(y + i * N, v);
+        }
+    }
+};
+
+// An item of a head is as many elements, of one vector or of two.
+template <int N, bool HALF_SPLIT>
+constexpr int ITEM = HALF_SPLIT || N == 1 ? 2 * N : N;
+
+template <class T, int N, bool HALF_SPLIT>
+__device__ __forceinline__ void rotate(T* y, const T* x, const Turns& turns, int heads, int dim) {
+    const int items = dim / ITEM<N, HALF_SPLIT>;
+    const uint64_t row = (uint64_t)blockIdx.x * heads * dim;
+    for (int i = threadIdx.x; i < heads * items; i += blockDim.x) {
+        const uint64_t head = row + i / items * dim;
+        turns.item<T, N, HALF_SPLIT>(y + head, x + head, i % items, dim);
+    }
+}
+
+template <class T>
+struct Rings {
+    T *q, *keys, *values;
+    const T* qkv;
+    int heads, kv_heads, capacity, dim;
+};
+
+template <class T, int N, bool HALF_SPLIT>
+__device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, int stream, int slot, bool runs) {
+    const int items = r.dim / ITEM<N, HALF_SPLIT>, heads = r.heads + 2 * r.kv_heads;
+    const T* const row = r.qkv + (uint64_t)blockIdx.x * heads * r.dim;
+    for (int i = threadIdx.x; i < heads * items; i += blockDim.x) {
+        const int head = i / items, item = i % items;
+        const T* const x = row + head * r.dim;
+        if (head < r.heads) {
+            turns.item<T, N, HALF_SPLIT>(r.q + ((uint64_t)blockIdx.x * r.heads + head) * r.dim, x, item, r.dim);
+            continue;
+        }
+        if (!runs) continue;
+        const bool key = head < r.heads + r.kv_heads;
+        const int kv_head = head - r.heads - (key ? 0 : r.kv_heads);
+        T* const to = (key ? r.keys : r.values) + (((uint64_t)stream * r.kv_heads + kv_head) * r.capacity + slot) * r.dim;
+        if (key) {
+            turns.item<T, N, HALF_SPLIT>(to, x, item, r.dim);
+        } else {
+            constexpr int SIZE = ITEM<N, HALF_SPLIT>, VECTORS = SIZE / N;
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                // Vectors of a warp side by side, as those that are turned.
+                const int at = HALF_SPLIT ? v * r.dim / 2 + item * N : item * SIZE + v * N;
+                float values[N];
+                load_vector(values, x + at);
+                store_vector(to + at, values);
+            }
+        }
+    }
+}
+
+// f<N, HALF_SPLIT>(): vectors where rows are made of whole ones.
+#define FOR_STYLE(T, f, ...)                                                                                                   \
+    if (half_split) {                                                                                                          \
+        if (dim % (2 * LANES<T>) == 0)                                                                                         \
+            f<T, LANES<T>, true>(__VA_ARGS__);                                                                                 \
+        else                                                                                                                   \
+            f<T, 1, true>(__VA_ARGS__);                                                                                        \
+    } else if (dim % LANES<T> == 0) {                                                                                          \
+        f<T, LANES<T>, false>(__VA_ARGS__);                                                                                    \
+    } else {                                                                                                                   \
+        f<T, 1, false>(__VA_ARGS__);                                                                                           \
+    }
+
+#define FOR_TYPE(SUFFIX, T)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+        rope_rotate_##SUFFIX(T* y, const T* x, const uint64_t* frequency, const int* seen, int tokens, int heads, int dim,     \
+                             int half_split, int back) {                                                                       \
+        __shared__ Turns turns;                                                                                                \
+        turns.fill(frequency, (unsigned)seen[blockIdx.x / tokens] + blockIdx.x % tokens, dim / 2, back ? -1.0f : 1.0f);        \
+        FOR_STYLE(T, rotate, y, x, turns, heads, dim)                                                                          \
+    }                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+        rope_append_##SUFFIX(T* q, T* keys, T* values, const T* qkv, const uint64_t* frequency, const int* seen,               \
+                             const unsigned char* mask, int tokens, int heads, int kv_heads, int capacity, int dim,            \
+                             int half_split) {                                                                                 \
+        __shared__ Turns turns;                                                                                                \
+        const int stream = blockIdx.x / tokens;                                                                                \
+        const unsigned position = (unsigned)seen[stream] + blockIdx.x % tokens;                                                \
+        turns.fill(frequency, position, dim / 2, 1.0f);                                                                        \
+        const Rings<T> rings = {q, keys, values, qkv, heads, kv_heads, capacity, dim};                                         \
+        const int slot = position % (unsigned)capacity;                                                                        \
+        const bool runs = mask == nullptr || mask[stream] != 0;                                                                \
+        FOR_STYLE(T, append, rings, turns, stream, slot, runs)                                                                 \
+    }
+
+// kernels: rope_rotate_f32 rope_append_f32 rope_rotate_bf16 rope_append_bf16 rope_rotate_f16 rope_append_f16
+FOR_TYPE(f32, float)
+FOR_TYPE(bf16, bf16)
+FOR_TYPE(f16, f16)
