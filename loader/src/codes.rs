@@ -1,54 +1,95 @@
-//! Files of codec codes: safetensors with `codes` i32 `[codebooks, frames]` and metadata
-//! `model, sample_rate, frame_rate, samples`.
+//! Files of codec codes: safetensors with `codes` i32 `[codebooks, frames]` - or, of codecs whose codebooks differ in rate, with
+//! `codes_0` i32 `[frames]` of the slowest, `codes_1`, ... - and metadata `model, sample_rate, frame_rate, samples`. Of codecs that code
+//! a signal in pieces which overlap there is `scales` f32 `[pieces]`, too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::weights::{TensorRef, Weights, save};
+use crate::weights::{Dtype, TensorRef, Weights, save};
 use crate::{CodesError, Error, Result};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Codes {
-    /// `[codebooks, frames]`, row-major.
+    /// One codebook after the other: `[codebooks, frames]`, row-major, if all are of one rate.
     pub codes: Vec<i32>,
     pub codebooks: usize,
+    /// Frames of each codebook of a multi-rate codec, slowest first; None if all are of one rate.
+    pub levels: Option<Vec<usize>>,
+    /// Loudness of each piece, of codecs that code a signal in pieces; else empty.
+    pub scales: Vec<f32>,
     /// The codec's name.
     pub model: String,
     /// Hz.
     pub sample_rate: u32,
-    /// Hz.
+    /// Hz; of the slowest level.
     pub frame_rate: f64,
     /// Length of the audio; the last frame may reach beyond it.
     pub samples: u64,
 }
 
+/// Far more than any codec has.
+const MAX_LEVELS: usize = 64;
+/// Frames of padding: multi-rate codecs fill whole windows of attention.
+const MAX_PADDING: f64 = 1.0;
+const MAX_LEVEL_PADDING: f64 = 32.0;
+
 impl Codes {
+    /// Of the slowest level.
     pub fn frames(&self) -> usize {
-        self.codes.len().checked_div(self.codebooks).unwrap_or(0)
+        match &self.levels {
+            None => self.codes.len().checked_div(self.codebooks).unwrap_or(0),
+            Some(levels) => levels.first().copied().unwrap_or(0),
+        }
     }
 
     /// Codes of one codebook.
     pub fn codebook(&self, k: usize) -> &[i32] {
-        let frames = self.frames();
-        &self.codes[k * frames..(k + 1) * frames]
+        let (start, frames) = match &self.levels {
+            None => (k * self.frames(), self.frames()),
+            Some(levels) => (levels[..k].iter().sum(), levels[k]),
+        };
+        &self.codes[start..start + frames]
     }
 
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let weights = Weights::open(path)?;
-        Self::parse(&weights).map_err(|why| Error::Codes { path: path.to_owned(), why })
+        Self::from_weights(&Weights::open(path)?)
+    }
+
+    /// Of a file that is open already.
+    pub fn from_weights(weights: &Weights) -> Result<Self> {
+        Self::parse(weights).map_err(|why| Error::Codes { path: weights.path().to_owned(), why })
     }
 
     fn parse(weights: &Weights) -> Result<Self, CodesError> {
-        let view = weights.view("codes").map_err(|_| CodesError::NoCodes)?;
-        let flat = weights.to_i32("codes").map_err(|_| CodesError::Dtype(view.dtype.name()))?;
-        let codebooks = match *view.shape {
-            [codebooks, frames] if codebooks > 0 && frames > 0 => codebooks,
-            _ => return Err(CodesError::Shape(view.shape.to_vec())),
+        let (codes, codebooks, levels) = match weights.contains("codes") || !weights.contains("codes_0") {
+            true => {
+                let (codes, shape) = tensor(weights, "codes")?;
+                match *shape {
+                    [codebooks, frames] if codebooks > 0 && frames > 0 => (codes, codebooks, None),
+                    _ => return Err(CodesError::Shape(shape.to_vec())),
+                }
+            }
+            false => {
+                let (mut codes, mut levels) = (Vec::new(), Vec::new());
+                while let name = format!("codes_{}", levels.len())
+                    && weights.contains(&name)
+                {
+                    let (level, shape) = tensor(weights, &name)?;
+                    let [frames] = *shape else { return Err(CodesError::LevelShape { name, found: shape.to_vec() }) };
+                    if levels.len() == MAX_LEVELS {
+                        return Err(CodesError::Levels(levels));
+                    }
+                    levels.push(frames);
+                    codes.extend(level);
+                }
+                (codes, levels.len(), Some(levels))
+            }
         };
         let codes = Self {
-            codes: flat.into_owned(),
+            codes,
             codebooks,
+            levels,
+            scales: scales(weights)?,
             model: field(weights, "model", "a name", |s| (!s.is_empty()).then(|| s.to_owned()))?,
             sample_rate: field(weights, "sample_rate", "Hz, 1 to 768000", |s| {
                 s.parse().ok().filter(|r| (1..=crate::audio::MAX_RATE).contains(r))
@@ -56,6 +97,7 @@ impl Codes {
             frame_rate: field(weights, "frame_rate", "Hz, above 0", |s| s.parse().ok().filter(|&r: &f64| r.is_finite() && r > 0.0))?,
             samples: field(weights, "samples", "a count", |s| s.parse().ok())?,
         };
+        codes.check_shape()?;
         codes.check_length()?;
         Ok(codes)
     }
@@ -64,11 +106,7 @@ impl Codes {
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let fail = |why| Error::Codes { path: path.to_owned(), why };
-        let shape = [self.codebooks, self.frames()];
-        if self.codes.is_empty() || shape[0] * shape[1] != self.codes.len() {
-            return Err(fail(CodesError::Shape(shape.into())));
-        }
-        self.check_length().map_err(fail)?;
+        self.check_shape().and_then(|()| self.check_length()).map_err(fail)?;
         let metadata: BTreeMap<_, _> = [
             ("model", self.model.clone()),
             ("sample_rate", self.sample_rate.to_string()),
@@ -77,7 +115,19 @@ impl Codes {
         ]
         .map(|(k, v)| (k.to_owned(), v))
         .into();
-        save(path, &[TensorRef::i32("codes", &shape, &self.codes)], &metadata)
+        let names: Vec<String> = (0..self.codebooks).map(|k| format!("codes_{k}")).collect();
+        let shape = [self.codebooks, self.frames()];
+        let tensors = match &self.levels {
+            None => vec![TensorRef::i32("codes", &shape, &self.codes)],
+            Some(levels) => {
+                let tensor = |(k, name)| TensorRef::i32(name, &levels[k..=k], self.codebook(k));
+                names.iter().map(String::as_str).enumerate().map(tensor).collect()
+            }
+        };
+        let pieces = [self.scales.len()];
+        let scales = (!self.scales.is_empty()).then(|| TensorRef::f32("scales", &pieces, &self.scales));
+        let tensors: Vec<TensorRef> = tensors.into_iter().chain(scales).collect();
+        save(path, &tensors, &metadata)
     }
 
     /// Against the sizes of the model's codebooks. `path` is for the message.
@@ -98,13 +148,57 @@ impl Codes {
         Ok(())
     }
 
+    fn check_shape(&self) -> Result<(), CodesError> {
+        match &self.levels {
+            None if self.codes.is_empty() || self.codebooks * self.frames() != self.codes.len() => {
+                Err(CodesError::Shape(vec![self.codebooks, self.frames()]))
+            }
+            // Each level divides the frames of the one before it.
+            Some(levels) => {
+                let whole = |pair: &[usize]| pair[0] > 0 && pair[1] >= pair[0] && pair[1].is_multiple_of(pair[0]);
+                let fits = self.frames() > 0 && levels.len() <= MAX_LEVELS && levels.windows(2).all(whole);
+                match fits && levels.len() == self.codebooks && levels.iter().sum::<usize>() == self.codes.len() {
+                    true => Ok(()),
+                    false => Err(CodesError::Levels(levels.clone())),
+                }
+            }
+            None => Ok(()),
+        }
+    }
+
     fn check_length(&self) -> Result<(), CodesError> {
         let expected = self.samples as f64 * self.frame_rate / f64::from(self.sample_rate);
-        // Up to a frame of padding, and rounding.
-        if (self.frames() as f64 - expected).abs() > 1.0 + 1e-6 {
+        // Pieces overlap by a half at most, and each may end within a frame.
+        let padding = match (&self.levels, self.scales.len()) {
+            (Some(_), _) => MAX_LEVEL_PADDING,
+            (None, 0) => MAX_PADDING,
+            (None, pieces) => expected + pieces as f64,
+        };
+        let more = self.frames() as f64 - expected;
+        // A frame less, too: some codecs leave out the last one; and rounding.
+        if !(-1.0 - 1e-6..=padding + 1e-6).contains(&more) {
             return Err(CodesError::Length { samples: self.samples, expected, found: self.frames() });
         }
         Ok(())
+    }
+}
+
+fn tensor<'w>(weights: &'w Weights, name: &str) -> Result<(Vec<i32>, &'w [usize]), CodesError> {
+    let (dtype, shape) = weights.info(name).ok_or(CodesError::NoCodes)?;
+    let dtype = || CodesError::Dtype { name: name.into(), found: dtype.name() };
+    Ok((weights.to_i32(name).map_err(|_| dtype())?.into_owned(), shape))
+}
+
+fn scales(weights: &Weights) -> Result<Vec<f32>, CodesError> {
+    let name = "scales";
+    let Some((dtype, shape)) = weights.info(name) else { return Ok(Vec::new()) };
+    if dtype != Dtype::F32 {
+        return Err(CodesError::ScalesDtype(dtype.name()));
+    }
+    let values = weights.to_f32(name).map_err(|_| CodesError::ScalesDtype(dtype.name()))?.into_owned();
+    match shape.len() == 1 && !values.is_empty() && values.iter().all(|v| v.is_finite() && *v > 0.0) {
+        true => Ok(values),
+        false => Err(CodesError::Scales(shape.to_vec())),
     }
 }
 
@@ -121,6 +215,8 @@ mod tests {
         Codes {
             codes: vec![0, 2047, 5, 1, 1023, 7],
             codebooks: 2,
+            levels: None,
+            scales: Vec::new(),
             model: "swara-te50".into(),
             sample_rate: 16_000,
             frame_rate: 50.0,
@@ -137,6 +233,100 @@ mod tests {
         assert_eq!(read, codes());
         assert_eq!(read.codebook(1), [1, 1023, 7]);
         read.check(&path, &[2048, 1024, 1024]).unwrap();
+    }
+
+    fn levels() -> Codes {
+        Codes {
+            codes: (0..14).collect(),
+            codebooks: 3,
+            levels: Some(vec![2, 4, 8]),
+            scales: Vec::new(),
+            model: "snac_24khz".into(),
+            sample_rate: 24_000,
+            frame_rate: 24_000.0 / 2048.0,
+            samples: 4000,
+        }
+    }
+
+    #[test]
+    fn codes_of_several_rates_come_back_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        levels().write(&path).unwrap();
+        let weights = Weights::open(&path).unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["codes_0", "codes_1", "codes_2"]);
+        assert_eq!((weights.view("codes_0").unwrap().shape, weights.view("codes_2").unwrap().shape), (&[2][..], &[8][..]));
+        let read = Codes::read(&path).unwrap();
+        assert_eq!(read, levels());
+        assert_eq!((read.codebook(0), read.codebook(1), read.frames()), (&[0, 1][..], &[2, 3, 4, 5][..], 2));
+        read.check(&path, &[2, 6, 14]).unwrap();
+        let error = read.check(&path, &[2, 6, 13]).unwrap_err().to_string();
+        assert!(error.contains("codebook 2, frame 7: code 13"), "{error}");
+    }
+
+    #[test]
+    fn loudnesses_come_back_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let pieces = Codes { codes: vec![1; 2 * 31], codebooks: 2, scales: vec![0.25, 3.0], samples: 9500, ..codes() };
+        pieces.write(&path).unwrap();
+        assert_eq!(Codes::read(&path).unwrap(), pieces);
+        assert!(Codes { codes: vec![1; 2 * 70], ..pieces.clone() }.write(&path).is_err());
+        let metadata = Weights::open(&path).unwrap().metadata().clone();
+        let codes = TensorRef::i32("codes", &[2, 31], &pieces.codes);
+        for scales in [[0.25, f32::NAN], [0.0, 1.0], [1.0, -1.0], [f32::INFINITY, 1.0]] {
+            save(&path, &[codes, TensorRef::f32("scales", &[2], &scales)], &metadata).unwrap();
+            assert!(Codes::read(&path).unwrap_err().to_string().contains("scales"), "{scales:?}");
+        }
+        for shape in [&[1, 2][..], &[0]] {
+            save(&path, &[codes, TensorRef::f32("scales", shape, &[1.0; 2][..shape.iter().product()])], &metadata).unwrap();
+            assert!(Codes::read(&path).is_err(), "{shape:?}");
+        }
+        save(&path, &[codes, TensorRef::i32("scales", &[1], &[1])], &metadata).unwrap();
+        assert!(Codes::read(&path).is_err());
+    }
+
+    #[test]
+    fn levels_that_do_not_divide_the_frames_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let metadata: BTreeMap<_, _> =
+            [("model", "m"), ("sample_rate", "24000"), ("frame_rate", "12"), ("samples", "4000")].map(|(k, v)| (k.into(), v.into())).into();
+        let values = [0; 64];
+        for (frames, fits) in [
+            (&[2, 4, 8][..], true),
+            (&[2], true),
+            (&[2, 2], true),
+            (&[30, 60], true),
+            (&[2, 3], false),
+            (&[4, 2], false),
+            (&[2, 0], false),
+            (&[0, 2], false),
+            (&[36], false),
+            (&[0], false),
+        ] {
+            let codes = Codes {
+                codes: vec![0; frames.iter().sum()],
+                codebooks: frames.len(),
+                levels: Some(frames.to_vec()),
+                frame_rate: 12.0,
+                ..levels()
+            };
+            assert_eq!(codes.write(&path).is_ok(), fits, "{frames:?}");
+            let names: Vec<String> = (0..frames.len()).map(|k| format!("codes_{k}")).collect();
+            let tensors: Vec<_> =
+                names.iter().zip(frames).map(|(n, f)| TensorRef::i32(n, std::slice::from_ref(f), &values[..*f])).collect();
+            save(&path, &tensors, &metadata).unwrap();
+            assert_eq!(Codes::read(&path).is_ok(), fits, "{frames:?}");
+        }
+        save(&path, &[TensorRef::i32("codes_0", &[1, 2], &values[..2])], &metadata).unwrap();
+        assert!(Codes::read(&path).unwrap_err().to_string().contains("`codes_0` has shape [1, 2]"));
+        save(&path, &[TensorRef::i32("codes_1", &[2], &values[..2])], &metadata).unwrap();
+        assert!(Codes::read(&path).unwrap_err().to_string().contains("no tensor `codes`"));
+        let names: Vec<String> = (0..65).map(|k| format!("codes_{k}")).collect();
+        let many: Vec<_> = names.iter().map(|n| TensorRef::i32(n, &[2], &values[..2])).collect();
+        save(&path, &many, &metadata).unwrap();
+        assert!(Codes::read(&path).is_err());
     }
 
     #[test]

@@ -78,8 +78,12 @@ pub enum AudioError {
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum WeightsError {
-    #[error("is a directory without model.safetensors or model.safetensors.index.json")]
+    #[error("is a directory without weights (model.safetensors, pytorch_model.bin, or one of another name)")]
     NoModelInDirectory,
+    #[error("is a directory with several weights ({}), name one", .0.join(", "))]
+    SeveralInDirectory(Vec<String>),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
     #[error("{found} bytes, too short for a safetensors header")]
     TooShort { found: u64 },
     #[error("header of {claimed} bytes, expected at most {available}")]
@@ -112,14 +116,55 @@ pub enum WeightsError {
     SaveSize { tensor: String, shape: Vec<usize>, expected: u64, found: u64 },
 }
 
+/// What is wrong in a file that `torch.save` wrote, or seems to have written.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TorchError {
+    #[error("damaged zip archive: {0}")]
+    Archive(String),
+    #[error("a zip archive without data.pkl, not one of PyTorch")]
+    NoPickle,
+    #[error("entry {entry} is kept by {method}, expected stored or deflated")]
+    Method { entry: String, method: String },
+    #[error("{entry} has {found} bytes, expected {expected}")]
+    EntrySize { entry: String, expected: u64, found: u64 },
+    #[error("entry {entry}: {why}")]
+    Inflate { entry: String, why: String },
+    #[error("its tensors take more than the {limit} bytes allowed for a file of this size")]
+    TooLarge { limit: u64 },
+    #[error("written on a big-endian machine")]
+    ByteOrder,
+    #[error("damaged pickle, byte {at}: {why}")]
+    Pickle { at: u64, why: String },
+    #[error("it calls for {0}, which builds no tensor: refused, nothing was executed")]
+    Refused(String),
+    #[error("no tensors in it, but {0}")]
+    NoTensors(String),
+    #[error("the names of its tensors are too long, or no text")]
+    Names,
+    #[error("tensor {tensor}: {why}")]
+    Tensor { tensor: String, why: String },
+    #[error("no storage {0}")]
+    NoStorage(String),
+    #[error("storage {key} is cut: {available} bytes are left")]
+    StorageEnd { key: String, available: u64 },
+}
+
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CodesError {
-    #[error("no tensor `codes`")]
+    #[error("no tensor `codes`, nor `codes_0`")]
     NoCodes,
-    #[error("`codes` has dtype {0}, expected I32")]
-    Dtype(&'static str),
+    #[error("`{name}` has dtype {found}, expected I32")]
+    Dtype { name: String, found: &'static str },
     #[error("`codes` has shape {0:?}, expected [codebooks, frames] with at least one of each")]
     Shape(Vec<usize>),
+    #[error("`{name}` has shape {found:?}, expected [frames]")]
+    LevelShape { name: String, found: Vec<usize> },
+    #[error("levels of {0:?} frames, expected each a multiple of the one before it")]
+    Levels(Vec<usize>),
+    #[error("`scales` has dtype {0}, expected F32")]
+    ScalesDtype(&'static str),
+    #[error("`scales` of shape {0:?}, expected [pieces] with at least one, all of them above 0")]
+    Scales(Vec<usize>),
     #[error("no metadata field `{0}`")]
     NoField(&'static str),
     #[error("metadata field `{field}` is {found:?}, expected {expected}")]

@@ -5,7 +5,7 @@
 //! | module | reads | writes |
 //! |---|---|---|
 //! | [`audio`] | wav, flac, mp3, ogg vorbis, aiff, raw g722; mono, any rate, bounded memory | wav (16-bit, float) |
-//! | [`weights`] | safetensors, memory-mapped; one file or an indexed directory | safetensors |
+//! | [`weights`] | safetensors and PyTorch's zip and pickle files, memory-mapped; one file or a directory | safetensors |
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
 //! | [`input`] | small files, whole | |
@@ -26,4 +26,4 @@ pub mod loudness;
 pub mod output;
 pub mod weights;
 
-pub use error::{AudioError, CodesError, DatasetError, Error, Result, WeightsError};
+pub use error::{AudioError, CodesError, DatasetError, Error, Result, TorchError, WeightsError};

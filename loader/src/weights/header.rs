@@ -1,27 +1,21 @@
 //! The safetensors header: `u64` length, JSON, data. Parsed strictly, so that each flaw is named with its tensor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
-use super::Dtype;
+use super::entry::{self, Entry};
+use super::{Dtype, Format};
 use crate::WeightsError;
 
 /// As in the reference implementation.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    /// Within the file.
-    pub range: Range<usize>,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Header {
+    pub format: Format,
     pub tensors: BTreeMap<String, Entry>,
     pub metadata: BTreeMap<String, String>,
 }
@@ -84,26 +78,24 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, WeightsError> {
     }
     let data = len - start as u64;
     let mut tensors = BTreeMap::new();
+    let mut ranges = Vec::new();
     for (name, raw) in pairs.tensors {
-        let entry = entry(&name, raw, start, data)?;
-        if tensors.contains_key(&name) {
+        let (dtype, shape, range) = describe(&name, raw, start, data)?;
+        ranges.push((range.clone(), name.clone()));
+        if tensors.insert(name.clone(), Entry::in_file(dtype, shape, range)).is_some() {
             return Err(WeightsError::Duplicate(name));
         }
-        tensors.insert(name, entry);
     }
-    tile(&tensors, start, file.len())?;
-    Ok(Header { tensors, metadata: pairs.metadata.into_iter().next().unwrap_or_default() })
+    tile(ranges, start, file.len())?;
+    Ok(Header { format: Format::Safetensors, tensors, metadata: pairs.metadata.into_iter().next().unwrap_or_default() })
 }
 
-fn entry(name: &str, raw: Raw, start: usize, data: u64) -> Result<Entry, WeightsError> {
+fn describe(name: &str, raw: Raw, start: usize, data: u64) -> Result<(Dtype, Vec<usize>, Range<usize>), WeightsError> {
     let tensor = || name.to_owned();
     let dtype = Dtype::from_name(&raw.dtype).ok_or_else(|| WeightsError::UnknownDtype { tensor: tensor(), found: raw.dtype.clone() })?;
     let overflow = || WeightsError::ShapeOverflow { tensor: tensor(), shape: raw.shape.clone() };
     let shape: Vec<usize> = raw.shape.iter().map(|&n| usize::try_from(n).map_err(|_| overflow())).collect::<Result<_, _>>()?;
-    // Checked left to right, so [0, 2^63, 4] is an overflow too: strides of such a shape could not be computed.
-    let count = shape.iter().filter(|&&n| n != 0).try_fold(1_usize, |a, &b| a.checked_mul(b));
-    let bytes = count.and_then(|n| n.checked_mul(dtype.size())).filter(|&n| n <= isize::MAX as usize);
-    let expected = if shape.contains(&0) { bytes.map(|_| 0) } else { bytes }.ok_or_else(overflow)? as u64;
+    let expected = entry::byte_count(&shape, dtype).ok_or_else(overflow)? as u64;
     let [begin, end] = raw.data_offsets;
     if begin > end || end > data {
         return Err(WeightsError::OffsetRange { tensor: tensor(), begin, end, available: data });
@@ -111,21 +103,21 @@ fn entry(name: &str, raw: Raw, start: usize, data: u64) -> Result<Entry, Weights
     if end - begin != expected {
         return Err(WeightsError::ByteCount { tensor: tensor(), expected, found: end - begin });
     }
-    Ok(Entry { dtype, shape, range: start + begin as usize..start + end as usize })
+    Ok((dtype, shape, start + begin as usize..start + end as usize))
 }
 
 /// Every byte of data belongs to exactly one tensor.
-fn tile(tensors: &BTreeMap<String, Entry>, start: usize, end: usize) -> Result<(), WeightsError> {
-    let order: BTreeSet<_> = tensors.iter().map(|(name, t)| (t.range.start, t.range.end, name.as_str())).collect();
-    let (mut at, mut before) = (start, "");
-    for (begin, finish, name) in order {
-        if begin < at {
-            return Err(WeightsError::Overlap { first: before.into(), second: name.into() });
+fn tile(mut ranges: Vec<(Range<usize>, String)>, start: usize, end: usize) -> Result<(), WeightsError> {
+    ranges.sort_by(|(a, x), (b, y)| (a.start, a.end, x).cmp(&(b.start, b.end, y)));
+    let (mut at, mut before) = (start, String::new());
+    for (range, name) in ranges {
+        if range.start < at {
+            return Err(WeightsError::Overlap { first: before, second: name });
         }
-        if begin > at {
-            return Err(WeightsError::Unused { at: at as u64, bytes: (begin - at) as u64 });
+        if range.start > at {
+            return Err(WeightsError::Unused { at: at as u64, bytes: (range.start - at) as u64 });
         }
-        (at, before) = (finish, name);
+        (at, before) = (range.end, name);
     }
     match end - at {
         0 => Ok(()),

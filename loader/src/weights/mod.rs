@@ -1,10 +1,13 @@
-//! Safetensors: memory-mapped, checked in full before the first use, read in place.
+//! Named tensors: safetensors and what `torch.save` writes, memory-mapped, checked in full before the first use, read in place.
 
+mod directory;
+mod entry;
 mod header;
 mod mismatch;
 mod save;
 #[cfg(test)]
 mod tests;
+mod torch;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -68,6 +71,27 @@ impl Dtype {
 
     fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, n, _)| *n == name).map(|(dtype, ..)| *dtype)
+    }
+}
+
+/// What a file of weights is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    #[default]
+    Safetensors,
+    /// A zip archive of `torch.save`.
+    TorchZip,
+    /// The sequence of pickles that `torch.save` wrote before PyTorch 1.6.
+    TorchLegacy,
+}
+
+impl Format {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchZip => "PyTorch zip archive",
+            Self::TorchLegacy => "PyTorch file of before 1.6",
+        }
     }
 }
 
@@ -164,7 +188,8 @@ impl Shard {
     }
 
     fn parse(path: &Path, bytes: Bytes) -> Result<Self> {
-        let header = header::parse(&bytes).map_err(|why| Error::Weights { path: path.to_owned(), why })?;
+        let parse = if torch::recognises(&bytes) { torch::parse } else { header::parse };
+        let header = parse(&bytes).map_err(|why| Error::Weights { path: path.to_owned(), why })?;
         Ok(Self { path: path.to_owned(), bytes, header })
     }
 }
@@ -179,19 +204,19 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// `path`: a safetensors file, or a directory with `model.safetensors` or `model.safetensors.index.json`.
+    /// `path`: a file of weights, or a directory with one:
+    ///
+    /// - safetensors;
+    /// - a file of `torch.save` (`.bin`, `.pth`, `.th`, `.pt`, `.ckpt`), zip or older. Nothing in it is executed. Its state dict may be
+    ///   what was saved, or lie within it (`state_dict`, `best_state`, `model`); what lies beside it is [`metadata`](Self::metadata);
+    /// - a directory: `model.safetensors`, else `model.safetensors.index.json` and the files it names, else the same as
+    ///   `pytorch_model.bin`, else its only file with such an ending.
+    ///
+    /// The kind of a file is told by its contents, not by its name.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let meta = std::fs::metadata(path).map_err(|e| Error::io("open weights", path, e))?;
-        let shards = if !meta.is_dir() {
-            vec![Shard::open(path)?]
-        } else if path.join("model.safetensors").exists() {
-            vec![Shard::open(&path.join("model.safetensors"))?]
-        } else if path.join("model.safetensors.index.json").exists() {
-            open_indexed(path)?
-        } else {
-            return Err(Error::Weights { path: path.to_owned(), why: WeightsError::NoModelInDirectory });
-        };
+        let shards = if meta.is_dir() { directory::open(path)? } else { vec![Shard::open(path)?] };
         let mut names = BTreeMap::new();
         for (i, shard) in shards.iter().enumerate() {
             for name in shard.header.tensors.keys() {
@@ -204,7 +229,7 @@ impl Weights {
         Ok(Self { path: path.to_owned(), shards, names })
     }
 
-    /// A whole safetensors file in memory; `name` stands for its path in errors.
+    /// A whole file in memory; `name` stands for its path in errors.
     pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self> {
         let shard = Shard::parse(Path::new(name), Bytes::Owned(bytes.to_vec()))?;
         let names = shard.header.tensors.keys().map(|name| (name.clone(), 0)).collect();
@@ -224,22 +249,38 @@ impl Weights {
         self.names.contains_key(name)
     }
 
-    /// Metadata of the file; of the first one, where there are several.
+    /// Of the file; of the first one, where there are several.
+    pub fn format(&self) -> Format {
+        self.shards.first().map(|s| s.header.format).unwrap_or_default()
+    }
+
+    /// `config.json` of the directory; None where there is none, and for a single file.
+    pub fn config(&self) -> Result<Option<serde_json::Value>> {
+        directory::config(&self.path)
+    }
+
+    /// Metadata of the file; of the first one, where there are several. Of PyTorch's files: what was saved beside the state dict,
+    /// text as it is and all else as JSON.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         self.shards.first().map_or(&NONE, |s| &s.header.metadata)
     }
 
-    /// The tensor in place.
+    /// The tensor, in place where the file holds it row by row.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        self.find(name).ok_or_else(|| self.fail(WeightsError::NoTensor(name.into())))
+        let (shard, entry) = self.find(name).ok_or_else(|| self.fail(WeightsError::NoTensor(name.into())))?;
+        let bytes = entry.bytes(&shard.bytes).map_err(|why| Error::Weights { path: shard.path.clone(), why })?;
+        Ok(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 
-    fn find(&self, name: &str) -> Option<TensorView<'_>> {
+    /// Dtype and shape, without a look at the tensor itself.
+    pub fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        self.find(name).map(|(_, entry)| (entry.dtype, &entry.shape[..]))
+    }
+
+    fn find(&self, name: &str) -> Option<(&Shard, &entry::Entry)> {
         let shard = self.shards.get(*self.names.get(name)?)?;
-        let entry = shard.header.tensors.get(name)?;
-        let bytes = shard.bytes.get(entry.range.clone())?;
-        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
+        Some((shard, shard.header.tensors.get(name)?))
     }
 
     /// The tensor as f32, whatever its dtype; borrowed where it is f32 already.
@@ -268,7 +309,7 @@ impl Weights {
 
     /// Name and shape of every tensor.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        self.names().filter_map(|n| Some((n.to_owned(), self.find(n)?.shape.to_vec()))).collect()
+        self.names().filter_map(|n| Some((n.to_owned(), self.info(n)?.1.to_vec()))).collect()
     }
 
     /// What is missing, unknown or of another shape than expected, all at once.
@@ -291,29 +332,4 @@ impl Weights {
     fn fail(&self, why: WeightsError) -> Error {
         Error::Weights { path: self.path.clone(), why }
     }
-}
-
-fn open_indexed(dir: &Path) -> Result<Vec<Shard>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let path = dir.join("model.safetensors.index.json");
-    let text = crate::input::read(&path, "open weights", header::MAX_HEADER)?;
-    let fail = |why| Error::Weights { path: path.clone(), why };
-    let index: Index = serde_json::from_slice(&text).map_err(|e| fail(WeightsError::Header(e.to_string())))?;
-    let mut shards = BTreeMap::new();
-    for (tensor, file) in &index.weight_map {
-        // A name with a folder in it could reach any file of the machine.
-        if Path::new(file).file_name() != Some(file.as_ref()) {
-            return Err(fail(WeightsError::ShardName { found: file.clone() }));
-        }
-        if !shards.contains_key(file) {
-            shards.insert(file.clone(), Shard::open(&dir.join(file))?);
-        }
-        if !shards.get(file).is_some_and(|s| s.header.tensors.contains_key(tensor)) {
-            return Err(fail(WeightsError::NotInShard { tensor: tensor.clone(), shard: file.clone() }));
-        }
-    }
-    Ok(shards.into_values().collect())
 }

@@ -180,7 +180,8 @@ fn a_directory_opens_by_its_index() {
     for (file, name) in [("m-1.safetensors", "a"), ("m-2.safetensors", "b")] {
         save(dir.path().join(file), &[TensorRef::f32(name, &[1], &[3.0])], &BTreeMap::new()).unwrap();
     }
-    assert!(Weights::open(dir.path()).unwrap_err().to_string().contains("is a directory without"));
+    let error = Weights::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("several weights (m-1.safetensors, m-2.safetensors), name one"), "{error}");
     index(r#"{"a":"m-1.safetensors","b":"m-2.safetensors"}"#);
     let weights = Weights::open(dir.path()).unwrap();
     assert_eq!(weights.names().collect::<Vec<_>>(), ["a", "b"]);
@@ -196,6 +197,46 @@ fn a_directory_opens_by_its_index() {
         index(map);
         let error = Weights::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_directory_opens_by_its_only_file_with_the_published_name_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = || Weights::open(dir.path()).map(|w| w.names().map(str::to_owned).collect::<Vec<_>>()).map_err(|e| e.to_string());
+    let data = |name| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data")).join(name);
+    fs::write(dir.path().join("README.md"), "").unwrap();
+    assert!(names().unwrap_err().contains("is a directory without"));
+    fs::copy(data("small.pt"), dir.path().join("any.th")).unwrap();
+    assert_eq!(names().unwrap(), ["w"]);
+    fs::copy(data("small.pt"), dir.path().join("other.bin")).unwrap();
+    assert!(names().unwrap_err().contains("several weights (any.th, other.bin)"));
+    let tensor = |name: &str, file: &str| save(dir.path().join(file), &[TensorRef::f32(name, &[1], &[3.0])], &BTreeMap::new()).unwrap();
+    tensor("a", "one.safetensors");
+    assert_eq!(names().unwrap(), ["a"]);
+    fs::copy(data("untyped.pt"), dir.path().join("part.bin")).unwrap();
+    fs::write(dir.path().join("pytorch_model.bin.index.json"), r#"{"weight_map":{"w":"other.bin","uint16":"part.bin"}}"#).unwrap();
+    assert_eq!(names().unwrap(), ["float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64", "w"]);
+    fs::copy(data("small.pt"), dir.path().join("pytorch_model.bin")).unwrap();
+    assert_eq!(names().unwrap(), ["w"]);
+    tensor("b", "model.safetensors");
+    assert_eq!(names().unwrap(), ["b"]);
+}
+
+#[test]
+fn the_config_of_a_directory_is_an_object_or_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    save(&path, &[TensorRef::f32("a", &[1], &[3.0])], &BTreeMap::new()).unwrap();
+    let config = |text: &str| {
+        fs::write(dir.path().join("config.json"), text).unwrap();
+        Weights::open(dir.path()).unwrap().config()
+    };
+    assert_eq!(Weights::open(dir.path()).unwrap().config().unwrap(), None);
+    assert_eq!(config(r#"{"sampling_rate":24000}"#).unwrap().unwrap()["sampling_rate"], 24000);
+    assert_eq!(Weights::open(&path).unwrap().config().unwrap(), None);
+    for text in ["", "{", "[]", "7", &"[".repeat(100_000)] {
+        assert!(config(text).unwrap_err().to_string().contains("config.json"), "{text:.9}");
     }
 }
 
