@@ -75,7 +75,7 @@ const MAX_THREADS: u64 = 1024;
 pub struct Common {
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help = "auto, cpu, cuda[:N] or emulator[:sm_XX]")]
     device: String,
-    /// Storage type of activations: f32, bf16 or f16
+    /// Storage type of weights and activations: f32, bf16 or f16; on the CPU f32, or bf16 for the weights alone
     #[arg(long, global = true, value_name = "TYPE", value_parser = dtype)]
     pub dtype: Option<DType>,
     /// CPU threads; all cores by default
@@ -195,8 +195,8 @@ pub struct Roundtrip {
     /// Bundled name, file, or folder
     #[arg(long, default_value = BUNDLED, value_name = "M")]
     pub model: String,
-    /// Use only the first N codebooks
-    #[arg(long, value_name = "N")]
+    /// Use only the first N codebooks, or levels of a codec of several rates
+    #[arg(long, visible_alias = "levels", value_name = "N")]
     pub codebooks: Option<usize>,
     /// Frame by frame, as a live stream would be; times every frame
     #[arg(long)]
@@ -219,8 +219,8 @@ pub struct Encode {
     /// Bundled name, file, or folder
     #[arg(long, default_value = BUNDLED, value_name = "M")]
     pub model: String,
-    /// Use only the first N codebooks
-    #[arg(long, value_name = "N")]
+    /// Use only the first N codebooks, or levels of a codec of several rates
+    #[arg(long, visible_alias = "levels", value_name = "N")]
     pub codebooks: Option<usize>,
     /// Frame by frame
     #[arg(long)]
@@ -240,6 +240,9 @@ pub struct Decode {
     /// Bundled name, file, or folder; by default the bundled codec, if it made the codes
     #[arg(long, value_name = "M")]
     pub model: Option<String>,
+    /// Use only the first N codebooks, or levels of a codec of several rates
+    #[arg(long, visible_alias = "levels", value_name = "N")]
+    pub codebooks: Option<usize>,
     /// 32-bit float samples instead of 16-bit integers
     #[arg(long)]
     pub float: bool,
@@ -389,6 +392,9 @@ pub struct BenchCodec {
     /// Find how many streams, up to N, keep 99 of 100 frames within the time that a frame lasts
     #[arg(long, value_name = "N", conflicts_with = "batch", num_args = 0..=1, default_missing_value = "256", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub streams: Option<u16>,
+    /// Use only the first N codebooks, or levels of a codec of several rates
+    #[arg(long, visible_alias = "levels", value_name = "N")]
+    pub codebooks: Option<usize>,
     /// Frames to time
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub frames: u32,

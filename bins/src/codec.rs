@@ -1,5 +1,6 @@
 //! Files through a codec, in bounded memory, with the time it takes.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,8 @@ const CHUNK: usize = 64;
 pub fn open(common: &Common, model: &str) -> Result<Codec> {
     let device = common.open_device()?;
     let dtype = common.dtype.unwrap_or(DType::F32);
-    if device == Device::Cpu && dtype != DType::F32 {
-        return Err(Failure::usage(format!("--dtype: the CPU computes in f32, not in {dtype}")));
+    if device == Device::Cpu && !matches!(dtype, DType::F32 | DType::BF16) {
+        return Err(Failure::usage(format!("--dtype: the CPU has weights in f32 or bf16, not in {dtype}")));
     }
     let path = Path::new(model);
     if model == BUNDLED && !path.exists() {
@@ -79,55 +80,85 @@ pub struct Pipe<'a> {
     /// None for codecs that need the whole signal.
     session: Option<Session<'a>>,
     codebooks: usize,
+    /// Loudness of each of the pieces that some codecs code by themselves: of what was encoded last, for what is decoded next.
+    pub scales: Vec<f32>,
     pub encode_times: Times,
     pub decode_times: Times,
 }
 
 impl<'a> Pipe<'a> {
     pub fn new(codec: &'a Codec, codebooks: usize, stream: bool) -> Result<Pipe<'a>> {
-        if stream && !codec.config().causal {
+        if stream && !codec.format().causal {
             return Err(Failure::usage(format!("--stream: {} is not causal", codec.name())));
         }
-        let session = if codec.config().causal { Some(warm_session(codec, codebooks)?) } else { None };
-        Ok(Pipe { codec, session, codebooks, encode_times: Times::default(), decode_times: Times::default() })
+        let session = if codec.format().causal { Some(warm_session(codec, codebooks)?) } else { None };
+        Ok(Pipe { codec, session, codebooks, scales: Vec::new(), encode_times: Times::default(), decode_times: Times::default() })
     }
 
     pub fn hop(&self) -> usize {
-        self.codec.config().hop()
+        self.codec.format().hop
     }
 
-    /// Frames of codes `[frames, codebooks]` for whole frames of `samples`.
+    /// Codes `[frames, columns]` for `samples`: whole frames, or the whole signal.
     fn encode(&mut self, samples: &[f32]) -> Result<Vec<i32>> {
         let (codec, codebooks) = (self.codec, self.codebooks);
-        let session = &mut self.session;
+        let (session, scales) = (&mut self.session, &mut self.scales);
         self.encode_times.time(codec.device(), || match session {
             Some(session) => {
                 let x = codec.signal(samples, 1)?;
                 Ok(session.encode(&x, codebooks, None)?.to_vec::<i32>()?)
             }
-            None => Ok(by_frame(&codec.encode(samples, codebooks)?)),
+            None => {
+                let codes = codec.encode(&on_all_channels(codec, samples), codebooks)?;
+                *scales = codes.scales;
+                Ok(codec.format().by_frame(&codes.values, codebooks))
+            }
         })
     }
 
-    /// Samples for `codes [frames, codebooks]`.
+    /// Samples for `codes [frames, columns]`.
     fn decode(&mut self, codes: &[i32]) -> Result<Vec<f32>> {
-        let (codec, codebooks) = (self.codec, self.codebooks);
-        let frames = codes.len() / codebooks;
-        let session = &mut self.session;
+        let (codec, codebooks, columns) = (self.codec, self.codebooks, self.columns());
+        let frames = codes.len() / columns;
+        let (session, scales) = (&mut self.session, &self.scales);
         self.decode_times.time(codec.device(), || match session {
             Some(session) => {
-                let codes = Tensor::from_slice(codec.device(), codes, [1, frames, codebooks])?;
+                let codes = Tensor::from_slice(codec.device(), codes, [1, frames, columns])?;
                 Ok(codec.samples(&session.decode(&codes, None)?)?)
             }
-            None => Ok(codec.decode(&Codes { codebooks, frames, values: by_codebook(codes, codebooks) })?),
+            None => {
+                let values = codec.format().by_codebook(codes, codebooks);
+                Ok(of_all_channels(codec, codec.decode(&Codes { codebooks, frames, values, scales: scales.clone() })?))
+            }
         })
+    }
+
+    /// Codes a frame.
+    fn columns(&self) -> usize {
+        self.codec.format().columns(self.codebooks)
+    }
+}
+
+/// Mono as what the codec takes: the same on every channel.
+fn on_all_channels<'s>(codec: &Codec, samples: &'s [f32]) -> Cow<'s, [f32]> {
+    match codec.format().channels {
+        1 => Cow::Borrowed(samples),
+        n => Cow::Owned(samples.iter().flat_map(|&v| std::iter::repeat_n(v, n)).collect()),
+    }
+}
+
+/// The mean of the codec's channels.
+fn of_all_channels(codec: &Codec, samples: Vec<f32>) -> Vec<f32> {
+    match codec.format().channels {
+        1 => samples,
+        n => samples.chunks_exact(n).map(|row| row.iter().sum::<f32>() / n as f32).collect(),
     }
 }
 
 /// A session whose kernels have been compiled and whose memory has been allocated; its streams start anew.
 fn warm_session(codec: &Codec, codebooks: usize) -> Result<Session<'_>> {
     let mut session = Session::new(codec, 1)?;
-    let x = codec.signal(&vec![0.0; codec.config().hop()], 1)?;
+    let x = codec.signal(&vec![0.0; codec.format().hop], 1)?;
     let codes = session.encode(&x, codebooks, None)?;
     session.decode(&codes, None)?;
     session.reset(&Tensor::from_slice(codec.device(), &[1u8], [1])?)?;
@@ -140,7 +171,7 @@ pub type Take<'t> = dyn FnMut(&mut Pipe, &[f32], usize, &[i32]) -> Result + 't;
 
 /// Encodes a file. Returns how many samples it has.
 pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) -> Result<u64> {
-    let mut reader = AudioReader::open(path, Some(pipe.codec.config().sample_rate))?;
+    let mut reader = AudioReader::open(path, Some(pipe.codec.format().sample_rate))?;
     let bar = terminal::progress(reader.expected_samples(), "encode");
     let piece = match (&pipe.session, stream) {
         (None, _) => usize::MAX,
@@ -167,7 +198,7 @@ pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) 
     while !pending.is_empty() {
         let real = if stream { pending.len().min(pipe.hop()) } else { pending.len() };
         let mut last: Vec<f32> = pending.drain(..real).collect();
-        last.resize(real.next_multiple_of(pipe.hop()), 0.0);
+        last.resize(real.next_multiple_of(pipe.codec.format().pad_to), 0.0);
         let codes = pipe.encode(&last)?;
         take(pipe, &last, real, &codes)?;
         total += real as u64;
@@ -177,18 +208,19 @@ pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) 
     Ok(total)
 }
 
-/// Decodes codes `[frames, codebooks]`, giving samples piece by piece.
+/// Decodes codes `[frames, columns]`, giving samples piece by piece.
 pub fn decode_frames(pipe: &mut Pipe, codes: &[i32], stream: bool, take: &mut dyn FnMut(&[f32]) -> Result) -> Result {
-    let frames = codes.len() / pipe.codebooks;
+    let columns = pipe.columns();
+    let frames = codes.len() / columns;
     let bar = terminal::progress(Some(frames as u64), "decode");
     let piece = match (&pipe.session, stream) {
         (None, _) => frames.max(1),
         (Some(_), true) => 1,
         (Some(_), false) => CHUNK,
     };
-    for part in codes.chunks(piece * pipe.codebooks) {
+    for part in codes.chunks(piece * columns) {
         take(&pipe.decode(part)?)?;
-        bar.inc((part.len() / pipe.codebooks) as u64);
+        bar.inc((part.len() / columns) as u64);
     }
     bar.finish_and_clear();
     Ok(())
@@ -197,16 +229,6 @@ pub fn decode_frames(pipe: &mut Pipe, codes: &[i32], stream: bool, take: &mut dy
 /// Encodes what [`encode_file`] gives straight back to samples.
 pub fn decode_piece(pipe: &mut Pipe, codes: &[i32]) -> Result<Vec<f32>> {
     pipe.decode(codes)
-}
-
-/// `[frames, codebooks]` of `[codebooks, frames]`.
-fn by_frame(codes: &Codes) -> Vec<i32> {
-    by_codebook(&codes.values, codes.frames)
-}
-
-/// `[columns, rows]` of `[rows, columns]`: codes by frame to codes by codebook, and back.
-pub fn by_codebook(values: &[i32], columns: usize) -> Vec<i32> {
-    (0..columns).flat_map(|c| values.iter().skip(c).step_by(columns.max(1)).copied()).collect()
 }
 
 impl From<swara_engine::Error> for Failure {
@@ -222,14 +244,6 @@ impl From<swara_engine::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn codes_turn_round_and_back() {
-        let by_frames = [1, 2, 3, 4, 5, 6];
-        let turned = by_codebook(&by_frames, 2);
-        assert_eq!(turned, [1, 3, 5, 2, 4, 6]);
-        assert_eq!(by_frame(&Codes { codebooks: 2, frames: 3, values: turned }), by_frames);
-    }
 
     #[test]
     fn percentiles_are_of_the_calls() {

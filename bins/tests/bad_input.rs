@@ -121,6 +121,30 @@ fn damaged_weights_and_codes_are_refused() {
     }
 }
 
+#[test]
+fn pytorch_files_that_do_more_than_hold_tensors_are_refused() {
+    let room = room();
+    let data = |name: &str| std::fs::read(format!("{}/../loader/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for (name, says) in [("command.pt", "posix.system"), ("command-legacy.pt", "posix.system"), ("tensor.pt", "without a name")] {
+        room.write(name, &data(name));
+        room.refuses(&["inspect", name], 1, says);
+        room.refuses(&["encode", "good.wav", "o.safetensors", "--model", name, "--device", "cpu"], 1, says);
+    }
+    room.write("cut.pth", &data("codec.pth")[..9000]);
+    room.refuses(&["inspect", "cut.pth"], 1, "damaged zip archive");
+}
+
+#[test]
+fn codes_of_several_rates_are_not_for_a_codec_of_one() {
+    let room = room();
+    let meta = r#""__metadata__":{"model":"tiny","sample_rate":"16000","frame_rate":"500","samples":"64"}"#;
+    let levels =
+        r#""codes_0":{"dtype":"I32","shape":[2],"data_offsets":[0,8]},"codes_1":{"dtype":"I32","shape":[4],"data_offsets":[8,24]}"#;
+    room.write("levels.safetensors", &safetensors(&format!("{{{meta},{levels}}}"), 24));
+    room.refuses(&decode("levels.safetensors", "o.wav"), 1, "codes of several rates");
+    assert!(room.works(&["inspect", "levels.safetensors"]).contains("2 levels of [2, 4] frames"));
+}
+
 /// Rewrites the header of the tiny model.
 fn edited(room: &Room, edit: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> Vec<u8> {
     let bytes = std::fs::read(room.path("tiny.safetensors")).unwrap();
@@ -152,7 +176,7 @@ fn a_model_with_missing_extra_or_misshapen_tensors_names_them() {
     room.refuses(&args("reshaped.safetensors"), 1, "encoder.conv1.weight [7, 1, 4]");
     let bare = edited(&room, |h| drop(h.remove("__metadata__")));
     room.write("bare.safetensors", &bare);
-    room.refuses(&args("bare.safetensors"), 1, "not a swara codec");
+    room.refuses(&args("bare.safetensors"), 1, "not a codec");
     room.refuses(&args("nowhere.safetensors"), 1, "no such file");
     room.refuses(&args("."), 1, "directory");
 }
@@ -197,7 +221,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     room.refuses(&[], 2, "no command");
     room.refuses(&["roundtrip", "--device", "tpu"], 2, "tpu");
     room.refuses(&["roundtrip", "--plot", "picture.jpg"], 2, "PNG");
-    room.refuses(&["roundtrip", "good.wav", "--model", "tiny.safetensors", "--device", "cpu", "--dtype", "bf16"], 2, "f32");
+    room.refuses(&["roundtrip", "good.wav", "--model", "tiny.safetensors", "--device", "cpu", "--dtype", "f16"], 2, "bf16");
     room.refuses(&["verify", "no_such_op"], 2, "no_such_op");
     room.refuses(&["doctor", "--threads", "0"], 2, "0");
     room.refuses(&["doctor", "--kernels", "."], 2, "--kernels");

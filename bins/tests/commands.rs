@@ -142,6 +142,28 @@ fn speech_is_prepared_and_trained_on_and_the_run_is_diagnosed_and_resumed() {
 }
 
 #[test]
+fn inspect_says_what_is_in_files_of_pytorch_and_in_folders() {
+    let room = Room::new();
+    let data = |name: &str| std::fs::read(format!("{}/../loader/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    room.write("codec.pth", &data("codec.pth"));
+    let text = room.works(&["inspect", "codec.pth"]);
+    for part in ["0.weight_v ", "F32  [3, 2, 3]", "metadata metadata: {\"kwargs\":", "encoder_rates", "PyTorch zip archive, 15 tensors"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    room.write("old.th", &data("layouts-legacy.pt"));
+    assert!(room.works(&["inspect", "old.th"]).contains("PyTorch file of before 1.6, 33 tensors"));
+    std::fs::create_dir(room.path("model")).unwrap();
+    room.write("model/pytorch_model.bin", &data("codec.bin"));
+    room.write("model/config.json", br#"{"sampling_rate":24000}"#);
+    let found = room.json(&["inspect", "model", "--json"]);
+    assert_eq!(found["config"]["sampling_rate"], 24000);
+    assert_eq!(found["metadata"]["version"], "1.3.0");
+    assert_eq!(found["tensors"].as_array().unwrap().len(), 15);
+    room.write("model/config.json", b"[");
+    room.refuses(&["inspect", "model"], 1, "config.json");
+}
+
+#[test]
 fn verify_passes_on_the_cpu_and_says_what_it_left_out() {
     let room = room();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../verify/golden");

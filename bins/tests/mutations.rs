@@ -45,7 +45,9 @@ fn damaged_files_of_every_kind_end_in_a_result_or_one_line() {
     let clip = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/data/clip.flac")).unwrap();
     let read = |name: &str| std::fs::read(room.path(name)).unwrap();
     room.works(&["bench", "codec", "tiny.safetensors", "--device", "cpu", "--frames", "5", "--json", "good.json"]);
-    let kinds: [(&str, Vec<u8>, &[&str]); 8] = [
+    let torch = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../loader/tests/data/codec.ckpt")).unwrap();
+    let kinds: [(&str, Vec<u8>, &[&str]); 9] = [
+        ("x.pth", torch, &["inspect", "x.pth"]),
         ("x.wav", read("good.wav"), &["encode", "x.wav", "o", "--model", "tiny.safetensors"]),
         ("x.flac", clip[..20_000].to_vec(), &["roundtrip", "x.flac", "o", "--model", "tiny.safetensors", "--plot", "p.png"]),
         ("x.codes", read("good.safetensors"), &["decode", "x.codes", "o", "--model", "tiny.safetensors"]),

@@ -182,7 +182,7 @@ impl Tape {
     /// Convolution plus `bias` plus `residual`, which has the output's shape.
     pub fn conv1d(&self, x: &Var, weight: &Var, bias: Option<&Var>, residual: Option<&Var>, geometry: conv1d::Geometry) -> Result<Var> {
         let fused = Fused { bias: bias.map(Var::value), residual: residual.map(Var::value), ..Fused::default() };
-        let value = conv1d::forward(&x.value, &weight.value, &geometry, fused)?;
+        let value = conv1d::forward(&x.value, weight.value(), &geometry, fused)?;
         let (x_value, w_value) = (x.value.clone(), weight.value.clone());
         let none = Var { value: x.value.clone(), node: None };
         Ok(self.record(&[x, weight, bias.unwrap_or(&none), residual.unwrap_or(&none)], value, move |dy, needed| {
@@ -195,7 +195,8 @@ impl Tape {
     }
 
     pub fn conv_transpose1d(&self, x: &Var, weight: &Var, bias: Option<&Var>, geometry: conv_transpose1d::Geometry) -> Result<Var> {
-        let value = conv_transpose1d::forward(&x.value, &weight.value, bias.map(Var::value), &geometry)?;
+        let fused = conv_transpose1d::Fused { bias: bias.map(Var::value), ..Default::default() };
+        let value = conv_transpose1d::forward(&x.value, weight.value(), &geometry, fused)?;
         let (x_value, w_value) = (x.value.clone(), weight.value.clone());
         let none = Var { value: x.value.clone(), node: None };
         Ok(self.record(&[x, weight, bias.unwrap_or(&none)], value, move |dy, needed| {

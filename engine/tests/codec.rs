@@ -1,5 +1,7 @@
 //! Whole tiny codecs against PyTorch: codes, waves, losses and the gradient of every parameter (verify/reference/codec.py).
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -80,7 +82,8 @@ fn codes_and_waves_equal_pytorch() {
             let found = codec.encode(x, k).unwrap();
             let expected = &codes[item * codes.len() / items..][..codes.len() / items];
             assert_eq!(found.values, expected, "{name}: codes of item {item}");
-            let decoded = codec.decode(&Codes { codebooks: k, frames: found.frames, values: expected.to_vec() }).unwrap();
+            let decoded =
+                codec.decode(&Codes { codebooks: k, frames: found.frames, values: expected.to_vec(), scales: Vec::new() }).unwrap();
             let y = &wave[item * wave.len() / items..][..wave.len() / items];
             let worst = decoded.iter().zip(y).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert_eq!(decoded.len(), y.len(), "{name}");
@@ -134,6 +137,11 @@ fn a_tensor_of_another_shape_is_refused_by_name() {
     assert!(error.contains("encoder.conv2"), "{error}");
 }
 
+fn streaming_error(device: &Device, frames: usize) -> f32 {
+    let golden = Golden::open("ema_causal_odd_stride");
+    common::streaming_error(&Codec::open(&golden.checkpoint, device, DType::F32).unwrap(), frames)
+}
+
 #[test]
 fn streaming_equals_offline_on_the_cpu() {
     assert_eq!(streaming_error(&Device::Cpu, 200), 0.0);
@@ -144,6 +152,13 @@ fn streaming_equals_offline_on_the_emulator() {
     let error = streaming_error(&Device::open("emulator").expect("the emulator needs a C++ compiler"), 40);
     println!("samples differ by {error:.1e} at most");
     assert!(error <= 1e-5, "samples differ by {error}");
+}
+
+#[test]
+fn frames_as_graphs_equal_frames_launched_one_by_one() {
+    let emulator = Device::open("emulator").expect("the emulator needs a C++ compiler");
+    let golden = Golden::open("ema_causal_odd_stride");
+    common::replayed_frames_equal_launched_ones(&Codec::open(&golden.checkpoint, &emulator, DType::F32).unwrap(), 16);
 }
 
 #[test]
@@ -163,57 +178,11 @@ fn a_codec_in_bf16_sounds_like_the_same_in_f32() {
     assert_eq!(narrow.encode(&input, 1).unwrap().values.len(), codes.frames);
 }
 
-/// Three streams in random chunks, masked in and out at random, must give the codes of the whole signals; returns the largest
-/// difference of their samples.
-fn streaming_error(device: &Device, frames: usize) -> f32 {
-    use swara_kernels::case::SplitMix;
-    let golden = Golden::open("ema_causal_odd_stride");
-    let codec = Codec::open(&golden.checkpoint, device, DType::F32).unwrap();
-    let (hop, k, batch) = (codec.config().hop(), codec.codebooks(), 3);
-    let mut rng = SplitMix(5);
-    let signals: Vec<Vec<f32>> = (0..batch).map(|_| (0..frames * hop).map(|_| rng.uniform() as f32 - 0.5).collect()).collect();
-    let offline: Vec<Codes> = signals.iter().map(|s| codec.encode(s, k).unwrap()).collect();
-    let waves: Vec<Vec<f32>> = offline.iter().map(|c| codec.decode(c).unwrap()).collect();
-
-    let mut session = swara_engine::codec::Session::new(&codec, batch).unwrap();
-    let mut at = vec![0; batch];
-    let mut seen: Vec<(Vec<Vec<i32>>, Vec<f32>)> = vec![(Vec::new(), Vec::new()); batch];
-    while at.iter().any(|&t| t < frames) {
-        let n = 1 + (rng.next() % 7) as usize;
-        // A stream sits out at random, and once it has not enough left.
-        let mask: Vec<u8> = at.iter().map(|&t| (t + n <= frames && rng.uniform() < 0.7) as u8).collect();
-        let n = if mask.iter().all(|&m| m == 0) { 1 } else { n };
-        let mask: Vec<u8> = if n == 1 { at.iter().map(|&t| (t < frames) as u8).collect() } else { mask };
-        let chunk: Vec<f32> = (0..batch)
-            .flat_map(|b| (0..n * hop).map(move |i| (b, i)))
-            .map(|(b, i)| if mask[b] == 1 { signals[b][at[b] * hop + i] } else { f32::NAN })
-            .collect();
-        let mask_tensor = Tensor::from_slice(device, &mask, [batch]).unwrap();
-        let codes = session.encode(&codec.signal(&chunk, batch).unwrap(), k, Some(&mask_tensor)).unwrap();
-        let values = codes.to_vec::<i32>().unwrap();
-        let wave = codec.samples(&session.decode(&codes, Some(&mask_tensor)).unwrap()).unwrap();
-        for b in (0..batch).filter(|&b| mask[b] == 1) {
-            seen[b].0.extend(values[b * n * k..][..n * k].chunks(k).map(<[i32]>::to_vec));
-            seen[b].1.extend(&wave[b * n * hop..][..n * hop]);
-            at[b] += n;
-        }
-    }
-    let mut worst: f32 = 0.0;
-    for b in 0..batch {
-        let expected: Vec<Vec<i32>> = (0..frames).map(|t| (0..k).map(|q| offline[b].values[q * frames + t]).collect()).collect();
-        assert_eq!(seen[b].0, expected, "codes of stream {b}");
-        assert_eq!(seen[b].1.len(), waves[b].len(), "samples of stream {b}");
-        assert!(seen[b].1.iter().all(|v| v.is_finite()), "samples of stream {b}");
-        worst = seen[b].1.iter().zip(&waves[b]).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
-    }
-    worst
-}
-
 #[test]
 fn a_reset_stream_starts_anew_and_leaves_the_others_alone() {
     let golden = Golden::open("ema_causal");
     let codec = Codec::open(&golden.checkpoint, &Device::Cpu, DType::F32).unwrap();
-    let (hop, k) = (codec.config().hop(), codec.codebooks());
+    let (hop, k) = (codec.format().hop, codec.codebooks());
     let x: Vec<f32> = (0..2 * 12 * hop).map(|i| (i as f32 * 0.7).sin()).collect();
     let chunk = codec.signal(&x, 2).unwrap();
     let mut session = swara_engine::codec::Session::new(&codec, 2).unwrap();

@@ -57,12 +57,16 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
 pub fn codec(common: &Common, args: &BenchCodec) -> Result {
     let device = open(common)?;
     let codecs = args.models.iter().map(|model| models::open(common, model)).collect::<Result<Vec<_>>>()?;
-    if let Some(codec) = codecs.iter().find(|codec| !codec.config().causal) {
+    if let Some(codec) = codecs.iter().find(|codec| !codec.format().causal) {
         return Err(Failure::usage(format!("bench: {} is not causal and has no frames to time", codec.name())));
+    }
+    for codec in &codecs {
+        models::codebooks(codec, args.codebooks)?;
     }
     let batches: Vec<usize> = args.batch.iter().map(|&n| n.into()).collect();
     let streams = args.streams.map_or(Streams::These(&batches), |most| Streams::UpTo(most.into()));
-    let (rows, ceilings) = swara_benches::codec::run(&device, &codecs, streams, args.frames as usize)?;
+    let (rows, ceilings) =
+        swara_benches::codec::run(&device, &codecs, args.codebooks.unwrap_or(usize::MAX), streams, args.frames as usize)?;
     let head = [
         "model",
         "dtype",
@@ -75,7 +79,7 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
         "max",
         "both p99",
         "real time",
-        "launches",
+        "launches/kernels",
         "KB/frame",
         "ceiling",
     ];
@@ -83,7 +87,8 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
         let encode = [r.encode_ms_p50, r.encode_ms_p99, r.encode_ms_max];
         let times = encode.into_iter().chain([r.decode_ms_p50, r.decode_ms_p99, r.decode_ms_max, r.total_ms_p99]);
         let factor = format!("{:.1} x", r.frame_ms / (r.encode_ms_p50 + r.decode_ms_p50));
-        let launches = r.launches_per_frame.map_or("-".to_owned(), |n| n.to_string());
+        let counts = r.launches_per_frame.zip(r.kernels_per_frame);
+        let launches = counts.map_or("-".to_owned(), |(launches, kernels)| format!("{launches}/{kernels}"));
         [r.model.clone(), r.dtype.clone(), r.batch.to_string()]
             .into_iter()
             .chain(times.map(|v| format!("{v:.3}")))
@@ -93,7 +98,7 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
     if args.streams.is_some() && args.results.json.is_none() && !common.json {
         for codec in &codecs {
             let most = rows.iter().filter(|row| row.model == codec.name() && row.in_time).map(|row| row.batch).max().unwrap_or(0);
-            let frame = 1e3 / codec.config().frame_rate();
+            let frame = 1e3 / codec.format().frame_rate();
             terminal::say(format!("{}: {most} streams keep 99 of 100 frames within the {frame} ms that a frame lasts", codec.name()))?;
         }
     }
@@ -164,8 +169,7 @@ fn in_turns(common: &Common, args: &BenchCompare, margin: f64) -> Result<Vec<swa
         let path = if program.components().count() == 1 { Path::new(".").join(program) } else { program.to_owned() };
         let mut command = Command::new(path);
         command.args(["bench", "kernels", "--in-turns", "--device", common.device_spec()]).args(&args.names);
-        command.args(common.dtype.iter().flat_map(|dtype| ["--dtype", dtype.name()]));
-        command.args(common.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
+        command.args(common.arguments());
         command
     };
     let bar = terminal::progress(Some(0), "compare");

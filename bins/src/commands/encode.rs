@@ -15,10 +15,14 @@ pub fn run(common: &Common, args: &Encode) -> Result {
         rows.extend_from_slice(codes);
         Ok(())
     })?;
-    let config = codec.config();
+    let config = codec.format();
+    let frames = rows.len() / config.columns(codebooks);
+    let levels = config.multi_rate().then(|| config.codes_per_frame[..codebooks].iter().map(|codes| codes * frames).collect());
     let codes = Codes {
-        codes: codec::by_codebook(&rows, codebooks),
+        codes: config.by_codebook(&rows, codebooks),
         codebooks,
+        levels,
+        scales: std::mem::take(&mut pipe.scales),
         model: codec.name().to_owned(),
         sample_rate: config.sample_rate,
         frame_rate: config.frame_rate(),

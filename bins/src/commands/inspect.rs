@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::json;
-use swara_engine::codec::{Codec, METADATA_CONFIG};
+use swara_engine::codec::{self, Codec};
 use swara_kernels::{DType, Device};
 use swara_loader::audio::{AudioReader, EXTENSIONS};
 use swara_loader::codes::Codes;
@@ -23,8 +23,8 @@ pub fn run(common: &Common, args: &Inspect) -> Result {
         return audio(common, path);
     }
     let weights = Weights::open(path)?;
-    if weights.contains("codes") && weights.metadata().contains_key("frame_rate") {
-        return codes(common, path);
+    if (weights.contains("codes") || weights.contains("codes_0")) && weights.metadata().contains_key("frame_rate") {
+        return codes(common, &weights);
     }
     tensors(common, &weights)
 }
@@ -60,23 +60,21 @@ fn audio(common: &Common, path: &Path) -> Result {
     terminal::say(format!("downmixed: rms {rms:.1} dBFS, peak {peak:.1} dBFS"))
 }
 
-fn codes(common: &Common, path: &Path) -> Result {
-    let codes = Codes::read(path)?;
+fn codes(common: &Common, weights: &Weights) -> Result {
+    let codes = Codes::from_weights(weights)?;
     let largest: Vec<i32> = (0..codes.codebooks).map(|k| codes.codebook(k).iter().copied().max().unwrap_or(0)).collect();
     if common.json {
         return terminal::say_json(&json!({
-            "kind": "codes", "model": codes.model, "codebooks": codes.codebooks, "frames": codes.frames(),
+            "kind": "codes", "model": codes.model, "codebooks": codes.codebooks, "frames": codes.frames(), "levels": codes.levels,
             "sample_rate": codes.sample_rate, "frame_rate": codes.frame_rate, "samples": codes.samples, "largest": largest,
         }));
     }
     let seconds = codes.samples as f64 / f64::from(codes.sample_rate);
-    terminal::say(format!(
-        "codes of {}: {} codebooks x {} frames at {} Hz",
-        codes.model,
-        codes.codebooks,
-        codes.frames(),
-        codes.frame_rate
-    ))?;
+    let shape = match &codes.levels {
+        None => format!("{} codebooks x {} frames at {} Hz", codes.codebooks, codes.frames(), codes.frame_rate),
+        Some(levels) => format!("{} levels of {levels:?} frames, the first at {} Hz", levels.len(), codes.frame_rate),
+    };
+    terminal::say(format!("codes of {}: {shape}", codes.model))?;
     terminal::say(format!("{seconds:.3} s, {} samples at {} Hz; largest codes {largest:?}", codes.samples, codes.sample_rate))
 }
 
@@ -84,17 +82,18 @@ fn tensors(common: &Common, weights: &Weights) -> Result {
     let mut rows = Vec::new();
     let mut totals: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for name in weights.names() {
-        let view = weights.view(name)?;
-        let total = totals.entry(view.dtype.name()).or_default();
-        total.0 += view.count();
-        total.1 += view.bytes.len();
-        rows.push((name, view.dtype.name(), view.shape));
+        let Some((dtype, shape)) = weights.info(name) else { continue };
+        let (total, count) = (totals.entry(dtype.name()).or_default(), shape.iter().product::<usize>());
+        total.0 += count;
+        total.1 += count * dtype.size();
+        rows.push((name, dtype.name(), shape));
     }
-    let model = model(weights);
+    let (model, config) = (model(weights), weights.config()?);
     if common.json {
         let listed: Vec<_> = rows.iter().map(|(name, dtype, shape)| json!({ "name": name, "dtype": dtype, "shape": shape })).collect();
         return terminal::say_json(&json!({
-            "kind": "weights", "tensors": listed, "metadata": weights.metadata(), "model": model,
+            "kind": "weights", "format": weights.format().name(), "tensors": listed, "metadata": weights.metadata(), "config": config,
+            "model": model,
         }));
     }
     let cells: Vec<Vec<String>> =
@@ -103,10 +102,13 @@ fn tensors(common: &Common, weights: &Weights) -> Result {
     for (key, value) in weights.metadata() {
         terminal::say(format!("metadata {key}: {}", shorten(value)))?;
     }
+    if let Some(config) = config {
+        terminal::say(format!("config.json: {}", shorten(&config.to_string())))?;
+    }
     for (dtype, (elements, bytes)) in totals {
         terminal::say(format!("{dtype}: {elements} elements, {:.2} MB", bytes as f64 / 1e6))?;
     }
-    terminal::say(format!("{} tensors; {model}", rows.len()))
+    terminal::say(format!("{}, {} tensors; {model}", weights.format().name(), rows.len()))
 }
 
 /// What the tensors are, and what a model would miss in them.
@@ -115,23 +117,23 @@ fn model(weights: &Weights) -> String {
     if metadata.contains_key("run") && metadata.contains_key("step") {
         return format!("training checkpoint at step {}", shorten(&metadata["step"]));
     }
-    if !metadata.contains_key(METADATA_CONFIG) {
-        return "of no layout that is known".to_owned();
-    }
+    let Some(family) = codec::family(weights) else { return "of no layout that is known".to_owned() };
     match Codec::open(weights.path(), &Device::Cpu, DType::F32) {
         Ok(codec) => {
-            let c = codec.config();
+            let c = codec.format();
             let kind = if c.causal { "causal" } else { "not causal" };
             format!(
-                "codec {}, complete, {kind}: {} Hz, {} frames a second, codebooks {:?}, {:.2} kbit/s",
+                "codec {}, complete, {kind} ({family}): {} Hz,{} {} frames a second, codebooks {:?}{}, {:.2} kbit/s",
                 codec.name(),
                 c.sample_rate,
+                if c.channels == 1 { String::new() } else { format!(" {} channels,", c.channels) },
                 c.frame_rate(),
                 c.codebook_sizes,
+                if c.multi_rate() { format!(", codes a frame {:?}", c.codes_per_frame) } else { String::new() },
                 c.bitrate(c.codebook_sizes.len()) / 1e3
             )
         }
-        Err(error) => format!("not a codec that runs: {error}"),
+        Err(error) => format!("codec ({family}) that does not run: {error}"),
     }
 }
 

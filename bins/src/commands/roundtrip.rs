@@ -28,11 +28,12 @@ pub fn run(common: &Common, args: &Roundtrip) -> Result {
     let name = args.input.as_deref().map_or_else(|| "the bundled clip".to_owned(), |p| p.display().to_string());
 
     let mut pipe = Pipe::new(&codec, codebooks, args.stream)?;
-    let rate = codec.config().sample_rate;
+    let format = codec.format();
+    let rate = format.sample_rate;
     let limit = COMPARED_SECONDS * rate as usize;
     let mut wav = WavWriter::create(&output, rate, WavFormat::S16)?;
     let (mut original, mut decoded): (Vec<f32>, Vec<f32>) = Default::default();
-    let mut usage: Vec<Usage> = codec.config().codebook_sizes[..codebooks].iter().map(|&size| Usage::new(size)).collect();
+    let mut usage: Vec<Usage> = format.codebook_sizes[..codebooks].iter().map(|&size| Usage::new(size)).collect();
     let samples = codec::encode_file(&mut pipe, input, args.stream, &mut |pipe, x, real, codes| {
         let y = codec::decode_piece(pipe, codes)?;
         let real_y = &y[..real.min(y.len())];
@@ -40,8 +41,8 @@ pub fn run(common: &Common, args: &Roundtrip) -> Result {
         let room = limit - original.len();
         original.extend_from_slice(&x[..real.min(room)]);
         decoded.extend_from_slice(&real_y[..real_y.len().min(limit - decoded.len())]);
-        for frame in codes.chunks(codebooks) {
-            usage.iter_mut().zip(frame).for_each(|(usage, code)| usage.add(&[*code]));
+        for frame in codes.chunks(format.columns(codebooks)) {
+            format.stages().zip(frame).for_each(|(stage, code)| usage[stage].add(&[*code]));
         }
         Ok(())
     })?;
@@ -50,7 +51,7 @@ pub fn run(common: &Common, args: &Roundtrip) -> Result {
         codec: &codec,
         codebooks,
         seconds: samples as f64 / f64::from(rate),
-        compared: Comparison::new(&original, &decoded, rate, codec.config().hop()),
+        compared: Comparison::new(&original, &decoded, rate, format.hop),
         compared_seconds: original.len() as f64 / f64::from(rate),
         usage,
         stream: args.stream,
@@ -84,7 +85,15 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn kbps(&self) -> f64 {
-        self.codec.config().bitrate(self.codebooks) / 1e3
+        self.codec.format().bitrate(self.codebooks) / 1e3
+    }
+
+    fn rates(&self) -> String {
+        let format = self.codec.format();
+        match format.multi_rate() {
+            false => format!("codebooks x {} Hz", format.frame_rate()),
+            true => format!("levels from {:.1} Hz", format.frame_rate()),
+        }
     }
 
     /// Seconds of audio encoded and decoded in one second.
@@ -130,7 +139,7 @@ impl Report<'_> {
             ("input", format!("{input}, {:.2} s", self.seconds)),
             ("output", output.display().to_string()),
             ("model", format!("{} on {}, {}", self.codec.name(), self.codec.device().name(), self.codec.dtype())),
-            ("bitrate", format!("{:.2} kbit/s, {} codebooks x {} Hz", self.kbps(), self.codebooks, self.codec.config().frame_rate())),
+            ("bitrate", format!("{:.2} kbit/s, {} {}", self.kbps(), self.codebooks, self.rates())),
             ("SI-SDR", format!("{:.2} dB", w.si_sdr_db)),
             ("rho", format!("{:.3}", w.rho)),
             ("amplitude", format!("{:.1} %", w.amplitude)),

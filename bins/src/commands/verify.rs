@@ -1,8 +1,8 @@
-use swara_kernels::Error;
 use swara_kernels::ops::REGISTRY;
+use swara_kernels::{DType, Error};
 use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::mutants::{Equivalents, Fate};
-use swara_verify::{Report, golden};
+use swara_verify::{CodeMatch, Outcome, Report, golden};
 
 use crate::cli::{Common, Verify};
 use crate::failure::{Failure, Result};
@@ -31,7 +31,7 @@ pub fn run(common: &Common, args: &Verify) -> Result {
         }
     }
     match &args.golden {
-        Some(dir) => report.append(golden::run(dir, subject.first(), &args.names)?),
+        Some(dir) => report.append(golden::run(dir, subject.first(), common.dtype.unwrap_or(DType::F32), &args.names)?),
         None => report.skip("reference outputs", "no folder given; --golden verify/golden compares with those of a checkout"),
     }
     bar.finish_and_clear();
@@ -135,18 +135,41 @@ fn print(report: &Report) -> Result {
     if !rows.is_empty() {
         terminal::say(terminal::table(&["op", "case", "dtype", "nmse", "max abs", "max ulp", "budget", ""], &rows))?;
     }
+    // What is wrong with many cases, such as a kernel that does not compile, is said once.
+    let mut failures: Vec<(&Outcome, String, usize)> = Vec::new();
     for c in report.cases.iter().filter(|c| !c.pass) {
-        let why = match &c.error {
-            Some(error) => error.replace('\n', "\n    "),
-            None => format!("{}: {:.3} of its budget", c.output, c.budget_used),
-        };
-        terminal::say(format!("FAILED {} {} {} on {}: {why}", c.op, c.case, c.dtype, c.device))?;
+        let why = c.why();
+        match failures.iter_mut().find(|(first, known, _)| first.op == c.op && *known == why) {
+            Some((.., more)) => *more += 1,
+            None => failures.push((c, why, 0)),
+        }
     }
+    for (c, why, more) in failures {
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let why = why.trim_end().replace('\n', "\n    ");
+        terminal::say(format!("FAILED {} {} {}{more} on {}: {why}", c.op, c.case, c.dtype, c.device))?;
+    }
+    print_codes(report)?;
     for s in &report.skipped {
         terminal::say(format!("skipped {}: {}", s.what, s.why))?;
     }
     let device = report.cases.first().map_or("no device", |c| c.device.as_str());
     terminal::say(format!("{} passed, {} failed, {} kinds of case skipped ({device})", report.passed, report.failed, report.skipped.len()))
+}
+
+/// The share of the codes that are those of the reference, in all and by codebook.
+fn print_codes(report: &Report) -> Result {
+    let share = |agreeing: usize, codes: usize| format!("{:.1}%", 100.0 * agreeing as f64 / codes.max(1) as f64);
+    let row = |c: &Outcome, m: &CodeMatch| {
+        let of_all = share(m.agreeing.iter().sum(), m.codes * m.agreeing.len());
+        let each: Vec<String> = m.agreeing.iter().map(|&n| share(n, m.codes)).collect();
+        vec![format!("{} {} {}", c.op, c.case, m.layout), c.dtype.clone(), of_all, each.join(" ")]
+    };
+    let rows: Vec<Vec<String>> = report.cases.iter().flat_map(|c| c.codes.iter().map(move |m| row(c, m))).collect();
+    match rows.is_empty() {
+        true => Ok(()),
+        false => terminal::say(terminal::table(&["codes as in f32", "dtype", "all", "by codebook"], &rows)),
+    }
 }
 
 /// What the kernels whose name contains `wanted` did to memory; `all` for every kernel.

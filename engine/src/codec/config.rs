@@ -139,15 +139,6 @@ impl Config {
     pub fn hop(&self) -> usize {
         self.strides.iter().product()
     }
-
-    pub fn frame_rate(&self) -> f64 {
-        self.sample_rate as f64 / self.hop() as f64
-    }
-
-    /// Bits a second with the first `codebooks` stages.
-    pub fn bitrate(&self, codebooks: usize) -> f64 {
-        self.codebook_sizes.iter().take(codebooks).map(|&k| (k as f64).log2().ceil()).sum::<f64>() * self.frame_rate()
-    }
 }
 
 #[cfg(test)]

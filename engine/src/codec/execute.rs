@@ -1,14 +1,16 @@
-//! The three ways to run a [`Model`](super::model::Model)'s layers.
+//! Layers with their weights, run over whole signals or over streams.
 
 use std::collections::BTreeMap;
 
+use swara_kernels::ops::attention::{self, KvCache, Positions};
 use swara_kernels::ops::conv1d::{self, Epilogue, Fused, Prologue, Ring};
-use swara_kernels::ops::weight_norm::Axis;
-use swara_kernels::ops::{conv_transpose1d, snake};
-use swara_kernels::{DType, Device, Tensor};
+use swara_kernels::ops::linear::{self, Weight as Matrix};
+use swara_kernels::ops::rope::{Rope, Style};
+use swara_kernels::ops::{conv_transpose1d, elementwise, layer_norm, pad, rope};
+use swara_kernels::{DType, Device, Tensor, span};
 
-use super::model::{Conv, Executor, Layer, Upsample};
-use crate::tape::{Tape, Var};
+use super::model::{Activation, Before, Block, Conv, Layer, Upsample};
+use super::whole::{Noise, ReadyLstm, ReadyNoise, ReadyWindowed};
 use crate::{Error, Result};
 
 /// Folded weights by name.
@@ -18,163 +20,440 @@ pub(crate) fn find<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
     weights.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))
 }
 
-/// Names of a layer's tensors, made once so that a step allocates none.
-struct Names {
-    weight: String,
-    bias: String,
-    alpha: Option<String>,
+/// The type of the values in a model of this type: the CPU keeps weights in bf16, but computes in f32.
+pub(crate) fn values_dtype(device: &Device, dtype: DType) -> DType {
+    if *device == Device::Cpu && dtype == DType::BF16 { DType::F32 } else { dtype }
 }
 
-impl Names {
-    fn of(layer: &str, snake: Option<&str>) -> Names {
-        Names { weight: format!("{layer}.weight"), bias: format!("{layer}.bias"), alpha: snake.map(|s| format!("{s}.alpha")) }
+/// What per-channel parameters beside values of type `dtype` are stored in.
+fn parameter_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Takes a model's tensors in the types that its operations want, and counts them.
+pub(super) struct Reader<'a> {
+    weights: &'a Weights,
+    /// Of weights.
+    dtype: DType,
+    values: DType,
+    bytes: usize,
+}
+
+impl Reader<'_> {
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn weight(&mut self, name: &str) -> Result<Tensor> {
+        self.read(name, self.dtype)
+    }
+
+    /// What is added to values.
+    fn bias(&mut self, name: &str) -> Result<Tensor> {
+        self.read(name, self.values)
+    }
+
+    pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
+        self.read(name, parameter_dtype(self.values))
+    }
+
+    fn read(&mut self, name: &str, dtype: DType) -> Result<Tensor> {
+        let tensor = elementwise::convert(find(self.weights, name)?, dtype)?;
+        self.bytes += tensor.bytes();
+        Ok(tensor)
     }
 }
 
-fn fused<'a>(weights: &'a Weights, layer: &Conv, names: &Names, residual: Option<&'a Tensor>) -> Result<Fused<'a>> {
-    let prologue = match &names.alpha {
-        Some(alpha) => Prologue::Snake(find(weights, alpha)?),
-        None => Prologue::None,
-    };
-    let epilogue = if layer.tanh { Epilogue::Tanh } else { Epilogue::None };
-    Ok(Fused { prologue, bias: Some(find(weights, &names.bias)?), residual, epilogue })
+enum Activate {
+    None,
+    Elu,
+    Snake(Tensor),
 }
 
-/// Whole signals: any padding.
-pub struct Offline<'a> {
-    pub weights: &'a Weights,
+impl Activate {
+    fn new(activation: &Activation, from: &mut Reader) -> Result<Activate> {
+        Ok(match activation {
+            Activation::None => Activate::None,
+            Activation::Elu => Activate::Elu,
+            Activation::Snake(name) => Activate::Snake(from.parameter(&format!("{name}.alpha"))?),
+        })
+    }
+
+    fn prologue(&self) -> Prologue<'_> {
+        match self {
+            Activate::None => Prologue::None,
+            Activate::Elu => Prologue::Elu,
+            Activate::Snake(alpha) => Prologue::Snake(alpha),
+        }
+    }
 }
 
-impl Executor for Offline<'_> {
-    type Value = Tensor;
+pub(super) struct ReadyConv {
+    pub layer: Conv,
+    activate: Activate,
+    weight: conv1d::Weight,
+    bias: Option<Tensor>,
+    norm: Option<GroupNorm>,
+}
 
-    fn conv(&mut self, layer: &Conv, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let names = Names::of(&layer.name, layer.snake.as_deref());
-        let fused = fused(self.weights, layer, &names, residual)?;
-        Ok(conv1d::forward(x, find(self.weights, &names.weight)?, &layer.geometry, fused)?)
+impl ReadyConv {
+    pub fn new(layer: &Conv, from: &mut Reader) -> Result<ReadyConv> {
+        let weight = from.weight(&format!("{}.weight", layer.name))?;
+        Ok(ReadyConv {
+            activate: Activate::new(&layer.activation, from)?,
+            weight: conv1d::Weight::new(&weight, &layer.geometry)?,
+            bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
+            norm: GroupNorm::new(&layer.norm, from)?,
+            layer: layer.clone(),
+        })
     }
 
-    fn upsample(&mut self, layer: &Upsample, x: &Tensor) -> Result<Tensor> {
-        let names = Names::of(&layer.name, Some(&layer.snake));
-        let alpha = names.alpha.as_deref().map(|a| find(self.weights, a)).transpose()?;
-        let x = alpha.map(|alpha| snake::forward(x, alpha)).transpose()?;
-        let x = x.as_ref().ok_or_else(|| Error::MissingTensor(layer.snake.clone()))?;
-        let bias = find(self.weights, &names.bias)?;
-        Ok(conv_transpose1d::forward(x, find(self.weights, &names.weight)?, Some(bias), &layer.geometry)?)
+    pub fn run(&self, x: &Tensor, residual: Option<&Tensor>, streams: Option<&mut Streams>) -> Result<Tensor> {
+        let _span = span::layer(&self.layer.name);
+        if self.layer.before == Before::Reflection || self.norm.is_some() {
+            return self.run_whole(x, residual, streams.is_some());
+        }
+        let epilogue = if self.layer.tanh { Epilogue::Tanh } else { Epilogue::None };
+        let fused = Fused { prologue: self.activate.prologue(), bias: self.bias.as_ref(), residual, epilogue };
+        let Some(streams) = streams else { return Ok(conv1d::forward(x, &self.weight, &self.layer.geometry, fused)?) };
+        let ring = streams.past.ring(self.layer.index)?;
+        if self.layer.before == Before::First {
+            ring.prime(x, streams.mask)?;
+        }
+        Ok(conv1d::step(x, ring, &self.weight, &self.layer.geometry, fused, streams.mask)?)
     }
+}
+
+impl ReadyConv {
+    /// What is known at the ends of a signal, and of all of it, only.
+    fn run_whole(&self, x: &Tensor, residual: Option<&Tensor>, streams: bool) -> Result<Tensor> {
+        if streams {
+            return Err(needs_whole(&self.layer.name));
+        }
+        let g = &self.layer.geometry;
+        let rows = x.shape()[1];
+        let more = rows.next_multiple_of(g.stride) - rows;
+        let ends = (g.pad_left as isize, (g.pad_right + more) as isize);
+        let padded = if ends == (0, 0) { None } else { Some(pad::reflect(x, ends.0, ends.1)?) };
+        let geometry = conv1d::Geometry { pad_left: 0, pad_right: 0, ..*g };
+        let x = padded.as_ref().unwrap_or(x);
+        let fused = Fused { prologue: self.activate.prologue(), bias: self.bias.as_ref(), ..Default::default() };
+        let Some(norm) = &self.norm else {
+            return Ok(conv1d::forward(x, &self.weight, &geometry, Fused { residual, ..fused })?);
+        };
+        let y = norm.run(conv1d::forward(x, &self.weight, &geometry, fused)?)?;
+        residual.map_or_else(|| y.copy(), |residual| elementwise::add(&y, residual)).map_err(Error::from)
+    }
+}
+
+struct ReadyUpsample {
+    layer: Upsample,
+    activate: Activate,
+    weight: conv_transpose1d::Weight,
+    bias: Option<Tensor>,
+    norm: Option<GroupNorm>,
+}
+
+impl ReadyUpsample {
+    fn new(layer: &Upsample, from: &mut Reader) -> Result<ReadyUpsample> {
+        let weight = from.weight(&format!("{}.weight", layer.name))?;
+        Ok(ReadyUpsample {
+            activate: Activate::new(&layer.activation, from)?,
+            weight: conv_transpose1d::Weight::new(&weight, &layer.geometry)?,
+            bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
+            norm: GroupNorm::new(&layer.norm, from)?,
+            layer: layer.clone(),
+        })
+    }
+
+    fn run(&self, x: &Tensor, streams: Option<&mut Streams>) -> Result<Tensor> {
+        let _span = span::layer(&self.layer.name);
+        let fused = conv_transpose1d::Fused { prologue: self.activate.prologue(), bias: self.bias.as_ref() };
+        if let Some(norm) = &self.norm {
+            if streams.is_some() {
+                return Err(needs_whole(&self.layer.name));
+            }
+            let g = &self.layer.geometry;
+            let all = conv_transpose1d::Geometry { crop_left: 0, crop_right: 0, ..*g };
+            let y = norm.run(conv_transpose1d::forward(x, &self.weight, &all, fused)?)?;
+            return Ok(pad::reflect(&y, -(g.crop_left as isize), -g.crop_right)?);
+        }
+        let Some(streams) = streams else { return Ok(conv_transpose1d::forward(x, &self.weight, &self.layer.geometry, fused)?) };
+        let ring = streams.past.ring(self.layer.index)?;
+        Ok(conv_transpose1d::step(x, ring, &self.weight, &self.layer.geometry, fused, streams.mask)?)
+    }
+}
+
+pub(super) struct Norm {
+    pub weight: Tensor,
+    pub bias: Tensor,
+}
+
+impl Norm {
+    pub fn new(name: &str, from: &mut Reader) -> Result<Norm> {
+        Ok(Norm { weight: from.parameter(&format!("{name}.weight"))?, bias: from.parameter(&format!("{name}.bias"))? })
+    }
+}
+
+/// A norm of all rows and channels of a signal together, with a weight and a bias a channel (`torch.nn.GroupNorm` of one group).
+struct GroupNorm(Norm);
+
+impl GroupNorm {
+    const EPSILON: f64 = 1e-5;
+
+    fn new(name: &Option<String>, from: &mut Reader) -> Result<Option<GroupNorm>> {
+        name.as_ref().map(|name| Ok(GroupNorm(Norm::new(name, from)?))).transpose()
+    }
+
+    fn run(&self, x: Tensor) -> Result<Tensor> {
+        let (shape, device) = (x.shape(), x.device());
+        let &[batch, rows, channels] = &*shape else { return Err(Error::Argument(format!("{x:?} has other axes than three"))) };
+        // A row of the layer norm is a signal.
+        let tile = |v: &Tensor| Tensor::from_f64(&device, v.dtype(), &v.to_f64()?.repeat(rows), [rows * channels]);
+        let y = layer_norm::forward(&x.reshape([batch, rows * channels])?, &tile(&self.0.weight)?, &tile(&self.0.bias)?, Self::EPSILON)?;
+        Ok(y.reshape([batch, rows, channels])?)
+    }
+}
+
+struct ReadyBlock {
+    layer: Block,
+    rope: Rope,
+    norms: [Norm; 2],
+    project: Matrix,
+    out: Matrix,
+    widen: Matrix,
+    narrow: Matrix,
+    scales: [Tensor; 2],
+}
+
+impl ReadyBlock {
+    fn new(layer: &Block, device: &Device, from: &mut Reader) -> Result<ReadyBlock> {
+        let name = |part: &str| format!("{}.{part}", layer.name);
+        let mut matrix = |part: &str| Ok::<_, Error>(Matrix::new(&from.weight(&name(part))?)?);
+        let (project, out) = (matrix("self_attn.in_proj_weight")?, matrix("self_attn.out_proj.weight")?);
+        let (widen, narrow) = (matrix("linear1.weight")?, matrix("linear2.weight")?);
+        Ok(ReadyBlock {
+            rope: Rope::new(device, layer.head_dim, layer.theta, Style::Interleaved)?,
+            norms: [Norm::new(&name("norm1"), from)?, Norm::new(&name("norm2"), from)?],
+            scales: [from.parameter(&name("layer_scale_1.scale"))?, from.parameter(&name("layer_scale_2.scale"))?],
+            project,
+            out,
+            widen,
+            narrow,
+            layer: layer.clone(),
+        })
+    }
+
+    fn run(&self, x: &Tensor, streams: &mut Streams) -> Result<Tensor> {
+        let _span = span::layer(&self.layer.name);
+        let (layer, mask) = (&self.layer, streams.mask);
+        let (cache, positions) = streams.past.cache(layer.index)?;
+        let normed = |n: &Norm, x: &Tensor| layer_norm::forward(x, &n.weight, &n.bias, layer.epsilon);
+        let add = |scale, residual| linear::Fused { scale: Some(scale), residual: Some(residual), ..Default::default() };
+        let qkv = linear::forward(&normed(&self.norms[0], x)?, &self.project, linear::Fused::default())?;
+        let q = rope::append(&qkv, &self.rope, cache, positions, mask)?;
+        let seen = attention::step(&q, cache, positions, Some(layer.window), mask)?;
+        let x = linear::forward(&seen, &self.out, add(&self.scales[0], x))?;
+        let gelu = linear::Fused { activation: linear::Activation::Gelu, ..Default::default() };
+        let wide = linear::forward(&normed(&self.norms[1], &x)?, &self.widen, gelu)?;
+        Ok(linear::forward(&wide, &self.narrow, add(&self.scales[1], &x))?)
+    }
+}
+
+enum Ready {
+    Conv(ReadyConv),
+    Residual(Box<[ReadyConv; 2]>),
+    Upsample(ReadyUpsample),
+    Block(Box<ReadyBlock>),
+    Noise(ReadyNoise),
+    Windowed(Box<ReadyWindowed>),
+    Shortcut(Box<[ReadyConv; 3]>),
+    Lstm(ReadyLstm),
+}
+
+/// Layers with their weights, one after the other.
+pub struct Stack {
+    layers: Vec<Ready>,
+    bytes: usize,
+    noise: Noise,
+}
+
+impl Stack {
+    /// `weights` are folded, by name, in memory layout; they are stored in `dtype`. The CPU computes in f32 beside bf16.
+    pub fn new(layers: &[Layer], weights: &Weights, device: &Device, dtype: DType) -> Result<Stack> {
+        let mut from = Reader { weights, dtype, values: values_dtype(device, dtype), bytes: 0 };
+        let ready = |layer: &Layer| -> Result<Ready> {
+            Ok(match layer {
+                Layer::Conv(only) => Ready::Conv(ReadyConv::new(only, &mut from)?),
+                Layer::Residual(first, second) => {
+                    Ready::Residual(Box::new([ReadyConv::new(first, &mut from)?, ReadyConv::new(second, &mut from)?]))
+                }
+                Layer::Upsample(up) => Ready::Upsample(ReadyUpsample::new(up, &mut from)?),
+                Layer::Block(block) => Ready::Block(Box::new(ReadyBlock::new(block, device, &mut from)?)),
+                Layer::Shortcut(convs) => {
+                    let [first, second, third] = &**convs;
+                    let mut conv = |conv| ReadyConv::new(conv, &mut from);
+                    Ready::Shortcut(Box::new([conv(first)?, conv(second)?, conv(third)?]))
+                }
+                Layer::Lstm(layer) => Ready::Lstm(ReadyLstm::new(layer, &mut from)?),
+                Layer::Noise(linear) => Ready::Noise(ReadyNoise::new(linear, device, &mut from)?),
+                Layer::Windowed(layer) => Ready::Windowed(Box::new(ReadyWindowed::new(layer, device, &mut from)?)),
+            })
+        };
+        Ok(Stack { layers: layers.iter().map(ready).collect::<Result<_>>()?, bytes: from.bytes, noise: Noise::default() })
+    }
+
+    /// Size of all weights.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn set_noise(&mut self, noise: Noise) {
+        self.noise = noise;
+    }
+
+    /// `x [B, T, C]` through all layers: whole signals, or the next rows of streams. `observe` is shown what each layer made.
+    pub fn run(&self, x: Tensor, mut streams: Option<Streams>, observe: Observe) -> Result<Tensor> {
+        let mut rows = None;
+        let mut noises = 0..;
+        let mut x = x;
+        for layer in &self.layers {
+            x = match layer {
+                Ready::Conv(only) => only.run(&x, None, streams.as_mut())?,
+                Ready::Residual(pair) => {
+                    let [first, second] = &**pair;
+                    let h = first.run(&x, None, streams.as_mut())?;
+                    second.run(&h, Some(&x), streams.as_mut())?
+                }
+                Ready::Upsample(up) => up.run(&x, streams.as_mut())?,
+                Ready::Block(block) => {
+                    rows = Some(x.shape()[1]);
+                    let streams = streams.as_mut().ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?;
+                    block.run(&x, streams)?
+                }
+                Ready::Noise(layer) => layer.run(&x, &self.noise, noises.next().unwrap_or_default())?,
+                Ready::Windowed(layer) => layer.run(&x)?,
+                Ready::Shortcut(convs) => {
+                    let [first, second, third] = &**convs;
+                    let h = first.run(&x, None, streams.as_mut())?;
+                    second.run(&h, Some(&third.run(&x, None, streams.as_mut())?), streams.as_mut())?
+                }
+                Ready::Lstm(layer) => layer.run(&x)?,
+            };
+            observe(layer.name(), &x)?;
+        }
+        if let (Some(rows), Some(Streams { past, mask })) = (rows, streams) {
+            past.advance(rows, mask)?;
+        }
+        Ok(x)
+    }
+}
+
+impl Ready {
+    fn name(&self) -> &str {
+        match self {
+            Ready::Conv(conv) => &conv.layer.name,
+            Ready::Residual(pair) => &pair[0].layer.name,
+            Ready::Upsample(up) => &up.layer.name,
+            Ready::Block(block) => &block.layer.name,
+            Ready::Noise(noise) => &noise.linear.layer.name,
+            Ready::Windowed(windowed) => &windowed.layer.name,
+            Ready::Shortcut(convs) => &convs[0].layer.name,
+            Ready::Lstm(lstm) => &lstm.layer.name,
+        }
+    }
+}
+
+/// Called with the name and the output of each layer in order.
+pub type Observe<'a> = &'a mut dyn FnMut(&str, &Tensor) -> Result<()>;
+
+/// Streams that go on, and which of them (u8 `[B]`).
+pub struct Streams<'a> {
+    pub past: &'a mut Past,
+    pub mask: Option<&'a Tensor>,
+}
+
+enum State {
+    Ring(Ring),
+    Cache(KvCache),
 }
 
 /// What the layers of `batch` streams remember.
 pub struct Past {
-    rings: Vec<Option<Ring>>,
-    names: Vec<Option<Names>>,
+    states: Vec<Option<State>>,
+    /// Rows that the transformer has seen.
+    positions: Option<Positions>,
 }
 
 impl Past {
-    pub fn new(device: &Device, dtype: DType, batch: usize, total: usize, layers: &[Layer]) -> Result<Past> {
-        let mut past = Past { rings: (0..total).map(|_| None).collect(), names: (0..total).map(|_| None).collect() };
-        let mut conv = |c: &Conv| -> Result<()> {
-            past.rings[c.index] = Some(Ring::new(device, dtype, batch, c.taps, c.cin, &c.geometry)?);
-            past.names[c.index] = Some(Names::of(&c.name, c.snake.as_deref()));
-            Ok(())
-        };
-        let mut ups = Vec::new();
+    /// `rows`: most rows that go into the first layer at a time.
+    pub fn new(device: &Device, dtype: DType, batch: usize, total: usize, layers: &[Layer], mut rows: usize) -> Result<Past> {
+        let mut past = Past { states: (0..total).map(|_| None).collect(), positions: None };
+        let ring =
+            |c: &Conv| -> Result<Option<State>> { Ok(Some(State::Ring(Ring::new(device, dtype, batch, c.taps, c.cin, &c.geometry)?))) };
         for layer in layers {
             match layer {
-                Layer::Conv(c) => conv(c)?,
-                Layer::Residual(a, b) => {
-                    conv(a)?;
-                    conv(b)?;
+                Layer::Conv(c) => {
+                    past.states[c.index] = ring(c)?;
+                    rows /= c.geometry.stride;
                 }
-                Layer::Upsample(u) => ups.push(u),
+                Layer::Residual(a, b) => {
+                    past.states[a.index] = ring(a)?;
+                    past.states[b.index] = ring(b)?;
+                }
+                Layer::Upsample(u) => {
+                    let ring = conv_transpose1d::ring(device, dtype, batch, u.taps, u.cin, u.geometry.stride)?;
+                    past.states[u.index] = Some(State::Ring(ring));
+                    rows = rows.saturating_mul(u.geometry.stride);
+                }
+                Layer::Block(b) => {
+                    let capacity = b.window.saturating_add(rows.max(1)) - 1;
+                    let cache = KvCache::new(device, dtype, batch, b.kv_heads, capacity, b.head_dim)?;
+                    past.states[b.index] = Some(State::Cache(cache));
+                    if past.positions.is_none() {
+                        past.positions = Some(Positions::new(device, batch)?);
+                    }
+                }
+                Layer::Noise(_) | Layer::Windowed(_) | Layer::Shortcut(_) | Layer::Lstm(_) => return Err(needs_whole(layer.name())),
             }
-        }
-        for u in ups {
-            past.rings[u.index] = Some(conv_transpose1d::ring(device, dtype, batch, u.taps, u.cin, u.geometry.stride)?);
-            past.names[u.index] = Some(Names::of(&u.name, Some(&u.snake)));
         }
         Ok(past)
     }
 
     /// Forgets the past of the streams whose mask is not zero.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
-        self.rings.iter_mut().flatten().try_for_each(|ring| ring.reset(mask)).map_err(Error::from)
-    }
-
-    fn layer(&mut self, index: usize) -> Result<(&mut Ring, &Names)> {
-        match (self.rings.get_mut(index), self.names.get(index)) {
-            (Some(Some(ring)), Some(Some(names))) => Ok((ring, names)),
-            _ => Err(Error::Argument(format!("layer {index} is not part of this stream"))),
-        }
-    }
-}
-
-/// The next rows of streams.
-pub struct Streaming<'a> {
-    pub weights: &'a Weights,
-    pub past: &'a mut Past,
-    pub mask: Option<&'a Tensor>,
-}
-
-impl Executor for Streaming<'_> {
-    type Value = Tensor;
-
-    fn conv(&mut self, layer: &Conv, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let (ring, names) = self.past.layer(layer.index)?;
-        let fused = fused(self.weights, layer, names, residual)?;
-        Ok(conv1d::step(x, ring, find(self.weights, &names.weight)?, &layer.geometry, fused, self.mask)?)
-    }
-
-    fn upsample(&mut self, layer: &Upsample, x: &Tensor) -> Result<Tensor> {
-        let (ring, names) = self.past.layer(layer.index)?;
-        let x = match &names.alpha {
-            Some(alpha) => &snake::forward(x, find(self.weights, alpha)?)?,
-            None => x,
-        };
-        let (weight, bias) = (find(self.weights, &names.weight)?, find(self.weights, &names.bias)?);
-        Ok(conv_transpose1d::step(x, ring, weight, Some(bias), layer.geometry.stride, self.mask)?)
-    }
-}
-
-/// Training: weight-normed parameters on a tape.
-pub struct Recording<'a> {
-    pub tape: &'a Tape,
-    pub parameters: &'a BTreeMap<String, Var>,
-}
-
-impl Recording<'_> {
-    pub fn parameter(&self, name: &str) -> Result<&Var> {
-        self.parameters.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))
-    }
-
-    /// `{layer}.weight`: as it is, or from its direction and gain.
-    pub fn weight(&self, layer: &str, axis: Axis) -> Result<Var> {
-        match self.parameters.get(&format!("{layer}.weight")) {
-            Some(weight) => Ok(weight.clone()),
-            None => {
-                let (v, g) = (self.parameter(&format!("{layer}.weight_v"))?, self.parameter(&format!("{layer}.weight_g"))?);
-                Ok(self.tape.weight_norm(v, g, axis)?)
+        for state in self.states.iter_mut().flatten() {
+            if let State::Ring(ring) = state {
+                ring.reset(mask)?;
             }
         }
+        // Keys beyond the position are never seen.
+        self.positions.as_mut().map_or(Ok(()), |positions| Ok(positions.reset(mask)?))
+    }
+
+    fn advance(&mut self, rows: usize, mask: Option<&Tensor>) -> Result<()> {
+        self.positions.as_mut().map_or(Ok(()), |positions| Ok(positions.advance(rows, mask)?))
+    }
+
+    fn ring(&mut self, index: usize) -> Result<&mut Ring> {
+        match self.states.get_mut(index) {
+            Some(Some(State::Ring(ring))) => Ok(ring),
+            _ => Err(absent(index)),
+        }
+    }
+
+    fn cache(&mut self, index: usize) -> Result<(&mut KvCache, &Positions)> {
+        match (self.states.get_mut(index), &self.positions) {
+            (Some(Some(State::Cache(cache))), Some(positions)) => Ok((cache, positions)),
+            _ => Err(absent(index)),
+        }
     }
 }
 
-impl Executor for Recording<'_> {
-    type Value = Var;
+fn needs_whole(layer: &str) -> Error {
+    Error::Argument(format!("{layer} needs whole signals and cannot stream"))
+}
 
-    fn conv(&mut self, layer: &Conv, x: &Var, residual: Option<&Var>) -> Result<Var> {
-        let activated = match &layer.snake {
-            Some(snake) => &self.tape.snake(x, self.parameter(&format!("{snake}.alpha"))?)?,
-            None => x,
-        };
-        let (weight, bias) = (self.weight(&layer.name, Axis::Out)?, self.parameter(&format!("{}.bias", layer.name))?);
-        let y = self.tape.conv1d(activated, &weight, Some(bias), residual, layer.geometry)?;
-        if layer.tanh { Ok(self.tape.tanh(&y)?) } else { Ok(y) }
-    }
-
-    fn upsample(&mut self, layer: &Upsample, x: &Var) -> Result<Var> {
-        let x = self.tape.snake(x, self.parameter(&format!("{}.alpha", layer.snake))?)?;
-        let (weight, bias) = (self.weight(&layer.name, Axis::In)?, self.parameter(&format!("{}.bias", layer.name))?);
-        Ok(self.tape.conv_transpose1d(&x, &weight, Some(bias), layer.geometry)?)
-    }
+fn absent(index: usize) -> Error {
+    Error::Argument(format!("layer {index} is not part of this stream"))
 }

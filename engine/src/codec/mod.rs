@@ -1,43 +1,56 @@
-//! A DAC-style neural codec: convolutional encoder, residual vector quantiser, convolutional decoder.
+//! Neural codecs: encoder, residual vector quantiser, decoder.
 //!
-//! Sources: Kumar et al. 2023 (DAC; blocks, snake, factorised codes), Défossez et al. 2024 (Mimi; moving-average codebooks),
-//! made causal by padding on the left. A causal codec has one code path: a whole file is a [`Session`] fed in large chunks.
+//! Sources: Kumar et al. 2023 (DAC; blocks, snake, factorised codes; made causal by padding on the left), Défossez et al. 2024
+//! (Mimi; transformers, split quantiser, moving-average codebooks), Siuzdak et al. 2024 (SNAC; stages of several rates), Défossez et al. 2022
+//! (EnCodec; recurrent layers). A causal codec has one code path: a whole file is a
+//! [`Session`] fed in large chunks.
 
 mod checkpoint;
 mod config;
+mod dac;
+pub mod encodec;
 pub mod execute;
+mod format;
+pub mod mimi;
 pub mod model;
 pub mod quantizer;
 mod session;
+pub mod snac;
+mod whole;
 
 use std::path::Path;
 
-pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL};
+pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, family};
 pub(crate) use checkpoint::{embedding_spec, fold, read};
 pub use config::{Config, QuantizerKind};
+pub use format::{Chunks, Format};
 pub use session::Session;
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Tensor, span};
+pub use whole::Noise;
 
-use self::execute::{Offline, Weights};
-use self::model::Model;
+use self::execute::{Observe, Stack, Weights};
+use self::model::{Layer, Model};
 use self::quantizer::Quantizer;
 use crate::{Error, Result};
 
-/// Codes of one signal: `[codebooks, frames]`, row-major, as codes files store them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Codes of one signal, one codebook after the other, as codes files store them: `[codebooks, frames]` unless codebooks differ in rate.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Codes {
     pub codebooks: usize,
+    /// Of the slowest codebook.
     pub frames: usize,
     pub values: Vec<i32>,
+    /// Loudness of each piece of a signal, where the codec has [`Chunks`] that are normalised.
+    pub scales: Vec<f32>,
 }
 
 /// A codec on a device, weights folded, ready to run.
 pub struct Codec {
     name: String,
-    config: Config,
     model: Model,
-    weights: Weights,
+    encoder: Stack,
+    decoder: Stack,
     quantizer: Quantizer,
     device: Device,
     dtype: DType,
@@ -45,11 +58,11 @@ pub struct Codec {
 
 impl Codec {
     /// Frames that a whole signal is cut into at a time: bounds memory, changes no result.
-    const CHUNK_FRAMES: usize = 64;
+    pub const CHUNK_FRAMES: usize = 64;
     /// Non-causal models see the whole signal at once; beyond this many samples they are refused.
     const MAX_WHOLE: usize = 1 << 26;
 
-    /// Reads a checkpoint written by training or `convert`: a safetensors file, or a directory that holds one.
+    /// Reads a checkpoint written by training or `convert`, or a published Mimi: a file, or a directory that holds one.
     pub fn open(path: &Path, device: &Device, dtype: DType) -> Result<Codec> {
         checkpoint::open(path, device, dtype)
     }
@@ -59,45 +72,66 @@ impl Codec {
         checkpoint::from_bytes(name, bytes, device, dtype)
     }
 
-    /// From folded `weights` in memory layout and, for `ema` quantisers, the embeddings `[K, D]` of every stage.
+    /// A DAC-style codec, from folded `weights` in memory layout and, for `ema` quantisers, the embeddings `[K, D]` of every stage.
     pub fn new(name: &str, config: Config, weights: Weights, codebooks: Vec<Tensor>, device: &Device, dtype: DType) -> Result<Codec> {
         config.check()?;
         let quantizer = Quantizer::new(&config, &weights, codebooks)?;
-        let model = Model::new(&config);
-        // Snakes take their parameters in f32 beside narrower types.
-        let stored = |name: &str| if name.ends_with(".alpha") && dtype != DType::F64 { DType::F32 } else { dtype };
-        let weights = weights.into_iter().map(|(n, t)| Ok((n.clone(), elementwise::convert(&t, stored(&n))?))).collect::<Result<_>>()?;
-        Ok(Codec { name: name.to_owned(), config, model, weights, quantizer, device: device.clone(), dtype })
+        Codec::assemble(name, Model::new(&config), &weights, quantizer, device, dtype)
+    }
+
+    pub(crate) fn assemble(
+        name: &str,
+        model: Model,
+        weights: &Weights,
+        quantizer: Quantizer,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Codec> {
+        let stack = |layers: &[Layer]| Stack::new(layers, weights, device, dtype);
+        let (encoder, decoder) = (stack(&model.encoder)?, stack(&model.decoder)?);
+        Ok(Codec { name: name.to_owned(), model, encoder, decoder, quantizer, device: device.clone(), dtype })
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn config(&self) -> &Config {
-        &self.config
+    pub fn format(&self) -> &Format {
+        &self.model.format
+    }
+
+    /// The encoder's layers, then the decoder's.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.model.layers()
     }
 
     pub fn device(&self) -> &Device {
         &self.device
     }
 
+    /// Of the weights.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Size of all weights and codebooks, which a frame reads once.
-    pub fn bytes(&self) -> usize {
-        let embeddings: &[Tensor] = match &self.quantizer {
-            Quantizer::Ema { codebooks, .. } => codebooks,
-            Quantizer::Factorised { .. } => &[], // among the weights
-        };
-        self.weights.values().chain(embeddings).map(|t| t.elements() * t.dtype().bytes()).sum()
+    /// What a decoder with layers of noise is given from now on; without them of no consequence.
+    pub fn set_noise(&mut self, noise: Noise) {
+        self.decoder.set_noise(noise);
+    }
+
+    /// Of what is between the layers: f32 beside bf16 on the CPU.
+    fn values(&self) -> DType {
+        execute::values_dtype(&self.device, self.dtype)
+    }
+
+    /// Size of all weights and of the first `codebooks` codebooks, which a frame of so many reads once.
+    pub fn bytes(&self, codebooks: usize) -> usize {
+        self.encoder.bytes() + self.decoder.bytes() + self.quantizer.bytes(codebooks)
     }
 
     /// Number of codebooks.
     pub fn codebooks(&self) -> usize {
-        self.config.codebook_sizes.len()
+        self.format().codebook_sizes.len()
     }
 
     fn check_codebooks(&self, codebooks: usize) -> Result<()> {
@@ -107,65 +141,123 @@ impl Codec {
         }
     }
 
-    /// Codes of `samples` (mono, at the model's rate) with the first `codebooks` stages; the end is padded with zeros to a frame.
+    /// Codes of `samples` (at the model's rate, of its channels in turn) with the first `codebooks` stages; the end is padded with
+    /// zeros to [`Format::pad_to`].
     pub fn encode(&self, samples: &[f32], codebooks: usize) -> Result<Codes> {
         self.check_codebooks(codebooks)?;
-        let hop = self.config.hop();
-        let frames = samples.len().div_ceil(hop);
-        let mut rows = Vec::with_capacity(frames * codebooks);
-        if self.config.causal {
-            let mut session = Session::new(self, 1)?;
-            let mut padded = Vec::new();
-            for chunk in samples.chunks(Self::CHUNK_FRAMES * hop) {
-                padded.clear();
-                padded.extend_from_slice(chunk);
-                padded.resize(chunk.len().next_multiple_of(hop), 0.0);
-                let x = self.signal(&padded, 1)?;
-                rows.extend(session.encode(&x, codebooks, None)?.to_vec::<i32>()?);
-            }
-        } else if frames > 0 {
-            let _span = span::step("encode");
-            self.check_whole(frames * hop)?;
-            let mut padded = samples.to_vec();
-            padded.resize(frames * hop, 0.0);
-            let z = model::run(&self.model.encoder, &mut Offline { weights: &self.weights }, self.signal(&padded, 1)?)?;
-            rows = self.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?.to_vec::<i32>()?;
+        let format = self.format();
+        let channels = format.channels;
+        if !samples.len().is_multiple_of(channels) {
+            return Err(Error::Argument(format!("{} samples of {channels} channels", samples.len())));
         }
-        let frames = rows.len() / codebooks;
-        let values = (0..codebooks).flat_map(|k| rows.iter().skip(k).step_by(codebooks).copied()).collect();
-        Ok(Codes { codebooks, frames, values })
+        let padded = |samples: &[f32]| {
+            let mut padded = samples.to_vec();
+            padded.resize(samples.len().next_multiple_of(format.pad_to * channels), 0.0);
+            padded
+        };
+        let mut rows = Vec::with_capacity(samples.len().div_ceil(format.hop) * format.columns(codebooks));
+        let mut scales = Vec::new();
+        if format.causal {
+            let mut session = Session::new(self, 1)?;
+            for chunk in samples.chunks(Self::CHUNK_FRAMES * format.hop) {
+                rows.extend(session.encode(&self.signal(&padded(chunk), 1)?, codebooks, None)?.to_vec::<i32>()?);
+            }
+        } else {
+            for piece in format.pieces(samples.len() / channels) {
+                let mut x = padded(&samples[piece.start * channels..piece.end * channels]);
+                if format.chunks.is_some() {
+                    let scale = loudness(&x, channels);
+                    x.iter_mut().for_each(|v| *v /= scale);
+                    scales.push(scale);
+                }
+                rows.extend(self.encode_whole(&self.signal(&x, 1)?, codebooks, &mut unobserved)?.to_vec::<i32>()?);
+            }
+        }
+        let frames = rows.len() / format.columns(codebooks);
+        Ok(Codes { codebooks, frames, values: format.by_codebook(&rows, codebooks), scales })
     }
 
-    /// Samples of `codes`, `hop` a frame (a few fewer for symmetric models with odd strides).
+    /// Samples of `codes`, of the channels in turn, `hop` a frame (a few fewer for symmetric models with odd strides; where pieces
+    /// overlap, as many fewer).
     pub fn decode(&self, codes: &Codes) -> Result<Vec<f32>> {
         self.check_codebooks(codes.codebooks)?;
-        if codes.codebooks.checked_mul(codes.frames) != Some(codes.values.len()) {
-            return Err(Error::Argument(format!("{} codes are not {} x {}", codes.values.len(), codes.codebooks, codes.frames)));
+        let (format, codebooks) = (self.format(), codes.codebooks);
+        let columns = format.columns(codebooks);
+        if columns.checked_mul(codes.frames) != Some(codes.values.len()) {
+            return Err(Error::Argument(format!("{} codes are not {columns} x {}", codes.values.len(), codes.frames)));
         }
-        for (i, &code) in codes.values.iter().enumerate() {
-            let (k, size) = (i / codes.frames, self.config.codebook_sizes[i / codes.frames]);
-            if usize::try_from(code).map_or(true, |code| code >= size) {
-                return Err(Error::Argument(format!("code {code} of codebook {k}, frame {}, is not below {size}", i % codes.frames)));
+        let mut values = codes.values.iter();
+        for (k, (&size, &per_frame)) in format.codebook_sizes.iter().zip(&format.codes_per_frame).enumerate().take(codebooks) {
+            for (i, &code) in values.by_ref().take(per_frame * codes.frames).enumerate() {
+                if usize::try_from(code).map_or(true, |code| code >= size) {
+                    return Err(Error::Argument(format!("code {code} of codebook {k}, frame {}, is not below {size}", i / per_frame)));
+                }
             }
         }
-        let row = |t: usize| (0..codes.codebooks).map(move |k| codes.values[k * codes.frames + t]);
-        let rows: Vec<i32> = (0..codes.frames).flat_map(row).collect();
-        let mut samples = Vec::with_capacity(codes.frames * self.config.hop());
-        if self.config.causal {
+        let rows = format.by_frame(&codes.values, codebooks);
+        let tensor = |rows: &[i32]| Tensor::from_slice(&self.device, rows, [1, rows.len() / columns, columns]);
+        let mut samples = Vec::new();
+        if format.causal {
+            samples.reserve(codes.frames.saturating_mul(format.hop));
             let mut session = Session::new(self, 1)?;
-            for chunk in rows.chunks(Self::CHUNK_FRAMES * codes.codebooks) {
-                let chunk = Tensor::from_slice(&self.device, chunk, [1, chunk.len() / codes.codebooks, codes.codebooks])?;
-                samples.extend(self.samples(&session.decode(&chunk, None)?)?);
+            for chunk in rows.chunks(Self::CHUNK_FRAMES * columns) {
+                samples.extend(self.samples(&session.decode(&tensor(chunk)?, None)?)?);
             }
+        } else if let Some(chunks) = &format.chunks {
+            let frames = format.frames_of_pieces(codes.frames, codes.scales.len()).filter(|_| codes.scales.iter().all(|s| s.is_finite()));
+            let Some(frames) = frames else {
+                return Err(Error::Argument(format!("{} frames and {} loudnesses fit no signal", codes.frames, codes.scales.len())));
+            };
+            let (mut rest, mut pieces) = (&rows[..], Vec::with_capacity(frames.len()));
+            for (frames, &scale) in frames.into_iter().zip(&codes.scales) {
+                let piece;
+                (piece, rest) = rest.split_at(frames * columns);
+                let mut y = self.samples(&self.decode_whole(&tensor(piece)?, codebooks, &mut unobserved)?)?;
+                y.iter_mut().for_each(|v| *v *= scale);
+                pieces.push(y);
+            }
+            samples = overlap_add(&pieces, chunks, format.channels);
         } else if codes.frames > 0 {
-            let _span = span::step("decode");
-            self.check_whole(codes.frames * self.config.hop())?;
-            let rows = Tensor::from_slice(&self.device, &rows, [codes.frames, codes.codebooks])?;
-            let z = self.quantizer.decode(&rows)?.reshape([1, codes.frames, self.config.latent])?;
-            let z = elementwise::convert(&z, self.dtype)?;
-            samples = self.samples(&model::run(&self.model.decoder, &mut Offline { weights: &self.weights }, z)?)?;
+            samples = self.samples(&self.decode_whole(&tensor(&rows)?, codebooks, &mut unobserved)?)?;
         }
         Ok(samples)
+    }
+
+    /// Codes i32 `[B, frames, columns]` of whole signals or pieces of such `[B, T, channels]`, `T` a multiple of [`Format::pad_to`], and what every layer
+    /// makes. For models that are not causal; the others have [`Session`]s.
+    pub fn encode_whole(&self, x: &Tensor, codebooks: usize, observe: Observe) -> Result<Tensor> {
+        let _span = span::step("encode");
+        self.check_codebooks(codebooks)?;
+        let format = self.format();
+        let fail = || Error::Argument(format!("samples are {x:?}, expected [batch, a multiple of {}, {}]", format.pad_to, format.channels));
+        let &[batch, t, channels] = &*x.shape() else { return Err(fail()) };
+        if t == 0 || t % format.pad_to != 0 || channels != format.channels {
+            return Err(fail());
+        }
+        self.check_whole(batch.saturating_mul(t))?;
+        let z = self.encoder.run(x.copy()?, None, observe)?;
+        let frames = z.shape()[1] / format.latents();
+        let codes = self.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
+        Ok(codes.reshape([batch, frames, format.columns(codebooks)])?)
+    }
+
+    /// Samples `[B, T, channels]` of whole signals' codes i32 `[B, frames, columns]`; the reverse of [`Codec::encode_whole`].
+    pub fn decode_whole(&self, codes: &Tensor, codebooks: usize, observe: Observe) -> Result<Tensor> {
+        let _span = span::step("decode");
+        self.check_codebooks(codebooks)?;
+        let (format, columns) = (self.format(), self.format().columns(codebooks));
+        let &[batch, frames, n] = &*codes.shape() else {
+            return Err(Error::Argument(format!("codes are {codes:?}, expected [batch, frames, {columns}]")));
+        };
+        if n != columns || frames == 0 {
+            return Err(Error::Argument(format!("codes are {codes:?}, expected [batch, frames, {columns}]")));
+        }
+        self.check_whole(batch.saturating_mul(frames).saturating_mul(format.hop))?;
+        let z = self.quantizer.decode(&codes.copy()?.reshape([batch * frames, columns])?)?;
+        let z = z.reshape([batch, frames * format.latents(), format.latent])?;
+        let z = elementwise::convert(&z, self.dtype)?;
+        observe("quantizer", &z)?;
+        self.decoder.run(z, None, observe)
     }
 
     /// An error if this many samples are more than a model that is not causal can take.
@@ -180,14 +272,44 @@ impl Codec {
         )))
     }
 
-    /// Samples `[B, T]` as a tensor `[B, T, 1]` of the model's dtype.
+    /// Samples `[B, T, channels]` as a tensor of the model's dtype.
     pub fn signal(&self, samples: &[f32], batch: usize) -> Result<Tensor> {
-        let x = Tensor::from_slice(&self.device, samples, [batch, samples.len() / batch.max(1), 1])?;
-        Ok(elementwise::convert(&x, self.dtype)?)
+        let channels = self.format().channels;
+        let x = Tensor::from_slice(&self.device, samples, [batch, samples.len() / (batch * channels).max(1), channels])?;
+        Ok(elementwise::convert(&x, self.values())?)
     }
 
     /// The reverse of [`Codec::signal`].
     pub fn samples(&self, y: &Tensor) -> Result<Vec<f32>> {
         Ok(elementwise::convert(y, DType::F32)?.to_vec::<f32>()?)
     }
+}
+
+/// Root mean square of the mean of the channels, and a little, as the published EnCodec divides by it.
+fn loudness(samples: &[f32], channels: usize) -> f32 {
+    let mono = samples.chunks_exact(channels).map(|row| row.iter().map(|&v| f64::from(v)).sum::<f64>() / channels as f64);
+    let energy: f64 = mono.map(|v| v * v).sum();
+    ((energy / (samples.len() / channels).max(1) as f64).sqrt() + 1e-8) as f32
+}
+
+/// The mean of the pieces where they overlap, by the weights of [`Chunks`].
+fn overlap_add(pieces: &[Vec<f32>], chunks: &Chunks, channels: usize) -> Vec<f32> {
+    let end = |(i, piece): (usize, &Vec<f32>)| i * chunks.stride * channels + piece.len();
+    let mut sum = vec![0.0; pieces.iter().enumerate().map(end).max().unwrap_or(0)];
+    let mut total = vec![0.0; sum.len() / channels];
+    let weights: Vec<f32> = chunks.weights().collect();
+    for (i, piece) in pieces.iter().enumerate() {
+        let start = i * chunks.stride;
+        let rows = sum[start * channels..].chunks_exact_mut(channels).zip(&mut total[start..]);
+        for ((row, total), (piece, weight)) in rows.zip(piece.chunks_exact(channels).zip(&weights)) {
+            row.iter_mut().zip(piece).for_each(|(sum, v)| *sum += weight * v);
+            *total += weight;
+        }
+    }
+    sum.chunks_exact_mut(channels).zip(total).for_each(|(row, total)| row.iter_mut().for_each(|v| *v /= total));
+    sum
+}
+
+fn unobserved(_: &str, _: &Tensor) -> Result<()> {
+    Ok(())
 }

@@ -1,38 +1,97 @@
-//! The codec's layers as a list, written once and executed in three ways: on a tape (training), over a whole signal, and
-//! over a stream.
+//! A codec's layers as a list, whatever its family: what trains on a tape and what runs with weights attached.
 
 use swara_kernels::ops::weight_norm::Axis;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
-use swara_kernels::span;
 
-use super::Config;
-use crate::Result;
+use super::dac;
+use super::{Config, Format};
+
+/// What a layer applies to its input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Activation {
+    None,
+    Elu,
+    /// With the parameter `{0}.alpha`.
+    Snake(String),
+}
+
+/// What stands before the first sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    Silence,
+    /// The first row, repeated.
+    First,
+    /// The rows after it in reverse; and after the last sample those before that one, as many more as make whole strides.
+    Reflection,
+}
 
 /// A convolution and what is fused around it. Tensors are found by name: `{name}.weight`, `{name}.bias`.
 #[derive(Clone, Debug)]
 pub struct Conv {
     pub name: String,
-    /// Name of the snake before it, whose tensor is `{snake}.alpha`.
-    pub snake: Option<String>,
+    pub activation: Activation,
     pub cin: usize,
     pub cout: usize,
     pub taps: usize,
     pub geometry: conv1d::Geometry,
+    pub before: Before,
+    pub bias: bool,
+    /// Tensors of a norm of all rows and channels of a signal together, behind the convolution.
+    pub norm: Option<String>,
     pub tanh: bool,
     /// Position in the model; where a stream keeps this layer's past.
     pub index: usize,
 }
 
-/// A transposed convolution with `2 stride` taps, after a snake.
+/// A transposed convolution.
 #[derive(Clone, Debug)]
 pub struct Upsample {
     pub name: String,
-    pub snake: String,
+    pub activation: Activation,
     pub cin: usize,
     pub cout: usize,
     pub taps: usize,
     pub geometry: conv_transpose1d::Geometry,
+    pub bias: bool,
+    /// As in [`Conv`], before the ends are cropped.
+    pub norm: Option<String>,
     pub index: usize,
+}
+
+/// A transformer's block: `x += scale_1 * attention(norm1(x))`, then `x += scale_2 * linear2(gelu(linear1(norm2(x))))`.
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub name: String,
+    pub width: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub hidden: usize,
+    /// Keys that a query sees, itself among them.
+    pub window: usize,
+    /// Longest period of the rotary embedding, over `2 pi`.
+    pub theta: f64,
+    pub epsilon: f64,
+    pub index: usize,
+}
+
+/// Attention of whole signals in windows that do not overlap: `x + out(attention(norm(x)))`, rotary positions within a window.
+#[derive(Clone, Debug)]
+pub struct Windowed {
+    pub name: String,
+    pub width: usize,
+    pub head_dim: usize,
+    pub window: usize,
+    pub theta: f64,
+    pub epsilon: f64,
+}
+
+/// Recurrent layers one behind the other, added to what they are given: `x + lstm(.. lstm(x))`, of whole signals.
+#[derive(Clone, Debug)]
+pub struct Lstm {
+    pub name: String,
+    pub width: usize,
+    pub layers: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -40,40 +99,78 @@ pub enum Layer {
     Conv(Conv),
     /// `x + second(first(x))`.
     Residual(Conv, Conv),
+    /// `third(x) + second(first(x))`.
+    Shortcut(Box<[Conv; 3]>),
     Upsample(Upsample),
+    Block(Block),
+    /// `x + noise * linear(x)`, of whole signals.
+    Noise(Conv),
+    Windowed(Windowed),
+    Lstm(Lstm),
 }
 
-/// Something that can run layers.
-pub trait Executor {
-    type Value;
-    fn conv(&mut self, layer: &Conv, x: &Self::Value, residual: Option<&Self::Value>) -> Result<Self::Value>;
-    fn upsample(&mut self, layer: &Upsample, x: &Self::Value) -> Result<Self::Value>;
-}
-
-pub fn run<E: Executor>(layers: &[Layer], executor: &mut E, mut x: E::Value) -> Result<E::Value> {
-    fn conv<E: Executor>(executor: &mut E, layer: &Conv, x: &E::Value, residual: Option<&E::Value>) -> Result<E::Value> {
-        let _span = span::layer(&layer.name);
-        executor.conv(layer, x, residual)
+impl Layer {
+    /// Name of the layer, or of its first part.
+    pub fn name(&self) -> &str {
+        match self {
+            Layer::Conv(conv) | Layer::Residual(conv, _) | Layer::Noise(conv) => &conv.name,
+            Layer::Upsample(up) => &up.name,
+            Layer::Block(block) => &block.name,
+            Layer::Shortcut(convs) => &convs[0].name,
+            Layer::Windowed(windowed) => &windowed.name,
+            Layer::Lstm(lstm) => &lstm.name,
+        }
     }
-    for layer in layers {
-        x = match layer {
-            Layer::Conv(only) => conv(executor, only, &x, None)?,
-            Layer::Residual(first, second) => {
-                let h = conv(executor, first, &x, None)?;
-                conv(executor, second, &h, Some(&x))?
-            }
+
+    /// Matrices on the longest way through the layer.
+    pub fn products(&self) -> usize {
+        match self {
+            Layer::Conv(_) | Layer::Upsample(_) | Layer::Noise(_) => 1,
+            Layer::Residual(..) | Layer::Shortcut(_) | Layer::Windowed(_) => 2,
+            Layer::Block(_) => 4,
+            Layer::Lstm(lstm) => 2 * lstm.layers,
+        }
+    }
+
+    /// Snakes on the longest way through the layer.
+    pub fn snakes(&self) -> usize {
+        let snake = |activation: &Activation| usize::from(matches!(activation, Activation::Snake(_)));
+        match self {
+            Layer::Conv(only) => snake(&only.activation),
+            Layer::Residual(first, second) => snake(&first.activation) + snake(&second.activation),
+            Layer::Upsample(up) => snake(&up.activation),
+            Layer::Shortcut(convs) => convs[..2].iter().map(|conv| snake(&conv.activation)).sum(),
+            Layer::Block(_) | Layer::Noise(_) | Layer::Windowed(_) | Layer::Lstm(_) => 0,
+        }
+    }
+
+    /// Products, biases and other roundings of the longest way through the layer.
+    pub fn depth(&self) -> usize {
+        // Less the mean, divided, weighted, biased.
+        let norm = |norm: &Option<String>| if norm.is_some() { 4 } else { 0 };
+        // e^x - 1 errs by three roundoffs, beside the two of an addition.
+        let elu = |activation: &Activation| if *activation == Activation::Elu { 3 } else { 0 };
+        // A weight that was gain and direction: root, quotient, product, storage.
+        let folded = 4;
+        let conv = |c: &Conv| folded + c.taps * c.cin / c.geometry.groups + usize::from(c.bias) + norm(&c.norm) + elu(&c.activation);
+        match self {
+            Layer::Conv(only) | Layer::Noise(only) => conv(only),
+            Layer::Residual(first, second) => conv(first) + conv(second),
             Layer::Upsample(up) => {
-                let _span = span::layer(&up.name);
-                executor.upsample(up, &x)?
+                up.taps.div_ceil(up.geometry.stride) * up.cin / up.geometry.groups + usize::from(up.bias) + norm(&up.norm)
             }
-        };
+            Layer::Block(b) => 3 * b.width + b.head_dim + b.window + b.heads * b.head_dim + b.hidden,
+            Layer::Shortcut(convs) => convs.iter().map(conv).sum(),
+            Layer::Windowed(w) => 3 * w.width + w.head_dim + w.window,
+            Layer::Lstm(l) => l.layers * 2 * (l.width + 1),
+        }
     }
-    Ok(x)
 }
 
-/// Encoder and decoder of a configuration.
+/// Encoder and decoder of a codec.
 #[derive(Clone, Debug)]
 pub struct Model {
+    pub format: Format,
     pub encoder: Vec<Layer>,
     pub decoder: Vec<Layer>,
     /// Number of layers that a stream keeps a past for.
@@ -81,28 +178,9 @@ pub struct Model {
 }
 
 impl Model {
+    /// A DAC-style codec.
     pub fn new(config: &Config) -> Model {
-        let mut b = Builder { causal: config.causal, next: 0 };
-        let blocks = config.strides.len();
-        let (enc, dec) = (&config.encoder_widths, &config.decoder_widths);
-
-        let mut encoder = vec![Layer::Conv(b.conv("encoder.conv1", None, 1, enc[0], 7, 1))];
-        for (i, &stride) in config.strides.iter().enumerate() {
-            let block = format!("encoder.block.{i}");
-            encoder.extend(b.residual_units(&block, enc[i], &config.dilations));
-            encoder.push(Layer::Conv(b.strided(&format!("{block}.conv1"), &format!("{block}.snake1"), enc[i], enc[i + 1], stride)));
-        }
-        encoder.push(Layer::Conv(b.conv("encoder.conv2", Some("encoder.snake1"), enc[blocks], config.latent, 3, 1)));
-
-        let mut decoder = vec![Layer::Conv(b.conv("decoder.conv1", None, config.latent, dec[0], 7, 1))];
-        for (i, &stride) in config.strides.iter().rev().enumerate() {
-            let block = format!("decoder.block.{i}");
-            decoder.push(Layer::Upsample(b.upsample(&block, dec[i], dec[i + 1], stride)));
-            decoder.extend(b.residual_units(&block, dec[i + 1], &config.dilations));
-        }
-        let last = b.conv("decoder.conv2", Some("decoder.snake1"), dec[blocks], 1, 7, 1);
-        decoder.push(Layer::Conv(Conv { tanh: true, ..last }));
-        Model { encoder, decoder, layers: b.next }
+        dac::model(config)
     }
 
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
@@ -112,29 +190,93 @@ impl Model {
     /// Tensors of every layer, in published names and layouts, for weight-normed (`g`, `v`) or folded weights.
     pub fn tensors(&self, folded: bool) -> Vec<TensorSpec> {
         let mut specs = Vec::new();
-        let mut conv = |c: &Conv| {
-            specs.extend(c.snake.iter().map(|s| TensorSpec::new(format!("{s}.alpha"), Layout::Alpha, [1, c.cin, 1])));
-            specs.extend(weight(&c.name, Layout::Conv, [c.cout, c.cin, c.taps], folded));
-            specs.push(TensorSpec::new(format!("{}.bias", c.name), Layout::Plain, [c.cout]));
-        };
-        let mut ups = Vec::new();
         for layer in self.layers() {
             match layer {
-                Layer::Conv(c) => conv(c),
-                Layer::Residual(a, b) => {
-                    conv(a);
-                    conv(b);
+                Layer::Conv(only) | Layer::Noise(only) => conv_tensors(&mut specs, only, folded),
+                Layer::Residual(first, second) => {
+                    conv_tensors(&mut specs, first, folded);
+                    conv_tensors(&mut specs, second, folded);
                 }
-                Layer::Upsample(u) => ups.push(u),
+                Layer::Upsample(up) => {
+                    specs.extend(activation_tensor(&up.activation, up.cin));
+                    specs.extend(weight(&up.name, Layout::ConvTranspose, [up.cin, up.cout / up.geometry.groups, up.taps], folded));
+                    specs.extend(up.bias.then(|| TensorSpec::new(format!("{}.bias", up.name), Layout::Plain, [up.cout])));
+                    specs.extend(norm_tensors(&up.norm, up.cout));
+                }
+                Layer::Block(block) => specs.extend(block.tensors()),
+                Layer::Shortcut(convs) => convs.iter().for_each(|conv| conv_tensors(&mut specs, conv, folded)),
+                Layer::Windowed(windowed) => specs.extend(windowed.tensors()),
+                Layer::Lstm(lstm) => specs.extend(lstm.tensors()),
             }
-        }
-        for u in ups {
-            specs.push(TensorSpec::new(format!("{}.alpha", u.snake), Layout::Alpha, [1, u.cin, 1]));
-            specs.extend(weight(&u.name, Layout::ConvTranspose, [u.cin, u.cout, u.taps], folded));
-            specs.push(TensorSpec::new(format!("{}.bias", u.name), Layout::Plain, [u.cout]));
         }
         specs
     }
+}
+
+impl Block {
+    /// Rows of the fused projection to queries, keys and values.
+    pub fn projected(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let &Block { width, hidden, .. } = self;
+        let matrix = |name: &str, rows, columns| TensorSpec::new(format!("{}.{name}", self.name), Layout::Plain, [rows, columns]);
+        let vector = |name: &str| TensorSpec::new(format!("{}.{name}", self.name), Layout::Plain, [width]);
+        vec![
+            vector("norm1.weight"),
+            vector("norm1.bias"),
+            matrix("self_attn.in_proj_weight", self.projected(), width),
+            matrix("self_attn.out_proj.weight", width, self.heads * self.head_dim),
+            vector("layer_scale_1.scale"),
+            vector("norm2.weight"),
+            vector("norm2.bias"),
+            matrix("linear1.weight", hidden, width),
+            matrix("linear2.weight", width, hidden),
+            vector("layer_scale_2.scale"),
+        ]
+    }
+}
+
+impl Windowed {
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let &Windowed { width, .. } = self;
+        let matrix = |name: &str, rows| TensorSpec::new(format!("{}.{name}.weight", self.name), Layout::Plain, [rows, width]);
+        let vector = |name: &str| TensorSpec::new(format!("{}.norm.{name}", self.name), Layout::Plain, [width]);
+        vec![vector("weight"), vector("bias"), matrix("to_qkv", 3 * width), matrix("to_out", width)]
+    }
+}
+
+impl Lstm {
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let layer = |k: usize| {
+            let name = |part: &str| format!("{}.{part}_l{k}", self.name);
+            let gates = 4 * self.width;
+            let matrix = |part| TensorSpec::new(name(part), Layout::Plain, [gates, self.width]);
+            let vector = |part| TensorSpec::new(name(part), Layout::Plain, [gates]);
+            [matrix("weight_ih"), matrix("weight_hh"), vector("bias_ih"), vector("bias_hh")]
+        };
+        (0..self.layers).flat_map(layer).collect()
+    }
+}
+
+fn activation_tensor(activation: &Activation, channels: usize) -> Option<TensorSpec> {
+    match activation {
+        Activation::Snake(name) => Some(TensorSpec::new(format!("{name}.alpha"), Layout::Alpha, [1, channels, 1])),
+        _ => None,
+    }
+}
+
+fn conv_tensors(specs: &mut Vec<TensorSpec>, conv: &Conv, folded: bool) {
+    specs.extend(activation_tensor(&conv.activation, conv.cin));
+    specs.extend(weight(&conv.name, Layout::Conv, [conv.cout, conv.cin / conv.geometry.groups, conv.taps], folded));
+    specs.extend(conv.bias.then(|| TensorSpec::new(format!("{}.bias", conv.name), Layout::Plain, [conv.cout])));
+    specs.extend(norm_tensors(&conv.norm, conv.cout));
+}
+
+fn norm_tensors(norm: &Option<String>, width: usize) -> Vec<TensorSpec> {
+    let tensor = |norm: &String| ["weight", "bias"].map(|part| TensorSpec::new(format!("{norm}.{part}"), Layout::Plain, [width]));
+    norm.iter().flat_map(tensor).collect()
 }
 
 fn weight(name: &str, layout: Layout, shape: [usize; 3], folded: bool) -> Vec<TensorSpec> {
@@ -233,57 +375,5 @@ impl TensorSpec {
     /// The axis of `weight_v` that `weight_g` runs along.
     pub fn norm_axis(&self) -> Axis {
         if self.layout == Layout::ConvTranspose { Axis::In } else { Axis::Out }
-    }
-}
-
-struct Builder {
-    causal: bool,
-    next: usize,
-}
-
-impl Builder {
-    fn index(&mut self) -> usize {
-        self.next += 1;
-        self.next - 1
-    }
-
-    fn conv(&mut self, name: &str, snake: Option<&str>, cin: usize, cout: usize, taps: usize, dilation: usize) -> Conv {
-        let geometry = if self.causal {
-            conv1d::Geometry::causal(taps, 1, dilation)
-        } else {
-            let each = (taps - 1) * dilation / 2;
-            conv1d::Geometry { dilation, pad_left: each, pad_right: each, ..Default::default() }
-        };
-        Conv { name: name.to_owned(), snake: snake.map(str::to_owned), cin, cout, taps, geometry, tanh: false, index: self.index() }
-    }
-
-    fn strided(&mut self, name: &str, snake: &str, cin: usize, cout: usize, stride: usize) -> Conv {
-        let taps = 2 * stride;
-        let geometry = if self.causal {
-            conv1d::Geometry::causal(taps, stride, 1)
-        } else {
-            let each = stride.div_ceil(2);
-            conv1d::Geometry { stride, pad_left: each, pad_right: each, ..Default::default() }
-        };
-        Conv { name: name.to_owned(), snake: Some(snake.to_owned()), cin, cout, taps, geometry, tanh: false, index: self.index() }
-    }
-
-    fn upsample(&mut self, block: &str, cin: usize, cout: usize, stride: usize) -> Upsample {
-        let taps = 2 * stride;
-        let geometry = if self.causal {
-            conv_transpose1d::Geometry::causal(taps, stride)
-        } else {
-            conv_transpose1d::Geometry::padded(stride, stride.div_ceil(2), 0)
-        };
-        Upsample { name: format!("{block}.conv_t1"), snake: format!("{block}.snake1"), cin, cout, taps, geometry, index: self.index() }
-    }
-
-    fn residual_units(&mut self, block: &str, width: usize, dilations: &[usize]) -> Vec<Layer> {
-        let unit = |(n, &dilation): (usize, &usize)| {
-            let unit = format!("{block}.res_unit{}", n + 1);
-            let first = self.conv(&format!("{unit}.conv1"), Some(&format!("{unit}.snake1")), width, width, 7, dilation);
-            Layer::Residual(first, self.conv(&format!("{unit}.conv2"), Some(&format!("{unit}.snake2")), width, width, 1, 1))
-        };
-        dilations.iter().enumerate().map(unit).collect()
     }
 }

@@ -1,29 +1,46 @@
+use swara_kernels::device::Graph;
 use swara_kernels::ops::elementwise;
-use swara_kernels::{DType, Tensor, span};
+use swara_kernels::{Cuda, DType, Device, Shape, Tensor, span};
 
-use super::Codec;
-use super::execute::{Past, Streaming};
-use super::model;
+use super::execute::{Observe, Past, Streams};
+use super::{Codec, unobserved};
 use crate::{Error, Result};
 
 /// `batch` streams through a causal codec, in step with each other or masked out one by one.
 ///
 /// All state is allocated here, once. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'; what comes out for it is unspecified. Chunking changes no result, not in the last bit.
+///
+/// On CUDA a step whose size was that of the one before it, too, is recorded as a graph, and from then on a step of that size is
+/// a single launch.
 pub struct Session<'a> {
     codec: &'a Codec,
     batch: usize,
+    frames: usize,
     encoder: Past,
     decoder: Past,
+    encoding: Recorder,
+    decoding: Recorder,
 }
 
 impl<'a> Session<'a> {
+    /// Streams that take up to [`Codec::CHUNK_FRAMES`] frames at a time.
     pub fn new(codec: &'a Codec, batch: usize) -> Result<Session<'a>> {
-        if !codec.config.causal {
+        Session::with_frames(codec, batch, Codec::CHUNK_FRAMES)
+    }
+
+    /// Streams that take up to `frames` frames at a time. A transformer keeps its window and what one call brings.
+    pub fn with_frames(codec: &'a Codec, batch: usize, frames: usize) -> Result<Session<'a>> {
+        if !codec.format().causal {
             return Err(Error::Argument(format!("{} is not causal and cannot stream", codec.name)));
         }
-        let past = |layers: &[_]| Past::new(&codec.device, codec.dtype, batch, codec.model.layers, layers);
-        Ok(Session { codec, batch, encoder: past(&codec.model.encoder)?, decoder: past(&codec.model.decoder)? })
+        let samples = frames
+            .checked_mul(codec.format().hop)
+            .filter(|&n| n > 0)
+            .ok_or_else(|| Error::Argument(format!("a stream cannot take {frames} frames at a time")))?;
+        let past = |layers: &[_], rows| Past::new(&codec.device, codec.values(), batch, codec.model.layers, layers, rows);
+        let (encoder, decoder) = (past(&codec.model.encoder, samples)?, past(&codec.model.decoder, frames)?);
+        Ok(Session { codec, batch, frames, encoder, decoder, encoding: Recorder::default(), decoding: Recorder::default() })
     }
 
     pub fn batch(&self) -> usize {
@@ -32,44 +49,151 @@ impl<'a> Session<'a> {
 
     /// Codes i32 `[B, frames, codebooks]` of the next samples `[B, frames * hop, 1]`.
     pub fn encode(&mut self, x: &Tensor, codebooks: usize, mask: Option<&Tensor>) -> Result<Tensor> {
-        let _span = span::step("encode");
-        let codec = self.codec;
-        codec.check_codebooks(codebooks)?;
+        self.check_samples(x, codebooks)?;
+        let (codec, past) = (self.codec, &mut self.encoder);
+        self.encoding.run(codec, x, codebooks, mask, |x, mask| encode(codec, past, x, codebooks, mask, &mut unobserved))
+    }
+
+    /// [`Session::encode`] that shows what every layer makes.
+    pub fn encode_observed(&mut self, x: &Tensor, codebooks: usize, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
+        self.check_samples(x, codebooks)?;
+        encode(self.codec, &mut self.encoder, x, codebooks, mask, observe)
+    }
+
+    fn check_samples(&self, x: &Tensor, codebooks: usize) -> Result<()> {
+        self.codec.check_codebooks(codebooks)?;
         let &[batch, t, 1] = &*x.shape() else { return Err(Error::Argument(format!("samples are {x:?}, expected [batch, time, 1]"))) };
-        if batch != self.batch || t % codec.config.hop() != 0 {
-            return Err(Error::Argument(format!(
-                "samples are {x:?}, expected {} streams of whole frames of {}",
-                self.batch,
-                codec.config.hop()
-            )));
+        let hop = self.codec.format().hop;
+        if batch != self.batch || t % hop != 0 {
+            return Err(Error::Argument(format!("samples are {x:?}, expected {} streams of whole frames of {hop}", self.batch)));
         }
-        let mut streaming = Streaming { weights: &codec.weights, past: &mut self.encoder, mask };
-        let z = model::run(&codec.model.encoder, &mut streaming, x.copy()?)?;
-        let frames = z.shape()[1];
-        let codes = codec.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
-        Ok(codes.reshape([batch, frames, codebooks])?)
+        self.check_frames(t / hop)
     }
 
     /// Samples `[B, frames * hop, 1]` of the next codes i32 `[B, frames, codebooks]`.
     pub fn decode(&mut self, codes: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let _span = span::step("decode");
-        let codec = self.codec;
+        self.check_codes(codes)?;
+        let (codec, past) = (self.codec, &mut self.decoder);
+        self.decoding.run(codec, codes, 0, mask, |codes, mask| decode(codec, past, codes, mask, &mut unobserved))
+    }
+
+    /// [`Session::decode`] that shows what every layer makes.
+    pub fn decode_observed(&mut self, codes: &Tensor, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
+        self.check_codes(codes)?;
+        decode(self.codec, &mut self.decoder, codes, mask, observe)
+    }
+
+    fn check_codes(&self, codes: &Tensor) -> Result<()> {
         let &[batch, frames, codebooks] = &*codes.shape() else {
             return Err(Error::Argument(format!("codes are {codes:?}, expected [batch, frames, codebooks]")));
         };
-        codec.check_codebooks(codebooks)?;
+        self.codec.check_codebooks(codebooks)?;
         if batch != self.batch {
             return Err(Error::Argument(format!("codes are {codes:?}, expected {} streams", self.batch)));
         }
-        let z = codec.quantizer.decode(&codes.copy()?.reshape([batch * frames, codebooks])?)?;
-        let z = elementwise::convert(&z.reshape([batch, frames, codec.config.latent])?, codec.dtype)?;
-        let mut streaming = Streaming { weights: &codec.weights, past: &mut self.decoder, mask };
-        model::run(&codec.model.decoder, &mut streaming, z)
+        self.check_frames(frames)
+    }
+
+    fn check_frames(&self, frames: usize) -> Result<()> {
+        match frames {
+            n if n <= self.frames => Ok(()),
+            n => Err(Error::Argument(format!("{n} frames at a time, expected at most {}", self.frames))),
+        }
     }
 
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.encoder.reset(mask)?;
         self.decoder.reset(mask)
+    }
+}
+
+fn encode(codec: &Codec, past: &mut Past, x: &Tensor, codebooks: usize, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
+    let _span = span::step("encode");
+    codec.device.step(|| {
+        let z = codec.encoder.run(x.copy()?, Some(Streams { past, mask }), observe)?;
+        let (batch, frames) = (z.shape()[0], z.shape()[1]);
+        let codes = codec.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
+        Ok(codes.reshape([batch, frames, codebooks])?)
+    })
+}
+
+fn decode(codec: &Codec, past: &mut Past, codes: &Tensor, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
+    let _span = span::step("decode");
+    let [batch, frames, codebooks] = [0, 1, 2].map(|axis| codes.shape()[axis]);
+    codec.device.step(|| {
+        let z = codec.quantizer.decode(&codes.copy()?.reshape([batch * frames, codebooks])?)?;
+        let z = elementwise::convert(&z.reshape([batch, frames, codec.format().latent])?, codec.values())?;
+        observe("quantizer", &z)?;
+        codec.decoder.run(z, Some(Streams { past, mask }), observe)
+    })
+}
+
+/// Records the steps of one direction.
+#[derive(Default)]
+struct Recorder {
+    /// The size of the last step.
+    last: Option<Size>,
+    recording: Option<Recording>,
+}
+
+/// Shape and type of what goes in, codebooks, and whether there is a mask.
+type Size = (Shape, DType, usize, bool);
+
+/// A step with tensors of its own for what goes in and comes out.
+struct Recording {
+    size: Size,
+    input: Tensor,
+    mask: Option<Tensor>,
+    output: Tensor,
+    graph: Graph,
+}
+
+impl Recorder {
+    fn run(
+        &mut self,
+        codec: &Codec,
+        input: &Tensor,
+        codebooks: usize,
+        mask: Option<&Tensor>,
+        mut work: impl FnMut(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        // What a graph replays, a timeline does not see.
+        let Device::Cuda(cuda) = &codec.device else { return work(input, mask) };
+        let size = (input.shape(), input.dtype(), codebooks, mask.is_some());
+        if span::timeline::recording() || input.elements() == 0 || self.last.replace(size) != Some(size) {
+            return work(input, mask);
+        }
+        if self.recording.as_ref().is_none_or(|recording| recording.size != size) {
+            self.recording = None;
+            self.recording = Some(Recording::new(cuda, size, input, mask, &mut work)?);
+        }
+        match &mut self.recording {
+            Some(recording) => recording.replay(input, mask),
+            None => work(input, mask),
+        }
+    }
+}
+
+impl Recording {
+    fn new(
+        cuda: &Cuda,
+        size: Size,
+        input: &Tensor,
+        mask: Option<&Tensor>,
+        work: &mut impl FnMut(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+    ) -> Result<Recording> {
+        let (input, mask) = (input.copy()?, mask.map(Tensor::copy).transpose()?);
+        let (graph, output) = cuda.capture(|| work(&input, mask.as_ref()))?;
+        Ok(Recording { size, input, mask, output, graph })
+    }
+
+    fn replay(&mut self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.input.copy_from(input)?;
+        if let (Some(to), Some(from)) = (&mut self.mask, mask) {
+            to.copy_from(from)?;
+        }
+        self.graph.replay()?;
+        Ok(self.output.copy()?)
     }
 }

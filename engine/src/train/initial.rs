@@ -88,7 +88,7 @@ fn spine(model: &Model, config: &Config) -> Vec<Pair> {
     let decoder = model.decoder.iter().rev().filter_map(|layer| match layer {
         Layer::Conv(c) => Some(half(&c.name, false, c.geometry.pad_left, c.cin)),
         Layer::Upsample(u) => Some(half(&u.name, false, u.geometry.crop_left, u.cin)),
-        Layer::Residual(..) => None,
+        _ => None,
     });
     let mut layers: Vec<_> = encoder.zip(decoder).collect();
     for (place, level) in [(0, LEVEL), (layers.len() - 1, 1.0 / LEVEL)] {

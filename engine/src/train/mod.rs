@@ -7,6 +7,7 @@ mod config;
 mod initial;
 mod losses;
 pub mod quantize;
+mod recording;
 mod run;
 mod state;
 
@@ -21,8 +22,9 @@ use swara_kernels::{DType, Device, Shape, Tensor, span};
 
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Quantised, Stages, mix};
-use crate::codec::execute::{Recording, Weights};
-use crate::codec::model::{self, Layout, Model, TensorSpec};
+use self::recording::Recording;
+use crate::codec::execute::Weights;
+use crate::codec::model::{Layout, Model, TensorSpec};
 use crate::codec::{Codec, Config, QuantizerKind, quantizer};
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
@@ -174,8 +176,8 @@ impl Trainer {
         for batch in batches {
             let tape = Tape::new();
             let parameters = self.parameters.iter().map(|p| (p.spec.name.clone(), Var::from_shared(&p.value))).collect();
-            let mut recording = Recording { tape: &tape, parameters: &parameters };
-            let z = model::run(&self.model.encoder, &mut recording, self.signal(&batch)?)?;
+            let recording = Recording { tape: &tape, parameters: &parameters };
+            let z = recording.run(&self.model.encoder, self.signal(&batch)?)?;
             let x = quantize::pass_through(&recording, &z)?.0;
             batch_rows = x.value().shape().rows();
             rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
@@ -218,9 +220,9 @@ impl Trainer {
         let tape = Tape::new();
         let leaves: Vec<Var> = self.parameters.iter().map(|p| tape.leaf(p.value.clone())).collect();
         let parameters = self.parameters.iter().zip(&leaves).map(|(p, leaf)| (p.spec.name.clone(), leaf.clone())).collect();
-        let mut recording = Recording { tape: &tape, parameters: &parameters };
+        let recording = Recording { tape: &tape, parameters: &parameters };
         let x = self.signal(samples)?;
-        let z = model::run(&self.model.encoder, &mut recording, x.clone())?;
+        let z = recording.run(&self.model.encoder, x.clone())?;
         let (used, weights) = (self.stages_used(self.step), &self.config.loss);
         let (z, commitment, codebook, stages) = if !self.has_codebooks() {
             (quantize::pass_through(&recording, &z)?.1, None, None, Vec::new())
@@ -231,7 +233,7 @@ impl Trainer {
             };
             (q.z, Some(q.commitment), q.codebook, q.stages)
         };
-        let y = model::run(&self.model.decoder, &mut recording, z)?;
+        let y = recording.run(&self.model.decoder, z)?;
         // Symmetric decoders with odd strides fall short of their input; its end is left out.
         let [batch, t, _] = y.value().shape()[..] else { return Err(Error::Argument(format!("decoder made {:?}", y.value()))) };
         let crop = samples.len() / batch.max(1);

@@ -8,9 +8,9 @@ use swara_kernels::ops::{codebook, elementwise, reduce, rvq_search};
 use swara_kernels::{DType, Device, Tensor};
 
 use super::CodebookRules;
+use super::recording::Recording;
 use crate::Result;
 use crate::codec::Config;
-use crate::codec::execute::Recording;
 use crate::codec::quantizer::USAGE_EPSILON;
 use crate::tape::{Tape, Var};
 

@@ -208,7 +208,7 @@ fn validate(trainer: &Trainer, dataset: &Dataset) -> Result<Option<Validation>> 
         let samples = dataset.samples(index);
         let mut decoded = codec.decode(&codec.encode(&samples, codec.codebooks())?)?;
         decoded.truncate(samples.len());
-        let c = Comparison::new(&samples, &decoded, codec.config().sample_rate, 0);
+        let c = Comparison::new(&samples, &decoded, codec.format().sample_rate, 0);
         let (Some(mel), Some(stoi)) = (c.mel_distance, c.stoi) else { continue };
         let values = [mel, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude];
         sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);

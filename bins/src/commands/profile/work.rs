@@ -23,7 +23,7 @@ impl Work {
             Subject::Ops(ops) => ops,
             Subject::Codec => {
                 let codec = codec::open(common, args.model.as_deref().unwrap_or(BUNDLED))?;
-                if !codec.config().causal {
+                if !codec.format().causal {
                     return Err(Failure::usage(format!("profile: {} is not causal and has no frames", codec.name())));
                 }
                 return Ok(Work::Codec(Box::new(codec)));
@@ -112,7 +112,7 @@ impl Work {
 
 /// One frame there and back. Never silence: denormals and zeros are not what speech costs.
 fn one(codec: &Codec, session: &mut Session, frame: usize) -> Result<()> {
-    let hop = codec.config().hop();
+    let hop = codec.format().hop;
     let sample = |i: usize| 0.3 * ((frame * hop + i) as f32 * 0.037).sin() * (i as f32 * 0.0011).cos();
     let samples: Vec<f32> = (0..hop).map(sample).collect();
     let codes = session.encode(&codec.signal(&samples, 1)?, codec.codebooks(), None)?;

@@ -1,0 +1,101 @@
+//! Published EnCodec checkpoints: the names of `transformers`, and those of `encodec`.
+
+use swara_kernels::Device;
+use swara_loader::weights;
+
+use super::{named, read};
+use crate::Result;
+use crate::codec::encodec::{self, Config};
+use crate::codec::execute::Weights;
+use crate::codec::model::{Layout, Model, TensorSpec};
+use crate::codec::quantizer::Quantizer;
+
+/// Whose names a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    HuggingFace,
+    /// As Facebook first published it, without a configuration.
+    Original,
+}
+
+impl Naming {
+    /// None if this is no EnCodec.
+    pub fn of(file: &weights::Weights) -> Option<Naming> {
+        let marks =
+            [(Naming::HuggingFace, "quantizer.layers.0.codebook.embed"), (Naming::Original, "quantizer.vq.layers.0._codebook.embed")];
+        marks.into_iter().find_map(|(naming, mark)| file.contains(mark).then_some(naming))
+    }
+
+    /// What is implicit in the original names.
+    pub fn config(self, file: &weights::Weights) -> Option<Config> {
+        let grouped = file.contains("encoder.model.0.conv.norm.weight");
+        (self == Naming::Original).then(|| if grouped { Config::stereo() } else { Config::default() })
+    }
+
+    fn published(self, name: &str) -> String {
+        match self {
+            Naming::HuggingFace => name.to_owned(),
+            Naming::Original => original(name),
+        }
+    }
+}
+
+/// What `encodec` calls a tensor that `transformers` calls `name`.
+fn original(name: &str) -> String {
+    if let Some(codebook) = name.strip_prefix("quantizer.layers.") {
+        return format!("quantizer.vq.layers.{}", codebook.replace(".codebook.", "._codebook."));
+    }
+    let name = name.replace("coder.layers.", "coder.model.");
+    let parts: Vec<&str> = name.split('.').collect();
+    // The decoder's transposed convolutions are those that no block and no number of the ends encloses; see `load`.
+    match parts[..] {
+        [side, "model", at, kind @ ("conv" | "norm"), part] => format!("{side}.model.{at}.conv.{kind}.{part}"),
+        [side, "model", at, "block", n, kind @ ("conv" | "norm"), part] => format!("{side}.model.{at}.block.{n}.conv.{kind}.{part}"),
+        [side, "model", at, "shortcut", kind @ ("conv" | "norm"), part] => format!("{side}.model.{at}.shortcut.conv.{kind}.{part}"),
+        _ => name,
+    }
+}
+
+pub fn load(file: &weights::Weights, naming: Naming, config: &Config, device: &Device) -> Result<(Model, Weights, Quantizer)> {
+    let model = encodec::model(config)?;
+    let published = |name: &str| {
+        let name = naming.published(name);
+        let transposed = name.replacen(".conv.", ".convtr.", 1);
+        // A transposed convolution is called so twice, its norm once.
+        let name_of_transposed = transposed.replace(".convtr.conv.", ".convtr.convtr.");
+        let stem = |name: &str| name.rsplit_once('.').map_or_else(String::new, |(stem, _)| format!("{stem}."));
+        let there = |name: &str| file.names().any(|n| n.starts_with(&stem(name)));
+        if naming == Naming::Original && !there(&name) && there(&name_of_transposed) { name_of_transposed } else { name }
+    };
+    let codebook = |k: usize, part: &str| naming.published(&format!("quantizer.layers.{k}.codebook.{part}"));
+    let (size, dim) = (config.codebook_size, config.hidden_size);
+    let codebooks: Vec<TensorSpec> =
+        (0..model.format.codebook_sizes.len()).map(|k| TensorSpec::new(codebook(k, "embed"), Layout::Plain, [size, dim])).collect();
+    // Moving averages of the training, which ended with `embed`.
+    let buffers = (0..codebooks.len()).flat_map(|k| {
+        [("inited", vec![1]), ("cluster_size", vec![size]), ("embed_avg", vec![size, dim])].map(|(part, shape)| (codebook(k, part), shape))
+    });
+    let beside = codebooks.iter().map(|spec| (spec.name.clone(), spec.published.clone()));
+    let beside = beside.chain(buffers.filter(|(name, _)| file.contains(name)));
+    let weights = named(file, &model.tensors(true), published, beside, device)?;
+    let codebooks = codebooks.iter().map(|spec| read(file, spec, device)).collect::<Result<Vec<_>>>()?;
+    Ok((model, weights, Quantizer::plain(&codebooks)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_those_of_the_original() {
+        for (ours, theirs) in [
+            ("encoder.layers.0.conv.weight", "encoder.model.0.conv.conv.weight"),
+            ("encoder.layers.1.block.3.norm.bias", "encoder.model.1.block.3.conv.norm.bias"),
+            ("decoder.layers.4.shortcut.conv.weight", "decoder.model.4.shortcut.conv.conv.weight"),
+            ("encoder.layers.13.lstm.weight_hh_l1", "encoder.model.13.lstm.weight_hh_l1"),
+            ("quantizer.layers.31.codebook.embed", "quantizer.vq.layers.31._codebook.embed"),
+        ] {
+            assert_eq!(original(ours), theirs);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Published Mimi checkpoints: the names of `moshi`, as first released and as saved since, and those of `transformers`.
+
+use std::borrow::Cow;
+
+use swara_kernels::ops::codebook;
+use swara_kernels::{Device, Tensor};
+use swara_loader::weights;
+
+use super::{fold, read_as, weight_normed};
+use crate::codec::execute::Weights;
+use crate::codec::mimi::{self, Config};
+use crate::codec::model::{Block, Layer, Layout, Model, TensorSpec};
+use crate::codec::quantizer::{Quantizer, Rvq, USAGE_EPSILON};
+use crate::{Error, Result};
+
+const BRANCHES: [&str; 2] = ["quantizer.rvq_first", "quantizer.rvq_rest"];
+
+/// Whose names a file has, and what stands before each of them.
+pub struct Naming<'a> {
+    prefix: &'a str,
+    pub hugging_face: bool,
+}
+
+impl<'a> Naming<'a> {
+    /// None if this is no Mimi.
+    pub fn of(file: &'a weights::Weights) -> Option<Naming<'a>> {
+        let prefix = |end: &str| file.names().find_map(|name| name.strip_suffix(end));
+        let marks =
+            [(false, "quantizer.rvq_first.input_proj.weight"), (true, "quantizer.semantic_residual_vector_quantizer.input_proj.weight")];
+        marks.into_iter().find_map(|(hugging_face, mark)| Some(Naming { prefix: prefix(mark)?, hugging_face }))
+    }
+
+    fn published(&self, name: &str) -> String {
+        let name = if self.hugging_face { Cow::Owned(hugging_face(name)) } else { Cow::Borrowed(name) };
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// What `transformers` calls a tensor that `moshi` calls `name`.
+fn hugging_face(name: &str) -> String {
+    const PARTS: [(&str, &str); 19] = [
+        (".conv.conv.conv.", ".conv."),
+        (".conv.conv.", ".conv."),
+        (".convtr.convtr.convtr.", ".conv."),
+        (".convtr.convtr.", ".conv."),
+        ("coder.model.", "coder.layers."),
+        ("_transformer.transformer.", "_transformer."),
+        (".norm1.", ".input_layernorm."),
+        (".norm2.", ".post_attention_layernorm."),
+        (".out_proj.", ".o_proj."),
+        (".linear1.", ".mlp.fc1."),
+        (".linear2.", ".mlp.fc2."),
+        (".layer_scale_1.", ".self_attn_layer_scale."),
+        (".layer_scale_2.", ".mlp_layer_scale."),
+        (".rvq_first.", ".semantic_residual_vector_quantizer."),
+        (".rvq_rest.", ".acoustic_residual_vector_quantizer."),
+        (".vq.layers.", ".layers."),
+        ("._codebook.", ".codebook."),
+        (".embedding_sum", ".embed_sum"),
+        ("._initialized", ".initialized"),
+    ];
+    PARTS.iter().fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
+}
+
+/// Tensors of the file that make one of the model's.
+struct Source {
+    spec: TensorSpec,
+    parts: Vec<(String, Vec<usize>)>,
+    /// Heads whose rows are halves instead of pairs, and rows of each; in the parts that are queries and keys.
+    halves: Option<usize>,
+}
+
+/// Reads the tensors of a Mimi into `moshi`'s names. `config` is the file's, if it has one.
+pub fn load(file: &weights::Weights, naming: &Naming, config: Option<Config>, device: &Device) -> Result<(Model, Weights, Quantizer)> {
+    let config = match config {
+        Some(config) => config,
+        None => Config { num_quantizers: quantizers(file, naming), ..Config::default() },
+    };
+    let model = mimi::model(&config)?;
+    let blocks: Vec<&Block> = model.layers().filter_map(|layer| if let Layer::Block(block) = layer { Some(block) } else { None }).collect();
+    let mut specs = model.tensors(true);
+    for branch in BRANCHES {
+        let (dim, latent) = (config.codebook_dim, config.hidden_size);
+        specs.push(TensorSpec::new(format!("{branch}.input_proj.weight"), Layout::Conv, [dim, latent, 1]));
+        specs.push(TensorSpec::new(format!("{branch}.output_proj.weight"), Layout::Conv, [latent, dim, 1]));
+    }
+    let sources: Vec<Source> = specs.iter().flat_map(|spec| source(file, naming, &blocks, spec)).collect();
+    let books: Vec<Vec<Codebook>> = [1, config.acoustic()]
+        .into_iter()
+        .zip(BRANCHES)
+        .map(|(count, branch)| (0..count).map(|k| Codebook::new(file, naming, &config, &format!("{branch}.vq.layers.{k}"))).collect())
+        .collect();
+    let flags = books.iter().flatten().filter_map(|book| book.flag.clone());
+    let averages = books.iter().flatten().flat_map(|book| [&book.usage, &book.sum]).map(|spec| (spec.name.clone(), spec.published.clone()));
+    check(file, naming.prefix, sources.iter().flat_map(|s| s.parts.iter().cloned()).chain(flags).chain(averages))?;
+
+    let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, device)?))).collect::<Result<_>>()?;
+    let specs: Vec<TensorSpec> = sources.into_iter().map(|source| source.spec).collect();
+    let tensors = fold(&specs, tensors)?;
+    let branch = |name: &str, books: &[Codebook]| -> Result<Rvq> {
+        let books = books.iter().map(|book| book.read(file, device)).collect::<Result<Vec<_>>>()?;
+        Rvq::new(&tensors, name, books)
+    };
+    let quantizer =
+        Quantizer::Split { semantic: Box::new(branch(BRANCHES[0], &books[0])?), acoustic: Box::new(branch(BRANCHES[1], &books[1])?) };
+    Ok((model, tensors, quantizer))
+}
+
+/// How many codebooks a file without a configuration has.
+fn quantizers(file: &weights::Weights, naming: &Naming) -> usize {
+    let most = crate::codec::Config::MAX_CODEBOOKS;
+    let has = |k: &usize| {
+        let codebook = naming.published(&format!("{}.vq.layers.{k}.", BRANCHES[1]));
+        file.names().any(|name| name.starts_with(&codebook))
+    };
+    1 + (0..most - 1).take_while(has).count()
+}
+
+fn check(file: &weights::Weights, prefix: &str, expected: impl Iterator<Item = (String, Vec<usize>)>) -> Result<()> {
+    let mut mismatch = file.compare(expected);
+    // A larger model's file, of which this is a part.
+    mismatch.unknown.retain(|(name, _)| name.starts_with(prefix));
+    match mismatch.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Loader(swara_loader::Error::Mismatch { path: file.path().to_owned(), mismatch })),
+    }
+}
+
+/// One tensor of the model, or its weight-normed two.
+fn source(file: &weights::Weights, naming: &Naming, blocks: &[&Block], spec: &TensorSpec) -> Vec<Source> {
+    let name = naming.published(&spec.name);
+    let whole = |spec: TensorSpec, name: String| Source { parts: vec![(name, spec.published.clone())], spec, halves: None };
+    if let Some(parts) = weight_normed(file, spec, &name) {
+        return parts.map(|(spec, name)| whole(spec, name)).into();
+    }
+    if let Some(attention) = spec.name.strip_suffix(".self_attn.in_proj_weight")
+        && naming.hugging_face
+        && let Some(block) = blocks.iter().find(|block| block.name == attention)
+    {
+        let part = |which: &str, heads: usize| {
+            (name.replace(".in_proj_weight", &format!(".{which}_proj.weight")), vec![heads * block.head_dim, block.width])
+        };
+        let parts = vec![part("q", block.heads), part("k", block.kv_heads), part("v", block.kv_heads)];
+        return vec![Source { spec: spec.clone(), parts, halves: Some(block.head_dim) }];
+    }
+    // As saved since 2025.
+    let since = name.replace(".in_proj_weight", ".in_projs.0.weight").replace(".out_proj.weight", ".out_projs.0.weight");
+    let name = if file.contains(&since) { since } else { name };
+    vec![whole(spec.clone(), name)]
+}
+
+impl Source {
+    fn read(&self, file: &weights::Weights, device: &Device) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(self.spec.published.iter().product());
+        for (i, (name, shape)) in self.parts.iter().enumerate() {
+            let part = file.to_f32(name)?;
+            match self.halves {
+                // Queries and keys; values are not rotated.
+                Some(head_dim) if i < 2 => pairs_from_halves(&mut values, &part, head_dim, shape[1]),
+                _ => values.extend_from_slice(&part),
+            }
+        }
+        read_as(file, &self.parts[0].0, &self.spec, &values, device)
+    }
+}
+
+/// Appends `rows [H * head_dim, width]`, in each head of which row `j * head_dim / 2 + i` is component `j` of pair `i`, in the
+/// order of the pairs.
+fn pairs_from_halves(out: &mut Vec<f32>, rows: &[f32], head_dim: usize, width: usize) {
+    for head in rows.chunks_exact(head_dim * width) {
+        for i in 0..head_dim / 2 {
+            for j in 0..2 {
+                out.extend_from_slice(&head[(j * head_dim / 2 + i) * width..][..width]);
+            }
+        }
+    }
+}
+
+/// Moving averages of a codebook, and the flag that it was initialised, which says nothing here.
+struct Codebook {
+    usage: TensorSpec,
+    sum: TensorSpec,
+    flag: Option<(String, Vec<usize>)>,
+}
+
+impl Codebook {
+    fn new(file: &weights::Weights, naming: &Naming, config: &Config, name: &str) -> Codebook {
+        let find = |names: &[&str]| {
+            let published = |n: &&str| naming.published(&format!("{name}._codebook.{n}"));
+            names.iter().map(published).find(|name| file.contains(name)).unwrap_or_else(|| published(&names[0]))
+        };
+        let (size, dim) = (config.codebook_size, config.codebook_dim);
+        let flag = find(&["_initialized", "inited"]);
+        Codebook {
+            usage: TensorSpec::new(find(&["cluster_usage", "cluster_size"]), Layout::Plain, [size]),
+            sum: TensorSpec::new(find(&["embedding_sum", "embed_sum", "embed_avg"]), Layout::Plain, [size, dim]),
+            flag: file.contains(&flag).then(|| (flag, vec![1])),
+        }
+    }
+
+    fn read(&self, file: &weights::Weights, device: &Device) -> Result<Tensor> {
+        let read = |spec: &TensorSpec| super::read(file, spec, device);
+        Ok(codebook::embedding(&read(&self.usage)?, &read(&self.sum)?, USAGE_EPSILON)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_those_of_transformers() {
+        for (ours, theirs) in [
+            ("encoder.model.1.block.3.conv.conv.bias", "encoder.layers.1.block.3.conv.bias"),
+            ("decoder.model.2.convtr.convtr.weight", "decoder.layers.2.conv.weight"),
+            ("downsample.conv.conv.conv.weight", "downsample.conv.weight"),
+            ("upsample.convtr.convtr.convtr.weight", "upsample.conv.weight"),
+            ("encoder_transformer.transformer.layers.7.norm2.bias", "encoder_transformer.layers.7.post_attention_layernorm.bias"),
+            ("decoder_transformer.transformer.layers.0.linear1.weight", "decoder_transformer.layers.0.mlp.fc1.weight"),
+            (
+                "quantizer.rvq_rest.vq.layers.30._codebook.embedding_sum",
+                "quantizer.acoustic_residual_vector_quantizer.layers.30.codebook.embed_sum",
+            ),
+        ] {
+            assert_eq!(hugging_face(ours), theirs);
+        }
+    }
+
+    #[test]
+    fn halves_become_pairs() {
+        let mut out = Vec::new();
+        pairs_from_halves(&mut out, &[0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0], 4, 1);
+        assert_eq!(out, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+    }
+}

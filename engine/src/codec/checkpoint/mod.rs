@@ -1,0 +1,206 @@
+//! Codec checkpoints: in published names and layouts, the configuration in the metadata or beside the file.
+
+mod dac;
+mod encodec;
+mod mimi;
+mod snac;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use swara_kernels::ops::{codebook, weight_norm};
+use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::weights;
+
+use super::encodec::Config as EncodecConfig;
+use super::execute::Weights;
+use super::mimi::Config as MimiConfig;
+use super::model::{Layout, Model, TensorSpec};
+use super::quantizer::{USAGE_EPSILON, codebook_tensors, parameter_tensors};
+use super::snac::Config as SnacConfig;
+use super::{Codec, Config};
+use crate::{Error, Result};
+
+/// Metadata key of the configuration's JSON.
+pub const METADATA_CONFIG: &str = "config";
+/// Metadata key of the model's name.
+pub const METADATA_MODEL: &str = "model";
+
+pub(super) fn open(path: &Path, device: &Device, dtype: DType) -> Result<Codec> {
+    let name = path.file_stem().map_or_else(|| "codec".into(), |s| s.to_string_lossy().into_owned());
+    load(&weights::Weights::open(path)?, &name, device, dtype)
+}
+
+pub(super) fn from_bytes(name: &str, bytes: &[u8], device: &Device, dtype: DType) -> Result<Codec> {
+    load(&weights::Weights::from_bytes(name, bytes)?, name, device, dtype)
+}
+
+/// What a file of weights is of, by its names.
+enum Family<'a> {
+    Mimi(mimi::Naming<'a>),
+    /// As training writes it.
+    Own,
+    Snac,
+    Dac(dac::Naming),
+    Encodec(encodec::Naming),
+}
+
+impl<'a> Family<'a> {
+    fn of(file: &'a weights::Weights) -> Option<Family<'a>> {
+        if let Some(naming) = mimi::Naming::of(file) {
+            return Some(Family::Mimi(naming));
+        }
+        if file.metadata().contains_key(METADATA_CONFIG) {
+            return Some(Family::Own);
+        }
+        if snac::recognises(file) {
+            return Some(Family::Snac);
+        }
+        dac::Naming::of(file).map(Family::Dac).or_else(|| encodec::Naming::of(file).map(Family::Encodec))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Family::Mimi(naming) if naming.hugging_face => "Mimi, in the names of transformers",
+            Family::Mimi(_) => "Mimi, in the names of moshi",
+            Family::Own => "swara",
+            Family::Snac => "SNAC",
+            Family::Dac(dac::Naming::HuggingFace) => "DAC, in the names of transformers",
+            Family::Dac(dac::Naming::Descript) => "DAC, in its original names",
+            Family::Encodec(encodec::Naming::HuggingFace) => "EnCodec, in the names of transformers",
+            Family::Encodec(encodec::Naming::Original) => "EnCodec, in its original names",
+        }
+    }
+}
+
+/// What codec a file of weights holds, by its names alone, or would hold if nothing were missing; None if that is not known.
+pub fn family(file: &weights::Weights) -> Option<&'static str> {
+    Some(Family::of(file)?.name())
+}
+
+fn load(file: &weights::Weights, name: &str, device: &Device, dtype: DType) -> Result<Codec> {
+    let name = file.metadata().get(METADATA_MODEL).map_or(name, String::as_str);
+    let config = match file.metadata().get(METADATA_CONFIG) {
+        Some(config) => Some(config.clone()),
+        // The original DAC keeps its arguments in the file.
+        None => file.config()?.map(|config| config.to_string()).or_else(|| kwargs(file)),
+    };
+    let config = config.as_deref();
+    let Some(family) = Family::of(file) else {
+        let why = format!("neither names that are known nor {METADATA_CONFIG:?} in its metadata: not a codec");
+        return Err(Error::File { path: file.path().to_owned(), why });
+    };
+    let (model, weights, quantizer) = match family {
+        Family::Mimi(naming) => mimi::load(file, &naming, config.map(MimiConfig::from_json).transpose()?, device)?,
+        Family::Own => return own(file, name, Config::from_json(need(file, config)?)?, device, dtype),
+        Family::Snac => snac::load(file, &SnacConfig::from_json(need(file, config)?)?, device)?,
+        Family::Encodec(naming) => {
+            let implicit = naming.config(file).filter(|_| config.is_none());
+            let config = match implicit {
+                Some(config) => config,
+                None => EncodecConfig::from_json(need(file, config)?)?,
+            };
+            encodec::load(file, naming, &config, device)?
+        }
+        Family::Dac(naming) => {
+            let config = dac::config(need(file, config)?)?;
+            let weights = dac::load(file, naming, &config, device)?;
+            return Codec::new(name, config, weights, Vec::new(), device, dtype);
+        }
+    };
+    Codec::assemble(name, model, &weights, quantizer, device, dtype)
+}
+
+fn need<'c>(file: &weights::Weights, config: Option<&'c str>) -> Result<&'c str> {
+    let why = || "a codec without its configuration, which is read from config.json in the same folder".to_owned();
+    config.ok_or_else(|| Error::File { path: file.path().to_owned(), why: why() })
+}
+
+/// What the original DAC was made with.
+fn kwargs(file: &weights::Weights) -> Option<String> {
+    let beside: serde_json::Value = serde_json::from_str(file.metadata().get("metadata")?).ok()?;
+    Some(beside.get("kwargs")?.to_string())
+}
+
+/// A codec as training writes it.
+fn own(file: &weights::Weights, name: &str, config: Config, device: &Device, dtype: DType) -> Result<Codec> {
+    let model = Model::new(&config);
+    let mut specs = model.tensors(true);
+    specs.extend(parameter_tensors(&config, true));
+    // Codebooks are their moving averages, or - released - the embeddings themselves.
+    let averages = codebook_tensors(&config);
+    let released = averages.first().is_some_and(|first| !file.contains(&first.name));
+    let embeddings: Vec<TensorSpec> = match released {
+        true => config.codebook_sizes.iter().enumerate().map(|(k, &size)| embedding_spec(k, size, config.codebook_dim)).collect(),
+        false => averages,
+    };
+    let beside = embeddings.iter().map(|s| (s.name.clone(), s.published.clone()));
+    let tensors = named(file, &specs, str::to_owned, beside, device)?;
+    let read = |spec: &TensorSpec| read(file, spec, device);
+    let codebooks = match released {
+        true => embeddings.iter().map(read).collect::<Result<Vec<_>>>()?,
+        false => embeddings
+            .chunks_exact(2)
+            .map(|pair| Ok(codebook::embedding(&read(&pair[0])?, &read(&pair[1])?, USAGE_EPSILON)?))
+            .collect::<Result<Vec<_>>>()?,
+    };
+    Codec::new(name, config, tensors, codebooks, device, dtype)
+}
+
+pub(crate) fn embedding_spec(k: usize, size: usize, dim: usize) -> TensorSpec {
+    TensorSpec::new(format!("quantizer.layers.{k}.codebook.embedding"), Layout::Plain, [size, dim])
+}
+
+/// Reads the tensors of `specs`, which the file calls `published` and may have weight-normed. `beside`: what else it has.
+fn named(
+    file: &weights::Weights,
+    specs: &[TensorSpec],
+    published: impl Fn(&str) -> String,
+    beside: impl IntoIterator<Item = (String, Vec<usize>)>,
+    device: &Device,
+) -> Result<Weights> {
+    let source = |spec: &TensorSpec| {
+        let name = published(&spec.name);
+        weight_normed(file, spec, &name).map_or_else(|| vec![(spec.clone(), name)], Vec::from)
+    };
+    let sources: Vec<(TensorSpec, String)> = specs.iter().flat_map(source).collect();
+    file.check(sources.iter().map(|(spec, name)| (name.clone(), spec.published.clone())).chain(beside))?;
+    let read = |(spec, name): &(TensorSpec, String)| Ok((spec.name.clone(), read_as(file, name, spec, &file.to_f32(name)?, device)?));
+    let tensors = sources.iter().map(read).collect::<Result<_>>()?;
+    fold(&sources.into_iter().map(|(spec, _)| spec).collect::<Vec<_>>(), tensors)
+}
+
+/// Gain and direction of `spec`, which the file calls `name`, if it has them instead: by PyTorch's names of before and since 2.0.
+fn weight_normed(file: &weights::Weights, spec: &TensorSpec, name: &str) -> Option<[(TensorSpec, String); 2]> {
+    let (layer, stem) = (spec.name.strip_suffix(".weight")?, name.strip_suffix(".weight")?);
+    let names = [["weight_g", "weight_v"], ["parametrizations.weight.original0", "parametrizations.weight.original1"]];
+    let [gain, direction] = names.map(|pair| pair.map(|part| format!("{stem}.{part}"))).into_iter().find(|[_, v]| file.contains(v))?;
+    let spec_of_gain = TensorSpec::new(format!("{layer}.weight_g"), Layout::Gain, [spec.published[0], 1, 1]);
+    Some([(spec_of_gain, gain), (TensorSpec { name: format!("{layer}.weight_v"), ..spec.clone() }, direction)])
+}
+
+/// A tensor of the file as f32 in memory layout.
+pub(crate) fn read(file: &weights::Weights, spec: &TensorSpec, device: &Device) -> Result<Tensor> {
+    read_as(file, &spec.name, spec, &file.to_f32(&spec.name)?, device)
+}
+
+/// `values`, in published order, as f32 in memory layout; `name` is the tensor they are of.
+fn read_as(file: &weights::Weights, name: &str, spec: &TensorSpec, values: &[f32], device: &Device) -> Result<Tensor> {
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let why = format!("element {at} of tensor {name} is {}", values[at]);
+        return Err(Error::File { path: file.path().to_owned(), why });
+    }
+    let values = spec.import(values);
+    Ok(Tensor::from_slice(device, &values, Shape::try_from(&spec.shape()[..])?)?)
+}
+
+/// Replaces every `weight_g`, `weight_v` by `weight`.
+pub(crate) fn fold(specs: &[TensorSpec], mut tensors: BTreeMap<String, Tensor>) -> Result<Weights> {
+    for spec in specs {
+        let Some(layer) = spec.name.strip_suffix(".weight_v") else { continue };
+        let (v, g) = (tensors.remove(&spec.name), tensors.remove(&format!("{layer}.weight_g")));
+        let (Some(v), Some(g)) = (v, g) else { return Err(Error::MissingTensor(format!("{layer}.weight_g"))) };
+        tensors.insert(format!("{layer}.weight"), weight_norm::forward(&v, &g, spec.norm_axis())?);
+    }
+    Ok(tensors)
+}

@@ -1,0 +1,102 @@
+//! The layers of a DAC-style codec, in the names of `transformers`.
+
+use swara_kernels::ops::{conv_transpose1d, conv1d};
+
+use super::model::{Activation, Before, Conv, Layer, Model, Upsample};
+use super::{Config, Format};
+
+pub fn model(config: &Config) -> Model {
+    let mut b = Builder { causal: config.causal, next: 0 };
+    let blocks = config.strides.len();
+    let (enc, dec) = (&config.encoder_widths, &config.decoder_widths);
+
+    let mut encoder = vec![Layer::Conv(b.conv("encoder.conv1", Activation::None, 1, enc[0], 7, 1))];
+    for (i, &stride) in config.strides.iter().enumerate() {
+        let block = format!("encoder.block.{i}");
+        encoder.extend(b.residual_units(&block, enc[i], &config.dilations));
+        encoder.push(Layer::Conv(b.strided(&block, enc[i], enc[i + 1], stride)));
+    }
+    encoder.push(Layer::Conv(b.conv("encoder.conv2", snake("encoder.snake1"), enc[blocks], config.latent, 3, 1)));
+
+    let mut decoder = vec![Layer::Conv(b.conv("decoder.conv1", Activation::None, config.latent, dec[0], 7, 1))];
+    for (i, &stride) in config.strides.iter().rev().enumerate() {
+        let block = format!("decoder.block.{i}");
+        decoder.push(Layer::Upsample(b.upsample(&block, dec[i], dec[i + 1], stride)));
+        decoder.extend(b.residual_units(&block, dec[i + 1], &config.dilations));
+    }
+    let last = b.conv("decoder.conv2", snake("decoder.snake1"), dec[blocks], 1, 7, 1);
+    decoder.push(Layer::Conv(Conv { tanh: true, ..last }));
+    Model { format: format(config), encoder, decoder, layers: b.next }
+}
+
+fn format(config: &Config) -> Format {
+    Format {
+        sample_rate: config.sample_rate,
+        channels: 1,
+        hop: config.hop(),
+        pad_to: config.hop(),
+        chunks: None,
+        latent: config.latent,
+        codebook_sizes: config.codebook_sizes.clone(),
+        codes_per_frame: vec![1; config.codebook_sizes.len()],
+        causal: config.causal,
+    }
+}
+
+fn snake(name: &str) -> Activation {
+    Activation::Snake(name.to_owned())
+}
+
+struct Builder {
+    causal: bool,
+    next: usize,
+}
+
+impl Builder {
+    fn index(&mut self) -> usize {
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn conv(&mut self, name: &str, activation: Activation, cin: usize, cout: usize, taps: usize, dilation: usize) -> Conv {
+        let each = (taps - 1) * dilation / 2;
+        let geometry = match self.causal {
+            true => conv1d::Geometry::causal(taps, 1, dilation),
+            false => conv1d::Geometry { dilation, pad_left: each, pad_right: each, ..Default::default() },
+        };
+        self.layer(name, activation, cin, cout, taps, geometry)
+    }
+
+    fn strided(&mut self, block: &str, cin: usize, cout: usize, stride: usize) -> Conv {
+        let (taps, each) = (2 * stride, stride.div_ceil(2));
+        let geometry = match self.causal {
+            true => conv1d::Geometry::causal(taps, stride, 1),
+            false => conv1d::Geometry { stride, pad_left: each, pad_right: each, ..Default::default() },
+        };
+        self.layer(&format!("{block}.conv1"), snake(&format!("{block}.snake1")), cin, cout, taps, geometry)
+    }
+
+    fn layer(&mut self, name: &str, activation: Activation, cin: usize, cout: usize, taps: usize, geometry: conv1d::Geometry) -> Conv {
+        let (name, index) = (name.to_owned(), self.index());
+        Conv { name, activation, cin, cout, taps, geometry, before: Before::Silence, bias: true, norm: None, tanh: false, index }
+    }
+
+    fn upsample(&mut self, block: &str, cin: usize, cout: usize, stride: usize) -> Upsample {
+        let taps = 2 * stride;
+        let geometry = match self.causal {
+            true => conv_transpose1d::Geometry::causal(taps, stride),
+            false => conv_transpose1d::Geometry::padded(stride, stride.div_ceil(2), 0),
+        };
+        let (name, activation) = (format!("{block}.conv_t1"), snake(&format!("{block}.snake1")));
+        Upsample { name, activation, cin, cout, taps, geometry, bias: true, norm: None, index: self.index() }
+    }
+
+    fn residual_units(&mut self, block: &str, width: usize, dilations: &[usize]) -> Vec<Layer> {
+        let unit = |(n, &dilation): (usize, &usize)| {
+            let unit = format!("{block}.res_unit{}", n + 1);
+            let first = self.conv(&format!("{unit}.conv1"), snake(&format!("{unit}.snake1")), width, width, 7, dilation);
+            Layer::Residual(first, self.conv(&format!("{unit}.conv2"), snake(&format!("{unit}.snake2")), width, width, 1, 1))
+        };
+        dilations.iter().enumerate().map(unit).collect()
+    }
+}
