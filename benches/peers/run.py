@@ -3,7 +3,7 @@
     python benches/peers/run.py [--device cpu|cuda] [--rounds 3] [--threads 2] [--batch 5]
 
 Needs cargo, and torch and numpy in the Python that runs it. Run it with nothing else running. On cuda it has never run.
-candle and rustymimi have Mimi and no codec of this family; swara has no Mimi yet, so they are not in the table.
+candle and rustymimi have Mimi and no codec of this family: mimi.py compares those.
 """
 
 import argparse

@@ -17,6 +17,9 @@ pub struct Row {
     pub device: String,
     pub dtype: String,
     pub batch: usize,
+    /// Codebooks in use; 0 in files from before this was asked.
+    #[serde(default)]
+    pub codebooks: usize,
     pub encode_ms_p50: f64,
     pub encode_ms_p99: f64,
     pub encode_ms_max: f64,
@@ -39,10 +42,13 @@ pub struct Row {
     pub frame_ms: f64,
     /// Whether 99 of 100 frames were encoded and decoded in the time that a frame lasts.
     pub in_time: bool,
-    /// Of all weights and codebooks, each of which a frame reads once.
+    /// Of all weights and codebooks in use, each of which a frame reads once.
     pub bytes_per_frame: usize,
-    /// Kernels queued to encode and decode a frame; none on the CPU.
+    /// What the host queues to encode and decode a frame, a graph of kernels each; none on the CPU.
     pub launches_per_frame: Option<u64>,
+    /// The kernels in them.
+    #[serde(default)]
+    pub kernels_per_frame: Option<u64>,
     /// The time to read these bytes at the measured bandwidth, divided by the medians' sum.
     pub share_of_ceiling: f64,
     pub ceiling_gb_s: f64,
@@ -63,14 +69,14 @@ pub enum Streams<'a> {
     UpTo(usize),
 }
 
-/// Times `frames` frames (at least one) of each codec, all on `device`.
-pub fn run(device: &Device, codecs: &[Codec], streams: Streams, frames: usize) -> Result<(Vec<Row>, Ceilings)> {
+/// Times `frames` frames (at least one) of each codec with its first `codebooks` codebooks (all where it has no more), all on `device`.
+pub fn run(device: &Device, codecs: &[Codec], codebooks: usize, streams: Streams, frames: usize) -> Result<(Vec<Row>, Ceilings)> {
     let frames = frames.max(1);
     let time = || -> Result<Vec<(&Codec, Times)>> {
         let mut times = Vec::new();
         for codec in codecs {
             let mut one = |batch: usize| -> Result<bool> {
-                let found = Times::take(codec, batch, frames)?;
+                let found = Times::take(codec, codebooks.min(codec.codebooks()), batch, frames)?;
                 let in_time = found.in_time(codec);
                 times.push((codec, found));
                 Ok(in_time)
@@ -109,20 +115,22 @@ fn search(most: usize, mut in_time: impl FnMut(usize) -> Result<bool>) -> Result
 }
 
 struct Times {
+    codebooks: usize,
     batch: usize,
     encode: Samples,
     decode: Samples,
     total: Samples,
-    launches: Option<u64>,
+    /// Launches and kernels of a frame.
+    launches: Option<[u64; 2]>,
 }
 
 impl Times {
-    fn take(codec: &Codec, batch: usize, frames: usize) -> Result<Times> {
+    fn take(codec: &Codec, codebooks: usize, batch: usize, frames: usize) -> Result<Times> {
         let mut session = Session::new(codec, batch)?;
-        let hop = codec.config().hop();
+        let hop = codec.format().hop;
         let launched = || match codec.device() {
             Device::Cpu => None,
-            Device::Cuda(cuda) => Some(cuda.launches()),
+            Device::Cuda(cuda) => Some([cuda.launches(), cuda.kernels()]),
         };
         let mut before = launched();
         let (mut encode, mut decode, mut total) = (Vec::new(), Vec::new(), Vec::new());
@@ -134,7 +142,7 @@ impl Times {
             let sample = |i: usize| 0.3 * ((frame * hop + i) as f32 * 0.037).sin() * (i as f32 * 0.0011).cos();
             let samples: Vec<f32> = (0..batch * hop).map(sample).collect();
             let start = Instant::now();
-            let codes = session.encode(&codec.signal(&samples, batch)?, codec.codebooks(), None)?;
+            let codes = session.encode(&codec.signal(&samples, batch)?, codebooks, None)?;
             let values = codes.to_vec::<i32>()?;
             let encoded = start.elapsed().as_secs_f64();
             let start = Instant::now();
@@ -147,17 +155,18 @@ impl Times {
                 total.push(encoded + decoded);
             }
         }
-        let launches = before.zip(launched()).map(|(before, after)| (after - before) / frames as u64);
+        let launches = before.zip(launched()).map(|(before, after)| std::array::from_fn(|i| (after[i] - before[i]) / frames as u64));
         let samples = |seconds| Samples::new(seconds).ok_or_else(|| Error::Argument("no frames to time".into()));
-        Ok(Times { batch, encode: samples(encode)?, decode: samples(decode)?, total: samples(total)?, launches })
+        Ok(Times { codebooks, batch, encode: samples(encode)?, decode: samples(decode)?, total: samples(total)?, launches })
     }
 
     fn in_time(&self, codec: &Codec) -> bool {
-        self.total.quantile(0.99) * codec.config().frame_rate() <= 1.0
+        self.total.quantile(0.99) * codec.format().frame_rate() <= 1.0
     }
 
     fn row(&self, codec: &Codec, device: &Device, ceilings: &Ceilings) -> Row {
-        let Times { batch, encode, decode, total, launches } = self;
+        let Times { codebooks, batch, encode, decode, total, launches } = self;
+        let bytes = codec.bytes(*codebooks);
         let ms = |samples: &Samples, share| samples.quantile(share) * 1e3;
         let interval = |samples: &Samples| samples.median_interval(1.96);
         let ((encode_low, encode_high), (decode_low, decode_high)) = (interval(encode), interval(decode));
@@ -166,6 +175,7 @@ impl Times {
             device: device.name(),
             dtype: codec.dtype().name().to_owned(),
             batch: *batch,
+            codebooks: *codebooks,
             encode_ms_p50: ms(encode, 0.5),
             encode_ms_p99: ms(encode, 0.99),
             encode_ms_max: ms(encode, 1.0),
@@ -181,11 +191,12 @@ impl Times {
             total_ms_max: ms(total, 1.0),
             distribution_ms: shares(total.len()).map(|share| (share, ms(total, share))).collect(),
             frames: total.len(),
-            frame_ms: 1e3 / codec.config().frame_rate(),
+            frame_ms: 1e3 / codec.format().frame_rate(),
             in_time: self.in_time(codec),
-            bytes_per_frame: codec.bytes(),
-            launches_per_frame: *launches,
-            share_of_ceiling: codec.bytes() as f64 / ceilings.bytes / (encode.median() + decode.median()),
+            bytes_per_frame: bytes,
+            launches_per_frame: launches.map(|[launches, _]| launches),
+            kernels_per_frame: launches.map(|[_, kernels]| kernels),
+            share_of_ceiling: bytes as f64 / ceilings.bytes / (encode.median() + decode.median()),
             ceiling_gb_s: ceilings.bytes * 1e-9,
             drift: ceilings.drift,
         }

@@ -36,8 +36,8 @@ def leaf(values, grad=False):
     return torch.from_numpy(rounded).requires_grad_(grad)
 
 
-def save(family, case, tensors, **facts):
-    """Writes golden/<family>/<case>.safetensors; `facts` become the JSON under metadata key `case`."""
+def save(family, case, tensors, root=GOLDEN, **facts):
+    """Writes <root>/<family>/<case>.safetensors; `facts` become the JSON under metadata key `case`."""
     arrays = {}
     for name, tensor in tensors.items():
         array = tensor.detach().numpy() if isinstance(tensor, torch.Tensor) else np.asarray(tensor)
@@ -46,7 +46,7 @@ def save(family, case, tensors, **facts):
         if not np.isfinite(array).all():
             raise ValueError(f"{family}/{case}: {name} is not finite")
         arrays[name] = array
-    path = GOLDEN / family / f"{case}.safetensors"
+    path = root / family / f"{case}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"family": family, "name": case, **facts}
     save_file(arrays, path, metadata={"case": json.dumps(facts, sort_keys=True)})

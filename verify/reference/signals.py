@@ -1,8 +1,11 @@
-"""Test signals with the shape of speech: gliding voiced harmonics, formants, syllables, fricative noise, pauses."""
+"""Test signals: made ones with the shape of speech (gliding voiced harmonics, formants, syllables, fricative noise, pauses), and recorded speech."""
+
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import lfilter
 
+CLIP = Path(__file__).resolve().parents[2] / "bins" / "data" / "clip.flac"
 FORMANTS = [(700, 1200, 2500), (300, 2200, 3000), (400, 800, 2400), (550, 1800, 2500)]
 
 
@@ -27,3 +30,13 @@ def speech(rng, samples, sample_rate, pause=0.0):
         start = end
     out += 1e-4 * rng.standard_normal(samples)
     return out * (0.3 / np.abs(out).max())
+
+
+def recorded(samples, sample_rate, start=0):
+    """float64 [samples] (at most 22 s) of the bundled clip, said three times: as it is, slower and faster."""
+    import sphn
+
+    clip, rate = sphn.read(str(CLIP))
+    speeds = [1.0, 0.87, 1.15]
+    said = [sphn.resample(clip[0], src_sample_rate=rate, dst_sample_rate=round(sample_rate / s)) for s in speeds]
+    return np.concatenate(said).astype(np.float64)[start:][:samples]

@@ -14,4 +14,4 @@ pub mod measure;
 pub mod mutants;
 mod report;
 
-pub use report::{KernelTraffic, Outcome, Report, Skipped, Traffic};
+pub use report::{CodeMatch, KernelTraffic, Outcome, Report, Skipped, Traffic};

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use swara_kernels::case::Cost;
 use swara_kernels::driver::emulator;
-use swara_kernels::tolerance::Comparison;
+use swara_kernels::tolerance::{Comparison, Worst};
 
 /// One comparison: the worst of a case's outputs.
 #[derive(Clone, Debug, Serialize)]
@@ -23,13 +23,30 @@ pub struct Outcome {
     pub max_ulp: f64,
     /// Largest error over its tolerance; holds up to 1.
     pub budget_used: f64,
+    /// Where in `output` that is.
+    #[serde(skip)]
+    worst: Option<Worst>,
     pub pass: bool,
     /// Why nothing could be compared, or what is wrong beside the numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// In a narrow type: how many codes are those of the reference.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub codes: Vec<CodeMatch>,
     /// On a checked emulator: what the kernels did to memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
+}
+
+/// Codes that are those of a reference in f32.
+#[derive(Clone, Debug, Serialize)]
+pub struct CodeMatch {
+    /// The weights' layout.
+    pub layout: String,
+    /// In each codebook.
+    pub codes: usize,
+    /// Of these, in each codebook.
+    pub agreeing: Vec<usize>,
 }
 
 /// Memory traffic of one run of a case, as a GPU without caches between launches would have it.
@@ -91,8 +108,10 @@ impl Outcome {
             max_abs: 0.0,
             max_ulp: 0.0,
             budget_used: 0.0,
+            worst: None,
             pass: true,
             error: None,
+            codes: Vec::new(),
             traffic: None,
         }
     }
@@ -105,6 +124,7 @@ impl Outcome {
         self.elements = if self.output.is_empty() { comparison.elements } else { self.elements.min(comparison.elements) };
         if self.output.is_empty() || comparison.budget_used > self.budget_used {
             self.output = output.to_owned();
+            self.worst = comparison.worst;
         }
         self.nmse = self.nmse.max(comparison.nmse);
         self.max_abs = self.max_abs.max(comparison.max_abs);
@@ -117,6 +137,16 @@ impl Outcome {
     pub fn fail(&mut self, why: impl Into<String>) {
         self.pass = false;
         self.error.get_or_insert(why.into());
+    }
+
+    /// What is wrong with it, if it did not pass.
+    pub fn why(&self) -> String {
+        if let Some(error) = &self.error {
+            return error.clone();
+        }
+        let element = self.worst.map_or(String::new(), |w| format!("[{}] is {:?}, expected {:?}", w.index, w.found, w.expected));
+        let used = if self.budget_used.is_finite() { format!(": {:.3} of its budget", self.budget_used) } else { String::new() };
+        format!("{}{element}{used}", self.output)
     }
 }
 

@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use swara_kernels::Device;
 use swara_kernels::ops::REGISTRY;
+use swara_kernels::{DType, Device};
 use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::{Report, golden};
 
@@ -22,11 +22,14 @@ fn every_op_on_the_cpu_is_within_its_budget_of_the_f64_oracle() {
 #[test]
 fn every_stored_reference_is_met_on_the_cpu() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
-    let report = golden::run(&dir, &Device::Cpu, &[]).unwrap();
+    let report = golden::run(&dir, &Device::Cpu, DType::F32, &[]).unwrap();
     assert_holds(&report);
     for family in golden::families() {
         assert!(report.cases.iter().any(|c| c.op == family), "no reference of {family} was compared");
     }
+    let narrow = golden::run(&dir, &Device::Cpu, DType::BF16, &["mimi".to_owned()]).unwrap();
+    assert_holds(&narrow);
+    assert!(narrow.cases.iter().all(|c| c.codes.iter().all(|m| m.agreeing.iter().any(|&n| n > 0)) && !c.codes.is_empty()));
     println!(
         "{} references, largest share of a budget {:.3}",
         report.passed,

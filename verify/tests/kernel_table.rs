@@ -25,6 +25,14 @@ device in f32 and the oracle in f64 (`cpu.rs`), the kernels (`.cu`) and their la
 This page is generated: `SWARA_UPDATE=1 cargo test -p swara-verify --test kernel_table`. A kernel that no case launches, that the
 [budget](budget.toml) of the compile gate does not name, or whose operation has no timed case with its cost, fails that test.
 
+## A new operation
+
+`kernels/new-op.sh NAME` copies [`template`](template), softsign and its gradient in all types, into `src/ops/NAME` and names the
+commands from there to a row of this page; the first of them work at once. How inputs are drawn, outputs judged and errors budgeted is in
+[`case.rs`](src/case.rs) and [`tolerance.rs`](src/tolerance.rs); what operations share is in
+[`launch.rs`](src/ops/launch.rs), [`check.rs`](src/ops/check.rs), [`testing.rs`](src/ops/testing.rs) and [`cuda`](cuda). Models use an
+operation once [`tape.rs`](../engine/src/tape.rs) records it.
+
 ## Operations
 
 Versions are those of the ladder in the `.cu` file's header. Bytes and flops are what the timed case must move and compute at

@@ -20,7 +20,7 @@ const BREAKS: &[(&str, &str, &str)] = &[
         "__device__ __forceinline__ float lossy(float x) { return __uint_as_float(__float_as_uint(x) & ~63u); }\n/// A number written as major",
     ),
     // The root of one half in four digits.
-    ("src/ops/activation/activation.cu", "0.707106769f", "0.7071f"),
+    ("cuda/activation.cuh", "0.707106769f", "0.7071f"),
     // A missing barrier.
     (
         "src/ops/weight_norm/weight_norm.cu",
@@ -49,6 +49,14 @@ const BREAKS: &[(&str, &str, &str)] = &[
     ),
     // The last dimension of a distance.
     ("src/ops/rvq_search/rvq_search.cu", "base + j < d;", "base + j < d - 1;"),
+    // A variance without its epsilon.
+    ("cuda/norm.cuh", "row_sum(squares) / channels + epsilon", "row_sum(squares) / channels"),
+    // A coefficient of the sine in two digits.
+    ("src/ops/rope/rope.cu", "0.0796802176f", "0.08f"),
+    // A bias that is added twice.
+    ("src/ops/linear/linear.cu", "if (bias) sum += bias[n];", "if (bias) sum += 2 * bias[n];"),
+    // Sums that are not rescaled when a larger score comes.
+    ("src/ops/attention/attention.cu", "sum = fmaf(sum, rescale, weights);", "sum += weights;"),
 ];
 
 fn copy(from: &Path, to: &Path) {

@@ -12,7 +12,7 @@ use swara_verify::{KernelTraffic, Outcome, Report, Traffic};
 const RIDGE: f64 = 10.0;
 const TENSOR_CORE_RIDGE: f64 = 64.0;
 /// Operations whose products of 16-bit types use tensor cores.
-const PRODUCTS: [&str; 3] = ["matmul", "conv1d", "conv_transpose1d"];
+const PRODUCTS: [&str; 5] = ["matmul", "conv1d", "conv_transpose1d", "linear", "attention"];
 /// Below this the sectors at the ends of tensors weigh too much.
 const LEAST_BYTES: usize = 64 << 10;
 /// How far counted and stated traffic may be apart.
@@ -22,8 +22,11 @@ const LEAST_COALESCING: f64 = 0.9;
 const TAIL: f64 = 0.05;
 
 /// Kernels that no memory-bound case shows, by the start of their name.
-const NEVER_BOUND: &[(&str, &str)] =
-    &[("matmul_nn_128x128_f32", "is chosen for many tiles only: compute-bound"), ("clip_scale", "one number")];
+const NEVER_BOUND: &[(&str, &str)] = &[
+    ("matmul_nn_128x128_f32", "is chosen for many tiles only: compute-bound"),
+    ("linear_128x128_f32", "likewise"),
+    ("clip_scale", "one number"),
+];
 
 /// Kernels, by the start of their name, and cases, by a part of theirs, that need not coalesce.
 const SCATTERED: &[(&str, &str, &str)] = &[
@@ -31,8 +34,22 @@ const SCATTERED: &[(&str, &str, &str)] = &[
     ("conv1d_to_one", "stream", "the position of a stream's ring is read with every element of its past"),
     ("conv1d", "16->40", "rows of 80 bytes begin amid a sector"),
     ("conv1d", "5->129", "odd rows"),
+    ("conv1d", "x33->16", "odd rows"),
+    ("conv1d_reset", "stream 4x60x32", "a warp reads its stream's mask, a sector for a byte"),
+    ("conv1d_prime", "primed", "likewise, and its position"),
     ("matmul", "33x129", "odd rows"),
     ("conv_transpose1d", "33->16", "odd rows"),
+    ("linear", "2x500 to", "rows of 1000 bytes do not divide into vectors"),
+    ("linear", "16x2051", "odd rows"),
+    ("linear", "500x33", "odd rows"),
+    ("attention", "x40 ", "rows of 80 bytes begin amid a sector"),
+    ("attention", "x72 ", "rows of 144 bytes begin amid a sector"),
+    ("attention_delta", "x16 ", "a row is one sector, and its sum takes another"),
+    ("attention_combine", "step", "each of a head's warps reads what lies behind the sums of a span, a sector for eight bytes"),
+    ("attention_many_128_f32", "x80 window 1025", "the same eight bytes are written"),
+    ("attention", "x34 ", "odd rows"),
+    ("attention", "x33 ", "odd rows"),
+    ("attention", "x10 ", "odd rows"),
     ("rvq", "5x130", "odd rows"),
     ("rvq", "31x33", "odd rows"),
     ("rvq_decode", "33x16", "a stage's codes lie a row of ten codes apart, for every 64 bytes"),
@@ -126,7 +143,9 @@ fn memory_bound_kernels_move_what_their_operation_states_in_whole_sectors() {
     }
     for (n, (kernel, case, why)) in SCATTERED.iter().enumerate() {
         println!("need not coalesce: {kernel} {case}: {why}");
-        assert!(excuses.contains(&n), "{kernel} {case} coalesces: nothing to excuse");
+        if !excuses.contains(&n) {
+            found.push(format!("{kernel} {case} coalesces: nothing to excuse"));
+        }
     }
     let not_shown = not_shown(&judged);
     for (start, _) in NEVER_BOUND {

@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     let mut stages = vec![codec.codebooks()];
     stages.extend((0..).map(|i| 1 << i).take_while(|&n| n < codec.codebooks()));
     stages.sort_unstable();
-    let mut usage: Vec<Usage> = codec.config().codebook_sizes.iter().map(|&size| Usage::new(size)).collect();
+    let mut usage: Vec<Usage> = codec.format().codebook_sizes.iter().map(|&size| Usage::new(size)).collect();
     for &codebooks in &stages {
         let mut means = Means::default();
         for (index, group) in &test {
@@ -50,9 +50,9 @@ fn main() -> Result<()> {
             }
             let mut decoded = codec.decode(&codes)?;
             decoded.truncate(samples.len());
-            means.add(group, &Comparison::new(&samples, &decoded, codec.config().sample_rate, 0));
+            means.add(group, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 0));
         }
-        means.print(&format!("{} {:.2} kbit/s", codec.name(), codec.config().bitrate(codebooks) / 1e3), codebooks);
+        means.print(&format!("{} {:.2} kbit/s", codec.name(), codec.format().bitrate(codebooks) / 1e3), codebooks);
     }
     let perplexities: Vec<f64> = usage.iter().map(|u| (u.perplexity() * 10.0).round() / 10.0).collect();
     let shares: Vec<f64> = usage.iter().map(|u| (u.perplexity() / u.size() as f64 * 1e3).round() / 1e3).collect();
@@ -61,8 +61,8 @@ fn main() -> Result<()> {
     let mut opus = Means::default();
     for (index, group) in &test {
         let samples = dataset.samples(*index);
-        match opus_roundtrip(&samples, codec.config().sample_rate)? {
-            Some(decoded) => opus.add(group, &Comparison::new(&samples, &decoded, codec.config().sample_rate, 640)),
+        match opus_roundtrip(&samples, codec.format().sample_rate)? {
+            Some(decoded) => opus.add(group, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 640)),
             None => {
                 eprintln!("SKIPPED: Opus at 6 kbit/s: install ffmpeg with libopus");
                 return Ok(());

@@ -39,12 +39,12 @@ pub fn conv_transpose1d(dump: &Dump, device: &Device, outcome: &mut Outcome) -> 
         return Err(Error::Unsupported("transposed convolutions have one group".into()));
     }
     let crop_right = dump.number("trim_right")? as isize;
-    let geometry = conv_transpose1d::Geometry { stride: dump.count("stride")?, crop_left: dump.count("trim_left")?, crop_right };
+    let geometry = conv_transpose1d::Geometry { stride: dump.count("stride")?, crop_left: dump.count("trim_left")?, crop_right, groups: 1 };
     let x = dump.tensor("x", SWAP, device)?;
     let w = dump.tensor("w", TAPS_FIRST, device)?;
     let bias = dump.has("bias").then(|| dump.tensor("bias", SAME, device)).transpose()?;
     let (taps, inputs, outputs) = (w.shape()[0], w.shape()[1], w.shape()[2]);
-    let y = conv_transpose1d::forward(&x, &w, bias.as_ref(), &geometry)?;
+    let y = conv_transpose1d::forward(&x, &w, &geometry, conv_transpose1d::Fused { bias: bias.as_ref(), ..Default::default() })?;
     dump.check(outcome, "y", SWAP, &y, Tolerance::accumulate(taps.div_ceil(geometry.stride) * inputs + 1))?;
     if !dump.has("dy") {
         return Ok(());

@@ -5,13 +5,15 @@
 
 mod layers;
 mod model;
+mod pieces;
+mod published;
 mod quantise;
 mod spectral;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use swara_kernels::tolerance::Tolerance;
+use swara_kernels::tolerance::{Comparison, Tolerance, Worst};
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights::Weights;
 
@@ -49,17 +51,26 @@ const FAMILIES: &[(&str, Family)] = &[
     ("rvq_euclidean", quantise::euclidean),
     ("rvq_cosine", quantise::cosine),
     ("codec", model::codec),
+    ("mimi", published::codec),
+    ("dac", published::codec),
+    ("snac", published::codec),
+    ("encodec", published::codec),
 ];
+
+type Typed = fn(&Dump, &Device, DType, &mut Outcome) -> Result;
+
+/// Families that are compared in narrower types as well.
+const TYPED: &[(&str, Typed)] = &[("mimi", published::codec_in)];
 
 /// Names that [`run`] knows.
 pub fn families() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(name, _)| *name)
 }
 
-/// Compares every dump below `dir` of the families that `names` lists (all if empty) on `device`, in f32.
+/// Compares every dump below `dir` of the families that `names` lists (all if empty) on `device`, in `dtype`.
 ///
 /// Fails if `dir` cannot be read; a family without dumps is reported as skipped.
-pub fn run(dir: &Path, device: &Device, names: &[String]) -> Result<Report> {
+pub fn run(dir: &Path, device: &Device, dtype: DType, names: &[String]) -> Result<Report> {
     let mut report = Report::default();
     let device_name = device.name();
     if !dir.is_dir() {
@@ -69,14 +80,23 @@ pub fn run(dir: &Path, device: &Device, names: &[String]) -> Result<Report> {
         if !names.is_empty() && !names.iter().any(|n| n == family) {
             continue;
         }
+        let typed = TYPED.iter().find(|(name, _)| name == family);
+        if dtype != DType::F32 && typed.is_none() {
+            report.skip(format!("{family} references"), format!("compared in f32, not in {dtype}"));
+            continue;
+        }
         let files = dumps(&dir.join(family))?;
         if files.is_empty() {
             report.skip(format!("{family} references"), format!("no dumps; verify/reference/make.py {family} writes them"));
         }
         for path in files {
             let dump = Dump::open(&path)?;
-            let mut outcome = Outcome::new(family, &dump.name, "f32", &device_name);
-            match compare(&dump, device, &mut outcome) {
+            let mut outcome = Outcome::new(family, &dump.name, dtype.name(), &device_name);
+            let compared = match typed {
+                Some((_, compare)) => compare(&dump, device, dtype, &mut outcome),
+                None => compare(&dump, device, &mut outcome),
+            };
+            match compared {
                 Ok(()) if outcome.output.is_empty() && outcome.pass => outcome.fail("nothing was compared"),
                 Ok(()) => {}
                 Err(Error::Unsupported(why)) => {
@@ -202,7 +222,21 @@ impl Dump {
 
     /// Compares `found` with the file's `tensor`; shapes may differ by axes of extent 1.
     pub fn check(&self, outcome: &mut Outcome, tensor: &str, order: &[usize], found: &Tensor, tolerance: Tolerance) -> Result {
-        let (expected, shape) = self.values(tensor, order)?;
+        self.check_mapped(outcome, tensor, order, |v| v, found, tolerance)
+    }
+
+    /// As [`Dump::check`], with `then` applied to the file's values.
+    pub fn check_mapped(
+        &self,
+        outcome: &mut Outcome,
+        tensor: &str,
+        order: &[usize],
+        then: fn(f64) -> f64,
+        found: &Tensor,
+        tolerance: Tolerance,
+    ) -> Result {
+        let (mut expected, shape) = self.values(tensor, order)?;
+        expected.iter_mut().for_each(|v| *v = then(*v));
         let squeezed = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
         if squeezed(&shape) != squeezed(&found.shape()) {
             outcome.fail(format!("{tensor} has shape {:?}, expected {shape:?}", found.shape()));
@@ -215,12 +249,13 @@ impl Dump {
     /// Compares one number.
     pub fn check_number(&self, outcome: &mut Outcome, what: &str, found: f64, expected: f64, absolute: f64) {
         let error = (found - expected).abs();
-        let comparison = swara_kernels::tolerance::Comparison {
+        let comparison = Comparison {
             elements: 1,
             nmse: (error / expected).powi(2),
             max_abs: error,
             max_ulp: 0.0,
             budget_used: if error.is_nan() { f64::INFINITY } else { error / absolute },
+            worst: Some(Worst { index: 0, found, expected }),
         };
         outcome.add(what, comparison);
     }

@@ -46,7 +46,7 @@ pub fn codec(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     for k in 1..=stages {
         let mut wave = Vec::new();
         for item in integers.chunks(stages * frames) {
-            wave.extend(codec.decode(&Codes { codebooks: k, frames, values: item[..k * frames].to_vec() })?);
+            wave.extend(codec.decode(&Codes { codebooks: k, frames, values: item[..k * frames].to_vec(), scales: Vec::new() })?);
         }
         let wave = Tensor::from_slice(&Device::Cpu, &wave, [shape[0], 1, wave.len() / shape[0]])?;
         dump.check(outcome, &format!("wave.{k}"), SAME, &wave, budget)?;

@@ -258,7 +258,6 @@ impl Ground {
             Err(Error::Fault { what, .. }) => return Ok(Some(what)),
             Err(error) => return Err(error),
         }
-        Ok((!outcome.pass)
-            .then(|| outcome.error.unwrap_or_else(|| format!("{}: {:.3} of its budget", outcome.output, outcome.budget_used))))
+        Ok((!outcome.pass).then(|| outcome.why()))
     }
 }

@@ -82,8 +82,14 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
         let one = if matches!(operator.as_str(), "<=" | ">") { "-swara::mutant(#) + " } else { "swara::mutant(#) + " };
         insert(operator.start(), Kind::Bound, whole.end(), one);
     }
+    for limit in LIMIT.find_iter(&code) {
+        insert(limit.start(), Kind::Bound, limit.end(), "swara::mutant(#) + ");
+    }
     for index in INDEX.find_iter(&code) {
         let open = index.end() - 1;
+        if code[..open].ends_with(')') && opening(&code, open - 1).is_none_or(|at| code[at + 1..].starts_with(['&', '*'])) {
+            continue; // a declaration
+        }
         let line = code[..open].rfind('\n').map_or(0, |i| i + 1);
         let shared = code[line..open].contains("__shared__");
         if !shared && !declares(&code[statement(&code, open)..open]) {
@@ -98,6 +104,16 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
     }
     for add in ADDITION.find_iter(&code) {
         insert(add.start() + 1, Kind::Accumulator, add.end(), "swara::narrow(#) || ");
+    }
+    for call in FUSED.find_iter(&code) {
+        let Some(end) = closing(&code, call.end() - 1) else { continue };
+        if let Some(sum) = LAST_NAME.find(&code[call.end()..end]) {
+            insert(call.start(), Kind::Accumulator, call.end() + sum.start() + 2, "swara::narrow(#) || ");
+        }
+    }
+    for call in MATRIX.captures_iter(&code) {
+        let (Some(whole), Some(sums)) = (call.get(0), call.get(1)) else { continue };
+        insert(whole.start(), Kind::Accumulator, whole.start(), &format!("swara::narrow_each(#, {}), ", sums.as_str()));
     }
 
     found.retain(|site| !skipped[site.at]);
@@ -131,9 +147,13 @@ static CALL: LazyLock<Regex> =
     LazyLock::new(|| regex(r"\b(__syncthreads|__syncwarp|__threadfence|grid_barrier|cp_async_commit|cp_async_wait<([^<>()]*)>)\("));
 // Template brackets have no spaces around them.
 static COMPARISON: LazyLock<Regex> = LazyLock::new(|| regex(r" (<|<=|>|>=|==|!=) "));
-static INDEX: LazyLock<Regex> = LazyLock::new(|| regex(r"[\w\]]\["));
+static LIMIT: LazyLock<Regex> = LazyLock::new(|| regex(r"\b(?:min|max)\("));
+static INDEX: LazyLock<Regex> = LazyLock::new(|| regex(r"[\w\])]\["));
 static POINTER_SUM: LazyLock<Regex> = LazyLock::new(|| regex(r"(?:^|[^.\w])([A-Za-z_]\w*) \+ "));
 static ADDITION: LazyLock<Regex> = LazyLock::new(|| regex(r" [+-]= "));
+static FUSED: LazyLock<Regex> = LazyLock::new(|| regex(r"\b(?:__fmaf_rn|fmaf)\("));
+static LAST_NAME: LazyLock<Regex> = LazyLock::new(|| regex(r", [A-Za-z_]\w*$"));
+static MATRIX: LazyLock<Regex> = LazyLock::new(|| regex(r"\bmultiply_accumulate\(([^,()]+),"));
 // `T* x`, but not `a * b`.
 static POINTER: LazyLock<Regex> = LazyLock::new(|| regex(r"\w\* ?(?:const |volatile |__restrict__ )*([A-Za-z_]\w*)"));
 // Two names in a row, with or without extents, or one more name after a list in braces.
@@ -154,6 +174,20 @@ fn statement(code: &str, at: usize) -> usize {
 
 fn pointers(code: &str) -> Vec<&str> {
     POINTER.captures_iter(code).filter_map(|c| Some(c.get(1)?.as_str())).collect()
+}
+
+/// The bracket that the one at `close` closes.
+fn opening(code: &str, close: usize) -> Option<usize> {
+    let mut depth = 0;
+    for (i, c) in code[..=close].char_indices().rev() {
+        match c {
+            ')' => depth += 1,
+            '(' if depth == 1 => return Some(i),
+            '(' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The bracket that closes the one at `open`.
@@ -271,6 +305,12 @@ mod tests {
         assert_eq!(text, "if (a <= -swara::mutant(1) + b) y[swara::mutant(2) + i] = tile[swara::mutant(3) + j][swara::mutant(4) + k];");
         let (_, text) = planted("const T* x; load(v, x + i); sum += a * b;");
         assert_eq!(text, "const T* x; load(v, x + swara::mutant(1) + i); sum += swara::narrow(2) || a * b;");
+        let (_, text) = planted("((float2*)y)[i] = min(n, 4);");
+        assert_eq!(text, "((float2*)y)[swara::mutant(1) + i] = min(swara::mutant(2) + n, 4);");
+        let (sites, text) = planted("sum = __fmaf_rn(f(a, b), c, sum);");
+        assert_eq!((sites, text.as_str()), (vec![(Kind::Accumulator, 7)], "sum = __fmaf_rn(f(a, b), c, swara::narrow(1) || sum);"));
+        let (_, text) = planted("multiply_accumulate(sum[i], fa, fb, T());");
+        assert_eq!(text, "swara::narrow_each(1, sum[i]), multiply_accumulate(sum[swara::mutant(2) + i], fa, fb, T());");
     }
 
     #[test]
@@ -279,6 +319,9 @@ mod tests {
             "float v[4], w[N];",
             "__shared__ __align__(16) float tile[32][33];",
             "float (&v)[4]",
+            "float (*tile)[PITCH]",
+            "void multiply_accumulate(float (&d)[4], int n)",
+            "fmaf(u, v, 2.5f);",
             "f(unsigned (&b)[2][2], int n)",
             "if constexpr (N == 1) f();",
             "static_assert(a < b, c);",
