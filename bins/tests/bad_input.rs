@@ -141,7 +141,7 @@ fn codes_of_several_rates_are_not_for_a_codec_of_one() {
     let levels =
         r#""codes_0":{"dtype":"I32","shape":[2],"data_offsets":[0,8]},"codes_1":{"dtype":"I32","shape":[4],"data_offsets":[8,24]}"#;
     room.write("levels.safetensors", &safetensors(&format!("{{{meta},{levels}}}"), 24));
-    room.refuses(&decode("levels.safetensors", "o.wav"), 1, "codes of several rates");
+    room.refuses(&decode("levels.safetensors", "o.wav"), 1, "codes of other rates");
     assert!(room.works(&["inspect", "levels.safetensors"]).contains("2 levels of [2, 4] frames"));
 }
 
