@@ -57,6 +57,10 @@ const BREAKS: &[(&str, &str, &str)] = &[
     ("src/ops/linear/linear.cu", "if (bias) sum += bias[n];", "if (bias) sum += 2 * bias[n];"),
     // Sums that are not rescaled when a larger score comes.
     ("src/ops/attention/attention.cu", "sum = fmaf(sum, rescale, weights);", "sum += weights;"),
+    // A reflection that repeats the end.
+    ("src/ops/pad/pad.cu", "2 * (reflected - 1) - p", "2 * reflected - 1 - p"),
+    // An output that is not squashed.
+    ("src/ops/lstm/lstm.cu", "* tanhf(c[j]);", "* c[j];"),
 ];
 
 fn copy(from: &Path, to: &Path) {
