@@ -37,9 +37,6 @@ pub enum QuantizerKind {
 }
 
 impl Config {
-    /// Largest activation of one frame. The weights of a few wide layers are small beside what they make of a long frame, so a
-    /// file's size bounds it not.
-    const MAX_FRAME_ELEMENTS: u64 = 1 << 20;
     /// Most codebooks a model may have.
     pub const MAX_CODEBOOKS: usize = 64;
 
@@ -117,19 +114,16 @@ impl Config {
         {
             return fail(format!("codebook_sizes must be 1 to 64 numbers in 2..=65536: {:?}", self.codebook_sizes));
         }
-        match self.frame_elements() {
-            n if n <= Self::MAX_FRAME_ELEMENTS => Ok(()),
-            n => fail(format!("a frame needs activations of {n} elements, expected at most {}", Self::MAX_FRAME_ELEMENTS)),
-        }
+        check_frame(self.frame_elements())
     }
 
     /// Elements of the largest activation that one frame passes through, after [`Config::check`]'s other checks.
-    fn frame_elements(&self) -> u64 {
-        let mut largest = self.latent as u64;
-        let mut rows = 1u64;
+    fn frame_elements(&self) -> usize {
+        let mut largest = self.latent;
+        let mut rows = 1usize;
         for (i, &stride) in self.strides.iter().enumerate().rev() {
-            rows *= stride as u64;
-            let width = self.encoder_widths[i].max(self.decoder_widths[self.strides.len() - i]) as u64;
+            rows = rows.saturating_mul(stride);
+            let width = self.encoder_widths[i].max(self.decoder_widths[self.strides.len() - i]);
             largest = largest.max(rows.saturating_mul(width));
         }
         largest
@@ -138,6 +132,24 @@ impl Config {
     /// Samples a frame.
     pub fn hop(&self) -> usize {
         self.strides.iter().product()
+    }
+}
+
+/// Refuses the first of `(key, value, least, most)` that is out of its range.
+pub(super) fn check_ranges(ranges: &[(&str, usize, usize, usize)]) -> Result<()> {
+    match ranges.iter().find(|(_, found, low, high)| !(low..=high).contains(&found)) {
+        Some((key, found, low, high)) => Err(Error::Config(format!("{key} is {found}, expected {low} to {high}"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a frame whose largest activation has so many `elements`. The weights of a few wide layers are small beside what they make
+/// of a long frame, so a file's size bounds it not.
+pub(super) fn check_frame(elements: usize) -> Result<()> {
+    const MOST: usize = 1 << 20;
+    match elements {
+        n if n <= MOST => Ok(()),
+        n => Err(Error::Config(format!("a frame needs activations of {n} elements, expected at most {MOST}"))),
     }
 }
 

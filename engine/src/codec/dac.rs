@@ -2,11 +2,11 @@
 
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
-use super::model::{Activation, Before, Conv, Layer, Model, Upsample};
+use super::model::{Activation, Conv, Layer, Model, Upsample};
 use super::{Config, Format};
 
 pub fn model(config: &Config) -> Model {
-    let mut b = Builder { causal: config.causal, next: 0 };
+    let b = Builder { causal: config.causal };
     let blocks = config.strides.len();
     let (enc, dec) = (&config.encoder_widths, &config.decoder_widths);
 
@@ -26,7 +26,7 @@ pub fn model(config: &Config) -> Model {
     }
     let last = b.conv("decoder.conv2", snake("decoder.snake1"), dec[blocks], 1, 7, 1);
     decoder.push(Layer::Conv(Conv { tanh: true, ..last }));
-    Model { format: format(config), encoder, decoder, layers: b.next }
+    Model { format: format(config), encoder, decoder }
 }
 
 fn format(config: &Config) -> Format {
@@ -49,49 +49,38 @@ fn snake(name: &str) -> Activation {
 
 struct Builder {
     causal: bool,
-    next: usize,
 }
 
 impl Builder {
-    fn index(&mut self) -> usize {
-        self.next += 1;
-        self.next - 1
-    }
-
-    fn conv(&mut self, name: &str, activation: Activation, cin: usize, cout: usize, taps: usize, dilation: usize) -> Conv {
+    fn conv(&self, name: &str, activation: Activation, cin: usize, cout: usize, taps: usize, dilation: usize) -> Conv {
         let each = (taps - 1) * dilation / 2;
         let geometry = match self.causal {
             true => conv1d::Geometry::causal(taps, 1, dilation),
             false => conv1d::Geometry { dilation, pad_left: each, pad_right: each, ..Default::default() },
         };
-        self.layer(name, activation, cin, cout, taps, geometry)
+        Conv::new(name.to_owned(), activation, [cin, cout], taps, geometry)
     }
 
-    fn strided(&mut self, block: &str, cin: usize, cout: usize, stride: usize) -> Conv {
+    fn strided(&self, block: &str, cin: usize, cout: usize, stride: usize) -> Conv {
         let (taps, each) = (2 * stride, stride.div_ceil(2));
         let geometry = match self.causal {
             true => conv1d::Geometry::causal(taps, stride, 1),
             false => conv1d::Geometry { stride, pad_left: each, pad_right: each, ..Default::default() },
         };
-        self.layer(&format!("{block}.conv1"), snake(&format!("{block}.snake1")), cin, cout, taps, geometry)
+        Conv::new(format!("{block}.conv1"), snake(&format!("{block}.snake1")), [cin, cout], taps, geometry)
     }
 
-    fn layer(&mut self, name: &str, activation: Activation, cin: usize, cout: usize, taps: usize, geometry: conv1d::Geometry) -> Conv {
-        let (name, index) = (name.to_owned(), self.index());
-        Conv { name, activation, cin, cout, taps, geometry, before: Before::Silence, bias: true, norm: None, tanh: false, index }
-    }
-
-    fn upsample(&mut self, block: &str, cin: usize, cout: usize, stride: usize) -> Upsample {
+    fn upsample(&self, block: &str, cin: usize, cout: usize, stride: usize) -> Upsample {
         let taps = 2 * stride;
         let geometry = match self.causal {
             true => conv_transpose1d::Geometry::causal(taps, stride),
             false => conv_transpose1d::Geometry::padded(stride, stride.div_ceil(2), 0),
         };
         let (name, activation) = (format!("{block}.conv_t1"), snake(&format!("{block}.snake1")));
-        Upsample { name, activation, cin, cout, taps, geometry, bias: true, norm: None, index: self.index() }
+        Upsample { name, activation, cin, cout, taps, geometry, bias: true, norm: None }
     }
 
-    fn residual_units(&mut self, block: &str, width: usize, dilations: &[usize]) -> Vec<Layer> {
+    fn residual_units(&self, block: &str, width: usize, dilations: &[usize]) -> Vec<Layer> {
         let unit = |(n, &dilation): (usize, &usize)| {
             let unit = format!("{block}.res_unit{}", n + 1);
             let first = self.conv(&format!("{unit}.conv1"), snake(&format!("{unit}.snake1")), width, width, 7, dilation);

@@ -4,8 +4,10 @@
 use serde::Deserialize;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
+use super::config::{check_frame, check_ranges};
 use super::format::{Chunks, Format};
 use super::model::{Activation, Before, Conv, Layer, Lstm, Model, Upsample};
+use super::seanet::Seanet;
 use crate::{Error, Result};
 
 /// The numbers of an EnCodec, by the keys of `config.json` in `transformers`. What a file leaves out is as in the 24 kHz model; what it
@@ -71,9 +73,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Largest activation of one frame, as in [`super::Config`].
-    const MAX_FRAME_ELEMENTS: usize = 1 << 20;
-
     /// The published model of 48 kHz.
     pub fn stereo() -> Config {
         Config {
@@ -95,6 +94,19 @@ impl Config {
         Ok(config)
     }
 
+    fn seanet(&self) -> Seanet<'_> {
+        Seanet {
+            num_filters: self.num_filters,
+            num_residual_layers: self.num_residual_layers,
+            kernel_size: self.kernel_size,
+            last_kernel_size: self.last_kernel_size,
+            residual_kernel_size: self.residual_kernel_size,
+            dilation_growth_rate: self.dilation_growth_rate,
+            compress: self.compress,
+            upsampling_ratios: &self.upsampling_ratios,
+        }
+    }
+
     /// Refuses what is not an EnCodec, and shapes that no file should be able to ask for.
     fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::Config(what));
@@ -112,41 +124,13 @@ impl Config {
             ("sampling_rate", self.sampling_rate as usize, 1000, 192_000),
             ("audio_channels", self.audio_channels, 1, 2),
             ("hidden_size", self.hidden_size, 1, 4096),
-            ("num_filters", self.num_filters, 1, 1024),
-            ("num_residual_layers", self.num_residual_layers, 0, 8),
-            ("kernel_size", self.kernel_size, 1, 64),
-            ("last_kernel_size", self.last_kernel_size, 1, 64),
-            ("residual_kernel_size", self.residual_kernel_size, 1, 64),
-            ("dilation_growth_rate", self.dilation_growth_rate, 1, 8),
-            ("compress", self.compress, 1, 64),
             ("num_lstm_layers", self.num_lstm_layers, 0, 8),
             ("codebook_size", self.codebook_size, 2, 1 << 16),
-            ("upsampling_ratios' length", self.upsampling_ratios.len(), 1, 8),
         ];
-        for (key, found, low, high) in ranges {
-            if !(low..=high).contains(&found) {
-                return fail(format!("{key} is {found}, expected {low} to {high}"));
-            }
-        }
-        if self.upsampling_ratios.iter().any(|r| !(1..=64).contains(r)) {
-            return fail(format!("upsampling_ratios must lie in 1..=64: {:?}", self.upsampling_ratios));
-        }
-        if self.num_filters < self.compress {
-            return fail(format!("num_filters {} is below compress {}", self.num_filters, self.compress));
-        }
-        let (mut largest, mut rows) = (self.hidden_size, 1usize);
-        for (i, ratio) in self.upsampling_ratios.iter().enumerate() {
-            // The gates of the recurrent layers are four.
-            largest = largest.max(rows.saturating_mul(4 * self.width(self.upsampling_ratios.len() - i)));
-            rows = rows.saturating_mul(*ratio);
-        }
-        // What a dilated convolution is padded by.
-        let dilation = self.dilation_growth_rate.saturating_pow(self.num_residual_layers.saturating_sub(1) as u32);
-        let reach = self.residual_kernel_size.saturating_mul(dilation).saturating_mul(self.width(self.upsampling_ratios.len() - 1));
-        match largest.max(reach).max(rows.saturating_mul(self.num_filters)) {
-            n if n <= Self::MAX_FRAME_ELEMENTS => {}
-            n => return fail(format!("a frame needs activations of {n} elements, expected at most {}", Self::MAX_FRAME_ELEMENTS)),
-        }
+        check_ranges(&ranges)?;
+        self.seanet().check()?;
+        // The gates of the recurrent layers are four.
+        check_frame(self.seanet().largest(1).max(4 * self.seanet().width(self.upsampling_ratios.len())).max(self.hidden_size))?;
         self.codebooks()?;
         self.chunks().map(|_| ())
     }
@@ -185,17 +169,12 @@ impl Config {
     fn hop(&self) -> usize {
         self.upsampling_ratios.iter().product()
     }
-
-    /// Channels after `blocks` of the encoder's blocks.
-    fn width(&self, blocks: usize) -> usize {
-        self.num_filters << blocks
-    }
 }
 
 /// The layers, in the names of `transformers`.
 pub fn model(config: &Config) -> Result<Model> {
     config.check()?;
-    let mut b = Builder { config, next: 0 };
+    let b = Builder { config };
     let (encoder, decoder) = (b.encoder(), b.decoder());
     let codebooks = config.codebooks()?;
     let format = Format {
@@ -209,20 +188,14 @@ pub fn model(config: &Config) -> Result<Model> {
         codes_per_frame: vec![1; codebooks],
         causal: false,
     };
-    Ok(Model { format, encoder, decoder, layers: b.next })
+    Ok(Model { format, encoder, decoder })
 }
 
 struct Builder<'a> {
     config: &'a Config,
-    next: usize,
 }
 
 impl Builder<'_> {
-    fn index(&mut self) -> usize {
-        self.next += 1;
-        self.next - 1
-    }
-
     /// The norm after the layer called `name`.
     fn norm(&self, name: &str) -> Option<String> {
         let grouped = self.config.norm_type == "time_group_norm";
@@ -235,48 +208,47 @@ impl Builder<'_> {
         (total - right, right)
     }
 
-    fn conv(&mut self, name: String, activation: Activation, [cin, cout]: [usize; 2], taps: usize, stride: usize, dilation: usize) -> Conv {
+    fn conv(&self, name: String, activation: Activation, channels: [usize; 2], taps: usize, stride: usize, dilation: usize) -> Conv {
         let geometry = conv1d::Geometry { stride, dilation, ..Default::default() };
         let (pad_left, pad_right) = self.shares(geometry.reach(taps).saturating_sub(stride));
         let geometry = conv1d::Geometry { pad_left, pad_right, ..geometry };
-        let (norm, index) = (self.norm(&name), self.index());
-        Conv { name, activation, cin, cout, taps, geometry, before: Before::Reflection, bias: true, norm, tanh: false, index }
+        Conv { norm: self.norm(&name), before: Before::Reflection, ..Conv::new(name, activation, channels, taps, geometry) }
     }
 
     /// Positions in SEANet's list, where activations have one of their own.
-    fn encoder(&mut self) -> Vec<Layer> {
+    fn encoder(&self) -> Vec<Layer> {
         let c = self.config;
         let name = |at: usize| format!("encoder.layers.{at}.conv");
         let first = self.conv(name(0), Activation::None, [c.audio_channels, c.num_filters], c.kernel_size, 1, 1);
         let (mut layers, mut at) = (vec![Layer::Conv(first)], 1);
         for (i, &ratio) in c.upsampling_ratios.iter().rev().enumerate() {
-            let width = c.width(i);
+            let width = c.seanet().width(i);
             layers.extend(self.residual_units("encoder", at, width));
             at += c.num_residual_layers + 1;
             layers.push(Layer::Conv(self.conv(name(at), Activation::Elu, [width, 2 * width], 2 * ratio, ratio, 1)));
             at += 1;
         }
-        let width = c.width(c.upsampling_ratios.len());
+        let width = c.seanet().width(c.upsampling_ratios.len());
         layers.push(self.lstm(format!("encoder.layers.{at}.lstm"), width));
         layers.push(Layer::Conv(self.conv(name(at + 2), Activation::Elu, [width, c.hidden_size], c.last_kernel_size, 1, 1)));
         layers
     }
 
-    fn decoder(&mut self) -> Vec<Layer> {
+    fn decoder(&self) -> Vec<Layer> {
         let c = self.config;
         let name = |at: usize| format!("decoder.layers.{at}.conv");
         let blocks = c.upsampling_ratios.len();
-        let first = self.conv(name(0), Activation::None, [c.hidden_size, c.width(blocks)], c.kernel_size, 1, 1);
-        let mut layers = vec![Layer::Conv(first), self.lstm("decoder.layers.1.lstm".into(), c.width(blocks))];
+        let first = self.conv(name(0), Activation::None, [c.hidden_size, c.seanet().width(blocks)], c.kernel_size, 1, 1);
+        let mut layers = vec![Layer::Conv(first), self.lstm("decoder.layers.1.lstm".into(), c.seanet().width(blocks))];
         let mut at = 2;
         for (i, &ratio) in c.upsampling_ratios.iter().enumerate() {
-            let (name, cout) = (name(at + 1), c.width(blocks - i - 1));
+            let (name, cout) = (name(at + 1), c.seanet().width(blocks - i - 1));
             let crop_right = if c.use_causal_conv { ratio } else { ratio / 2 };
             let geometry =
                 conv_transpose1d::Geometry { stride: ratio, crop_left: ratio - crop_right, crop_right: crop_right as isize, groups: 1 };
-            let (norm, index) = (self.norm(&name), self.index());
+            let norm = self.norm(&name);
             let (cin, taps, activation) = (2 * cout, 2 * ratio, Activation::Elu);
-            layers.push(Layer::Upsample(Upsample { name, activation, cin, cout, taps, geometry, bias: true, norm, index }));
+            layers.push(Layer::Upsample(Upsample { name, activation, cin, cout, taps, geometry, bias: true, norm }));
             layers.extend(self.residual_units("decoder", at + 2, cout));
             at += 2 + c.num_residual_layers;
         }
@@ -284,10 +256,10 @@ impl Builder<'_> {
         layers
     }
 
-    fn residual_units(&mut self, side: &str, at: usize, width: usize) -> Vec<Layer> {
+    fn residual_units(&self, side: &str, at: usize, width: usize) -> Vec<Layer> {
         let c = self.config;
         let narrow = width / c.compress;
-        let mut unit = |n: usize| {
+        let unit = |n: usize| {
             let name = |part: &str| format!("{side}.layers.{}.{part}.conv", at + n);
             let dilation = c.dilation_growth_rate.pow(n as u32);
             let first = self.conv(name("block.1"), Activation::Elu, [width, narrow], c.residual_kernel_size, 1, dilation);
@@ -297,7 +269,7 @@ impl Builder<'_> {
                 false => Layer::Residual(first, second),
             }
         };
-        (0..c.num_residual_layers).map(&mut unit).collect()
+        (0..c.num_residual_layers).map(unit).collect()
     }
 
     fn lstm(&self, name: String, width: usize) -> Layer {

@@ -108,19 +108,19 @@ impl ReadyConv {
         })
     }
 
-    pub fn run(&self, x: &Tensor, residual: Option<&Tensor>, streams: Option<&mut Streams>) -> Result<Tensor> {
+    pub fn run(&self, x: &Tensor, residual: Option<&Tensor>, states: Option<&mut States>) -> Result<Tensor> {
         let _span = span::layer(&self.layer.name);
         if self.layer.before == Before::Reflection || self.norm.is_some() {
-            return self.run_whole(x, residual, streams.is_some());
+            return self.run_whole(x, residual, states.is_some());
         }
         let epilogue = if self.layer.tanh { Epilogue::Tanh } else { Epilogue::None };
         let fused = Fused { prologue: self.activate.prologue(), bias: self.bias.as_ref(), residual, epilogue };
-        let Some(streams) = streams else { return Ok(conv1d::forward(x, &self.weight, &self.layer.geometry, fused)?) };
-        let ring = streams.past.ring(self.layer.index)?;
+        let Some(states) = states else { return Ok(conv1d::forward(x, &self.weight, &self.layer.geometry, fused)?) };
+        let (mask, ring) = (states.mask, states.ring()?);
         if self.layer.before == Before::First {
-            ring.prime(x, streams.mask)?;
+            ring.prime(x, mask)?;
         }
-        Ok(conv1d::step(x, ring, &self.weight, &self.layer.geometry, fused, streams.mask)?)
+        Ok(conv1d::step(x, ring, &self.weight, &self.layer.geometry, fused, mask)?)
     }
 }
 
@@ -166,11 +166,11 @@ impl ReadyUpsample {
         })
     }
 
-    fn run(&self, x: &Tensor, streams: Option<&mut Streams>) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, states: Option<&mut States>) -> Result<Tensor> {
         let _span = span::layer(&self.layer.name);
         let fused = conv_transpose1d::Fused { prologue: self.activate.prologue(), bias: self.bias.as_ref() };
         if let Some(norm) = &self.norm {
-            if streams.is_some() {
+            if states.is_some() {
                 return Err(needs_whole(&self.layer.name));
             }
             let g = &self.layer.geometry;
@@ -178,9 +178,9 @@ impl ReadyUpsample {
             let y = norm.run(conv_transpose1d::forward(x, &self.weight, &all, fused)?)?;
             return Ok(pad::reflect(&y, -(g.crop_left as isize), -g.crop_right)?);
         }
-        let Some(streams) = streams else { return Ok(conv_transpose1d::forward(x, &self.weight, &self.layer.geometry, fused)?) };
-        let ring = streams.past.ring(self.layer.index)?;
-        Ok(conv_transpose1d::step(x, ring, &self.weight, &self.layer.geometry, fused, streams.mask)?)
+        let Some(states) = states else { return Ok(conv_transpose1d::forward(x, &self.weight, &self.layer.geometry, fused)?) };
+        let (mask, ring) = (states.mask, states.ring()?);
+        Ok(conv_transpose1d::step(x, ring, &self.weight, &self.layer.geometry, fused, mask)?)
     }
 }
 
@@ -244,10 +244,10 @@ impl ReadyBlock {
         })
     }
 
-    fn run(&self, x: &Tensor, streams: &mut Streams) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, states: &mut States) -> Result<Tensor> {
         let _span = span::layer(&self.layer.name);
-        let (layer, mask) = (&self.layer, streams.mask);
-        let (cache, positions) = streams.past.cache(layer.index)?;
+        let (layer, mask) = (&self.layer, states.mask);
+        let (cache, positions) = states.cache()?;
         let normed = |n: &Norm, x: &Tensor| layer_norm::forward(x, &n.weight, &n.bias, layer.epsilon);
         let add = |scale, residual| linear::Fused { scale: Some(scale), residual: Some(residual), ..Default::default() };
         let qkv = linear::forward(&normed(&self.norms[0], x)?, &self.project, linear::Fused::default())?;
@@ -313,39 +313,41 @@ impl Stack {
     }
 
     /// `x [B, T, C]` through all layers: whole signals, or the next rows of streams. `observe` is shown what each layer made.
-    pub fn run(&self, x: Tensor, mut streams: Option<Streams>, observe: Observe) -> Result<Tensor> {
+    pub fn run(&self, x: &Tensor, mut streams: Option<Streams>, observe: Observe) -> Result<Tensor> {
+        let mut states = streams.as_mut().map(|Streams { past, mask }| past.states(*mask));
         let mut rows = None;
         let mut noises = 0..;
-        let mut x = x;
+        let mut made: Option<Tensor> = None;
         for layer in &self.layers {
-            x = match layer {
-                Ready::Conv(only) => only.run(&x, None, streams.as_mut())?,
+            let x = made.as_ref().unwrap_or(x);
+            let y = match layer {
+                Ready::Conv(only) => only.run(x, None, states.as_mut())?,
                 Ready::Residual(pair) => {
                     let [first, second] = &**pair;
-                    let h = first.run(&x, None, streams.as_mut())?;
-                    second.run(&h, Some(&x), streams.as_mut())?
+                    let h = first.run(x, None, states.as_mut())?;
+                    second.run(&h, Some(x), states.as_mut())?
                 }
-                Ready::Upsample(up) => up.run(&x, streams.as_mut())?,
+                Ready::Upsample(up) => up.run(x, states.as_mut())?,
                 Ready::Block(block) => {
                     rows = Some(x.shape()[1]);
-                    let streams = streams.as_mut().ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?;
-                    block.run(&x, streams)?
+                    block.run(x, states.as_mut().ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?)?
                 }
-                Ready::Noise(layer) => layer.run(&x, &self.noise, noises.next().unwrap_or_default())?,
-                Ready::Windowed(layer) => layer.run(&x)?,
+                Ready::Noise(layer) => layer.run(x, &self.noise, noises.next().unwrap_or_default())?,
+                Ready::Windowed(layer) => layer.run(x)?,
                 Ready::Shortcut(convs) => {
                     let [first, second, third] = &**convs;
-                    let h = first.run(&x, None, streams.as_mut())?;
-                    second.run(&h, Some(&third.run(&x, None, streams.as_mut())?), streams.as_mut())?
+                    let h = first.run(x, None, states.as_mut())?;
+                    second.run(&h, Some(&third.run(x, None, states.as_mut())?), states.as_mut())?
                 }
-                Ready::Lstm(layer) => layer.run(&x)?,
+                Ready::Lstm(layer) => layer.run(x)?,
             };
-            observe(layer.name(), &x)?;
+            observe(layer.name(), &y)?;
+            made = Some(y);
         }
         if let (Some(rows), Some(Streams { past, mask })) = (rows, streams) {
             past.advance(rows, mask)?;
         }
-        Ok(x)
+        made.map_or_else(|| Ok(x.copy()?), Ok)
     }
 }
 
@@ -380,36 +382,35 @@ enum State {
 
 /// What the layers of `batch` streams remember.
 pub struct Past {
-    states: Vec<Option<State>>,
+    /// In the order in which the layers run.
+    states: Vec<State>,
     /// Rows that the transformer has seen.
     positions: Option<Positions>,
 }
 
 impl Past {
     /// `rows`: most rows that go into the first layer at a time.
-    pub fn new(device: &Device, dtype: DType, batch: usize, total: usize, layers: &[Layer], mut rows: usize) -> Result<Past> {
-        let mut past = Past { states: (0..total).map(|_| None).collect(), positions: None };
-        let ring =
-            |c: &Conv| -> Result<Option<State>> { Ok(Some(State::Ring(Ring::new(device, dtype, batch, c.taps, c.cin, &c.geometry)?))) };
+    pub fn new(device: &Device, dtype: DType, batch: usize, layers: &[Layer], mut rows: usize) -> Result<Past> {
+        let mut past = Past { states: Vec::new(), positions: None };
+        let ring = |c: &Conv| -> Result<State> { Ok(State::Ring(Ring::new(device, dtype, batch, c.taps, c.cin, &c.geometry)?)) };
         for layer in layers {
             match layer {
                 Layer::Conv(c) => {
-                    past.states[c.index] = ring(c)?;
+                    past.states.push(ring(c)?);
                     rows /= c.geometry.stride;
                 }
                 Layer::Residual(a, b) => {
-                    past.states[a.index] = ring(a)?;
-                    past.states[b.index] = ring(b)?;
+                    past.states.extend([ring(a)?, ring(b)?]);
                 }
                 Layer::Upsample(u) => {
                     let ring = conv_transpose1d::ring(device, dtype, batch, u.taps, u.cin, u.geometry.stride)?;
-                    past.states[u.index] = Some(State::Ring(ring));
+                    past.states.push(State::Ring(ring));
                     rows = rows.saturating_mul(u.geometry.stride);
                 }
                 Layer::Block(b) => {
                     let capacity = b.window.saturating_add(rows.max(1)) - 1;
                     let cache = KvCache::new(device, dtype, batch, b.kv_heads, capacity, b.head_dim)?;
-                    past.states[b.index] = Some(State::Cache(cache));
+                    past.states.push(State::Cache(cache));
                     if past.positions.is_none() {
                         past.positions = Some(Positions::new(device, batch)?);
                     }
@@ -422,7 +423,7 @@ impl Past {
 
     /// Forgets the past of the streams whose mask is not zero.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
-        for state in self.states.iter_mut().flatten() {
+        for state in &mut self.states {
             if let State::Ring(ring) = state {
                 ring.reset(mask)?;
             }
@@ -435,17 +436,30 @@ impl Past {
         self.positions.as_mut().map_or(Ok(()), |positions| Ok(positions.advance(rows, mask)?))
     }
 
-    fn ring(&mut self, index: usize) -> Result<&mut Ring> {
-        match self.states.get_mut(index) {
-            Some(Some(State::Ring(ring))) => Ok(ring),
-            _ => Err(absent(index)),
+    fn states<'a>(&'a mut self, mask: Option<&'a Tensor>) -> States<'a> {
+        States { rest: self.states.iter_mut(), positions: self.positions.as_ref(), mask }
+    }
+}
+
+/// What the layers that have not run yet remember.
+pub(super) struct States<'a> {
+    rest: std::slice::IterMut<'a, State>,
+    positions: Option<&'a Positions>,
+    mask: Option<&'a Tensor>,
+}
+
+impl<'a> States<'a> {
+    fn ring(&mut self) -> Result<&'a mut Ring> {
+        match self.rest.next() {
+            Some(State::Ring(ring)) => Ok(ring),
+            _ => Err(of_others()),
         }
     }
 
-    fn cache(&mut self, index: usize) -> Result<(&mut KvCache, &Positions)> {
-        match (self.states.get_mut(index), &self.positions) {
-            (Some(Some(State::Cache(cache))), Some(positions)) => Ok((cache, positions)),
-            _ => Err(absent(index)),
+    fn cache(&mut self) -> Result<(&'a mut KvCache, &'a Positions)> {
+        match (self.rest.next(), self.positions) {
+            (Some(State::Cache(cache)), Some(positions)) => Ok((cache, positions)),
+            _ => Err(of_others()),
         }
     }
 }
@@ -454,6 +468,6 @@ fn needs_whole(layer: &str) -> Error {
     Error::Argument(format!("{layer} needs whole signals and cannot stream"))
 }
 
-fn absent(index: usize) -> Error {
-    Error::Argument(format!("layer {index} is not part of this stream"))
+fn of_others() -> Error {
+    Error::Argument("the streams are of other layers".into())
 }

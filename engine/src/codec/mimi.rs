@@ -4,7 +4,9 @@ use serde::Deserialize;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::Format;
+use super::config::{check_frame, check_ranges};
 use super::model::{Activation, Before, Block, Conv, Layer, Model, Upsample};
+use super::seanet::Seanet;
 use crate::{Error, Result};
 
 /// The numbers of a Mimi, by the keys of `config.json` in `transformers`. What a file leaves out is as published; what it has
@@ -77,13 +79,23 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Largest activation of one frame, as in [`super::Config`].
-    const MAX_FRAME_ELEMENTS: usize = 1 << 20;
-
     pub fn from_json(text: &str) -> Result<Config> {
         let config: Config = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
         config.check()?;
         Ok(config)
+    }
+
+    fn seanet(&self) -> Seanet<'_> {
+        Seanet {
+            num_filters: self.num_filters,
+            num_residual_layers: self.num_residual_layers,
+            kernel_size: self.kernel_size,
+            last_kernel_size: self.last_kernel_size,
+            residual_kernel_size: self.residual_kernel_size,
+            dilation_growth_rate: self.dilation_growth_rate,
+            compress: self.compress,
+            upsampling_ratios: &self.upsampling_ratios,
+        }
     }
 
     /// Refuses what is not a Mimi, and shapes that no file should be able to ask for.
@@ -102,13 +114,6 @@ impl Config {
         let ranges = [
             ("sampling_rate", self.sampling_rate as usize, 1000, 192_000),
             ("hidden_size", self.hidden_size, 1, 8192),
-            ("num_filters", self.num_filters, 1, 1024),
-            ("num_residual_layers", self.num_residual_layers, 0, 8),
-            ("kernel_size", self.kernel_size, 1, 64),
-            ("last_kernel_size", self.last_kernel_size, 1, 64),
-            ("residual_kernel_size", self.residual_kernel_size, 1, 64),
-            ("dilation_growth_rate", self.dilation_growth_rate, 1, 8),
-            ("compress", self.compress, 1, 64),
             ("codebook_size", self.codebook_size, 2, 1 << 16),
             ("codebook_dim", self.codebook_dim, 1, 4096),
             ("num_quantizers", self.num_quantizers, 2, super::Config::MAX_CODEBOOKS),
@@ -117,19 +122,9 @@ impl Config {
             ("num_attention_heads", self.num_attention_heads, 1, 256),
             ("num_key_value_heads", self.num_key_value_heads, 1, 256),
             ("sliding_window", self.sliding_window, 1, 1 << 16),
-            ("upsampling_ratios' length", self.upsampling_ratios.len(), 1, 8),
         ];
-        for (key, found, low, high) in ranges {
-            if !(low..=high).contains(&found) {
-                return fail(format!("{key} is {found}, expected {low} to {high}"));
-            }
-        }
-        if self.upsampling_ratios.iter().any(|r| !(1..=64).contains(r)) {
-            return fail(format!("upsampling_ratios must lie in 1..=64: {:?}", self.upsampling_ratios));
-        }
-        if self.num_filters < self.compress {
-            return fail(format!("num_filters {} is below compress {}", self.num_filters, self.compress));
-        }
+        check_ranges(&ranges)?;
+        self.seanet().check()?;
         let heads = self.num_attention_heads;
         if !self.hidden_size.is_multiple_of(2 * heads) || !heads.is_multiple_of(self.num_key_value_heads) {
             return fail(format!(
@@ -142,19 +137,7 @@ impl Config {
             return fail(format!("norm_eps {} or rope_theta {} out of range", self.norm_eps, self.rope_theta));
         }
         let stride = self.downsampling()?;
-        let (mut largest, mut rows) = (self.hidden_size, stride);
-        for (i, ratio) in self.upsampling_ratios.iter().enumerate() {
-            let widest = self.width(self.upsampling_ratios.len() - i);
-            largest = largest.max(rows.saturating_mul(widest));
-            rows = rows.saturating_mul(*ratio);
-        }
-        // What a dilated convolution keeps.
-        let dilation = self.dilation_growth_rate.saturating_pow(self.num_residual_layers.saturating_sub(1) as u32);
-        let past = self.residual_kernel_size.saturating_mul(dilation).saturating_mul(self.width(self.upsampling_ratios.len() - 1));
-        match largest.max(past).max(rows.saturating_mul(self.num_filters)) {
-            n if n <= Self::MAX_FRAME_ELEMENTS => Ok(()),
-            n => fail(format!("a frame needs activations of {n} elements, expected at most {}", Self::MAX_FRAME_ELEMENTS)),
-        }
+        check_frame(self.seanet().largest(stride).max(self.hidden_size))
     }
 
     /// Stride between the transformers and the quantiser.
@@ -167,11 +150,6 @@ impl Config {
         }
     }
 
-    /// Channels after `blocks` of the encoder's blocks.
-    fn width(&self, blocks: usize) -> usize {
-        self.num_filters << blocks
-    }
-
     /// Codebooks beyond the semantic one.
     pub fn acoustic(&self) -> usize {
         self.num_quantizers - self.num_semantic_quantizers
@@ -182,7 +160,7 @@ impl Config {
 pub fn model(config: &Config) -> Result<Model> {
     config.check()?;
     let stride = config.downsampling()?;
-    let mut b = Builder { config, next: 0 };
+    let b = Builder { config };
     let mut encoder = b.encoder();
     encoder.extend(b.transformer("encoder_transformer"));
     encoder.push(b.downsample(stride));
@@ -201,54 +179,48 @@ pub fn model(config: &Config) -> Result<Model> {
         codes_per_frame: vec![1; config.num_quantizers],
         causal: true,
     };
-    Ok(Model { format, encoder, decoder, layers: b.next })
+    Ok(Model { format, encoder, decoder })
 }
 
 struct Builder<'a> {
     config: &'a Config,
-    next: usize,
 }
 
 impl Builder<'_> {
-    fn index(&mut self) -> usize {
-        self.next += 1;
-        self.next - 1
-    }
-
-    fn conv(&mut self, name: String, activation: Activation, cin: usize, cout: usize, geometry: conv1d::Geometry, taps: usize) -> Conv {
-        let index = self.index();
-        Conv { name, activation, cin, cout, taps, geometry, before: Before::Silence, bias: true, norm: None, tanh: false, index }
+    fn conv(&self, name: String, activation: Activation, cin: usize, cout: usize, geometry: conv1d::Geometry, taps: usize) -> Conv {
+        Conv::new(name, activation, [cin, cout], taps, geometry)
     }
 
     /// Positions in SEANet's list, where activations have one of their own.
-    fn encoder(&mut self) -> Vec<Layer> {
+    fn encoder(&self) -> Vec<Layer> {
         let c = self.config;
         let name = |at: usize| format!("encoder.model.{at}.conv.conv");
         let plain = |taps| conv1d::Geometry::causal(taps, 1, 1);
         let mut layers = vec![Layer::Conv(self.conv(name(0), Activation::None, 1, c.num_filters, plain(c.kernel_size), c.kernel_size))];
         let mut at = 1;
         for (i, &ratio) in c.upsampling_ratios.iter().rev().enumerate() {
-            let width = c.width(i);
+            let width = c.seanet().width(i);
             layers.extend(self.residual_units("encoder", at, width));
             at += c.num_residual_layers + 1;
             let geometry = conv1d::Geometry::causal(2 * ratio, ratio, 1);
-            layers.push(Layer::Conv(self.conv(name(at), Activation::Elu, width, c.width(i + 1), geometry, 2 * ratio)));
+            layers.push(Layer::Conv(self.conv(name(at), Activation::Elu, width, c.seanet().width(i + 1), geometry, 2 * ratio)));
             at += 1;
         }
-        let (width, taps) = (c.width(c.upsampling_ratios.len()), c.last_kernel_size);
+        let (width, taps) = (c.seanet().width(c.upsampling_ratios.len()), c.last_kernel_size);
         layers.push(Layer::Conv(self.conv(name(at + 1), Activation::Elu, width, c.hidden_size, plain(taps), taps)));
         layers
     }
 
-    fn decoder(&mut self) -> Vec<Layer> {
+    fn decoder(&self) -> Vec<Layer> {
         let c = self.config;
         let name = |at: usize| format!("decoder.model.{at}.conv.conv");
         let plain = |taps| conv1d::Geometry::causal(taps, 1, 1);
         let (blocks, taps) = (c.upsampling_ratios.len(), c.kernel_size);
-        let mut layers = vec![Layer::Conv(self.conv(name(0), Activation::None, c.hidden_size, c.width(blocks), plain(taps), taps))];
+        let mut layers =
+            vec![Layer::Conv(self.conv(name(0), Activation::None, c.hidden_size, c.seanet().width(blocks), plain(taps), taps))];
         let mut at = 1;
         for (i, &ratio) in c.upsampling_ratios.iter().enumerate() {
-            let (cin, cout) = (c.width(blocks - i), c.width(blocks - i - 1));
+            let (cin, cout) = (c.seanet().width(blocks - i), c.seanet().width(blocks - i - 1));
             layers.push(Layer::Upsample(Upsample {
                 name: format!("decoder.model.{}.convtr.convtr", at + 1),
                 activation: Activation::Elu,
@@ -258,7 +230,6 @@ impl Builder<'_> {
                 geometry: conv_transpose1d::Geometry::causal(2 * ratio, ratio),
                 bias: true,
                 norm: None,
-                index: self.index(),
             }));
             layers.extend(self.residual_units("decoder", at + 2, cout));
             at += 2 + c.num_residual_layers;
@@ -268,21 +239,21 @@ impl Builder<'_> {
         layers
     }
 
-    fn residual_units(&mut self, side: &str, at: usize, width: usize) -> Vec<Layer> {
+    fn residual_units(&self, side: &str, at: usize, width: usize) -> Vec<Layer> {
         let c = self.config;
-        let mut unit = |n: usize| {
+        let unit = |n: usize| {
             let name = |part: usize| format!("{side}.model.{}.block.{part}.conv.conv", at + n);
             let (taps, narrow) = (c.residual_kernel_size, width / c.compress);
             let geometry = conv1d::Geometry::causal(taps, 1, c.dilation_growth_rate.pow(n as u32));
             let first = self.conv(name(1), Activation::Elu, width, narrow, geometry, taps);
             Layer::Residual(first, self.conv(name(3), Activation::Elu, narrow, width, conv1d::Geometry::causal(1, 1, 1), 1))
         };
-        (0..c.num_residual_layers).map(&mut unit).collect()
+        (0..c.num_residual_layers).map(unit).collect()
     }
 
-    fn transformer(&mut self, name: &str) -> Vec<Layer> {
+    fn transformer(&self, name: &str) -> Vec<Layer> {
         let c = self.config;
-        let mut block = |n: usize| {
+        let block = |n: usize| {
             Layer::Block(Block {
                 name: format!("{name}.transformer.layers.{n}"),
                 width: c.hidden_size,
@@ -293,20 +264,19 @@ impl Builder<'_> {
                 window: c.sliding_window,
                 theta: c.rope_theta,
                 epsilon: c.norm_eps,
-                index: self.index(),
             })
         };
-        (0..c.num_hidden_layers).map(&mut block).collect()
+        (0..c.num_hidden_layers).map(block).collect()
     }
 
-    fn downsample(&mut self, stride: usize) -> Layer {
+    fn downsample(&self, stride: usize) -> Layer {
         let (width, geometry) = (self.config.hidden_size, conv1d::Geometry::causal(2 * stride, stride, 1));
         let conv = self.conv("downsample.conv.conv.conv".into(), Activation::None, width, width, geometry, 2 * stride);
         Layer::Conv(Conv { before: Before::First, bias: false, ..conv })
     }
 
     /// Depthwise, though it was meant to mix channels: the published weights are so.
-    fn upsample_latents(&mut self, stride: usize) -> Layer {
+    fn upsample_latents(&self, stride: usize) -> Layer {
         let width = self.config.hidden_size;
         Layer::Upsample(Upsample {
             name: "upsample.convtr.convtr.convtr".into(),
@@ -317,7 +287,6 @@ impl Builder<'_> {
             geometry: conv_transpose1d::Geometry { groups: width, ..conv_transpose1d::Geometry::causal(2 * stride, stride) },
             bias: false,
             norm: None,
-            index: self.index(),
         })
     }
 }

@@ -14,6 +14,7 @@ mod format;
 pub mod mimi;
 pub mod model;
 pub mod quantizer;
+mod seanet;
 mod session;
 pub mod snac;
 mod whole;
@@ -235,7 +236,7 @@ impl Codec {
             return Err(fail());
         }
         self.check_whole(batch.saturating_mul(t))?;
-        let z = self.encoder.run(x.copy()?, None, observe)?;
+        let z = self.encoder.run(x, None, observe)?;
         let frames = z.shape()[1] / format.latents();
         let codes = self.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
         Ok(codes.reshape([batch, frames, format.columns(codebooks)])?)
@@ -257,7 +258,7 @@ impl Codec {
         let z = z.reshape([batch, frames * format.latents(), format.latent])?;
         let z = elementwise::convert(&z, self.dtype)?;
         observe("quantizer", &z)?;
-        self.decoder.run(z, None, observe)
+        self.decoder.run(&z, None, observe)
     }
 
     /// An error if this many samples are more than a model that is not causal can take.

@@ -39,8 +39,13 @@ pub struct Conv {
     /// Tensors of a norm of all rows and channels of a signal together, behind the convolution.
     pub norm: Option<String>,
     pub tanh: bool,
-    /// Position in the model; where a stream keeps this layer's past.
-    pub index: usize,
+}
+
+impl Conv {
+    /// With a bias, and silence before it.
+    pub fn new(name: String, activation: Activation, [cin, cout]: [usize; 2], taps: usize, geometry: conv1d::Geometry) -> Conv {
+        Conv { name, activation, cin, cout, taps, geometry, before: Before::Silence, bias: true, norm: None, tanh: false }
+    }
 }
 
 /// A transposed convolution.
@@ -55,7 +60,6 @@ pub struct Upsample {
     pub bias: bool,
     /// As in [`Conv`], before the ends are cropped.
     pub norm: Option<String>,
-    pub index: usize,
 }
 
 /// A transformer's block: `x += scale_1 * attention(norm1(x))`, then `x += scale_2 * linear2(gelu(linear1(norm2(x))))`.
@@ -72,7 +76,6 @@ pub struct Block {
     /// Longest period of the rotary embedding, over `2 pi`.
     pub theta: f64,
     pub epsilon: f64,
-    pub index: usize,
 }
 
 /// Attention of whole signals in windows that do not overlap: `x + out(attention(norm(x)))`, rotary positions within a window.
@@ -173,8 +176,6 @@ pub struct Model {
     pub format: Format,
     pub encoder: Vec<Layer>,
     pub decoder: Vec<Layer>,
-    /// Number of layers that a stream keeps a past for.
-    pub layers: usize,
 }
 
 impl Model {

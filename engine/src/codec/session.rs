@@ -38,7 +38,7 @@ impl<'a> Session<'a> {
             .checked_mul(codec.format().hop)
             .filter(|&n| n > 0)
             .ok_or_else(|| Error::Argument(format!("a stream cannot take {frames} frames at a time")))?;
-        let past = |layers: &[_], rows| Past::new(&codec.device, codec.values(), batch, codec.model.layers, layers, rows);
+        let past = |layers: &[_], rows| Past::new(&codec.device, codec.values(), batch, layers, rows);
         let (encoder, decoder) = (past(&codec.model.encoder, samples)?, past(&codec.model.decoder, frames)?);
         Ok(Session { codec, batch, frames, encoder, decoder, encoding: Recorder::default(), decoding: Recorder::default() })
     }
@@ -111,7 +111,7 @@ impl<'a> Session<'a> {
 fn encode(codec: &Codec, past: &mut Past, x: &Tensor, codebooks: usize, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
     let _span = span::step("encode");
     codec.device.step(|| {
-        let z = codec.encoder.run(x.copy()?, Some(Streams { past, mask }), observe)?;
+        let z = codec.encoder.run(x, Some(Streams { past, mask }), observe)?;
         let (batch, frames) = (z.shape()[0], z.shape()[1]);
         let codes = codec.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
         Ok(codes.reshape([batch, frames, codebooks])?)
@@ -125,7 +125,7 @@ fn decode(codec: &Codec, past: &mut Past, codes: &Tensor, mask: Option<&Tensor>,
         let z = codec.quantizer.decode(&codes.copy()?.reshape([batch * frames, codebooks])?)?;
         let z = elementwise::convert(&z.reshape([batch, frames, codec.format().latent])?, codec.values())?;
         observe("quantizer", &z)?;
-        codec.decoder.run(z, Some(Streams { past, mask }), observe)
+        codec.decoder.run(&z, Some(Streams { past, mask }), observe)
     })
 }
 

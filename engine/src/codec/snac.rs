@@ -5,7 +5,8 @@ use serde::Deserialize;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::Format;
-use super::model::{Activation, Before, Conv, Layer, Model, Upsample, Windowed};
+use super::config::check_ranges;
+use super::model::{Activation, Conv, Layer, Model, Upsample, Windowed};
 use crate::{Error, Result};
 
 /// The numbers of a SNAC, by the keys of its `config.json`. What a file leaves out is as in the package.
@@ -75,11 +76,7 @@ impl Config {
             ("vq_strides' length", self.vq_strides.len(), 1, super::Config::MAX_CODEBOOKS),
             ("vq_strides' first", self.vq_strides.first().copied().unwrap_or(0), 1, 4096),
         ];
-        for (key, found, low, high) in ranges {
-            if !(low..=high).contains(&found) {
-                return fail(format!("{key} is {found}, expected {low} to {high}"));
-            }
-        }
+        check_ranges(&ranges)?;
         if self.encoder_rates.iter().any(|r| !(1..=64).contains(r)) || !self.encoder_rates.iter().eq(self.decoder_rates.iter().rev()) {
             let rates = (&self.encoder_rates, &self.decoder_rates);
             return fail(format!("encoder_rates and decoder_rates are {rates:?}, expected numbers in 1..=64 and their reverse"));
@@ -123,7 +120,7 @@ impl Config {
 /// The layers, in the names of the package.
 pub fn model(config: &Config) -> Result<Model> {
     config.check()?;
-    let mut b = Builder { config, next: 0 };
+    let b = Builder { config };
     let (encoder, decoder) = (b.encoder(), b.decoder());
     let slowest = config.vq_strides[0];
     let format = Format {
@@ -137,47 +134,29 @@ pub fn model(config: &Config) -> Result<Model> {
         codes_per_frame: config.vq_strides.iter().map(|stride| slowest / stride).collect(),
         causal: false,
     };
-    Ok(Model { format, encoder, decoder, layers: b.next })
+    Ok(Model { format, encoder, decoder })
 }
 
 struct Builder<'a> {
     config: &'a Config,
-    next: usize,
 }
 
 impl Builder<'_> {
-    fn index(&mut self) -> usize {
-        self.next += 1;
-        self.next - 1
-    }
-
     /// With as much padding on either side.
-    fn conv(&mut self, name: String, activation: Activation, [cin, cout]: [usize; 2], taps: usize, dilation: usize) -> Conv {
+    fn conv(&self, name: String, activation: Activation, channels: [usize; 2], taps: usize, dilation: usize) -> Conv {
         let pad = (taps - 1) * dilation / 2;
         let geometry = conv1d::Geometry { dilation, pad_left: pad, pad_right: pad, ..Default::default() };
-        Conv {
-            name,
-            activation,
-            cin,
-            cout,
-            taps,
-            geometry,
-            before: Before::Silence,
-            bias: true,
-            norm: None,
-            tanh: false,
-            index: self.index(),
-        }
+        Conv::new(name, activation, channels, taps, geometry)
     }
 
     /// A convolution over time alone, where the configuration says so.
-    fn depthwise(&mut self, name: String, activation: Activation, width: usize, dilation: usize) -> Conv {
+    fn depthwise(&self, name: String, activation: Activation, width: usize, dilation: usize) -> Conv {
         let conv = self.conv(name, activation, [width, width], 7, dilation);
         let groups = if self.config.depthwise { width } else { 1 };
         Conv { geometry: conv1d::Geometry { groups, ..conv.geometry }, ..conv }
     }
 
-    fn encoder(&mut self) -> Vec<Layer> {
+    fn encoder(&self) -> Vec<Layer> {
         let c = self.config;
         let mut layers = vec![Layer::Conv(self.conv("encoder.block.0".into(), Activation::None, [1, c.encoder_dim], 7, 1))];
         for (i, &stride) in c.encoder_rates.iter().enumerate() {
@@ -195,7 +174,7 @@ impl Builder<'_> {
         layers
     }
 
-    fn decoder(&mut self) -> Vec<Layer> {
+    fn decoder(&self) -> Vec<Layer> {
         let c = self.config;
         let (blocks, latent) = (c.decoder_rates.len(), c.encoder_dim << c.encoder_rates.len());
         let name = |at: usize| format!("decoder.model.{at}");
@@ -219,7 +198,6 @@ impl Builder<'_> {
                 geometry: conv_transpose1d::Geometry::padded(stride, stride.div_ceil(2), stride % 2),
                 bias: true,
                 norm: None,
-                index: self.index(),
             }));
             if c.noise {
                 let linear = self.conv(format!("{block}.2.linear"), Activation::None, [cout, cout], 1, 1);
@@ -233,13 +211,13 @@ impl Builder<'_> {
         layers
     }
 
-    fn units(&mut self, block: &str, at: usize, width: usize) -> Vec<Layer> {
-        let mut unit = |(n, &dilation): (usize, &usize)| {
+    fn units(&self, block: &str, at: usize, width: usize) -> Vec<Layer> {
+        let unit = |(n, &dilation): (usize, &usize)| {
             let unit = format!("{block}.{}.block", at + n);
             let first = self.depthwise(format!("{unit}.1"), snake(&unit, 0), width, dilation);
             Layer::Residual(first, self.conv(format!("{unit}.3"), snake(&unit, 2), [width, width], 1, 1))
         };
-        DILATIONS.iter().enumerate().map(&mut unit).collect()
+        DILATIONS.iter().enumerate().map(unit).collect()
     }
 
     fn windowed(&self, name: String, width: usize) -> Option<Layer> {
