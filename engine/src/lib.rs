@@ -5,5 +5,7 @@ mod error;
 pub mod metrics;
 pub mod tape;
 pub mod train;
+pub mod transformer;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -20,6 +20,7 @@ fn tiny(quantizer: QuantizerKind) -> TrainConfig {
             quantizer,
             codebook_dim: 8,
             codebook_sizes: vec![32, 16],
+            transformer: None,
         }),
         train: Schedule { steps: 300, batch: 2, crop_frames: 80, learning_rate: 3e-3, warmup: 10, ..Schedule::default() },
         loss: LossWeights { mel: 1.0, wave: 10.0, mel_scales: vec![(5, 32), (10, 64), (20, 128), (40, 256)], ..LossWeights::default() },

@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use swara_kernels::ops::attention::MAX_HEAD_DIM;
 
 use crate::{Error, Result};
 
@@ -24,6 +25,21 @@ pub struct Config {
     pub codebook_dim: usize,
     /// Codewords of each stage.
     pub codebook_sizes: Vec<usize>,
+    /// Between encoder and quantiser, and quantiser and decoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transformer: Option<TransformerConfig>,
+}
+
+/// A causal transformer of Mimi's kind over the latents: rotary positions, layer scales.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransformerConfig {
+    pub layers: usize,
+    pub heads: usize,
+    /// Width within a feed-forward layer.
+    pub hidden: usize,
+    /// Latents that one sees, itself among them.
+    pub window: usize,
 }
 
 /// How codewords are found and learnt.
@@ -46,7 +62,7 @@ impl Config {
         Ok(config)
     }
 
-    /// A preset: `te200`, `te50`, `te12` or `swara-te50`.
+    /// A preset: `te200`, `te50`, `te12`, `hybrid12` or `swara-te50`.
     pub fn preset(name: &str) -> Result<Config> {
         let doubling = |first: usize, n: usize| (0..=n).map(|i| first << i).collect::<Vec<_>>();
         let reversed = |mut widths: Vec<usize>| {
@@ -64,12 +80,19 @@ impl Config {
             quantizer: QuantizerKind::Ema,
             codebook_dim: 256,
             codebook_sizes: codebook_sizes.to_vec(),
+            transformer: None,
         };
         let split = [2048, 1024, 1024, 1024, 1024, 1024, 1024, 1024];
         Ok(match name {
             "te200" => dac(16000, &[2, 2, 4, 5], &[1024; 8]),
             "te50" => dac(16000, &[2, 4, 5, 8], &split),
             "te12" => Config { encoder_widths: vec![64, 128, 256, 512, 1024, 1024], ..dac(24000, &[4, 5, 6, 8, 2], &split) },
+            "hybrid12" => Config {
+                latent: 512,
+                // Twenty seconds.
+                transformer: Some(TransformerConfig { layers: 8, heads: 8, hidden: 2048, window: 250 }),
+                ..Config::preset("te12")?
+            },
             "swara-te50" => Config {
                 sample_rate: 16000,
                 encoder_widths: vec![16, 48, 96, 160, 224],
@@ -81,8 +104,9 @@ impl Config {
                 quantizer: QuantizerKind::Ema,
                 codebook_dim: 32,
                 codebook_sizes: split.to_vec(),
+                transformer: None,
             },
-            _ => return Err(Error::Config(format!("unknown preset {name:?}; expected te200, te50, te12 or swara-te50"))),
+            _ => return Err(Error::Config(format!("unknown preset {name:?}; expected te200, te50, te12, hybrid12 or swara-te50"))),
         })
     }
 
@@ -114,12 +138,15 @@ impl Config {
         {
             return fail(format!("codebook_sizes must be 1 to 64 numbers in 2..=65536: {:?}", self.codebook_sizes));
         }
+        if let Some(t) = &self.transformer {
+            t.check(self)?;
+        }
         check_frame(self.frame_elements())
     }
 
     /// Elements of the largest activation that one frame passes through, after [`Config::check`]'s other checks.
     fn frame_elements(&self) -> usize {
-        let mut largest = self.latent;
+        let mut largest = self.latent.max(self.transformer.as_ref().map_or(0, |t| t.hidden));
         let mut rows = 1usize;
         for (i, &stride) in self.strides.iter().enumerate().rev() {
             rows = rows.saturating_mul(stride);
@@ -132,6 +159,25 @@ impl Config {
     /// Samples a frame.
     pub fn hop(&self) -> usize {
         self.strides.iter().product()
+    }
+}
+
+impl TransformerConfig {
+    fn check(&self, config: &Config) -> Result<()> {
+        check_ranges(&[
+            ("transformer.layers", self.layers, 1, 64),
+            ("transformer.heads", self.heads, 1, 256),
+            ("transformer.hidden", self.hidden, 1, 1 << 16),
+            ("transformer.window", self.window, 1, 1 << 16),
+        ])?;
+        let fail = |what: String| Err(Error::Config(what));
+        if !config.latent.is_multiple_of(2 * self.heads) || config.latent / self.heads > MAX_HEAD_DIM {
+            return fail(format!("latent {} is not {} heads of an even size up to {MAX_HEAD_DIM}", config.latent, self.heads));
+        }
+        match config.causal {
+            true => Ok(()),
+            false => fail("a transformer in a codec that is not causal".into()),
+        }
     }
 }
 

@@ -1,9 +1,11 @@
-//! The layers of a DAC-style codec, in the names of `transformers`.
+//! The layers of a DAC-style codec, in the names of `transformers`; transformers beside the quantiser are called as in Mimi.
 
+use swara_kernels::ops::rope::Style;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::model::{Activation, Conv, Layer, Model, Upsample};
 use super::{Config, Format};
+use crate::transformer::{Block, FeedForward, Norm, Rotary};
 
 pub fn model(config: &Config) -> Model {
     let b = Builder { causal: config.causal };
@@ -17,8 +19,10 @@ pub fn model(config: &Config) -> Model {
         encoder.push(Layer::Conv(b.strided(&block, enc[i], enc[i + 1], stride)));
     }
     encoder.push(Layer::Conv(b.conv("encoder.conv2", snake("encoder.snake1"), enc[blocks], config.latent, 3, 1)));
+    encoder.extend(transformer(config, "encoder_transformer"));
 
-    let mut decoder = vec![Layer::Conv(b.conv("decoder.conv1", Activation::None, config.latent, dec[0], 7, 1))];
+    let mut decoder = transformer(config, "decoder_transformer");
+    decoder.push(Layer::Conv(b.conv("decoder.conv1", Activation::None, config.latent, dec[0], 7, 1)));
     for (i, &stride) in config.strides.iter().rev().enumerate() {
         let block = format!("decoder.block.{i}");
         decoder.push(Layer::Upsample(b.upsample(&block, dec[i], dec[i + 1], stride)));
@@ -41,6 +45,27 @@ fn format(config: &Config) -> Format {
         codes_per_frame: vec![1; config.codebook_sizes.len()],
         causal: config.causal,
     }
+}
+
+fn transformer(config: &Config, name: &str) -> Vec<Layer> {
+    let Some(t) = &config.transformer else { return Vec::new() };
+    let block = |n: usize| {
+        Layer::Block(Block {
+            name: format!("{name}.layers.{n}"),
+            width: config.latent,
+            heads: t.heads,
+            kv_heads: t.heads,
+            head_dim: config.latent / t.heads,
+            hidden: t.hidden,
+            window: Some(t.window),
+            rotary: Some(Rotary { theta: 10_000.0, style: Style::Interleaved }),
+            norm: Norm::Layer,
+            epsilon: 1e-5,
+            feed_forward: FeedForward::Gelu,
+            scaled: true,
+        })
+    };
+    (0..t.layers).map(block).collect()
 }
 
 fn snake(name: &str) -> Activation {

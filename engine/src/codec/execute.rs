@@ -1,68 +1,15 @@
 //! Layers with their weights, run over whole signals or over streams.
 
-use std::collections::BTreeMap;
-
-use swara_kernels::ops::attention::{self, KvCache, Positions};
+use swara_kernels::ops::attention::{KvCache, Positions};
 use swara_kernels::ops::conv1d::{self, Epilogue, Fused, Prologue, Ring};
-use swara_kernels::ops::linear::{self, Weight as Matrix};
-use swara_kernels::ops::rope::{Rope, Style};
-use swara_kernels::ops::{conv_transpose1d, elementwise, layer_norm, pad, rope};
+use swara_kernels::ops::{conv_transpose1d, elementwise, layer_norm, pad};
 use swara_kernels::{DType, Device, Tensor, span};
 
-use super::model::{Activation, Before, Block, Conv, Layer, Upsample};
+use super::model::{Activation, Before, Conv, Layer, Upsample};
 use super::whole::{Noise, ReadyLstm, ReadyNoise, ReadyWindowed};
+use crate::transformer::{LayerNorm, ReadyBlock};
+use crate::weights::{Reader, Weights};
 use crate::{Error, Result};
-
-/// Folded weights by name.
-pub type Weights = BTreeMap<String, Tensor>;
-
-pub(crate) fn find<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
-    weights.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))
-}
-
-/// The type of the values in a model of this type: the CPU keeps weights in bf16, but computes in f32.
-pub(crate) fn values_dtype(device: &Device, dtype: DType) -> DType {
-    if *device == Device::Cpu && dtype == DType::BF16 { DType::F32 } else { dtype }
-}
-
-/// What per-channel parameters beside values of type `dtype` are stored in.
-fn parameter_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// Takes a model's tensors in the types that its operations want, and counts them.
-pub(super) struct Reader<'a> {
-    weights: &'a Weights,
-    /// Of weights.
-    dtype: DType,
-    values: DType,
-    bytes: usize,
-}
-
-impl Reader<'_> {
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    pub fn weight(&mut self, name: &str) -> Result<Tensor> {
-        self.read(name, self.dtype)
-    }
-
-    /// What is added to values.
-    fn bias(&mut self, name: &str) -> Result<Tensor> {
-        self.read(name, self.values)
-    }
-
-    pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
-        self.read(name, parameter_dtype(self.values))
-    }
-
-    fn read(&mut self, name: &str, dtype: DType) -> Result<Tensor> {
-        let tensor = elementwise::convert(find(self.weights, name)?, dtype)?;
-        self.bytes += tensor.bytes();
-        Ok(tensor)
-    }
-}
 
 enum Activate {
     None,
@@ -184,25 +131,14 @@ impl ReadyUpsample {
     }
 }
 
-pub(super) struct Norm {
-    pub weight: Tensor,
-    pub bias: Tensor,
-}
-
-impl Norm {
-    pub fn new(name: &str, from: &mut Reader) -> Result<Norm> {
-        Ok(Norm { weight: from.parameter(&format!("{name}.weight"))?, bias: from.parameter(&format!("{name}.bias"))? })
-    }
-}
-
 /// A norm of all rows and channels of a signal together, with a weight and a bias a channel (`torch.nn.GroupNorm` of one group).
-struct GroupNorm(Norm);
+struct GroupNorm(LayerNorm);
 
 impl GroupNorm {
     const EPSILON: f64 = 1e-5;
 
     fn new(name: &Option<String>, from: &mut Reader) -> Result<Option<GroupNorm>> {
-        name.as_ref().map(|name| Ok(GroupNorm(Norm::new(name, from)?))).transpose()
+        name.as_ref().map(|name| Ok(GroupNorm(LayerNorm::new(name, from)?))).transpose()
     }
 
     fn run(&self, x: Tensor) -> Result<Tensor> {
@@ -212,51 +148,6 @@ impl GroupNorm {
         let tile = |v: &Tensor| Tensor::from_f64(&device, v.dtype(), &v.to_f64()?.repeat(rows), [rows * channels]);
         let y = layer_norm::forward(&x.reshape([batch, rows * channels])?, &tile(&self.0.weight)?, &tile(&self.0.bias)?, Self::EPSILON)?;
         Ok(y.reshape([batch, rows, channels])?)
-    }
-}
-
-struct ReadyBlock {
-    layer: Block,
-    rope: Rope,
-    norms: [Norm; 2],
-    project: Matrix,
-    out: Matrix,
-    widen: Matrix,
-    narrow: Matrix,
-    scales: [Tensor; 2],
-}
-
-impl ReadyBlock {
-    fn new(layer: &Block, device: &Device, from: &mut Reader) -> Result<ReadyBlock> {
-        let name = |part: &str| format!("{}.{part}", layer.name);
-        let mut matrix = |part: &str| Ok::<_, Error>(Matrix::new(&from.weight(&name(part))?)?);
-        let (project, out) = (matrix("self_attn.in_proj_weight")?, matrix("self_attn.out_proj.weight")?);
-        let (widen, narrow) = (matrix("linear1.weight")?, matrix("linear2.weight")?);
-        Ok(ReadyBlock {
-            rope: Rope::new(device, layer.head_dim, layer.theta, Style::Interleaved)?,
-            norms: [Norm::new(&name("norm1"), from)?, Norm::new(&name("norm2"), from)?],
-            scales: [from.parameter(&name("layer_scale_1.scale"))?, from.parameter(&name("layer_scale_2.scale"))?],
-            project,
-            out,
-            widen,
-            narrow,
-            layer: layer.clone(),
-        })
-    }
-
-    fn run(&self, x: &Tensor, states: &mut States) -> Result<Tensor> {
-        let _span = span::layer(&self.layer.name);
-        let (layer, mask) = (&self.layer, states.mask);
-        let (cache, positions) = states.cache()?;
-        let normed = |n: &Norm, x: &Tensor| layer_norm::forward(x, &n.weight, &n.bias, layer.epsilon);
-        let add = |scale, residual| linear::Fused { scale: Some(scale), residual: Some(residual), ..Default::default() };
-        let qkv = linear::forward(&normed(&self.norms[0], x)?, &self.project, linear::Fused::default())?;
-        let q = rope::append(&qkv, &self.rope, cache, positions, mask)?;
-        let seen = attention::step(&q, cache, positions, Some(layer.window), mask)?;
-        let x = linear::forward(&seen, &self.out, add(&self.scales[0], x))?;
-        let gelu = linear::Fused { activation: linear::Activation::Gelu, ..Default::default() };
-        let wide = linear::forward(&normed(&self.norms[1], &x)?, &self.widen, gelu)?;
-        Ok(linear::forward(&wide, &self.narrow, add(&self.scales[1], &x))?)
     }
 }
 
@@ -281,7 +172,7 @@ pub struct Stack {
 impl Stack {
     /// `weights` are folded, by name, in memory layout; they are stored in `dtype`. The CPU computes in f32 beside bf16.
     pub fn new(layers: &[Layer], weights: &Weights, device: &Device, dtype: DType) -> Result<Stack> {
-        let mut from = Reader { weights, dtype, values: values_dtype(device, dtype), bytes: 0 };
+        let mut from = Reader::new(weights, device, dtype);
         let ready = |layer: &Layer| -> Result<Ready> {
             Ok(match layer {
                 Layer::Conv(only) => Ready::Conv(ReadyConv::new(only, &mut from)?),
@@ -300,7 +191,7 @@ impl Stack {
                 Layer::Windowed(layer) => Ready::Windowed(Box::new(ReadyWindowed::new(layer, device, &mut from)?)),
             })
         };
-        Ok(Stack { layers: layers.iter().map(ready).collect::<Result<_>>()?, bytes: from.bytes, noise: Noise::default() })
+        Ok(Stack { layers: layers.iter().map(ready).collect::<Result<_>>()?, bytes: from.bytes(), noise: Noise::default() })
     }
 
     /// Size of all weights.
@@ -330,7 +221,9 @@ impl Stack {
                 Ready::Upsample(up) => up.run(x, states.as_mut())?,
                 Ready::Block(block) => {
                     rows = Some(x.shape()[1]);
-                    block.run(x, states.as_mut().ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?)?
+                    let states = states.as_mut().ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?;
+                    let (mask, (cache, positions)) = (states.mask, states.cache()?);
+                    block.run(x, cache, positions, mask)?
                 }
                 Ready::Noise(layer) => layer.run(x, &self.noise, noises.next().unwrap_or_default())?,
                 Ready::Windowed(layer) => layer.run(x)?,
@@ -408,7 +301,7 @@ impl Past {
                     rows = rows.saturating_mul(u.geometry.stride);
                 }
                 Layer::Block(b) => {
-                    let capacity = b.window.saturating_add(rows.max(1)) - 1;
+                    let capacity = b.window.unwrap_or(1).saturating_add(rows.max(1)) - 1;
                     let cache = KvCache::new(device, dtype, batch, b.kv_heads, capacity, b.head_dim)?;
                     past.states.push(State::Cache(cache));
                     if past.positions.is_none() {

@@ -1,12 +1,14 @@
 //! Mimi (Défossez et al. 2024, section 3.3): SEANet with a transformer on either side of a split quantiser, all of it causal.
 
 use serde::Deserialize;
+use swara_kernels::ops::rope::Style;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::Format;
 use super::config::{check_frame, check_ranges};
-use super::model::{Activation, Before, Block, Conv, Layer, Model, Upsample};
+use super::model::{Activation, Before, Conv, Layer, Model, Upsample};
 use super::seanet::Seanet;
+use crate::transformer::{Block, FeedForward, Norm, Rotary};
 use crate::{Error, Result};
 
 /// The numbers of a Mimi, by the keys of `config.json` in `transformers`. What a file leaves out is as published; what it has
@@ -261,9 +263,12 @@ impl Builder<'_> {
                 kv_heads: c.num_key_value_heads,
                 head_dim: c.hidden_size / c.num_attention_heads,
                 hidden: c.intermediate_size,
-                window: c.sliding_window,
-                theta: c.rope_theta,
+                window: Some(c.sliding_window),
+                rotary: Some(Rotary { theta: c.rope_theta, style: Style::Interleaved }),
+                norm: Norm::Layer,
                 epsilon: c.norm_eps,
+                feed_forward: FeedForward::Gelu,
+                scaled: true,
             })
         };
         (0..c.num_hidden_layers).map(block).collect()

@@ -9,7 +9,7 @@ mod checkpoint;
 mod config;
 mod dac;
 pub mod encodec;
-pub mod execute;
+mod execute;
 mod format;
 pub mod mimi;
 pub mod model;
@@ -23,16 +23,17 @@ use std::path::Path;
 
 pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, family};
 pub(crate) use checkpoint::{embedding_spec, fold, read};
-pub use config::{Config, QuantizerKind};
+pub use config::{Config, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};
 pub use session::Session;
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Tensor, span};
 pub use whole::Noise;
 
-use self::execute::{Observe, Stack, Weights};
+use self::execute::{Observe, Stack};
 use self::model::{Layer, Model};
 use self::quantizer::Quantizer;
+use crate::weights::{Weights, values_dtype};
 use crate::{Error, Result};
 
 /// Codes of one signal, one codebook after the other, as codes files store them: `[codebooks, frames]` unless codebooks differ in rate.
@@ -122,7 +123,7 @@ impl Codec {
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.
     fn values(&self) -> DType {
-        execute::values_dtype(&self.device, self.dtype)
+        values_dtype(&self.device, self.dtype)
     }
 
     /// Size of all weights and of the first `codebooks` codebooks, which a frame of so many reads once.

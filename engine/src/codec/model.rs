@@ -5,6 +5,7 @@ use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::dac;
 use super::{Config, Format};
+use crate::transformer::Block;
 
 /// What a layer applies to its input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,22 +61,6 @@ pub struct Upsample {
     pub bias: bool,
     /// As in [`Conv`], before the ends are cropped.
     pub norm: Option<String>,
-}
-
-/// A transformer's block: `x += scale_1 * attention(norm1(x))`, then `x += scale_2 * linear2(gelu(linear1(norm2(x))))`.
-#[derive(Clone, Debug)]
-pub struct Block {
-    pub name: String,
-    pub width: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub hidden: usize,
-    /// Keys that a query sees, itself among them.
-    pub window: usize,
-    /// Longest period of the rotary embedding, over `2 pi`.
-    pub theta: f64,
-    pub epsilon: f64,
 }
 
 /// Attention of whole signals in windows that do not overlap: `x + out(attention(norm(x)))`, rotary positions within a window.
@@ -162,7 +147,7 @@ impl Layer {
             Layer::Upsample(up) => {
                 up.taps.div_ceil(up.geometry.stride) * up.cin / up.geometry.groups + usize::from(up.bias) + norm(&up.norm)
             }
-            Layer::Block(b) => 3 * b.width + b.head_dim + b.window + b.heads * b.head_dim + b.hidden,
+            Layer::Block(b) => 3 * b.width + b.head_dim + b.window.unwrap_or(0) + b.heads * b.head_dim + b.hidden,
             Layer::Shortcut(convs) => convs.iter().map(conv).sum(),
             Layer::Windowed(w) => 3 * w.width + w.head_dim + w.window,
             Layer::Lstm(l) => l.layers * 2 * (l.width + 1),
@@ -204,38 +189,16 @@ impl Model {
                     specs.extend(up.bias.then(|| TensorSpec::new(format!("{}.bias", up.name), Layout::Plain, [up.cout])));
                     specs.extend(norm_tensors(&up.norm, up.cout));
                 }
-                Layer::Block(block) => specs.extend(block.tensors()),
+                Layer::Block(block) => {
+                    let plain = |(name, published)| TensorSpec { name, layout: Layout::Plain, published };
+                    specs.extend(block.tensors().into_iter().map(plain));
+                }
                 Layer::Shortcut(convs) => convs.iter().for_each(|conv| conv_tensors(&mut specs, conv, folded)),
                 Layer::Windowed(windowed) => specs.extend(windowed.tensors()),
                 Layer::Lstm(lstm) => specs.extend(lstm.tensors()),
             }
         }
         specs
-    }
-}
-
-impl Block {
-    /// Rows of the fused projection to queries, keys and values.
-    pub fn projected(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let &Block { width, hidden, .. } = self;
-        let matrix = |name: &str, rows, columns| TensorSpec::new(format!("{}.{name}", self.name), Layout::Plain, [rows, columns]);
-        let vector = |name: &str| TensorSpec::new(format!("{}.{name}", self.name), Layout::Plain, [width]);
-        vec![
-            vector("norm1.weight"),
-            vector("norm1.bias"),
-            matrix("self_attn.in_proj_weight", self.projected(), width),
-            matrix("self_attn.out_proj.weight", width, self.heads * self.head_dim),
-            vector("layer_scale_1.scale"),
-            vector("norm2.weight"),
-            vector("norm2.bias"),
-            matrix("linear1.weight", hidden, width),
-            matrix("linear2.weight", width, hidden),
-            vector("layer_scale_2.scale"),
-        ]
     }
 }
 

@@ -6,10 +6,10 @@ use swara_kernels::ops::rvq_search::{Codebooks, Metric};
 use swara_kernels::ops::{conv_transpose1d, conv1d, elementwise, rvq_search};
 use swara_kernels::{DType, Tensor, span};
 
-use super::execute::{Weights, find};
 use super::model::{Layout, TensorSpec};
 use super::{Config, QuantizerKind};
 use crate::Result;
+use crate::weights::{Weights, find};
 
 /// Epsilon of Mimi's rule `embedding = embedding_sum / max(usage, epsilon)`.
 pub const USAGE_EPSILON: f64 = 1e-5;

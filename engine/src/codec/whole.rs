@@ -9,8 +9,10 @@ use swara_kernels::ops::rope::{Rope, Style};
 use swara_kernels::ops::{conv1d, elementwise, layer_norm, lstm, rope};
 use swara_kernels::{Device, Tensor, span};
 
-use super::execute::{Norm, Reader, ReadyConv};
+use super::execute::ReadyConv;
 use super::model::{Conv, Lstm, Windowed};
+use crate::transformer::LayerNorm;
+use crate::weights::Reader;
 use crate::{Error, Result};
 
 /// What the noise layers of a decoder are given. The published code draws anew every time.
@@ -76,7 +78,7 @@ impl ReadyNoise {
 pub(super) struct ReadyWindowed {
     pub layer: Windowed,
     rope: Rope,
-    norm: Norm,
+    norm: LayerNorm,
     /// Queries, keys and values.
     project: [Matrix; 3],
     out: Matrix,
@@ -93,7 +95,7 @@ impl ReadyWindowed {
         };
         Ok(ReadyWindowed {
             rope: Rope::new(device, layer.head_dim, layer.theta, Style::HalfSplit)?,
-            norm: Norm::new(&name("norm"), from)?,
+            norm: LayerNorm::new(&name("norm"), from)?,
             project: [part(0)?, part(1)?, part(2)?],
             out: Matrix::new(&from.weight(&name("to_out.weight"))?)?,
             layer: layer.clone(),

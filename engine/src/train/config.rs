@@ -160,7 +160,11 @@ impl TrainConfig {
     fn check(&self) -> Result<()> {
         let fail = |what: &str| Err(Error::Config(what.to_owned()));
         let t = &self.train;
-        let hop = self.codec()?.hop();
+        let codec = self.codec()?;
+        if codec.transformer.is_some() {
+            return fail("a codec with a transformer runs, but cannot be trained yet");
+        }
+        let hop = codec.hop();
         if t.batch == 0 || t.crop_frames == 0 || t.batch.saturating_mul(t.crop_frames).saturating_mul(hop) > 1 << 26 {
             return fail("train.batch x train.crop_frames must be between one frame and 2^26 samples");
         }

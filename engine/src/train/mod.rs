@@ -23,10 +23,10 @@ use swara_kernels::{DType, Device, Shape, Tensor, span};
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Quantised, Stages, mix};
 use self::recording::Recording;
-use crate::codec::execute::Weights;
 use crate::codec::model::{Layout, Model, TensorSpec};
 use crate::codec::{Codec, Config, QuantizerKind, quantizer};
 use crate::tape::{Tape, Var};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// A learnt tensor with its optimiser state.

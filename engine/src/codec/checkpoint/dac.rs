@@ -5,10 +5,10 @@ use swara_kernels::Device;
 use swara_loader::weights;
 
 use super::named;
-use crate::codec::execute::Weights;
 use crate::codec::model::Model;
 use crate::codec::quantizer::parameter_tensors;
 use crate::codec::{Config, QuantizerKind};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// Whose names a file has.
@@ -134,6 +134,7 @@ pub fn config(json: &str) -> Result<Config> {
         quantizer: QuantizerKind::Factorised,
         codebook_dim: p.codebook_dim,
         codebook_sizes: vec![p.codebook_size; p.n_codebooks],
+        transformer: None,
     };
     config.check()?;
     Ok(config)

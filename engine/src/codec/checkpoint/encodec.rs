@@ -6,9 +6,9 @@ use swara_loader::weights;
 use super::{named, read};
 use crate::Result;
 use crate::codec::encodec::{self, Config};
-use crate::codec::execute::Weights;
 use crate::codec::model::{Layout, Model, TensorSpec};
 use crate::codec::quantizer::Quantizer;
+use crate::weights::Weights;
 
 /// Whose names a file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

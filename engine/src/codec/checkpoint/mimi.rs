@@ -7,10 +7,11 @@ use swara_kernels::{Device, Tensor};
 use swara_loader::weights;
 
 use super::{fold, read_as, weight_normed};
-use crate::codec::execute::Weights;
 use crate::codec::mimi::{self, Config};
-use crate::codec::model::{Block, Layer, Layout, Model, TensorSpec};
+use crate::codec::model::{Layer, Layout, Model, TensorSpec};
 use crate::codec::quantizer::{Quantizer, Rvq, USAGE_EPSILON};
+use crate::transformer::Block;
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 const BRANCHES: [&str; 2] = ["quantizer.rvq_first", "quantizer.rvq_rest"];

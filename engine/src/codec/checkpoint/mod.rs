@@ -13,12 +13,12 @@ use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights;
 
 use super::encodec::Config as EncodecConfig;
-use super::execute::Weights;
 use super::mimi::Config as MimiConfig;
 use super::model::{Layout, Model, TensorSpec};
 use super::quantizer::{USAGE_EPSILON, codebook_tensors, parameter_tensors};
 use super::snac::Config as SnacConfig;
 use super::{Codec, Config};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// Metadata key of the configuration's JSON.

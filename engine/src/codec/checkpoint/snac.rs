@@ -5,10 +5,10 @@ use swara_loader::weights;
 
 use super::{dac, named};
 use crate::Result;
-use crate::codec::execute::Weights;
 use crate::codec::model::{Layer, Model};
 use crate::codec::quantizer::{Quantizer, factorised_tensors};
 use crate::codec::snac::{self, Config};
+use crate::weights::Weights;
 
 /// Whether its names are those of a SNAC: DAC's original ones, without the Snake before the encoder's last convolution.
 pub fn recognises(file: &weights::Weights) -> bool {

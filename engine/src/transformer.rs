@@ -1,0 +1,191 @@
+//! The block of a causal transformer, over streams: Mimi's, Moshi's and Llama's, by what they are made of.
+
+use swara_kernels::ops::attention::{self, KvCache, Positions};
+use swara_kernels::ops::linear::{self, Activation, Fused, Weight as Matrix};
+use swara_kernels::ops::rope::{Rope, Style};
+use swara_kernels::ops::{layer_norm, rms_norm, rope};
+use swara_kernels::{Device, Tensor, span};
+
+use crate::weights::Reader;
+use crate::{Error, Result};
+
+/// `x += scale_1 * attention(norm1(x))`, then `x += scale_2 * feed_forward(norm2(x))`.
+///
+/// | tensor                                            | shape                                    |                                  |
+/// |---------------------------------------------------|------------------------------------------|----------------------------------|
+/// | `norm1.weight`, `norm1.bias`, those of `norm2`    | `[width]`                                | [`Norm::Layer`]                  |
+/// | `norm1.alpha`, `norm2.alpha`                      | `[width]`                                | [`Norm::Rms`]                    |
+/// | `self_attn.in_proj_weight`                        | `[(heads + 2 kv_heads) head_dim, width]` | queries, keys, values            |
+/// | `self_attn.out_proj.weight`                       | `[width, heads head_dim]`                |                                  |
+/// | `linear1.weight`, `linear2.weight`                | `[hidden, width]`, `[width, hidden]`     | [`FeedForward::Gelu`]            |
+/// | `gating.linear_in.weight`, `gating.linear_out.weight` | `[2 hidden, width]`, `[width, hidden]` | [`FeedForward::SiluGate`]      |
+/// | `layer_scale_1.scale`, `layer_scale_2.scale`      | `[width]`                                | if `scaled`                      |
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub name: String,
+    pub width: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub hidden: usize,
+    /// Keys that a query sees, itself among them; None: all that there are.
+    pub window: Option<usize>,
+    /// None: positions are not told apart.
+    pub rotary: Option<Rotary>,
+    pub norm: Norm,
+    pub epsilon: f64,
+    pub feed_forward: FeedForward,
+    pub scaled: bool,
+}
+
+/// Rotary embedding of positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rotary {
+    /// Longest period, over `2 pi`.
+    pub theta: f64,
+    pub style: Style,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    Layer,
+    /// Of the root of the mean square.
+    Rms,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// `linear2(gelu(linear1(x)))`, with the error function.
+    Gelu,
+    /// `linear_out(silu(u) v)`, `[u; v] = linear_in(x)`.
+    SiluGate,
+}
+
+impl FeedForward {
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            FeedForward::Gelu => ["linear1.weight", "linear2.weight"],
+            FeedForward::SiluGate => ["gating.linear_in.weight", "gating.linear_out.weight"],
+        }
+    }
+}
+
+impl Norm {
+    /// Tensors of the norm called `name` of rows of `width`.
+    pub fn tensors(self, name: &str, width: usize) -> Vec<(String, Vec<usize>)> {
+        let parts: &[&str] = match self {
+            Norm::Layer => &["weight", "bias"],
+            Norm::Rms => &["alpha"],
+        };
+        parts.iter().map(|part| (format!("{name}.{part}"), vec![width])).collect()
+    }
+}
+
+impl Block {
+    /// Rows of the projection to queries, keys and values.
+    pub fn projected(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let &Block { width, hidden, .. } = self;
+        let name = |part: &str| format!("{}.{part}", self.name);
+        let [widen, narrow] = self.feed_forward.names();
+        let wide = if self.feed_forward == FeedForward::SiluGate { 2 * hidden } else { hidden };
+        let mut tensors = self.norm.tensors(&name("norm1"), width);
+        tensors.push((name("self_attn.in_proj_weight"), vec![self.projected(), width]));
+        tensors.push((name("self_attn.out_proj.weight"), vec![width, self.heads * self.head_dim]));
+        tensors.extend(self.norm.tensors(&name("norm2"), width));
+        tensors.push((name(widen), vec![wide, width]));
+        tensors.push((name(narrow), vec![width, hidden]));
+        if self.scaled {
+            tensors.extend(["layer_scale_1.scale", "layer_scale_2.scale"].map(|part| (name(part), vec![width])));
+        }
+        tensors
+    }
+}
+
+/// `weight xhat + bias` of centred rows.
+pub(crate) struct LayerNorm {
+    pub weight: Tensor,
+    pub bias: Tensor,
+}
+
+impl LayerNorm {
+    pub fn new(name: &str, from: &mut Reader) -> Result<LayerNorm> {
+        Ok(LayerNorm { weight: from.parameter(&format!("{name}.weight"))?, bias: from.parameter(&format!("{name}.bias"))? })
+    }
+}
+
+/// A norm with its tensors.
+pub(crate) enum ReadyNorm {
+    Layer(LayerNorm),
+    Rms(Tensor),
+}
+
+impl ReadyNorm {
+    pub fn new(norm: Norm, name: &str, from: &mut Reader) -> Result<ReadyNorm> {
+        Ok(match norm {
+            Norm::Layer => ReadyNorm::Layer(LayerNorm::new(name, from)?),
+            Norm::Rms => ReadyNorm::Rms(from.parameter(&format!("{name}.alpha"))?),
+        })
+    }
+
+    pub fn run(&self, x: &Tensor, epsilon: f64) -> Result<Tensor> {
+        Ok(match self {
+            ReadyNorm::Layer(norm) => layer_norm::forward(x, &norm.weight, &norm.bias, epsilon)?,
+            ReadyNorm::Rms(alpha) => rms_norm::forward(x, alpha, epsilon)?,
+        })
+    }
+}
+
+/// A block with its tensors.
+pub(crate) struct ReadyBlock {
+    pub layer: Block,
+    rope: Rope,
+    norms: [ReadyNorm; 2],
+    project: Matrix,
+    out: Matrix,
+    widen: Matrix,
+    narrow: Matrix,
+    scales: Option<[Tensor; 2]>,
+}
+
+impl ReadyBlock {
+    pub fn new(layer: &Block, device: &Device, from: &mut Reader) -> Result<ReadyBlock> {
+        let name = |part: &str| format!("{}.{part}", layer.name);
+        let mut matrix = |part: &str| Ok::<_, Error>(Matrix::new(&from.weight(&name(part))?)?);
+        let (project, out) = (matrix("self_attn.in_proj_weight")?, matrix("self_attn.out_proj.weight")?);
+        let [widen, narrow] = layer.feed_forward.names();
+        let (widen, narrow) = (matrix(widen)?, matrix(narrow)?);
+        let mut norm = |part| ReadyNorm::new(layer.norm, &name(part), from);
+        let norms = [norm("norm1")?, norm("norm2")?];
+        let scales = match layer.scaled {
+            true => Some([from.parameter(&name("layer_scale_1.scale"))?, from.parameter(&name("layer_scale_2.scale"))?]),
+            false => None,
+        };
+        let rope = match layer.rotary {
+            Some(Rotary { theta, style }) => Rope::new(device, layer.head_dim, theta, style)?,
+            // Nothing is turned by no angle.
+            None => Rope::with_frequencies(device, &vec![0.0; layer.head_dim / 2], Style::Interleaved)?,
+        };
+        Ok(ReadyBlock { rope, norms, project, out, widen, narrow, scales, layer: layer.clone() })
+    }
+
+    /// The next rows `x [B, T, width]` of the streams at `positions`, which the caller advances after all blocks.
+    pub fn run(&self, x: &Tensor, cache: &mut KvCache, positions: &Positions, mask: Option<&Tensor>) -> Result<Tensor> {
+        let _span = span::layer(&self.layer.name);
+        let layer = &self.layer;
+        let scale = |i: usize| self.scales.as_ref().map(|scales| &scales[i]);
+        let qkv = linear::forward(&self.norms[0].run(x, layer.epsilon)?, &self.project, Fused::default())?;
+        let q = rope::append(&qkv, &self.rope, cache, positions, mask)?;
+        let seen = attention::step(&q, cache, positions, layer.window, mask)?;
+        let x = linear::forward(&seen, &self.out, Fused { scale: scale(0), residual: Some(x), ..Default::default() })?;
+        let activation = match layer.feed_forward {
+            FeedForward::Gelu => Activation::Gelu,
+            FeedForward::SiluGate => Activation::SiluGate,
+        };
+        let wide = linear::forward(&self.norms[1].run(&x, layer.epsilon)?, &self.widen, Fused { activation, ..Default::default() })?;
+        Ok(linear::forward(&wide, &self.narrow, Fused { scale: scale(1), residual: Some(&x), ..Default::default() })?)
+    }
+}
