@@ -32,6 +32,12 @@ pub enum Fate {
     Unreached,
 }
 
+impl Fate {
+    fn decided(&self) -> bool {
+        matches!(self, Fate::Killed { .. } | Fate::Equivalent { .. })
+    }
+}
+
 /// One mistake and its fate.
 #[derive(Clone, Debug, Serialize)]
 pub struct Mutant {
@@ -58,7 +64,7 @@ impl Report {
 
     /// Something was tried, everything was noticed, and the list says nothing of what is not there.
     pub fn holds(&self) -> bool {
-        !self.mutants.is_empty() && self.count(|fate| matches!(fate, Fate::Survived | Fate::Unreached)) == 0 && self.stale.is_empty()
+        !self.mutants.is_empty() && self.count(|fate| !fate.decided()) == 0 && self.stale.is_empty()
     }
 }
 
@@ -74,8 +80,10 @@ pub struct Equivalents {
 #[serde(deny_unknown_fields)]
 struct Equivalent {
     file: String,
-    /// What the line contains.
+    /// What the line contains, and the one after it.
     line: String,
+    #[serde(default)]
+    after: String,
     kind: String,
     /// Which of the line's mistakes of this kind, from 1; all if empty.
     #[serde(default)]
@@ -97,6 +105,7 @@ impl Equivalents {
         let matches = |e: &Equivalent| {
             e.file == site.file
                 && site.text.contains(&e.line)
+                && site.after.contains(&e.after)
                 && e.kind == site.kind.name()
                 && (e.which.is_empty() || e.which.contains(&nth))
         };
@@ -104,51 +113,36 @@ impl Equivalents {
     }
 }
 
-/// Tries every mistake in the kernels of the named operations, all if there are none. Headers count with whatever includes them.
+/// Tries every mistake in the kernels of the named operations, all if there are none, and in the headers that no other operation
+/// includes. Operations are tried side by side.
 ///
 /// `progress` is called with an operation, how many of its mistakes were tried and how many there are.
 ///
 /// # Errors
 /// [`Error::Unavailable`] without a C++ compiler; [`Error::Compile`] if a kernel does not compile with its mistakes in it.
-pub fn run(ops: &[String], equivalents: &Equivalents, mut progress: impl FnMut(&str, usize, usize)) -> Result<Report> {
-    let mut fates: BTreeMap<Site, Fate> = BTreeMap::new();
-    let mut used = BTreeSet::new();
-    let mut files = BTreeSet::new();
-    for op in REGISTRY.iter().filter(|op| ops.is_empty() || ops.iter().any(|name| name == op.name)) {
-        // The oldest architecture takes other paths.
-        for arch in [Arch(90), Arch(75)] {
-            let mut ground = Ground::new(op, arch)?;
-            let sites = ground.sites()?;
-            files.extend(sites.iter().map(|site| site.file.clone()));
-            let mut nth: HashMap<(String, usize, sites::Kind), usize> = HashMap::new();
-            for (i, site) in sites.iter().enumerate() {
-                progress(op.name, i, sites.len());
-                let count = nth.entry((site.file.clone(), site.line, site.kind)).or_default();
-                *count += 1;
-                let known = fates.entry(site.clone()).or_insert(Fate::Unreached);
-                if matches!(known, Fate::Killed { .. } | Fate::Equivalent { .. }) {
-                    continue;
-                }
-                if let Some((entry, why)) = equivalents.why(site, *count) {
-                    used.insert(entry);
-                    *known = Fate::Equivalent { why: why.to_owned() };
-                    continue;
-                }
-                match ground.attempt(i as u32 + 1) {
-                    Fate::Unreached => {}
-                    fate => *known = fate,
-                }
+pub fn run(ops: &[String], equivalents: &Equivalents, progress: impl Fn(&str, usize, usize) + Sync) -> Result<Report> {
+    let chosen: Vec<&'static Op> = REGISTRY.iter().copied().filter(|op| ops.is_empty() || ops.iter().any(|name| name == op.name)).collect();
+    let judge = Judge { equivalents, files: files(&chosen)?, progress: &progress, verdicts: Mutex::default() };
+    // Most mistakes are noticed at once by some operation. Whatever is not is tried by all that there is.
+    for patience in [Patience::Brief, Patience::Full] {
+        let queue = Mutex::new(chosen.iter());
+        let work = || -> Result<()> {
+            loop {
+                let Some(op) = locked(&queue).next() else { return Ok(()) };
+                judge.operation(op, patience)?;
             }
-        }
+        };
+        std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(chosen.len());
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let failed = || Error::argument("mutants", "a worker panicked");
+            workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(failed())))
+        })?;
     }
-    // What others use as well is not for some operations alone to notice.
-    let own = |file: &String| {
-        let named = REGISTRY.iter().filter(|op| ops.iter().any(|name| name == op.name));
-        named.filter_map(|op| op.source).any(|source| source.path == file)
-    };
-    fates.retain(|site, fate| ops.is_empty() || !matches!(fate, Fate::Unreached | Fate::Survived) || own(&site.file));
+    let Judge { files, verdicts, .. } = judge;
+    let Verdicts { fates, used } = verdicts.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let stale = |(i, e): (usize, &Equivalent)| {
-        let listed = (ops.is_empty() || (files.contains(&e.file) && own(&e.file))) && !used.contains(&i);
+        let listed = (ops.is_empty() || files.contains(&e.file)) && !used.contains(&i);
         listed.then(|| format!("{}: {} of {:?}", e.file, e.kind, e.line))
     };
     let mutant = |(site, fate): (Site, Fate)| Mutant {
@@ -163,6 +157,87 @@ pub fn run(ops: &[String], equivalents: &Equivalents, mut progress: impl FnMut(&
         mutants: fates.into_iter().map(mutant).collect(),
         stale: equivalents.equivalent.iter().enumerate().filter_map(stale).collect(),
     })
+}
+
+/// The files whose mistakes are for these operations to notice: theirs, and what they include and others do not.
+fn files(ops: &[&'static Op]) -> Result<BTreeSet<String>> {
+    let mut all = [BTreeSet::new(), BTreeSet::new()];
+    for op in REGISTRY {
+        let own = ops.iter().any(|chosen| chosen.name == op.name);
+        if let Some(source) = op.source {
+            all[usize::from(own)].extend(sites::files(&source.expanded()?));
+        }
+    }
+    let [others, own] = all;
+    Ok(own.difference(&others).cloned().collect())
+}
+
+/// How long a mistake is tried by one operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// By its quickest cases.
+    Brief,
+    /// By every case under every schedule.
+    Full,
+}
+
+#[derive(Default)]
+struct Verdicts {
+    fates: BTreeMap<Site, Fate>,
+    /// Entries of the list of equivalents.
+    used: BTreeSet<usize>,
+}
+
+struct Judge<'a> {
+    equivalents: &'a Equivalents,
+    files: BTreeSet<String>,
+    progress: &'a (dyn Fn(&str, usize, usize) + Sync),
+    verdicts: Mutex<Verdicts>,
+}
+
+impl Judge<'_> {
+    fn operation(&self, op: &'static Op, patience: Patience) -> Result<()> {
+        // The oldest architecture takes other paths.
+        for arch in [Arch(90), Arch(75)] {
+            if patience == Patience::Full && !self.left(op)? {
+                return Ok(());
+            }
+            let mut ground = Ground::new(op, arch)?;
+            let sites = ground.sites()?;
+            let mut nth: HashMap<(&str, usize, sites::Kind), usize> = HashMap::new();
+            for (i, site) in sites.iter().enumerate().filter(|(_, site)| self.files.contains(&site.file)) {
+                (self.progress)(op.name, i, sites.len());
+                let count = nth.entry((&site.file, site.line, site.kind)).or_default();
+                *count += 1;
+                if self.undecided(site, *count)
+                    && let Some(fate) = ground.attempt(i as u32 + 1, patience)
+                {
+                    locked(&self.verdicts).fates.insert(site.clone(), fate);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something is undecided in the files that `op` includes.
+    fn left(&self, op: &Op) -> Result<bool> {
+        let Some(source) = op.source else { return Ok(false) };
+        let files = sites::files(&source.expanded()?);
+        Ok(locked(&self.verdicts).fates.iter().any(|(site, fate)| !fate.decided() && files.contains(&site.file)))
+    }
+
+    /// `nth`: the site's number among those of its kind and line.
+    fn undecided(&self, site: &Site, nth: usize) -> bool {
+        let Verdicts { fates, used } = &mut *locked(&self.verdicts);
+        let fate = fates.entry(site.clone()).or_insert(Fate::Unreached);
+        if !fate.decided()
+            && let Some((entry, why)) = self.equivalents.why(site, nth)
+        {
+            used.insert(entry);
+            *fate = Fate::Equivalent { why: why.to_owned() };
+        }
+        !fate.decided()
+    }
 }
 
 struct Planted {
@@ -197,7 +272,8 @@ impl Ground {
             let known = texts.entry(text.to_owned()).or_insert_with(|| {
                 let (sites, text) = plant(text, planted.len() as u32 + 1);
                 planted.extend(sites);
-                Planted { text, mutants: planted.len() as u32 }
+                // Which mistake is chosen is a variable of the library, and operations side by side choose different ones.
+                Planted { text: format!("{text}// for {}\n", op.name), mutants: planted.len() as u32 }
             });
             Altered { text: known.text.clone(), mutants: known.mutants }
         }));
@@ -228,20 +304,25 @@ impl Ground {
         Ok(locked(&self.sites).clone())
     }
 
-    fn attempt(&mut self, mutant: u32) -> Fate {
-        let Some(cases) = self.reached.get(&mutant) else { return Fate::Unreached };
+    /// `None` if no case comes by.
+    fn attempt(&self, mutant: u32, patience: Patience) -> Option<Fate> {
+        const BRIEF: Duration = Duration::from_millis(200);
+        let cases = self.reached.get(&mutant)?;
+        let devices = match patience {
+            Patience::Brief => &self.devices[..1],
+            Patience::Full => &self.devices[..],
+        };
+        let start = Instant::now();
         self.mutants.choose(mutant);
-        let tries = self.devices.iter().flat_map(|device| cases.iter().map(move |&n| (n, device)));
+        let tries = devices.iter().flat_map(|device| cases.iter().map(move |&n| (n, device)));
+        let mut tries = tries.take_while(|_| patience == Patience::Full || start.elapsed() < BRIEF);
         let notices = |n, device| self.notices(n, device).unwrap_or_else(|error| Some(error.to_string()));
-        let found = tries.into_iter().find_map(|(n, device)| Some((n, notices(n, device)?)));
+        let found = tries.find_map(|(n, device)| Some((n, notices(n, device)?)));
         self.mutants.choose(0);
-        match found {
-            None => Fate::Survived,
-            Some((n, how)) => {
-                let case = &self.cases[n].0;
-                Fate::Killed { op: self.op.name.to_owned(), case: case.label.clone(), dtype: case.dtype.to_string(), how }
-            }
-        }
+        Some(found.map_or(Fate::Survived, |(n, how)| {
+            let case = &self.cases[n].0;
+            Fate::Killed { op: self.op.name.to_owned(), case: case.label.clone(), dtype: case.dtype.to_string(), how }
+        }))
     }
 
     /// What is wrong with case `n`, if anything.

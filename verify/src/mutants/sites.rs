@@ -3,6 +3,7 @@
 //! Every mistake is an insertion that changes nothing while it is not chosen: `a < b` becomes `a < mutant(7) + b`, `x[i]` becomes
 //! `x[mutant(8) + i]`, `sum += v` becomes `sum += narrow(9) || v`, and a barrier is passed by.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -42,8 +43,9 @@ pub struct Site {
     /// From 1, in bytes.
     pub column: usize,
     pub kind: Kind,
-    /// The line as it is written.
+    /// The line as it is written, and the one after it.
     pub text: String,
+    pub after: String,
 }
 
 struct Found {
@@ -124,8 +126,9 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
         let number = (number as u32 + first).to_string();
         insertions.extend(texts.into_iter().map(|(at, text)| (at, text.replace('#', &number))));
         let (start, file, line) = lines.iter().rev().find(|(start, ..)| *start <= at).cloned().unwrap_or_default();
-        let text = expanded[start..].lines().next().unwrap_or_default().trim().trim_end_matches('\\').trim_end().to_owned();
-        sites.push(Site { file, line, column: at - start + 1, kind, text });
+        let mut lines = expanded[start..].lines().map(|line| line.trim().trim_end_matches('\\').trim_end().to_owned());
+        let (text, after) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        sites.push(Site { file, line, column: at - start + 1, kind, text, after });
     }
     insertions.sort_by_key(|(at, _)| *at);
     let mut text = String::with_capacity(2 * expanded.len());
@@ -202,6 +205,11 @@ fn closing(code: &str, open: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// The files that an expanded text was made of.
+pub fn files(expanded: &str) -> BTreeSet<String> {
+    origins(expanded).into_iter().map(|(_, file, _)| file).collect()
 }
 
 /// Start, file and number of every line, by the `#line` directives.

@@ -305,7 +305,6 @@ __device__ __forceinline__ void attend_mma(const Problem<T>& a) {
         __syncthreads();  // the values were read
     }
     cp_async_wait<0>();
-    __syncthreads();
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
