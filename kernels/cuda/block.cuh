@@ -1,28 +1,52 @@
-// Sums over a block and over the rows of a matrix. The order of every sum depends on the launch shape alone.
+// Sums, maxima and selections over a block, and sums over the rows of a matrix. The order of every sum depends on the launch shape
+// alone.
 //
 //   block_sum(v)              the sum over a one-dimensional block of whole warps, given to every thread
+//   block_max(v, least)       the largest, likewise; `least` is no larger than any
 //   row_sum(v)                the sum over threadIdx.x, a row of whole warps, given to every thread of it
 //   column_sum(shared, v)     the sums over threadIdx.y, left in shared memory
+//   for_selected<THREADS>     the numbers below n that are selected, in ascending order, each given to every thread
 //   Columns<N>                a block's share of a [rows, channels] matrix: threadIdx.x is a run of N channels, threadIdx.y a row;
 //                             .load and .store move one float a channel
 #pragma once
 
 #include "types.cuh"
 
-__device__ __forceinline__ float warp_sum(float v) {
+template <typename T, typename F>
+__device__ __forceinline__ T warp_reduce(T v, F merge) {
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+    for (int distance = 16; distance > 0; distance /= 2) v = merge(v, __shfl_xor_sync(0xffffffffu, v, distance));
     return v;
 }
 
-__device__ __forceinline__ float block_sum(float v) {
-    __shared__ float warps[32];
-    v = warp_sum(v);
+template <typename T, typename F>
+__device__ __forceinline__ T block_reduce(T v, T nothing, F merge) {
+    __shared__ T warps[32];
+    v = warp_reduce(v, merge);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
     __syncthreads();
-    v = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? warps[threadIdx.x % 32] : 0.0f);
+    v = warp_reduce(threadIdx.x % 32 < blockDim.x / 32 ? warps[threadIdx.x % 32] : nothing, merge);
     __syncthreads();  // before the next call writes
     return v;
+}
+
+template <typename T>
+__device__ __forceinline__ T larger(T a, T b) {
+    return a < b ? b : a;
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+    return warp_reduce(v, [](float a, float b) { return a += b; });
+}
+
+template <typename T>
+__device__ __forceinline__ T block_sum(T v) {
+    return block_reduce(v, T(0), [](T a, T b) { return a += b; });
+}
+
+template <typename T>
+__device__ __forceinline__ T block_max(T v, T least) {
+    return block_reduce(v, least, [](T a, T b) { return larger(a, b); });
 }
 
 __device__ __forceinline__ float row_sum(float v) {
@@ -36,6 +60,33 @@ __device__ __forceinline__ float row_sum(float v) {
     v = warp_sum(lane < count ? row[lane] : 0.0f);
     __syncthreads();  // before the next sum
     return v;
+}
+
+// Calls f(i) in every thread of a block of THREADS, for each i below n that selected(i) is true of, and returns how many there are.
+// The block looks at THREADS numbers at a time and lists those it wants.
+template <int THREADS, typename P, typename F>
+__device__ __forceinline__ int for_selected(int n, P selected, F f) {
+    __shared__ int listed[THREADS];
+    __shared__ int found_by_warp[THREADS / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int count = 0;
+    for (int first = 0; first < n; first += THREADS) {
+        const int i = first + threadIdx.x;
+        const bool mine = i < n && selected(i);
+        const unsigned votes = __ballot_sync(0xffffffffu, mine);
+        if (lane == 0) found_by_warp[warp] = __popc(votes);
+        __syncthreads();
+        int before = 0, found = 0;
+        for (int w = 0; w < THREADS / 32; w++) {
+            if (w < warp) before += found_by_warp[w];
+            found += found_by_warp[w];
+        }
+        if (mine) listed[before + __popc(votes & ((1u << lane) - 1))] = i;
+        __syncthreads();
+        for (int m = 0; m < found; m++) f(listed[m]);
+        count += found;
+    }
+    return count;
 }
 
 // Shared memory that holds N floats of every thread, or of every threadIdx.x its N channels: float i of all threads side by

@@ -36,8 +36,8 @@ const BREAKS: &[(&str, &str, &str)] = &[
     // Sums in bf16.
     (
         "src/ops/codebook/codebook.cu",
-        "sum = __fadd_rn(sum, x[(size_t)listed[m] * d + column])",
-        "sum = to_float(from_float<bf16>(sum + x[(size_t)listed[m] * d + column]))",
+        "sum = __fadd_rn(sum, x[(size_t)i * d + column])",
+        "sum = to_float(from_float<bf16>(sum + x[(size_t)i * d + column]))",
     ),
     // A factor that is off by one in a million.
     ("src/ops/elementwise/elementwise.cu", "return x * factor;", "return x * (factor * 1.000001f);"),

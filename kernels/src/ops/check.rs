@@ -50,3 +50,18 @@ pub fn parameter(op: &'static str, x: &Tensor, operand: &'static str, v: &Tensor
 pub fn statistics_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
+
+/// `mask`, if there is one, says of each of `batch` streams on `device` whether it runs: u8 `[B]`.
+pub fn mask(op: &'static str, device: &Device, batch: usize, mask: Option<&Tensor>) -> Result<()> {
+    let Some(mask) = mask else { return Ok(()) };
+    if mask.dtype() != DType::U8 {
+        return Err(Error::dtype(op, "mask", "u8", mask.dtype()));
+    }
+    if *mask.shape() != [batch] {
+        return Err(Error::shape(op, "mask", format!("[{batch}]"), mask.shape()));
+    }
+    if mask.device() != *device {
+        return Err(Error::DeviceMismatch { op, operand: "mask" });
+    }
+    Ok(())
+}

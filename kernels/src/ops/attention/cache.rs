@@ -1,6 +1,7 @@
 //! What a stream remembers: how many tokens it has seen, and the keys and values of the last of them.
 
 use super::{NAME, cpu, cuda};
+use crate::ops::check;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Capacities are rounded up to this many tokens, so that a block of keys that starts at a multiple of it never wraps.
@@ -35,7 +36,7 @@ impl Positions {
 
     /// `tokens` more were seen by every stream whose `mask` (u8 `[B]`) is not zero: after all layers of a step.
     pub fn advance(&mut self, tokens: usize, mask: Option<&Tensor>) -> Result<()> {
-        check_mask(NAME, self, mask)?;
+        check::mask(NAME, &self.device(), self.batch(), mask)?;
         let tokens = i32::try_from(tokens).map_err(|_| Error::argument(NAME, format!("{tokens} tokens at once exceed 2^31")))?;
         match self.device() {
             Device::Cpu => cpu::advance(self.seen.as_mut_slice()?, tokens, mask),
@@ -45,26 +46,12 @@ impl Positions {
 
     /// Streams whose `mask` (u8 `[B]`) is not zero start again. Their caches need nothing: what is in them is no longer seen.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
-        check_mask(NAME, self, Some(mask))?;
+        check::mask(NAME, &self.device(), self.batch(), Some(mask))?;
         match self.device() {
             Device::Cpu => cpu::reset(self.seen.as_mut_slice()?, mask),
             Device::Cuda(gpu) => cuda::advance(&gpu, &mut self.seen, 0, Some(mask), true),
         }
     }
-}
-
-fn check_mask(op: &'static str, positions: &Positions, mask: Option<&Tensor>) -> Result<()> {
-    let Some(mask) = mask else { return Ok(()) };
-    if mask.dtype() != DType::U8 {
-        return Err(Error::dtype(op, "mask", "u8", mask.dtype()));
-    }
-    if *mask.shape() != [positions.batch()] {
-        return Err(Error::shape(op, "mask", format!("[{}]", positions.batch()), mask.shape()));
-    }
-    if mask.device() != positions.device() {
-        return Err(Error::DeviceMismatch { op, operand: "mask" });
-    }
-    Ok(())
 }
 
 /// Keys and values of the last tokens of `B` streams, as rings `[B, Hkv, capacity, D]`: token `p` lies in slot `p % capacity`.
@@ -139,13 +126,13 @@ impl KvCache {
         if tokens > self.capacity() {
             return Err(Error::argument(op, format!("{tokens} tokens at once do not fit a cache of {}", self.capacity())));
         }
-        crate::ops::check::alike(op, x, "cache", &self.keys)?;
+        check::alike(op, x, "cache", &self.keys)?;
         if positions.batch() != batch {
             return Err(Error::shape(op, "positions", format!("[{batch}]"), positions.seen.shape()));
         }
         if positions.device() != x.device() {
             return Err(Error::DeviceMismatch { op, operand: "positions" });
         }
-        check_mask(op, positions, mask)
+        check::mask(op, &x.device(), batch, mask)
     }
 }

@@ -7,8 +7,8 @@
 // x [N, D], codes [N], counts and usage [K], sums, sum and e [K, D], samples [M, D]; row-major f32, codes i32.
 //
 // Mapping
-//   statistics  a block owns codeword blockIdx.x and 256 columns; it reads all codes, 256 at a time, lists its own in order
-//               and adds their rows, a thread a column. No atomics: the sum is the CPU's, bit for bit.
+//   statistics  a block owns codeword blockIdx.x and 256 columns; it lists its own of all codes in order (block.cuh) and
+//               adds their rows, a thread a column. No atomics: the sum is the CPU's, bit for bit.
 //   embedding   a thread an element.
 //   replace     a thread 16 bytes of a row, or an element if rows are not made of those.
 // Bytes
@@ -17,34 +17,17 @@
 //   v1  as above. No GPU has timed it yet. Next: sort the codes first where N K is large.
 
 #include "vec.cuh"
+#include "block.cuh"
 
 #define THREADS 256
 
 extern "C" __global__ void __launch_bounds__(THREADS) codebook_statistics_f32(float* counts, float* sums, const float* x,
     const int* codes, int n, int d) {
-    __shared__ int listed[THREADS];
-    __shared__ int found_by_warp[THREADS / 32];
     const int codeword = blockIdx.x, column = blockIdx.y * THREADS + threadIdx.x;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float sum = 0.0f;
-    int count = 0;
-    for (int first = 0; first < n; first += THREADS) {
-        const int i = first + threadIdx.x;
-        const bool mine = i < n && codes[i] == codeword;
-        const unsigned votes = __ballot_sync(0xffffffffu, mine);
-        if (lane == 0) found_by_warp[warp] = __popc(votes);
-        __syncthreads();
-        int before = 0, found = 0;
-        for (int w = 0; w < THREADS / 32; w++) {
-            if (w < warp) before += found_by_warp[w];
-            found += found_by_warp[w];
-        }
-        if (mine) listed[before + __popc(votes & ((1u << lane) - 1))] = i;
-        __syncthreads();
-        if (column < d)
-            for (int m = 0; m < found; m++) sum = __fadd_rn(sum, x[(size_t)listed[m] * d + column]);
-        count += found;
-    }
+    const int count = for_selected<THREADS>(n, [=](int i) { return codes[i] == codeword; }, [&](int i) {
+        if (column < d) sum = __fadd_rn(sum, x[(size_t)i * d + column]);
+    });
     if (column < d) sums[(size_t)codeword * d + column] = sum;
     if (blockIdx.y == 0 && threadIdx.x == 0) counts[codeword] = (float)count;
 }

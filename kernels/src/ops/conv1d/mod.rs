@@ -246,7 +246,7 @@ impl Ring {
 
     /// Forgets the past of every stream whose `mask` (u8 `[B]`) is not zero.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
-        check_mask("conv1d", &self.rows, mask)?;
+        check::mask("conv1d", &self.rows.device(), self.rows.shape()[0], Some(mask))?;
         match self.rows.device() {
             Device::Cpu => dispatch_real!("conv1d", self.rows.dtype(), T => cpu::reset::<T>(self, mask.as_slice()?)),
             Device::Cuda(gpu) => cuda::reset(&gpu, self, mask),
@@ -269,7 +269,7 @@ impl Ring {
         if self.position.device() != x.device() {
             return Err(Error::DeviceMismatch { op, operand: "ring position" });
         }
-        mask.map_or(Ok(()), |mask| check_mask(op, x, mask))
+        check::mask(op, &x.device(), x.shape()[0], mask)
     }
 
     /// Appends the rows of `x` to the past of the streams that `mask` lets run. They were checked.
@@ -279,20 +279,6 @@ impl Ring {
             Device::Cuda(gpu) => cuda::append(&gpu, self, x, mask),
         }
     }
-}
-
-fn check_mask(op: &'static str, streams: &Tensor, mask: &Tensor) -> Result<()> {
-    let batch = streams.shape()[0];
-    if mask.dtype() != DType::U8 {
-        return Err(Error::dtype(op, "mask", "u8", mask.dtype()));
-    }
-    if *mask.shape() != [batch] {
-        return Err(Error::shape(op, "mask", format!("[{batch}]"), mask.shape()));
-    }
-    if mask.device() != streams.device() {
-        return Err(Error::DeviceMismatch { op, operand: "mask" });
-    }
-    Ok(())
 }
 
 struct Extents {
