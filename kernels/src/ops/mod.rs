@@ -8,6 +8,7 @@ pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod elementwise;
+pub mod embedding;
 mod launch;
 pub mod layer_norm;
 pub mod linear;
@@ -53,4 +54,5 @@ pub const REGISTRY: &[&Op] = &[
     &adamw::OP,
     &pad::OP,
     &lstm::OP,
+    &embedding::OP,
 ];
