@@ -4,6 +4,7 @@ pub mod gemm;
 pub mod math;
 pub mod parallel;
 pub mod partial;
+pub mod random;
 pub mod team;
 pub(crate) mod vector;
 

@@ -18,6 +18,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "activation.cuh",
     "snake.cuh",
     "norm.cuh",
+    "rng.cuh",
     "gemm.cuh",
     "attention_gradient.cuh"
 ];

@@ -20,6 +20,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod rvq_search;
+pub mod sample;
 pub mod snake;
 pub mod stft;
 /// What `new-op.sh` copies, so that it keeps working.
@@ -55,4 +56,5 @@ pub const REGISTRY: &[&Op] = &[
     &pad::OP,
     &lstm::OP,
     &embedding::OP,
+    &sample::OP,
 ];
