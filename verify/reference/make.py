@@ -23,6 +23,7 @@ FAMILIES = [
     "mel",
     "adamw",
     "losses",
+    "cross_entropy",
     "codec",
     "dac_hf",
     "metrics",

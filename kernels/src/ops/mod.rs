@@ -7,6 +7,7 @@ mod check;
 pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
+pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 mod launch;
@@ -57,4 +58,5 @@ pub const REGISTRY: &[&Op] = &[
     &lstm::OP,
     &embedding::OP,
     &sample::OP,
+    &cross_entropy::OP,
 ];

@@ -1,5 +1,5 @@
 use swara_kernels::ops::activation::{self, Activation};
-use swara_kernels::ops::{adamw, conv_transpose1d, conv1d, elementwise, loss, reduce, snake, weight_norm};
+use swara_kernels::ops::{adamw, conv_transpose1d, conv1d, cross_entropy as entropy, elementwise, loss, reduce, snake, weight_norm};
 use swara_kernels::tolerance::{ROUNDOFF, Tolerance};
 use swara_kernels::{DType, Device, Tensor};
 
@@ -163,6 +163,23 @@ pub fn losses(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     };
     dump.check(outcome, "loss", SAME, &value, Tolerance::accumulate(x.elements()))?;
     dump.check(outcome, "dx", SAME, &dx, Tolerance::accumulate(16))
+}
+
+pub fn cross_entropy(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
+    let [x, targets, weights] = ["x", "targets", "weights"].map(|name| dump.tensor(name, SAME, device));
+    let (x, targets, weights) = (x?, targets?, weights?);
+    let found = entropy::forward(&x, &targets, &weights)?;
+    let dx = entropy::backward(&found, &x, &targets, &weights, 1.0)?;
+    // Differences of logits round, exponentials err by two units in the last place, three of them on a log sum's way.
+    let range = 2.0 * x.to_f64()?.into_iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let [rows, classes] = [x.shape()[0], x.shape()[1]];
+    let log_sum = (3.0 * (range + 4.0) + 2.0 * (classes as f64).sqrt() + range + 20.0) * ROUNDOFF;
+    let counted: Vec<f64> =
+        targets.to_f64()?.into_iter().zip(weights.to_f64()?).map(|(target, weight)| if target < 0.0 { 0.0 } else { weight }).collect();
+    let largest = counted.iter().copied().fold(0.0, f64::max) / counted.iter().sum::<f64>();
+    let mean = Tolerance::positive_sum(rows).then_rounded(4);
+    dump.check(outcome, "loss", SAME, &found.loss, mean.plus(log_sum + 2.0 * range * ROUNDOFF))?;
+    dump.check(outcome, "dx", SAME, &dx, mean.plus(largest * (log_sum + (range + 16.0) * ROUNDOFF)))
 }
 
 pub fn adamw(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {

@@ -44,6 +44,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("activation", layers::activation),
     ("weight_norm", layers::weight_norm),
     ("losses", layers::losses),
+    ("cross_entropy", layers::cross_entropy),
     ("adamw", layers::adamw),
     ("stft", spectral::stft),
     ("mel", spectral::mel),
