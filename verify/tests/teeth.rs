@@ -59,6 +59,8 @@ const BREAKS: &[(&str, &str, &str)] = &[
     ("src/ops/attention/attention.cu", "sum = fmaf(sum, rescale, weights);", "sum += weights;"),
     // A reflection that repeats the end.
     ("src/ops/pad/pad.cu", "2 * (reflected - 1) - p", "2 * reflected - 1 - p"),
+    // A column that is read a step too early.
+    ("src/ops/delay/delay.cu", "s <= delay ? initial[k]", "s < delay ? initial[k]"),
     // An output that is not squashed.
     ("src/ops/lstm/lstm.cu", "* tanhf(c[j]);", "* c[j];"),
 ];

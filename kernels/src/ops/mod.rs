@@ -8,6 +8,7 @@ pub mod codebook;
 pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod cross_entropy;
+pub mod delay;
 pub mod elementwise;
 pub mod embedding;
 mod launch;
@@ -59,4 +60,5 @@ pub const REGISTRY: &[&Op] = &[
     &embedding::OP,
     &sample::OP,
     &cross_entropy::OP,
+    &delay::OP,
 ];

@@ -1,0 +1,48 @@
+use super::{Tokens, feed, take};
+use crate::DType;
+use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::ops::attention::Positions;
+
+pub(super) fn cases() -> Vec<Case> {
+    let late = |columns: usize, most: usize| (0..columns).map(|k| [0, most, 1, most / 2][k % 4].min(most)).collect::<Vec<_>>();
+    let moshi: Vec<usize> = [0].into_iter().chain((0..16).map(|k| usize::from(k % 8 != 0))).collect();
+    vec![
+        case(&[0], 1, 1, false),
+        case(&moshi, 9, 3, false),
+        case(&late(33, 6), 17, 11, false),
+        case(&late(9, 32), 9, 4, false),
+        case(&late(5, 2), 2, 70, false),
+        case(&moshi, 9, 64, true),
+    ]
+}
+
+/// A step of `batch` streams at positions from the first on, the last of several sitting out.
+fn case(delays: &[usize], generated: usize, batch: usize, bench: bool) -> Case {
+    let columns = delays.len();
+    let longest = delays.iter().copied().max().unwrap_or(0);
+    let ids = |name, columns| Input::new(name, [batch, columns], Fill::Below(2048)).integer(DType::I32);
+    let mask = Fill::Values((0..batch).map(|b| f64::from(u8::from(batch == 1 || b + 1 < batch))).collect());
+    let delays = delays.to_vec();
+    let outputs = ["ids", "out", "ring"];
+    Case {
+        label: format!("{batch} streams of {columns} columns late by {longest}, {generated} generated"),
+        dtype: DType::F32,
+        inputs: vec![
+            ids("given", columns - generated),
+            ids("generated", generated),
+            Input::new("seen", [batch], Fill::Values((0..batch).map(|b| b as f64).collect())).integer(DType::I32),
+            Input::new("mask", [batch], mask).integer(DType::U8),
+        ],
+        outputs: outputs.into_iter().map(|name| (name, Check::Exact)).collect(),
+        run: Box::new(move |i| {
+            let initial: Vec<i32> = (0..columns as i32).map(|k| 3000 + k).collect();
+            let mut tokens = Tokens::new(&i[0].device(), batch, &delays, &initial, generated)?;
+            let positions = Positions { seen: i[2].copy()? };
+            let ids = feed(&mut tokens, &i[0], &positions, Some(&i[3]))?;
+            let out = take(&mut tokens, &i[1], &positions, Some(&i[3]))?;
+            Ok(vec![ids, out, tokens.ring])
+        }),
+        cost: Cost { bytes: 4 * batch * (4 * columns + 2 * generated) + 8 * columns + 5 * batch, flops: 0 },
+        bench,
+    }
+}
