@@ -9,7 +9,7 @@ pub enum Error {
     Kernel(#[from] swara_kernels::Error),
     #[error(transparent)]
     Loader(#[from] swara_loader::Error),
-    #[error("codec configuration: {0}")]
+    #[error("configuration: {0}")]
     Config(String),
     #[error("{path}: {why}")]
     File { path: PathBuf, why: String },

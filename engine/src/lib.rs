@@ -1,7 +1,9 @@
-//! Models: tensors on a tape, layers, codecs, streaming sessions, training.
+//! Models: tensors on a tape, layers, codecs, language models over their codes, streaming sessions, training.
 
 pub mod codec;
+mod config;
 mod error;
+pub mod lm;
 pub mod metrics;
 pub mod tape;
 pub mod train;

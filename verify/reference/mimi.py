@@ -81,12 +81,15 @@ def exact_rope(q, k, offset, max_period=10_000, interleave=True, time_before_hea
     """apply_rope without its rounding of phases to float32, which is 1e-5 of a turn after 10 s; q, k [B,H,T,D] in float64."""
     if q.dtype != torch.float64:
         return published_rope(q, k, offset, max_period, interleave, time_before_heads)
-    assert interleave and not time_before_heads
+    assert not time_before_heads
     steps, dim = q.shape[-2:]
     position = offset.double()[:, None] + torch.arange(steps)
     phase = position[..., None] * max_period ** (-torch.arange(0, dim, 2).double() / dim)
     turn = torch.polar(torch.ones_like(phase), phase)[:, None]
-    return [torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2) for x in (q, k)]
+    pairs = (-1, 2) if interleave else (2, -1)
+    first = (lambda x: x) if interleave else (lambda x: x.transpose(-1, -2))
+    turned = lambda x: torch.view_as_real(torch.view_as_complex(first(x.unflatten(-1, pairs)).contiguous()) * turn)
+    return [first(turned(x)).flatten(-2) for x in (q, k)]
 
 
 moshi.modules.rope.apply_rope = exact_rope

@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
 
+use crate::config::check_ranges;
 use crate::{Error, Result};
 
 /// Shape of a DAC-style codec. The JSON form is what a checkpoint carries in its metadata.
@@ -178,14 +179,6 @@ impl TransformerConfig {
             true => Ok(()),
             false => fail("a transformer in a codec that is not causal".into()),
         }
-    }
-}
-
-/// Refuses the first of `(key, value, least, most)` that is out of its range.
-pub(super) fn check_ranges(ranges: &[(&str, usize, usize, usize)]) -> Result<()> {
-    match ranges.iter().find(|(_, found, low, high)| !(low..=high).contains(&found)) {
-        Some((key, found, low, high)) => Err(Error::Config(format!("{key} is {found}, expected {low} to {high}"))),
-        None => Ok(()),
     }
 }
 

@@ -4,10 +4,11 @@
 use serde::Deserialize;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
-use super::config::{check_frame, check_ranges};
+use super::config::check_frame;
 use super::format::{Chunks, Format};
 use super::model::{Activation, Before, Conv, Layer, Lstm, Model, Upsample};
 use super::seanet::Seanet;
+use crate::config::check_ranges;
 use crate::{Error, Result};
 
 /// The numbers of an EnCodec, by the keys of `config.json` in `transformers`. What a file leaves out is as in the 24 kHz model; what it

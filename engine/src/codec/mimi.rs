@@ -5,9 +5,10 @@ use swara_kernels::ops::rope::Style;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::Format;
-use super::config::{check_frame, check_ranges};
+use super::config::check_frame;
 use super::model::{Activation, Before, Conv, Layer, Model, Upsample};
 use super::seanet::Seanet;
+use crate::config::check_ranges;
 use crate::transformer::{Block, FeedForward, Norm, Rotary};
 use crate::{Error, Result};
 

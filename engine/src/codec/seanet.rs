@@ -1,6 +1,6 @@
 //! What the convolutions of EnCodec and of Mimi have in common: SEANet, by the keys of `config.json` in `transformers`.
 
-use super::config::check_ranges;
+use crate::config::check_ranges;
 use crate::{Error, Result};
 
 pub(super) struct Seanet<'a> {

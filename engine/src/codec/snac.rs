@@ -5,8 +5,8 @@ use serde::Deserialize;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::Format;
-use super::config::check_ranges;
 use super::model::{Activation, Conv, Layer, Model, Upsample, Windowed};
+use crate::config::check_ranges;
 use crate::{Error, Result};
 
 /// The numbers of a SNAC, by the keys of its `config.json`. What a file leaves out is as in the package.

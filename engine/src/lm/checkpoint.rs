@@ -1,0 +1,217 @@
+//! Checkpoints of language models: published names and layouts.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use swara_kernels::case::SplitMix;
+use swara_kernels::ops::elementwise;
+use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::weights;
+
+use super::model::Layers;
+use super::{Config, Lm};
+use crate::weights::Source;
+use crate::{Error, Result};
+
+pub(super) fn open(path: &Path, device: &Device, dtype: DType) -> Result<Lm> {
+    let file = weights::Weights::open(path)?;
+    let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
+    let Some(layout) = Layout::of(&file) else {
+        return Err(Error::File { path: path.to_owned(), why: "names that are no language model's".into() });
+    };
+    let config = match file.config()? {
+        Some(json) => Config::from_json(&json.to_string())?,
+        None => Config::moshi(),
+    };
+    let layers = Layers::new(&config)?;
+    let mut tensors = BTreeMap::new();
+    let mut expected = BTreeMap::new();
+    for (name, shape) in layers.tensors(&config)? {
+        let places = layout.places(&config, &file, &name, &shape);
+        expected.extend(places.iter().map(|place| (place.name.clone(), place.published.clone())));
+        tensors.insert(name, (shape, places));
+    }
+    // What moshi makes of a model that does not speak, and nobody uses.
+    if config.dep_q == 0 && file.contains("depformer_in.0.weight") {
+        expected.insert("depformer_in.0.weight".to_owned(), vec![config.depformer_dim, config.dim]);
+    }
+    file.check(expected)?;
+    Lm::assemble(name, config, &layers, &Published { file: &file, tensors, device }, device, dtype)
+}
+
+/// Whose names a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The package `moshi`, as first released and as saved since.
+    Moshi,
+    /// The Rust `moshi`: a depth transformer for every step.
+    Candle,
+}
+
+/// Where a tensor lies in a file.
+struct Place {
+    name: String,
+    published: Vec<usize>,
+    /// Rows of it, if not all.
+    rows: Option<Range<usize>>,
+}
+
+impl Place {
+    fn whole(name: String, shape: &[usize]) -> Place {
+        // Factors of a norm of root mean squares.
+        let published = if name.ends_with(".alpha") { [&[1, 1], shape].concat() } else { shape.to_vec() };
+        Place { name, published, rows: None }
+    }
+
+    /// The `nth` of `count` matrices of this shape, one below the other.
+    fn stacked(name: String, shape: &[usize], nth: usize, count: usize) -> Place {
+        let rows = shape[0];
+        Place { name, published: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows) }
+    }
+}
+
+impl Layout {
+    /// None if this is no language model.
+    pub fn of(file: &weights::Weights) -> Option<Layout> {
+        if !file.contains("text_emb.weight") || !file.contains("text_linear.weight") {
+            return None;
+        }
+        let candle = file.contains("depformer.0.linear_in.weight");
+        Some(if candle { Layout::Candle } else { Layout::Moshi })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Moshi => "language model, in the names of moshi",
+            Layout::Candle => "language model, in the names of the Rust moshi",
+        }
+    }
+
+    /// The places that hold a tensor of ours, all alike.
+    fn places(self, config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<Place> {
+        match self {
+            Layout::Moshi => vec![moshi(config, file, name, shape)],
+            Layout::Candle => candle(config, name).into_iter().map(|name| Place::whole(name, shape)).collect(),
+        }
+    }
+}
+
+/// Set of weights, layer and the rest of a name of the depth transformer's.
+fn depth(name: &str) -> Option<(usize, &str, &str)> {
+    let (set, rest) = name.strip_prefix("depformer.")?.split_once(".layers.")?;
+    let (layer, rest) = rest.split_once('.')?;
+    Some((set.parse().ok()?, layer, rest))
+}
+
+fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Place {
+    let (base, set, sets, rest) = match depth(name) {
+        Some((set, layer, rest)) => (format!("depformer.layers.{layer}."), set, config.sets(), rest),
+        None => match name.split_once(".self_attn.") {
+            Some((base, _)) => (format!("{base}."), 0, 1, &name[base.len() + 1..]),
+            None => return Place::whole(name.to_owned(), shape),
+        },
+    };
+    let since = match rest {
+        "self_attn.in_proj_weight" => format!("{base}self_attn.in_projs.{set}.weight"),
+        "self_attn.out_proj.weight" => format!("{base}self_attn.out_projs.{set}.weight"),
+        _ => {
+            let gate = rest.strip_prefix("gating.").filter(|_| config.depformer_weights_per_step);
+            let name = gate.map_or(format!("{base}{rest}"), |part| format!("{base}gating.{set}.{part}"));
+            return Place::whole(name, shape);
+        }
+    };
+    if file.contains(&since) { Place::whole(since, shape) } else { Place::stacked(format!("{base}{rest}"), shape, set, sets) }
+}
+
+fn candle(config: &Config, name: &str) -> Vec<String> {
+    let steps = |wanted: &dyn Fn(usize) -> bool, part: &str| -> Vec<String> {
+        (0..config.dep_q).filter(|&k| wanted(k)).map(|k| format!("depformer.{k}.{part}")).collect()
+    };
+    let numbered = |prefix: &str| -> Option<(usize, &str)> {
+        let (number, part) = name.strip_prefix(prefix)?.split_once('.')?;
+        Some((number.parse().ok()?, part))
+    };
+    if let Some((set, layer, rest)) = depth(name) {
+        return steps(&|k| config.set(k) == set, &format!("transformer.layers.{layer}.{rest}"));
+    }
+    if let Some((i, part)) = numbered("depformer_in.") {
+        return steps(&|k| config.input(k) == i, &format!("linear_in.{part}"));
+    }
+    if let Some((step, part)) = numbered("linears.") {
+        return steps(&|k| k == step, &format!("linear_out.{part}"));
+    }
+    if let Some((code, part)) = numbered("depformer_emb.") {
+        return steps(&|k| k == code + 1, &format!("emb.{part}"));
+    }
+    match name.strip_prefix("depformer_text_emb.") {
+        Some(part) => steps(&|k| k == 0, &format!("emb.{part}")),
+        None => vec![name.to_owned()],
+    }
+}
+
+/// Tensors of a file.
+struct Published<'a> {
+    file: &'a weights::Weights,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<Place>)>,
+    device: &'a Device,
+}
+
+impl Source for Published<'_> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let missing = || Error::MissingTensor(name.to_owned());
+        let (shape, places) = self.tensors.get(name).ok_or_else(missing)?;
+        let place = places.first().ok_or_else(missing)?;
+        let all = self.file.to_f32(&place.name)?;
+        let values = match &place.rows {
+            Some(rows) => &all[rows.start * shape[1]..rows.end * shape[1]],
+            None => &all[..],
+        };
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let why = format!("element {at} of tensor {} is {}", place.name, values[at]);
+            return Err(Error::File { path: self.file.path().to_owned(), why });
+        }
+        let tensor = Tensor::from_slice(self.device, values, Shape::try_from(&shape[..])?)?;
+        Ok(elementwise::convert(&tensor, dtype)?)
+    }
+}
+
+pub(super) fn random(name: &str, config: Config, seed: u64, device: &Device, dtype: DType) -> Result<Lm> {
+    let layers = Layers::new(&config)?;
+    let tensors = layers.tensors(&config)?.into_iter().collect();
+    Lm::assemble(name.to_owned(), config, &layers, &Random { tensors, seed, device }, device, dtype)
+}
+
+/// Uniform weights of the variance that keeps a signal's, and factors of one.
+struct Random<'a> {
+    tensors: BTreeMap<String, Vec<usize>>,
+    seed: u64,
+    device: &'a Device,
+}
+
+impl Source for Random<'_> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let shape = self.tensors.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
+        let elements = shape.iter().product();
+        let values: Vec<f32> = match shape[..] {
+            [_, inputs] => {
+                let scale = 2.0 * (3.0 / inputs as f64).sqrt() as f32;
+                let place = self.tensors.keys().position(|key| key == name).unwrap_or(0) as u64;
+                let mut rng = SplitMix(self.seed ^ place.rotate_left(40));
+                // Two numbers of each 64 bits.
+                let mut values = Vec::with_capacity(elements + 1);
+                while values.len() < elements {
+                    let bits = rng.next();
+                    let uniform = |bits: u64| ((bits >> 8 & 0xff_ffff) as f32 / (1 << 24) as f32 - 0.5) * scale;
+                    values.extend([uniform(bits), uniform(bits >> 32)]);
+                }
+                values.truncate(elements);
+                values
+            }
+            _ if name.ends_with(".bias") => vec![0.0; elements],
+            _ => vec![1.0; elements],
+        };
+        let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&shape[..])?)?;
+        Ok(elementwise::convert(&tensor, dtype)?)
+    }
+}

@@ -1,0 +1,264 @@
+//! The layers of a language model over audio codes, with their weights.
+
+use swara_kernels::ops::embedding::{self, Ids, Tables};
+use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
+use swara_kernels::ops::{elementwise, layer_norm};
+use swara_kernels::{DType, Device, Tensor};
+
+use super::config::{Config, Shape};
+use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
+use crate::weights::Reader;
+use crate::{Error, Result};
+
+/// Of the norm behind an embedding.
+const EMBEDDING_EPSILON: f64 = 1e-5;
+
+/// Rows for ids, of low rank or full.
+struct Embedding {
+    name: String,
+    rows: usize,
+    rank: Option<usize>,
+    width: usize,
+    norm: bool,
+}
+
+impl Embedding {
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let name = &self.name;
+        let mut tensors = vec![(format!("{name}.weight"), vec![self.rows, self.rank.unwrap_or(self.width)])];
+        if self.norm {
+            tensors.extend(Norm::Layer.tensors(&format!("{name}.norm"), self.rank.unwrap_or(self.width)));
+        }
+        tensors.extend(self.rank.map(|rank| (format!("{name}.low_rank.weight"), vec![self.width, rank])));
+        tensors
+    }
+
+    /// Rows `[rows, width]` in f32: what follows an embedding is the same for every id.
+    fn read(&self, from: &mut Reader) -> Result<Tensor> {
+        let name = &self.name;
+        let mut rows = from.parameter(&format!("{name}.weight"))?;
+        if self.norm {
+            let [weight, bias] = ["weight", "bias"].map(|part| from.parameter(&format!("{name}.norm.{part}")));
+            rows = layer_norm::forward(&rows, &weight?, &bias?, EMBEDDING_EPSILON)?;
+        }
+        if self.rank.is_some() {
+            let widen = Matrix::for_product(&from.parameter(&format!("{name}.low_rank.weight"))?, linear::Product::Tiles)?;
+            rows = linear::forward(&rows, &widen, Fused::default())?;
+        }
+        Ok(rows)
+    }
+}
+
+/// What the model is made of, by name and shape.
+pub(super) struct Layers {
+    /// Text, then the audio columns: in this order they are added up.
+    fed: Vec<Embedding>,
+    temporal: Vec<Block>,
+    depth: Option<DepthLayers>,
+}
+
+struct DepthLayers {
+    /// Of the text, then of the codes but the last.
+    said: Vec<Embedding>,
+    /// Of each set of weights.
+    blocks: Vec<Vec<Block>>,
+    norm: Option<(Norm, f64)>,
+}
+
+impl Layers {
+    pub fn new(config: &Config) -> Result<Layers> {
+        let embedding = |name: String, rows: usize, width, rank| Embedding { name, rows: rows + 1, rank, width, norm: config.norm_emb };
+        let mut fed = vec![embedding("text_emb".into(), config.text_card, config.dim, None)];
+        fed.extend((0..config.n_q).map(|k| embedding(format!("emb.{k}"), config.card, config.dim, None)));
+        let depth = match config.dep_q {
+            0 => None,
+            steps => {
+                let code = |k: usize| {
+                    let (name, rows) = match k {
+                        0 => ("depformer_text_emb".into(), config.text_card),
+                        _ => (format!("depformer_emb.{}", k - 1), config.card),
+                    };
+                    embedding(name, rows, config.depformer_dim, config.depformer_low_rank_embeddings)
+                };
+                let shape = config.depth()?;
+                let set = |set: usize| blocks(&shape, config.depth_hidden(set), None, |layer| format!("depformer.{set}.layers.{layer}"));
+                Some(DepthLayers {
+                    said: (0..steps).map(code).collect(),
+                    blocks: (0..config.sets()).map(set).collect(),
+                    norm: config.depth_norm()?,
+                })
+            }
+        };
+        let temporal = blocks(&config.temporal()?, config.hidden(), config.context, |layer| format!("transformer.layers.{layer}"));
+        Ok(Layers { fed, temporal, depth })
+    }
+
+    /// Tensors by the names of moshi, but for the depth transformer, whose sets of weights are `depformer.SET.layers.LAYER`.
+    pub fn tensors(&self, config: &Config) -> Result<Vec<(String, Vec<usize>)>> {
+        let dense = |name: String, outputs: usize, inputs: usize, bias: bool| {
+            let bias = bias.then(|| (format!("{name}.bias"), vec![outputs]));
+            [(format!("{name}.weight"), vec![outputs, inputs])].into_iter().chain(bias)
+        };
+        let mut tensors: Vec<_> = self.fed.iter().flat_map(Embedding::tensors).collect();
+        tensors.extend(self.temporal.iter().flat_map(Block::tensors));
+        tensors.extend(config.temporal()?.norm.tensors("out_norm", config.dim));
+        tensors.extend(dense("text_linear".into(), config.text_outputs(), config.dim, config.bias_proj));
+        for k in 0..config.extra_heads_num_heads {
+            tensors.extend(dense(format!("extra_heads.{k}"), config.extra_heads_dim, config.dim, false));
+        }
+        if let Some(depth) = &self.depth {
+            let width = config.depformer_dim;
+            tensors.extend(depth.said.iter().flat_map(Embedding::tensors));
+            tensors.extend(depth.blocks.iter().flatten().flat_map(Block::tensors));
+            tensors.extend((0..config.inputs()).flat_map(|i| dense(format!("depformer_in.{i}"), width, config.dim, false)));
+            for k in 0..config.dep_q {
+                tensors.extend(depth.norm.iter().flat_map(|(norm, _)| norm.tensors(&format!("depformer_norms.{k}"), width)));
+                tensors.extend(dense(format!("linears.{k}"), config.card, width, config.bias_proj));
+            }
+        }
+        Ok(tensors)
+    }
+}
+
+fn blocks(shape: &Shape, hidden: usize, window: Option<usize>, name: impl Fn(usize) -> String) -> Vec<Block> {
+    let block = |layer: usize| Block {
+        name: name(layer),
+        width: shape.width,
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim(),
+        hidden,
+        window,
+        rotary: shape.rotary,
+        norm: shape.norm,
+        epsilon: shape.epsilon,
+        feed_forward: shape.feed_forward,
+        scaled: shape.scaled,
+    };
+    (0..shape.layers).map(block).collect()
+}
+
+/// Tables one below the other.
+pub(super) struct Rows {
+    weight: Tensor,
+    tables: Tables,
+}
+
+impl Rows {
+    fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
+        let sizes: Vec<usize> = embeddings.iter().map(|e| e.rows).collect();
+        let tables = Tables::new(device, &sizes)?;
+        let width = embeddings.first().map_or(0, |e| e.width);
+        let mut rows = Vec::with_capacity(tables.rows() * width);
+        for embedding in embeddings {
+            rows.extend(embedding.read(from)?.to_vec::<f32>()?);
+        }
+        let rows = Tensor::from_slice(device, &rows, [tables.rows(), width])?;
+        Ok(Rows { weight: elementwise::convert(&rows, from.dtype())?, tables })
+    }
+
+    /// `[B, 1, width]`: the rows of the ids, added up.
+    pub fn sum(&self, ids: Ids) -> Result<Tensor> {
+        let y = embedding::forward(&self.weight, &self.tables, ids, None)?;
+        let [batch, width] = [0, 1].map(|axis| y.shape()[axis]);
+        Ok(y.reshape([batch, 1, width])?)
+    }
+}
+
+/// `x W^T + b`.
+pub(super) struct Dense {
+    weight: Matrix,
+    bias: Option<Tensor>,
+}
+
+impl Dense {
+    fn read(name: &str, bias: bool, from: &mut Reader) -> Result<Dense> {
+        Ok(Dense {
+            weight: Matrix::new(&from.weight(&format!("{name}.weight"))?)?,
+            bias: bias.then(|| from.parameter(&format!("{name}.bias"))).transpose()?,
+        })
+    }
+
+    pub fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        Ok(linear::forward(x, &self.weight, Fused { bias: self.bias.as_ref(), residual, ..Default::default() })?)
+    }
+}
+
+/// The temporal transformer and what is around it.
+pub(super) struct Temporal {
+    pub fed: Rows,
+    pub blocks: Vec<ReadyBlock>,
+    norm: ReadyNorm,
+    epsilon: f64,
+    pub text: Dense,
+    pub heads: Vec<Dense>,
+}
+
+impl Temporal {
+    pub fn norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.run(x, self.epsilon)
+    }
+}
+
+/// The depth transformer: what it is given and what it says, step by step.
+pub(super) struct Depth {
+    /// For each step.
+    pub said: Vec<Rows>,
+    pub inputs: Vec<Dense>,
+    /// For each set of weights.
+    pub blocks: Vec<Vec<ReadyBlock>>,
+    norms: Vec<(ReadyNorm, f64)>,
+    pub linears: Vec<Dense>,
+}
+
+impl Depth {
+    /// Logits `[B, 1, card]` of step `k`.
+    pub fn logits(&self, k: usize, y: &Tensor) -> Result<Tensor> {
+        match self.norms.get(k) {
+            Some((norm, epsilon)) => self.linears[k].run(&norm.run(y, *epsilon)?, None),
+            None => self.linears[k].run(y, None),
+        }
+    }
+}
+
+/// All layers with their weights; how many bytes those are.
+pub(super) fn read(layers: &Layers, config: &Config, device: &Device, mut from: Reader) -> Result<(Temporal, Option<Depth>, usize)> {
+    let from = &mut from;
+    let ready = |blocks: &[Block], from: &mut Reader| blocks.iter().map(|b| ReadyBlock::new(b, device, from)).collect::<Result<Vec<_>>>();
+    let shape = config.temporal()?;
+    let temporal = Temporal {
+        fed: Rows::read(&layers.fed, device, from)?,
+        blocks: ready(&layers.temporal, from)?,
+        norm: ReadyNorm::new(shape.norm, "out_norm", from)?,
+        epsilon: shape.epsilon,
+        text: Dense::read("text_linear", config.bias_proj, from)?,
+        heads: (0..config.extra_heads_num_heads).map(|k| Dense::read(&format!("extra_heads.{k}"), false, from)).collect::<Result<_>>()?,
+    };
+    let depth = match &layers.depth {
+        None => None,
+        Some(depth) => {
+            let mut norms = Vec::new();
+            if let Some((norm, epsilon)) = depth.norm {
+                for k in 0..config.dep_q {
+                    norms.push((ReadyNorm::new(norm, &format!("depformer_norms.{k}"), from)?, epsilon));
+                }
+            }
+            Some(Depth {
+                said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
+                inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
+                blocks: depth.blocks.iter().map(|set| ready(set, from)).collect::<Result<_>>()?,
+                norms,
+                linears: (0..config.dep_q).map(|k| Dense::read(&format!("linears.{k}"), config.bias_proj, from)).collect::<Result<_>>()?,
+            })
+        }
+    };
+    Ok((temporal, depth, from.bytes()))
+}
+
+/// Types that a model can be kept in on `device`.
+pub(super) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
+    match (device, dtype) {
+        (Device::Cpu, DType::F32 | DType::F64 | DType::BF16) | (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => Ok(()),
+        _ => Err(Error::Argument(format!("a language model in {dtype} on {device:?}"))),
+    }
+}

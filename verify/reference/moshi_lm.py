@@ -1,0 +1,152 @@
+"""moshi_lm: small LMModels of moshi, random weights under the published names, greedy LMGen.
+
+    python verify/reference/make.py moshi_lm
+
+moshi_lm/weights/CASE/            config.json and model.safetensors, in the names that moshi published its weights under
+moshi_lm/CASE.safetensors         `user` [B,S,U] codes of the user, `said` [B,S,1+dep_q] what is generated at each step, `out` [B,S,1+dep_q]
+                                  what is complete then (-2: nothing yet), `text_logits` [B,S,V]; `heads` [B,S,H,6] where there are extra heads;
+                                  `margin` [B,S,1+dep_q], how far the second best logit is below the best, over the spread of all;
+                                  `codes` [B,1+n_q,S], `logits` [B,dep_q,S,V], `mask` of LMModel.forward, teacher-forced
+
+All is computed in float64, with exact rotary phases. moshi computes some norms in float32 whatever the model's type; here they are in
+float64 as well.
+"""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from moshi.models.lm import LMGen, LMModel
+from moshi.modules import transformer
+
+from dump import GOLDEN, Draw, save
+import mimi  # whose rotary phases are exact
+
+STEPS = 80
+
+COMMON = dict(card=32, text_card=40, existing_text_padding_id=3, causal=True, num_heads=4, num_layers=2, depformer_num_heads=2,
+              depformer_num_layers=2, depformer_weights_per_step=True, depformer_multi_linear=True)
+
+# As moshi's own, small: the context wraps.
+MOSHI = dict(COMMON, dim=32, n_q=8, dep_q=4, delays=[0, 0, 1, 1, 1, 0, 1, 1, 1], hidden_scale=4.125, norm="rms_norm_f32", gating="silu",
+             positional_embedding="rope", max_period=10000, context=24, layer_scale=None, depformer_dim=16,
+             depformer_dim_feedforward=66, depformer_pos_emb="none", depformer_gating="silu", depformer_layer_scale=None)
+
+CASES = {
+    "moshi": MOSHI,
+    # Other delays, weights shared by steps, embeddings of low rank, norms behind embeddings, grouped queries, layer scales.
+    "shared": dict(MOSHI, n_q=6, dep_q=5, delays=[1, 0, 2, 3, 2, 0, 3], kv_repeat=2, layer_scale=0.3, depformer_layer_scale=0.2,
+                   depformer_weights_per_step_schedule=[0, 1, 1, 2, 1], depformer_low_rank_embeddings=6, norm_emb=True,
+                   depformer_norm="layer_norm", bias_proj=True, max_period=500, hidden_scale=4, depformer_dim_feedforward=64),
+    # Other norms, positions, feed-forward layers; steps of different widths.
+    "plain": dict(MOSHI, norm="layer_norm", gating="none", positional_embedding="rope_concat", hidden_scale=2,
+                  depformer_dim_feedforward=[48, 66, 30, 24], depformer_pos_emb="rope", context=9, text_card_out=33),
+    # Listens alone.
+    "listener": dict(MOSHI, n_q=5, dep_q=0, delays=[0] * 6, norm="layer_norm_f32", extra_heads_num_heads=2, extra_heads_dim=6,
+                     depformer_weights_per_step=False, depformer_multi_linear=False),
+}
+
+
+def lm(config):
+    return LMModel(dtype=torch.float64, **config).eval()
+
+
+def randomise(model, draw):
+    for name, p in model.named_parameters():
+        kind = name.rsplit(".", 1)[-1]
+        if kind == "alpha" or "norm" in name and kind == "weight":
+            p.data = draw.uniform(0.6, 1.4, *p.shape)
+        elif kind == "scale":
+            p.data = draw.uniform(0.2, 0.8, *p.shape)
+        elif p.dim() == 1:
+            p.data = draw.normal(*p.shape, scale=0.2)
+        elif "emb" in name and "low_rank" not in name:
+            p.data = draw.normal(*p.shape)
+        else:
+            # Layers that say what comes next are sharp.
+            p.data = draw.normal(*p.shape, scale=(2 if "linear" in name else 1) * p.shape[-1] ** -0.5)
+
+
+def in_float64(model):
+    for module in model.modules():
+        if isinstance(module, transformer.RMSNorm):
+            module.dtype = None
+        if isinstance(module, transformer.LayerNormF32):
+            module.forward = lambda x, norm=module: torch.nn.LayerNorm.forward(norm, x)
+
+
+def published(state):
+    """The names under which weights were first published: steps of attention stacked."""
+    stacked = {}
+    for name, tensor in state.items():
+        for part, first in [("in_projs", "in_proj_weight"), ("out_projs", "out_proj.weight")]:
+            if f".{part}." in name:
+                name = f"{name.split(f'.{part}.')[0]}.{first}"
+        stacked.setdefault(name, []).append(tensor)
+    return {name: torch.cat(parts).float().contiguous() for name, parts in stacked.items()}
+
+
+def margins(logits):
+    best = logits.topk(2).values
+    return (best[..., 0] - best[..., 1]) / logits.std(-1)
+
+
+def generate(model, config, draw, batch=2):
+    card, heard = config["card"], config["n_q"] - config["dep_q"]
+    user = draw.integers(0, card, batch, STEPS, heard)
+    seen = dict(text=[], audio=[], logits=[], margin=[], heads=[], out=[])
+    gen = LMGen(model, use_sampling=False, check=True, on_text_hook=seen["text"].append, on_audio_hook=seen["audio"].append,
+                on_text_logits_hook=seen["logits"].append, support_out_of_sync=True)
+    depth = model.forward_depformer
+
+    def watched(k, *args):
+        logits = depth(k, *args)
+        seen["margin"].append(margins(logits[:, 0, 0]))
+        return logits
+
+    model.forward_depformer = watched
+    with torch.no_grad(), gen.streaming(batch):
+        for step in range(STEPS):
+            out, h = gen._step(user[:, step, :, None])
+            seen["out"].append(out[..., 0])
+            seen["heads"].append(torch.stack([head(h)[:, 0] for head in model.extra_heads], 1) if model.extra_heads else None)
+    model.forward_depformer = depth
+    logits = torch.stack([x[:, 0, 0] for x in seen["logits"]], 1)
+    said = torch.stack(seen["text"], 1)[..., None]
+    margin = margins(logits)[..., None]
+    if config["dep_q"]:
+        said = torch.cat([said, torch.stack(seen["audio"], 1)], -1)
+        depth = torch.stack(seen["margin"]).reshape(STEPS, config["dep_q"], batch).permute(2, 0, 1)
+        margin = torch.cat([margin, depth], -1)
+    found = dict(user=user, said=said, out=torch.stack(seen["out"], 1), text_logits=logits, margin=margin)
+    if model.extra_heads:
+        found["heads"] = torch.stack(seen["heads"], 1)
+    return found
+
+
+def teacher_forced(model, config, draw, batch=2, steps=13):
+    text = draw.integers(0, config["text_card"], batch, 1, steps)
+    codes = torch.cat([text, draw.integers(0, config["card"], batch, config["n_q"], steps)], 1)
+    with torch.no_grad():
+        found = model(codes)
+    zero = lambda x: torch.nan_to_num(x, nan=0.0)
+    return {"codes": codes, "forced.logits": zero(found.logits), "forced.mask": found.mask,
+            "forced.text_logits": zero(found.text_logits), "forced.text_mask": found.text_mask}
+
+
+def make(root=GOLDEN):
+    for case, config in CASES.items():
+        draw = Draw("moshi_lm", case)
+        model = lm(config)
+        randomise(model, draw)
+        folder = root / "moshi_lm" / "weights" / case
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(published(model.state_dict()), folder / "model.safetensors", metadata={})
+        in_float64(model)
+        found = generate(model, config, draw)
+        if config["dep_q"]:
+            found |= teacher_forced(model, config, draw)
+        print(case, "least margin", float(found["margin"].min()), "tokens", found["said"].unique().numel())
+        save("moshi_lm", case, found, root)
