@@ -28,6 +28,8 @@ pub enum Command {
     Encode(Encode),
     /// Codes to audio
     Decode(Decode),
+    /// A full-duplex conversation over a file: one reply frame for each frame heard
+    Talk(Talk),
     /// Train a model
     #[command(subcommand)]
     Train(Train),
@@ -55,6 +57,7 @@ impl Command {
             Command::Roundtrip(args) => &args.report,
             Command::Encode(args) => &args.report,
             Command::Decode(args) => &args.report,
+            Command::Talk(args) => &args.report,
             Command::Train(Train::Codec(args)) => &args.report,
             Command::Verify(args) => &args.report,
             Command::Prepare(args) => &args.report,
@@ -225,6 +228,55 @@ pub struct Encode {
     /// Frame by frame
     #[arg(long)]
     pub stream: bool,
+}
+
+#[derive(Args)]
+pub struct Talk {
+    #[command(flatten)]
+    pub report: Report,
+    /// What the model hears
+    #[arg(value_name = "IN.wav", required_unless_present = "user_codes", conflicts_with = "user_codes")]
+    pub input: Option<PathBuf>,
+    /// What it says
+    #[arg(value_name = "OUT.wav", required_unless_present = "dump")]
+    pub output: Option<PathBuf>,
+    /// Language model: a folder with its config.json, or a file
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Codec of what is heard and said
+    #[arg(long, value_name = "FILE", required_unless_present_all = ["user_codes", "dump"])]
+    pub mimi: Option<String>,
+    /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// The most probable token every time
+    #[arg(long, conflicts_with_all = ["temp", "top_k", "text_temp", "text_top_k", "seed"])]
+    pub greedy: bool,
+    /// Temperature of the codes
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    pub temp: Option<f32>,
+    /// Draw codes from the K most probable; 0 for all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Temperature of the text
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    pub text_temp: Option<f32>,
+    /// Draw text from the K most probable; 0 for all
+    #[arg(long, value_name = "K")]
+    pub text_top_k: Option<usize>,
+    /// Seed of what is drawn
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Codes of what the model hears, in place of IN.wav
+    #[arg(long, value_name = "IN.safetensors")]
+    pub user_codes: Option<PathBuf>,
+    /// Write text, codes and the first text logits
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub dump: Option<PathBuf>,
+}
+
+fn temperature(text: &str) -> std::result::Result<f32, String> {
+    text.parse().ok().filter(|t: &f32| (0.0..=100.0).contains(t)).ok_or_else(|| "expected 0 to 100".to_owned())
 }
 
 #[derive(Args)]

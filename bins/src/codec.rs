@@ -56,12 +56,16 @@ pub struct Times {
 }
 
 impl Times {
-    fn time<T>(&mut self, device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn time<T>(&mut self, device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let value = work()?;
         device.synchronize()?;
-        self.calls.push(start.elapsed());
+        self.push(start.elapsed());
         Ok(value)
+    }
+
+    pub fn push(&mut self, call: Duration) {
+        self.calls.push(call);
     }
 
     pub fn total(&self) -> Duration {
@@ -156,7 +160,7 @@ fn of_all_channels(codec: &Codec, samples: Vec<f32>) -> Vec<f32> {
 }
 
 /// A session whose kernels have been compiled and whose memory has been allocated; its streams start anew.
-fn warm_session(codec: &Codec, codebooks: usize) -> Result<Session<'_>> {
+pub fn warm_session(codec: &Codec, codebooks: usize) -> Result<Session<'_>> {
     let mut session = Session::new(codec, 1)?;
     let x = codec.signal(&vec![0.0; codec.format().hop], 1)?;
     let codes = session.encode(&x, codebooks, None)?;

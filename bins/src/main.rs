@@ -41,6 +41,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Roundtrip(args) => commands::roundtrip::run(common, &args),
         Command::Encode(args) => commands::encode::run(common, &args),
         Command::Decode(args) => commands::decode::run(common, &args),
+        Command::Talk(args) => commands::talk::run(common, &args),
         Command::Train(Train::Codec(args)) => commands::train::codec(common, &args),
         Command::Verify(args) => commands::verify::run(common, &args),
         Command::Prepare(args) => commands::prepare::run(common, &args),

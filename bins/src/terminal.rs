@@ -31,6 +31,12 @@ pub fn say(text: impl AsRef<str>) -> Result {
     writeln!(out, "{}", printable(text.as_ref())).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))
 }
 
+/// A part of a result, shown at once.
+pub fn write(text: &str) -> Result {
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", printable(text)).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))
+}
+
 /// A result for machines: one JSON object on one line.
 pub fn say_json(value: &impl Serialize) -> Result {
     say(serde_json::to_string(value).map_err(|e| Failure::work(format!("cannot write JSON: {e}")))?)
@@ -40,6 +46,13 @@ pub fn say_json(value: &impl Serialize) -> Result {
 pub fn note(text: impl AsRef<str>) {
     if verbosity() >= 1 {
         let _ = writeln!(std::io::stderr(), "{}", printable(text.as_ref()));
+    }
+}
+
+/// A part of a note.
+pub fn murmur(text: &str) {
+    if verbosity() >= 1 {
+        let _ = write!(std::io::stderr(), "{}", printable(text));
     }
 }
 

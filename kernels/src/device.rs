@@ -100,6 +100,8 @@ struct Inner {
 struct Pool {
     free: HashMap<usize, Vec<DevicePtr>>,
     capture: Option<CaptureBlocks>,
+    /// Bytes of all blocks, free or not.
+    reserved: usize,
 }
 
 #[derive(Default)]
@@ -123,6 +125,11 @@ impl Cuda {
         self.inner.kernels.load(Ordering::Relaxed)
     }
 
+    /// Device memory that was taken so far, which is also the most that there was: what is freed is kept for later.
+    pub fn reserved_bytes(&self) -> usize {
+        self.lock().reserved
+    }
+
     pub(crate) fn driver_is(&self, other: &Cuda) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
@@ -137,7 +144,11 @@ impl Cuda {
         };
         let ptr = match recycled {
             Some(ptr) => ptr,
-            None => self.driver().alloc(bytes)?,
+            None => {
+                let ptr = self.driver().alloc(bytes)?;
+                pool.reserved += bytes;
+                ptr
+            }
         };
         if let Some(capture) = &mut pool.capture {
             capture.owned.insert(ptr, bytes);

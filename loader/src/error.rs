@@ -20,6 +20,8 @@ pub enum Error {
     Codes { path: PathBuf, why: CodesError },
     #[error("cannot use dataset: {why} ({})", path.display())]
     Dataset { path: PathBuf, why: DatasetError },
+    #[error("cannot use tokenizer: {why} ({})", path.display())]
+    Tokenizer { path: PathBuf, why: String },
     #[error("cannot write: {why} ({})", path.display())]
     Output { path: PathBuf, why: String },
 }
@@ -38,6 +40,7 @@ impl Error {
             | Self::Mismatch { path, .. }
             | Self::Codes { path, .. }
             | Self::Dataset { path, .. }
+            | Self::Tokenizer { path, .. }
             | Self::Output { path, .. } => path,
         }
     }

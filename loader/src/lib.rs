@@ -8,6 +8,7 @@
 //! | [`weights`] | safetensors and PyTorch's zip and pickle files, memory-mapped; one file or a directory | safetensors |
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
+//! | [`tokenizer`] | the vocabulary of a sentencepiece model | |
 //! | [`input`] | small files, whole | |
 //! | [`output`] | | any file: whole, or not at all |
 //!
@@ -24,6 +25,7 @@ mod error;
 pub mod input;
 pub mod loudness;
 pub mod output;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{AudioError, CodesError, DatasetError, Error, Result, TorchError, WeightsError};

@@ -7,5 +7,6 @@ pub mod inspect;
 pub mod prepare;
 pub mod profile;
 pub mod roundtrip;
+pub mod talk;
 pub mod train;
 pub mod verify;

@@ -1,0 +1,116 @@
+//! `swara talk` with a small language model and a small Mimi of random weights (verify/golden).
+
+mod common;
+
+use common::{Room, samples, wav};
+use swara_loader::weights::{TensorRef, Weights, save};
+
+fn golden(name: &str) -> String {
+    format!("{}/../verify/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The codes that the first stream of the case hears, as a codes file.
+fn user_codes(room: &Room) -> Weights {
+    let case = Weights::open(golden("moshi_lm/moshi.safetensors")).unwrap();
+    let &[_, steps, width] = case.view("user").unwrap().shape else { panic!("user is [B, S, U]") };
+    let user = case.to_i32("user").unwrap();
+    let codes: Vec<i32> = (0..width).flat_map(|k| (0..steps).map(move |t| t * width + k)).map(|i| user[i]).collect();
+    save(&room.path("user.safetensors"), &[TensorRef::i32("codes", &[width, steps], &codes)], &Default::default()).unwrap();
+    case
+}
+
+/// A sentencepiece model with pieces of this text and kind.
+fn vocabulary(pieces: impl Iterator<Item = (String, u8)>) -> Vec<u8> {
+    let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2, bytes.len() as u8], bytes].concat();
+    pieces.flat_map(|(text, kind)| field(1, &[field(1, text.as_bytes()), vec![3 << 3, kind]].concat())).collect()
+}
+
+#[test]
+fn what_it_says_is_what_moshi_says() {
+    let room = Room::new();
+    let case = user_codes(&room);
+    let model = golden("moshi_lm/weights/moshi");
+    for device in ["cpu", "emulator"] {
+        let args =
+            ["talk", "--user-codes", "user.safetensors", "--dump", "d.safetensors", "--greedy", "--model", &model, "--device", device];
+        let report = room.json(&[&args[..], &["--json"]].concat());
+        let steps = case.view("said").unwrap().shape[1];
+        assert_eq!((&report["steps"], &report["first_audio_ms"]), (&steps.into(), &serde_json::Value::Null));
+        let dump = Weights::open(room.path("d.safetensors")).unwrap();
+        // Complete one step later.
+        let out = case.to_i32("out").unwrap();
+        let column = |k: usize| (1..steps).map(|t| out[t * 5 + k]).collect::<Vec<i32>>();
+        assert_eq!(dump.to_i32("text").unwrap(), column(0));
+        assert_eq!(dump.to_i32("codes").unwrap(), (1..5).flat_map(column).collect::<Vec<i32>>());
+        assert_eq!(dump.view("codes").unwrap().shape, [4, steps - 1]);
+        assert_eq!(dump.view("text_logits").unwrap().shape, [10, 40]);
+        let (found, expected) = (dump.to_f32("text_logits").unwrap(), case.to_f32("text_logits").unwrap());
+        let worst = found.iter().zip(&*expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "text logits are off by {worst}");
+    }
+}
+
+#[test]
+fn it_answers_frame_by_frame_and_prints_its_words() {
+    let room = Room::new();
+    let (model, mimi) = (golden("moshi_lm/weights/moshi"), golden("mimi/weights/kyutai.safetensors"));
+    let (frames, hop) = (40, 96);
+    wav(&room, "in.wav", 24000, 1, &samples(frames * hop - 5));
+    room.write("words.model", &vocabulary((0..40).map(|i| (format!("\u{2581}w{i}"), 1))));
+    let with = |more: &[&str]| -> Vec<String> {
+        let args = ["talk", "in.wav", "out.wav", "--mimi", &mimi, "--model", &model, "--tokenizer", "words.model", "--device", "cpu"];
+        args.iter().chain(more).map(|a| (*a).to_string()).collect()
+    };
+    let works = |more: &[&str]| room.works(&with(more).iter().map(String::as_str).collect::<Vec<_>>());
+    let words = works(&["--seed", "5"]);
+    assert!(words.split_whitespace().count() > 5 && words.contains(" w"), "{words:?}");
+    assert_eq!(hound::WavReader::open(room.path("out.wav")).unwrap().duration() as usize, (frames - 1) * hop);
+    let first = std::fs::read(room.path("out.wav")).unwrap();
+    assert_eq!(works(&["--seed", "5"]), words);
+    assert_eq!(std::fs::read(room.path("out.wav")).unwrap(), first);
+    assert_ne!(works(&["--seed", "6"]), words);
+    let args = with(&["--json", "--temp", "0.5", "--top-k", "3", "--text-temp", "0", "--dump", "d.safetensors"]);
+    let report = room.json(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(report["steps"], frames);
+    for key in ["encode_p50", "lm_p50", "decode_p50", "total_p50", "total_p99"] {
+        assert!(report["frame_ms"][key].as_f64().unwrap() > 0.0, "{report}");
+    }
+    assert!(report["first_audio_ms"].as_f64().unwrap() > 0.0 && report["peak_rss_mb"].as_f64().is_some_and(|mb| mb > 1.0), "{report}");
+    assert_eq!(Weights::open(room.path("d.safetensors")).unwrap().view("text").unwrap().shape, [frames - 1]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_is_said() {
+    let room = Room::new();
+    user_codes(&room);
+    let (model, mimi) = (golden("moshi_lm/weights/moshi"), golden("mimi/weights/kyutai.safetensors"));
+    wav(&room, "in.wav", 24000, 1, &samples(2000));
+    room.write("few.model", &vocabulary((0..7).map(|i| (format!("p{i}"), 1))));
+    room.write("none.model", b"{}");
+    let all = |args: &[&str]| -> Vec<String> { [&["talk", "--device", "cpu"], args].concat().iter().map(|a| (*a).to_string()).collect() };
+    let refuses = |args: &[&str], code, says: &str| room.refuses(&all(args).iter().map(String::as_str).collect::<Vec<_>>(), code, says);
+    let talk = ["in.wav", "out.wav", "--model", &model];
+    let with = |more: &[&'static str]| -> Vec<&str> { [&talk[..], &["--mimi", &mimi], more].concat() };
+    refuses(&with(&["--tokenizer", "few.model"]), 1, "7 pieces, the model has 40");
+    refuses(&with(&["--tokenizer", "none.model"]), 1, "no sentencepiece model");
+    refuses(&[&talk[..], &["--mimi", "swara-te50"]].concat(), 1, "codebooks of 2048, the model wants 32");
+    refuses(&talk, 2, "--mimi");
+    refuses(&["in.wav", "--model", &model, "--mimi", &mimi], 2, "OUT.wav");
+    refuses(&["out.wav", "--user-codes", "user.safetensors", "--model", &model], 2, "cannot be used with");
+    refuses(&with(&["--greedy", "--temp", "0.5"]), 2, "cannot be used with");
+    refuses(&with(&["--temp", "nan"]), 2, "expected 0 to 100");
+    refuses(&["--user-codes", "in.wav", "--dump", "d.safetensors", "--model", &model], 1, "cannot read weights");
+    refuses(&["--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", &mimi], 1, "no language model");
+    refuses(&["--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", "nowhere"], 1, "no such file");
+    let listener = golden("moshi_lm/weights/listener");
+    refuses(&["--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", &listener], 1, "does not both hear and speak");
+    let codes = vec![31, 32, 0, 0];
+    save(&room.path("far.safetensors"), &[TensorRef::i32("codes", &[4, 1], &codes)], &Default::default()).unwrap();
+    refuses(
+        &["--user-codes", "far.safetensors", "--dump", "d.safetensors", "--model", &model],
+        1,
+        "code 32 of codebook 1, frame 0, is not below 32",
+    );
+    save(&room.path("thin.safetensors"), &[TensorRef::i32("codes", &[3, 1], &codes[..3])], &Default::default()).unwrap();
+    refuses(&["--user-codes", "thin.safetensors", "--dump", "d.safetensors", "--model", &model], 1, "at least 4 codebooks");
+}
