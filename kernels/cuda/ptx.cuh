@@ -8,17 +8,29 @@
 //   asynchronous copy cp_async16 cp_async8 cp_async4 cp_async_commit cp_async_wait<N>   (plain loads below sm_80)
 //   matrices          ldmatrix_x1 _x2 _x4 (+ _trans), mma_m16n8k16_bf16 _f16, mma_m16n8k8_tf32 (sm_80), mma_m16n8k8_f16
 //   between blocks    ld_acquire st_release grid_barrier grid_dependency_wait grid_dependency_launch
+//   Hopper (sm_90a)   mbarrier_* async_proxy_fence copy_tile (TMA) tile_descriptor wgmma_m64n256k16_bf16 _f16
+//                     wgmma_fence wgmma_commit wgmma_wait<N> give_registers<N> take_registers<N>
 //
 // Fragments (lane = 4 g + t, PTX ISA "Matrix Fragments for mma.m16n8k16"; low half of a register = lower column of A, row of B):
 //   C, D   c[0..1] = row g, columns 2t, 2t+1     c[2..3] = row g+8, the same columns
 //   16-bit A  a[0] = row g, columns 2t, 2t+1   a[1] = row g+8   a[2], a[3] = a[0], a[1] at columns +8 (k16 only)
 //   16-bit B  b[0] = rows 2t, 2t+1 of column g  b[1] = the same at rows +8 (k16 only)
 //   tf32   A  a[0] = (g, t)  a[1] = (g+8, t)  a[2] = (g, t+4)  a[3] = (g+8, t+4)     B  b[0] = (t, g)  b[1] = (t+4, g)
+//   wgmma  warp w of four, rows 16 w + ..: d[4 j + i] = c[i] of columns 8 j + ..
 #pragma once
 
 #ifndef SWARA_ARCH
 #define SWARA_ARCH (__CUDA_ARCH__ / 10)
 #endif
+
+// In shared memory: mbarrier_*.
+struct Barrier {
+    unsigned long long state;
+};
+// A parameter of a kernel, `const __grid_constant__ TensorMap`: a matrix, and how it is cut into tiles (Driver::tensor_map).
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
 
 #ifndef SWARA_EMULATOR
 
@@ -190,6 +202,85 @@ __device__ __forceinline__ void grid_dependency_launch() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// ---- Hopper: barriers that copies report to, copies of tiles, products of four warps
+
+#if SWARA_ARCH == 90
+// In shared memory. A phase ends when as many have arrived as were announced and all bytes that they expect are there.
+__device__ __forceinline__ void mbarrier_init(Barrier& barrier, unsigned arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
+}
+// What this thread wrote to shared memory, barriers too, is seen by copies and products that begin after the next meeting.
+__device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void mbarrier_arrive(Barrier& barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(Barrier& barrier, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes) : "memory");
+}
+// Returns when the phase of this parity has ended; phases are numbered from 0, and the one before the first has.
+__device__ __forceinline__ void mbarrier_wait(Barrier& barrier, unsigned parity) {
+    unsigned ended;
+    do {
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(ended)
+                     : "r"(shared_address(&barrier)), "r"(parity)
+                     : "memory");
+    } while (!ended);
+}
+// The map's tile from (row, column), zero outside of the matrix; all its bytes count for the barrier. `to`: a multiple of 1024.
+__device__ __forceinline__ void copy_tile(void* to, const TensorMap& map, int row, int column, Barrier& barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+                     shared_address(to)),
+                 "l"(&map), "r"(shared_address(&barrier)), "r"(column), "r"(row)
+                 : "memory");
+}
+// Before the first product, and whenever registers of sums were touched since.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Returns when at most the N youngest committed groups of products go on; only after 0 may sums be touched.
+template <int N, int REGISTERS>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[REGISTERS]) {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+    if constexpr (N == 0) {
+#pragma unroll
+        for (int i = 0; i < REGISTERS; ++i) asm volatile("" : "+f"(sums[i])::"memory"); // no use of them moves up
+    }
+}
+
+// Registers a thread of these four warps has from here on; a block has as many as it was launched with.
+template <int N>
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// d += a b of 64 x 16 and 16 x 256, by tile_descriptor: rows of a and columns of b are rows of tiles.
+#define SWARA_8(i) \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SWARA_32(i) SWARA_8(i), SWARA_8(i + 8), SWARA_8(i + 16), SWARA_8(i + 24)
+#define SWARA_WGMMA(name, instruction)                                                                                          \
+    __device__ __forceinline__ void name(float (&d)[128], unsigned long long a, unsigned long long b) {                        \
+        asm volatile(                                                                                                          \
+            "{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned." instruction " {"                          \
+            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"   \
+            "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
+            "%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85," \
+            "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,"  \
+            "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"                             \
+            "}, %128, %129, add, 1, 1, 0, 0; }"                                                                                \
+            : SWARA_32(0), SWARA_32(32), SWARA_32(64), SWARA_32(96)                                                            \
+            : "l"(a), "l"(b));                                                                                                 \
+    }
+SWARA_WGMMA(wgmma_m64n256k16_bf16, "m64n256k16.f32.bf16.bf16")
+SWARA_WGMMA(wgmma_m64n256k16_f16, "m64n256k16.f32.f16.f16")
+#undef SWARA_WGMMA
+#undef SWARA_32
+#undef SWARA_8
+#endif
 
 #else  // ======================================================================================= the emulator's half
 
@@ -378,6 +469,141 @@ SWARA_UNSEEN inline void st_release(unsigned* p, unsigned v, SWARA_HERE) {
 inline void grid_dependency_wait() {}
 inline void grid_dependency_launch() {}
 
+// ---- Hopper: the runtime copies when somebody waits for the barrier, and multiplies when the matching wait returns
+
+#if SWARA_ARCH == 90
+inline unsigned shared_address(const void* p) { return (const char*)p - swara::current->shared_begin; }
+
+SWARA_UNSEEN inline void mbarrier_init(Barrier& barrier, unsigned arrivals, SWARA_HERE) {
+    swara::runtime->mbarrier(swara::current, swara::INIT, &barrier, arrivals, file, line);
+}
+inline void async_proxy_fence() {}
+SWARA_UNSEEN inline void mbarrier_arrive(Barrier& barrier, SWARA_HERE) {
+    swara::runtime->mbarrier(swara::current, swara::ARRIVE, &barrier, 0, file, line);
+}
+SWARA_UNSEEN inline void mbarrier_arrive_expect(Barrier& barrier, unsigned bytes, SWARA_HERE) {
+    swara::runtime->mbarrier(swara::current, swara::ARRIVE, &barrier, bytes, file, line);
+}
+SWARA_UNSEEN inline void mbarrier_wait(Barrier& barrier, unsigned parity, SWARA_HERE) {
+    while (!swara::runtime->mbarrier(swara::current, swara::TEST, &barrier, parity, file, line)) swara::runtime->yield(swara::current);
+}
+
+namespace swara {
+constexpr int ROW_BYTES = 128;  // of a tile
+// Where the hardware puts what is written to, or read from, this address of a tile: eight rows have their 16-byte pieces in different
+// banks. Of addresses as of offsets, for both count from a multiple of 1024.
+inline uint64_t swizzled(uint64_t address) { return address ^ (address >> 7 & 7) << 4; }
+
+// As Emulator::tensor_map writes it.
+struct Map {
+    uint64_t data, rows, columns, tile_rows, element_bytes;
+};
+inline int within(int64_t bytes, int most) { return bytes < 0 ? 0 : bytes < most ? bytes : most; }
+SWARA_UNSEEN inline void copy_tile(char* to, const Map& map, int row, int column, Barrier* barrier, const char* file, int line) {
+    char why[WHY_BYTES] = "";
+    if ((uintptr_t)to % 1024) snprintf(why, sizeof why, "copy_tile to an address that is no multiple of 1024");
+    if (row < 0 || column < 0) snprintf(why, sizeof why, "copy_tile from row %d, column %d", row, column);
+    if (why[0]) runtime->fault(current, why, file, line);
+    const int64_t there = ((int64_t)map.columns - column) * (int64_t)map.element_bytes;
+    for (int r = 0; r < (int)map.tile_rows; r++) {
+        const char* const from = (const char*)map.data + ((uint64_t)(row + r) * map.columns + column) * map.element_bytes;
+        const int64_t valid = (uint64_t)row + r < map.rows ? within(there, ROW_BYTES) : 0;
+        if (valid > 0) touch(from, valid, READ, file, line);
+        for (int at = 0; at < ROW_BYTES; at += 16) {
+            char* const piece = (char*)swizzled((uint64_t)to + r * ROW_BYTES + at);
+            runtime->copy_bulk(current, piece, from + at, within(valid - at, 16), barrier, file, line);
+        }
+    }
+}
+
+// The row of a tile whose 16 elements a descriptor begins with, and of the rows that follow: eight are ROW_BYTES apart each, and eights
+// as far as the descriptor says.
+inline const char* tile_row(uint64_t descriptor, int row) {
+    return current->shared_begin + ((descriptor & 0x3fff) << 4) + row / 8 * ((descriptor >> 32 & 0x3fff) << 4) + row % 8 * ROW_BYTES;
+}
+SWARA_UNSEEN inline void touch_rows(uint64_t descriptor, int first, int count, const char* file, int line) {
+    for (int row = first; row < first + count; row += 8)
+        touch((const char*)((uint64_t)tile_row(descriptor, row) & ~(uint64_t)(8 * ROW_BYTES - 1)), 8 * ROW_BYTES, TILE, file, line);
+}
+template <class Element>
+SWARA_UNSEEN float tile_element(const char* row, int k) {
+    uint16_t bits;
+    memcpy(&bits, (const char*)swizzled((uint64_t)row + 2 * k), 2);
+    return Element::get(bits, 0);
+}
+
+// A warp's part, its 16 rows of a, when the wait for it returns.
+template <class Element, int N>
+SWARA_UNSEEN __attribute__((no_sanitize("bounds"))) int multiply_tiles(void** lanes, unsigned present, char* why) {
+    if (present != ~0u) return explain(why, "needs all 32 lanes of the warp", __builtin_ctz(~present));
+    const Product& product = *(Product*)lanes[0];
+    for (int lane = 0; lane < 32; lane++) {
+        const Product& other = *(Product*)lanes[lane];
+        if (other.a != product.a || other.b != product.b) return explain(why, "is given different tiles by lanes of a warp", lane);
+    }
+    const int first = warp() % 4 * 16;
+    const uint64_t descriptors[] = {product.a, product.b};
+    for (int i = 0; i < 2; i++) {
+        const uint64_t descriptor = descriptors[i];
+        if (descriptor >> 62 != 1) return explain(why, "is emulated for tiles of 128-byte rows alone", 0);
+        if (descriptor >> 49 & 7 || descriptor >> 3 & 7) return explain(why, "is given a tile that does not begin with a row of eight", 0);
+        const char* const last = tile_row(descriptor, (i == 0 ? 64 : N) - 1);
+        if (!in_shared(tile_row(descriptor, 0), 32) || !in_shared(last, 32)) return explain(why, "is given a tile outside shared memory", 0);
+    }
+    touch_rows(product.a, first, 16, product.file, product.line);
+    touch_rows(product.b, 0, N, product.file, product.line);
+    float a[16][16];
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++) a[row][k] = tile_element<Element>(tile_row(product.a, first + row), k);
+    for (int j = 0; j < N / 8; j++) {
+        Row b[16], sum[16];
+        for (int column = 0; column < 8; column++)
+            for (int k = 0; k < 16; k++) b[k][column] = tile_element<Element>(tile_row(product.b, 8 * j + column), k);
+        for (int lane = 0; lane < 32; lane++)
+            for (int e = 0; e < 4; e++) sum[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2] = ((Product*)lanes[lane])->d[4 * j + e];
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < 16; k++) sum[row] += a[row][k] * b[k];
+        for (int lane = 0; lane < 32; lane++)
+            for (int e = 0; e < 4; e++) ((Product*)lanes[lane])->d[4 * j + e] = sum[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2];
+    }
+    return -1;
+}
+}  // namespace swara
+
+inline void copy_tile(void* to, const TensorMap& map, int row, int column, Barrier& barrier, SWARA_HERE) {
+    swara::copy_tile((char*)to, *(const swara::Map*)&map, row, column, &barrier, file, line);
+}
+template <int N>
+void give_registers() {}
+template <int N>
+void take_registers() {}
+inline void wgmma_fence() { swara::runtime->products(swara::current, swara::FENCE, nullptr, 0); }
+inline void wgmma_commit() { swara::runtime->products(swara::current, swara::COMMIT, nullptr, 0); }
+template <int N, int REGISTERS>
+SWARA_UNSEEN void wgmma_wait(float (&sums)[REGISTERS], SWARA_HERE) {
+    swara::Product product;
+    while (swara::runtime->products(swara::current, swara::NEXT, &product, N))
+        swara::meet(~0u, "wgmma", product.file, product.line, &product, product.work);
+    swara::meet(~0u, "wgmma_wait", file, line, nullptr, nullptr);
+}
+#define SWARA_WGMMA(name, element)                                                                                             \
+    SWARA_UNSEEN inline void name(float (&d)[128], unsigned long long a, unsigned long long b, SWARA_HERE) {                    \
+        swara::Product product{d, a, b, swara::multiply_tiles<swara::element, 256>, file, line};                              \
+        swara::runtime->products(swara::current, swara::MULTIPLY, &product, 0);                                               \
+    }
+SWARA_WGMMA(wgmma_m64n256k16_bf16, Bf16Pair)
+SWARA_WGMMA(wgmma_m64n256k16_f16, F16Pair)
+#undef SWARA_WGMMA
+#endif
+
+#endif
+
+#if SWARA_ARCH == 90
+// Rows of 128 bytes in shared memory as copy_tile leaves them, eight of them swizzled in 1024 bytes (PTX ISA, "Matrix Descriptor": start,
+// stride from eight rows to the next, 128-byte swizzle; the leading dimension is not looked at). 16 elements on in a row: + 2.
+__device__ __forceinline__ unsigned long long tile_descriptor(const void* rows) {
+    return (shared_address(rows) & 0x3ffff) >> 4 | 1ull << 16 | 1024ull >> 4 << 32 | 1ull << 62;
+}
 #endif
 
 // All blocks of a cooperative launch meet. `state` is one word of device memory, zero when it is first used; it needs no

@@ -64,6 +64,17 @@ struct Thread {
 using Meeting = int (*)(void** lanes, unsigned present, char* why);
 constexpr int WHY_BYTES = 160;
 
+// A product of tiles that nobody has waited for yet.
+struct Product {
+    float* d;
+    uint64_t a, b;
+    Meeting work;
+    const char* file;
+    int line;
+};
+enum BarrierOperation { INIT, ARRIVE, TEST };
+enum ProductOperation { FENCE, MULTIPLY, COMMIT, NEXT };
+
 struct Runtime {
     void (*meet)(Thread*, unsigned mask, const char* what, const char* file, int line, void* args, Meeting);
     int (*barrier)(Thread*, int operation, int value, const char* file, int line);
@@ -76,6 +87,12 @@ struct Runtime {
     void (*fault)(Thread*, const char* why, const char* file, int line);  // does not return
     void (*access)(Thread*, const void* p, unsigned long bytes, int how, const void* where, int line);
     void (*fence)(Thread*);
+    // TEST: whether the phase of parity `value` has ended. ARRIVE: `value` bytes are expected besides.
+    int (*mbarrier)(Thread*, int operation, void* barrier, unsigned value, const char* file, int line);
+    // 16 bytes, of which `valid` are copied.
+    void (*copy_bulk)(Thread*, void* dst, const void* src, int valid, void* barrier, const char* file, int line);
+    // NEXT: whether there is a product that waiting for all but `pending` groups waits for; it is given back once.
+    int (*products)(Thread*, int operation, Product*, int pending);
 };
 
 static const Runtime* runtime;
@@ -89,7 +106,7 @@ inline void copy_async(void* dst, const void* src, int bytes, bool valid, const 
 }
 
 // In a checked build the compiler reports every access (checked.h); what it cannot see, or would misread, is reported here.
-enum How { READ, WRITE, ATOMIC, ACQUIRE, RELEASE, MATRIX_ROW };
+enum How { READ, WRITE, ATOMIC, ACQUIRE, RELEASE, MATRIX_ROW, TILE };
 #ifdef SWARA_CHECKED
 #define SWARA_UNSEEN __attribute__((no_sanitize("thread")))
 SWARA_UNSEEN inline void touch(const void* p, unsigned long bytes, How how, const char* file, int line) {
@@ -210,6 +227,10 @@ T exchange(unsigned mask, T value, int source, const char* what, const char* fil
     return value;
 }
 inline int lane() { return current->lane; }
+inline int warp() {
+    const uint3 &i = current->thread, &n = current->block_dim;
+    return (i.x + n.x * (i.y + n.y * i.z)) / 32;
+}
 inline int segment(int width) { return current->lane & ~(width - 1); }
 
 struct Vote {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::driver::{DevicePtr, FunctionId};
-use crate::driver::{Driver, EventId, GraphId, Launch, Source};
+use crate::driver::{Driver, EventId, GraphId, Launch, Source, TensorMap};
 use crate::span::timeline;
 use crate::{Error, Result, Tensor};
 
@@ -309,7 +309,7 @@ impl Kernel<'_> {
         }
         let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
         for (pointer, arg) in pointers.iter_mut().zip(args.iter_mut()) {
-            *pointer = arg.bits.as_mut_ptr().cast();
+            *pointer = arg.pointer();
         }
         let start = self.recorded.is_some().then(|| self.cuda.event()).transpose()?;
         self.cuda.inner.launches.fetch_add(1, Ordering::Relaxed);
@@ -323,46 +323,62 @@ impl Kernel<'_> {
     }
 }
 
-/// One kernel argument: a device pointer or a scalar, stored by value.
+/// One kernel argument: a device pointer or a scalar, stored by value, or a tensor map.
 #[derive(Clone, Copy)]
-pub struct Arg {
-    bits: [u64; 1],
+pub enum Arg<'a> {
+    Bits(u64),
+    Map(&'a TensorMap),
 }
 
-impl From<&Tensor> for Arg {
-    fn from(t: &Tensor) -> Arg {
-        Arg { bits: [t.device_ptr()] }
+impl Arg<'_> {
+    /// Where the driver finds it; it is copied and not written to.
+    fn pointer(&mut self) -> *mut c_void {
+        match self {
+            Arg::Bits(bits) => std::ptr::from_mut(bits).cast(),
+            Arg::Map(map) => std::ptr::from_ref(*map).cast_mut().cast(),
+        }
     }
 }
-impl From<&mut Tensor> for Arg {
-    fn from(t: &mut Tensor) -> Arg {
-        Arg { bits: [t.device_ptr()] }
+
+impl<'a> From<&'a TensorMap> for Arg<'a> {
+    fn from(map: &'a TensorMap) -> Self {
+        Arg::Map(map)
     }
 }
-impl From<Option<&Tensor>> for Arg {
+impl From<&Tensor> for Arg<'_> {
+    fn from(t: &Tensor) -> Self {
+        Arg::Bits(t.device_ptr())
+    }
+}
+impl From<&mut Tensor> for Arg<'_> {
+    fn from(t: &mut Tensor) -> Self {
+        Arg::Bits(t.device_ptr())
+    }
+}
+impl From<Option<&Tensor>> for Arg<'_> {
     /// An absent tensor is the null pointer.
-    fn from(t: Option<&Tensor>) -> Arg {
-        Arg { bits: [t.map_or(0, Tensor::device_ptr)] }
+    fn from(t: Option<&Tensor>) -> Self {
+        Arg::Bits(t.map_or(0, Tensor::device_ptr))
     }
 }
-impl From<i32> for Arg {
-    fn from(v: i32) -> Arg {
-        Arg { bits: [v as u32 as u64] }
+impl From<i32> for Arg<'_> {
+    fn from(v: i32) -> Self {
+        Arg::Bits(v as u32 as u64)
     }
 }
-impl From<u32> for Arg {
-    fn from(v: u32) -> Arg {
-        Arg { bits: [v as u64] }
+impl From<u32> for Arg<'_> {
+    fn from(v: u32) -> Self {
+        Arg::Bits(v as u64)
     }
 }
-impl From<f32> for Arg {
-    fn from(v: f32) -> Arg {
-        Arg { bits: [v.to_bits() as u64] }
+impl From<f32> for Arg<'_> {
+    fn from(v: f32) -> Self {
+        Arg::Bits(v.to_bits() as u64)
     }
 }
-impl From<u64> for Arg {
-    fn from(v: u64) -> Arg {
-        Arg { bits: [v] }
+impl From<u64> for Arg<'_> {
+    fn from(v: u64) -> Self {
+        Arg::Bits(v)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source};
+use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TensorMap, Tiles};
 use crate::{Device, Error, Result};
 
 /// One launch that did not happen.
@@ -130,6 +130,10 @@ impl Driver for Dry {
         }
         state.functions.push((source, kernel.to_owned()));
         Ok(FunctionId(state.functions.len() - 1))
+    }
+
+    fn tensor_map(&self, _: &Tiles) -> Result<TensorMap> {
+        Ok(TensorMap::default())
     }
 
     unsafe fn launch(&self, function: FunctionId, launch: Launch, _: &mut [*mut c_void]) -> Result<()> {

@@ -16,8 +16,8 @@ use sys::CUfunction_attribute_enum as FunctionAttribute;
 
 use super::cache::Cache;
 use super::nvrtc::{self, Nvrtc};
-use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source};
-use crate::{Error, Result};
+use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TILE_BYTES, TensorMap, Tiles};
+use crate::{DType, Error, Result};
 
 /// The driver API version whose symbols are used.
 const OLDEST_DRIVER: i32 = 12000;
@@ -449,6 +449,43 @@ impl Driver for Gpu {
         let id = FunctionId(functions.len() - 1);
         module.functions.insert(kernel.to_owned(), id);
         Ok(id)
+    }
+
+    /// Asks the host alone: a launch that is captured may have maps.
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap> {
+        // SAFETY: the library is loaded; the symbol is looked up before it is called.
+        let known = unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cuTensorMapEncodeTiled\0").is_ok() };
+        if !known || !tiles.fits() {
+            return Err(self.refuse(format!("no tensor map of {tiles:?}")));
+        }
+        self.enter()?;
+        let dtype = match tiles.dtype {
+            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let bytes = tiles.dtype.bytes();
+        let (extents, pitch) = ([tiles.columns as u64, tiles.rows as u64], [(tiles.columns * bytes) as u64]);
+        let (tile, every) = ([(TILE_BYTES / bytes) as u32, tiles.tile_rows as u32], [1; 2]);
+        let mut map = TensorMap::default();
+        // SAFETY: the map is of the size and alignment of the driver's; the arrays have as many entries as a matrix wants.
+        let status = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                dtype,
+                2,
+                tiles.data as *mut c_void,
+                extents.as_ptr(),
+                pitch.as_ptr(),
+                tile.as_ptr(),
+                every.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        self.check("making a tensor map", status)?;
+        Ok(map)
     }
 
     unsafe fn launch(&self, function: FunctionId, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use crate::Result;
+use crate::{DType, Result, Tensor};
 
 pub mod cache;
 pub mod doctor;
@@ -52,6 +52,40 @@ pub struct Launch {
     pub cooperative: bool,
 }
 
+/// A matrix whose rows follow each other in device memory, cut into tiles of `tile_rows` rows and [`TILE_BYTES`] across.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles {
+    pub data: DevicePtr,
+    pub dtype: DType,
+    pub rows: usize,
+    pub columns: usize,
+    pub tile_rows: usize,
+}
+
+/// A tile's row: what the hardware's swizzle of 128 bytes spreads over all banks.
+pub const TILE_BYTES: usize = 128;
+
+/// [`Tiles`] as a kernel's `TensorMap`; only the driver that made it can read it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub(crate) [u64; 16]);
+
+impl Tiles {
+    /// Tiles of a matrix on this device, whose last axis is a row.
+    pub fn of(matrix: &Tensor, tile_rows: usize) -> Tiles {
+        let (rows, columns) = (matrix.shape().rows(), matrix.shape().last_dim());
+        Tiles { data: matrix.device_ptr(), dtype: matrix.dtype(), rows, columns, tile_rows }
+    }
+
+    /// What the hardware asks for: 16-bit numbers, address and rows in whole pieces of 16 bytes, a tile of at most 256 rows.
+    pub fn fits(&self) -> bool {
+        let bytes = self.dtype.bytes();
+        let aligned = self.data.is_multiple_of(16) && (self.columns * bytes).is_multiple_of(16);
+        let extents = [self.rows, self.columns].iter().all(|n| (1..=u32::MAX as usize).contains(n));
+        matches!(self.dtype, DType::BF16 | DType::F16) && aligned && extents && (1..=256).contains(&self.tile_rows)
+    }
+}
+
 /// Handles into the driver's own tables; meaningless to another driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionId(pub usize);
@@ -80,6 +114,9 @@ pub trait Driver: Send + Sync {
 
     /// Compiles `source` if this driver has not yet, and looks `kernel` up in it.
     fn function(&self, source: &'static Source, kernel: &str) -> Result<FunctionId>;
+
+    /// How copies of tiles find `tiles`, which must fit. From sm_90 on.
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap>;
 
     /// Queues one launch. Each element of `args` points at one argument of exactly the kernel's parameter type.
     ///

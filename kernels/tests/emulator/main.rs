@@ -1,6 +1,7 @@
 //! The emulator: what CUDA text means on it, and that each of its checks can fail.
 
 mod checked;
+mod hopper;
 mod language;
 mod matrix;
 mod must_fail;

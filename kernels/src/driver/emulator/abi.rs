@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
+use super::hopper::Product;
 use super::scheduler::Thread;
 
 /// `swara::WHY_BYTES`.
@@ -24,6 +25,9 @@ pub(super) struct Runtime {
     pub fault: unsafe extern "C" fn(*mut Thread, *const c_char, *const c_char, c_int),
     pub access: unsafe extern "C" fn(*mut Thread, *const c_void, usize, c_int, *const c_void, c_int),
     pub fence: unsafe extern "C" fn(*mut Thread),
+    pub mbarrier: unsafe extern "C" fn(*mut Thread, c_int, *mut c_void, u32, *const c_char, c_int) -> c_int,
+    pub copy_bulk: unsafe extern "C" fn(*mut Thread, *mut c_void, *const c_void, c_int, *mut c_void, *const c_char, c_int),
+    pub products: unsafe extern "C" fn(*mut Thread, c_int, *mut Product, c_int) -> c_int,
 }
 
 /// `swara::Kernel`.

@@ -7,11 +7,12 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use super::abi::{Meeting, Runtime};
 use super::checker::How;
 use super::fiber;
+use super::hopper::{copy_bulk, mbarrier, products};
 use super::memory::UNWRITTEN;
 use super::scheduler::{Fault, PendingCopy, Site, Thread, Wait, Worker, plain};
 
 pub(super) static RUNTIME: Runtime =
-    Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault, access, fence };
+    Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault, access, fence, mbarrier, copy_bulk, products };
 
 /// Where a fiber begins.
 pub(super) extern "C" fn thread_main(thread: usize) -> ! {
@@ -78,7 +79,7 @@ unsafe fn leave(thread: *mut Thread) {
 }
 
 /// Reports and gives the fiber up.
-unsafe fn raise(thread: *mut Thread, fault: Fault) -> ! {
+pub(super) unsafe fn raise(thread: *mut Thread, fault: Fault) -> ! {
     // SAFETY: see `thread_main`.
     unsafe {
         let worker = (*(*thread).block).worker;

@@ -6,6 +6,8 @@
 //! - reads of what nobody wrote: device memory, static and dynamic shared memory and the destinations of unfinished `cp.async`
 //!   are NaN, which reaches the output;
 //! - writes next to device allocations and to shared variables (guard regions), indices outside arrays of known extent;
+//! - on sm_90 copies of tiles and products of four warps, each made as late as it may be, and barriers in shared memory that are
+//!   not initialised or have too many arrivals; not the fences between what threads write themselves and what copies and products read;
 //! - divergent barriers, dead-locks, shuffles from outside the mask, `ldmatrix` and `cp.async` on misplaced addresses;
 //! - crashes: wild addresses, stack overflow, and on x86-64 misaligned vectors and integer division by zero (Linux);
 //! - launches over the architecture's limits;
@@ -26,6 +28,7 @@ mod calls;
 mod checker;
 mod compile;
 mod fiber;
+mod hopper;
 mod memory;
 mod mutants;
 mod scheduler;
@@ -47,7 +50,7 @@ use self::compile::Library;
 use self::memory::Memory;
 pub use self::mutants::{Altered, Mutants};
 use self::scheduler::{Fault, Job};
-use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source};
+use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TensorMap, Tiles};
 use crate::{Error, Result};
 
 /// The order in which runnable blocks, warps and lanes take their turns.
@@ -191,12 +194,17 @@ struct Recording {
     lent: Vec<DevicePtr>,
 }
 
+/// Room for arguments, aligned as any of them.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Slot([u8; 64]);
+
 /// One step of a graph.
 enum Operation {
     Launch {
         function: FunctionId,
         launch: Launch,
-        args: Vec<[u64; 2]>,
+        args: Vec<Slot>,
         starts: Vec<usize>,
     },
     Copy {
@@ -552,6 +560,17 @@ impl Driver for Emulator {
         Ok(id)
     }
 
+    /// `swara::Map` of ptx.cuh.
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap> {
+        if self.options.arch != Arch(90) || !tiles.fits() {
+            return Err(self.refuse(format!("no tensor map of {tiles:?}")));
+        }
+        let mut map = TensorMap::default();
+        let words = [tiles.data, tiles.rows as u64, tiles.columns as u64, tiles.tile_rows as u64, tiles.dtype.bytes() as u64];
+        map.0[..words.len()].copy_from_slice(&words);
+        Ok(map)
+    }
+
     unsafe fn launch(&self, function: FunctionId, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
         let state = &mut *self.lock();
         let Some(&kernel) = state.functions.get(function.0) else { return Err(self.refuse("launch of an unknown function")) };
@@ -563,11 +582,11 @@ impl Driver for Emulator {
             return self.run(state, function, launch, args.as_mut_ptr());
         }
         self.check_limits(&kernel_name(kernel), launch)?;
-        let mut copied: Vec<[u64; 2]> = Vec::new();
+        let mut copied: Vec<Slot> = Vec::new();
         let mut starts = Vec::new();
         for (&arg, &size) in args.iter().zip(kernel.sizes()) {
             starts.push(copied.len());
-            copied.resize(copied.len() + (size as usize).div_ceil(16), [0; 2]);
+            copied.resize(copied.len() + (size as usize).div_ceil(size_of::<Slot>()), Slot([0; 64]));
             let place = copied[starts[starts.len() - 1]..].as_mut_ptr().cast::<u8>();
             // SAFETY: `size` bytes were just made room for; the caller vouches for as many at `arg`.
             unsafe { place.copy_from(arg.cast(), size as usize) };

@@ -14,6 +14,7 @@ use super::abi::{Kernel, Meeting, Runtime, WHY_BYTES};
 use super::calls::{RUNTIME, thread_main};
 use super::checker::{Checker, Who};
 use super::fiber::{self, Context, Stacks};
+use super::hopper::{BulkCopy, Products};
 use super::memory::Memory;
 use super::shared::Shared;
 use super::signals;
@@ -114,6 +115,7 @@ pub(super) struct Thread {
     pub barrier_result: c_int,
     pub copies: VecDeque<PendingCopy>,
     pub group: u32,
+    pub products: Products,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -136,6 +138,8 @@ pub(super) struct Block {
     pub live: usize,
     pub at_barrier: usize,
     pub shared: Shared,
+    /// Copies on their way, which report to a barrier in shared memory.
+    pub bulk: Vec<BulkCopy>,
 }
 
 /// One host thread's share of a launch.
@@ -240,6 +244,7 @@ impl Worker {
                 live: 0,
                 at_barrier: 0,
                 shared: Shared::new(job.launch.shared_bytes as usize, job.shared_limit),
+                bulk: Vec::new(),
             });
         }
         Ok(worker)
@@ -487,6 +492,7 @@ impl Thread {
             barrier_result: 0,
             copies: VecDeque::new(),
             group: 0,
+            products: Products::default(),
         }
     }
 }
@@ -494,6 +500,7 @@ impl Thread {
 impl Block {
     fn reset(&mut self, stacks: &mut Stacks) {
         self.shared.reset();
+        self.bulk.clear();
         let this: *mut Block = self;
         let range = self.shared.range();
         for thread in &mut self.threads {
@@ -503,6 +510,7 @@ impl Block {
             thread.wait = Wait::Nothing;
             thread.copies.clear();
             thread.group = 0;
+            thread.products = Products::default();
             let address: *mut Thread = thread;
             thread.context = stacks.prepare(self.first_stack + thread.number, thread_main, address as usize);
         }

@@ -8,6 +8,8 @@ const ALIGN: usize = 128;
 const STATIC_LIMIT: usize = 48 << 10;
 /// Room for so many variables' guards and alignment.
 const MAX_VARIABLES: usize = 64;
+/// Addresses of shared memory on a GPU count from a multiple of this; the patterns of its tiles do.
+const LINE: usize = 1024;
 
 struct Variable {
     site: usize,
@@ -26,17 +28,17 @@ pub(super) struct Shared {
 }
 
 #[derive(Clone, Copy)]
-#[repr(C, align(128))]
-struct Line([u8; ALIGN]);
+#[repr(C, align(1024))]
+struct Line([u8; LINE]);
 
 impl Shared {
     pub fn new(dynamic: usize, limit: usize) -> Shared {
         let bytes = 2 * GUARD + dynamic + STATIC_LIMIT + MAX_VARIABLES * (GUARD + ALIGN);
-        Shared { memory: vec![Line([0; ALIGN]); bytes.div_ceil(ALIGN)], dynamic, limit, variables: Vec::new(), end: 0 }
+        Shared { memory: vec![Line([0; LINE]); bytes.div_ceil(LINE)], dynamic, limit, variables: Vec::new(), end: 0 }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        let n = self.memory.len() * ALIGN;
+        let n = self.memory.len() * LINE;
         // SAFETY: `Line` is plain bytes without padding.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), n) }
     }
@@ -60,7 +62,7 @@ impl Shared {
     /// First and last address, guards included.
     pub fn range(&self) -> (usize, usize) {
         let start = self.memory.as_ptr() as usize;
-        (start, start + self.memory.len() * ALIGN)
+        (start, start + self.memory.len() * LINE)
     }
 
     /// Whether `bytes` at `address` belong to one variable.

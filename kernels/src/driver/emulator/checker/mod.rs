@@ -3,8 +3,9 @@
 //!
 //! Two accesses to the same byte, one of them a write, by threads that nothing orders, are a race even if both orders give the
 //! same result. Approximate are only readers in several blocks, remembered as one; atomic operations of several blocks, of which
-//! the last block's are remembered; `ld.acquire`, which forbids nobody to write later; counts of warps whose lanes take different
-//! paths by the same line; and whatever the C++ compiler merges or repeats that a CUDA compiler would not.
+//! the last block's are remembered; `ld.acquire`, which forbids nobody to write later; barriers in shared memory, of which whoever
+//! passes knows what was done before every arrival so far; counts of warps whose lanes take different paths by the same line; and
+//! whatever the C++ compiler merges or repeats that a CUDA compiler would not.
 
 mod order;
 mod shadow;
@@ -13,6 +14,7 @@ mod traffic;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crate::driver::Launch;
@@ -54,11 +56,14 @@ pub(super) enum How {
     Acquire,
     Release,
     MatrixRow,
+    /// By a product of tiles: of no lane, and not through the banks that lanes share.
+    Tile,
 }
 
 impl How {
     pub fn from_code(code: c_int) -> Option<How> {
-        [How::Read, How::Write, How::Atomic, How::Acquire, How::Release, How::MatrixRow].get(usize::try_from(code).ok()?).copied()
+        const CODES: [How; 7] = [How::Read, How::Write, How::Atomic, How::Acquire, How::Release, How::MatrixRow, How::Tile];
+        CODES.get(usize::try_from(code).ok()?).copied()
     }
 
     fn writes(self) -> bool {
@@ -66,7 +71,7 @@ impl How {
     }
 
     fn reads(self) -> bool {
-        matches!(self, How::Read | How::MatrixRow | How::Atomic | How::Acquire)
+        matches!(self, How::Read | How::MatrixRow | How::Tile | How::Atomic | How::Acquire)
     }
 
     fn is_atomic(self) -> bool {
@@ -81,11 +86,21 @@ pub(super) struct Who {
     pub thread: u32,
 }
 
+/// How far a thread was: the barriers that its block had passed, and its own clock.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Moment {
+    block: u32,
+    thread: u32,
+    time: (u32, u32),
+}
+
 /// One block that is running.
 struct Block {
     order: Order,
     shared: Shadow,
     warps: Vec<Pending>,
+    /// Tiles, as offsets, that products have read since anybody wrote there: several warps read the same, each in its own time.
+    tiles: Vec<(Range<usize>, Stamp)>,
 }
 
 pub(super) struct Checker {
@@ -226,10 +241,11 @@ impl Checker {
         if let Some(known) = self.blocks.get_mut(slot) {
             known.order = order;
             known.shared.clear();
+            known.tiles.clear();
             return;
         }
         let warps = (0..threads.div_ceil(32)).map(|_| Pending::default()).collect();
-        self.blocks.push(Block { order, shared: Shadow::new(shared.0 as u64, shared.1 - shared.0), warps });
+        self.blocks.push(Block { order, shared: Shadow::new(shared.0 as u64, shared.1 - shared.0), warps, tiles: Vec::new() });
     }
 
     /// All live threads of the block have met.
@@ -243,6 +259,30 @@ impl Checker {
 
     pub fn fence(&mut self, who: Who) {
         self.blocks[who.slot].order.fence(who.thread);
+    }
+
+    /// What `who` has done is known to whoever passes the barrier at `address`.
+    pub fn arrive(&mut self, who: Who, address: u64) {
+        let order = &mut self.blocks[who.slot].order;
+        order.fence(who.thread);
+        order.operate(&mut self.letters, who.thread, address);
+    }
+
+    pub fn acquire(&mut self, who: Who, address: u64) {
+        self.blocks[who.slot].order.acquire(&self.letters, who.thread, address);
+    }
+
+    pub fn now(&self, who: Who) -> Moment {
+        let order = &self.blocks[who.slot].order;
+        Moment { block: order.block, thread: who.thread, time: order.now(who.thread) }
+    }
+
+    /// A copy that was begun then is there, for whoever passes the barrier.
+    pub fn landed(&mut self, slot: usize, begun: Moment, address: u64, bytes: usize, barrier: u64) {
+        self.letters.know(barrier, (begun.block, begun.thread), begun.time);
+        let shadow = &mut self.blocks[slot].shared;
+        let at = (address - shadow.start) as usize;
+        shadow.cells(at, bytes).iter_mut().for_each(|cell| cell.pending = None);
     }
 
     /// None of the warp's lanes can go on.
@@ -286,8 +326,15 @@ impl Checker {
 
     /// An access to the block's shared memory, inside a variable.
     pub fn shared(&mut self, who: Who, address: u64, bytes: usize, how: How, place: Place) -> Result<(), String> {
-        let event = Event { place, space: Space::Shared, lane: (who.thread % 32) as u8, address, bytes: bytes as u32 };
-        self.push(who, event);
+        if how != How::Tile {
+            let event = Event { place, space: Space::Shared, lane: (who.thread % 32) as u8, address, bytes: bytes as u32 };
+            self.push(who, event);
+        }
+        self.unseen(who, address, bytes, how, place)
+    }
+
+    /// As [`Checker::shared`], by what is no instruction of lanes.
+    pub fn unseen(&mut self, who: Who, address: u64, bytes: usize, how: How, place: Place) -> Result<(), String> {
         let offset = address - self.blocks[who.slot].shared.start;
         self.check(who, None, offset as usize, bytes, how, place)
     }
@@ -340,7 +387,7 @@ impl Checker {
     /// `start`: of the allocation; `None` for shared memory.
     fn check(&mut self, who: Who, start: Option<u64>, offset: usize, bytes: usize, how: How, place: Place) -> Result<(), String> {
         let (launch, thread) = (self.launch, who.thread);
-        let Block { order, shared, .. } = &mut self.blocks[who.slot];
+        let Block { order, shared, tiles, .. } = &mut self.blocks[who.slot];
         if let (Some(start), true) = (start, how.is_atomic()) {
             match how {
                 How::Acquire => order.acquire(&self.letters, thread, start + offset as u64),
@@ -391,12 +438,24 @@ impl Checker {
                     false => cell.write = stamp,
                 }
                 cell.read = Stamp::default();
-            } else if how != How::Acquire {
+            } else if !matches!(how, How::Acquire | How::Tile) {
                 order.remember(&mut cell.read, stamp, thread);
             }
         }
         if how.writes() {
             shadow.set_written(offset, bytes, true);
+        }
+        if start.is_none() && (how.writes() || how == How::Tile) {
+            let end = offset + bytes;
+            let meets = |range: &Range<usize>| range.start < end && offset < range.end;
+            if how == How::Tile {
+                tiles.retain(|(range, earlier)| !(*range == (offset..end) && order.follows(earlier, launch, thread)));
+                tiles.push((offset..end, stamp));
+            } else if let Some((_, read)) = tiles.iter().find(|(range, read)| meets(range) && !order.follows(read, launch, thread)) {
+                conflict = conflict.or(Some((*read, "read")));
+            } else {
+                tiles.retain(|(range, _)| !meets(range));
+            }
         }
         match conflict {
             None => Ok(()),
@@ -425,7 +484,7 @@ impl Checker {
 
 fn verb(how: How) -> &'static str {
     match how {
-        How::Read | How::MatrixRow | How::Acquire => "reads",
+        How::Read | How::MatrixRow | How::Tile | How::Acquire => "reads",
         How::Write | How::Release => "writes",
         How::Atomic => "updates",
     }

@@ -49,6 +49,12 @@ impl Letters {
     pub fn clear(&mut self) {
         self.0.clear();
     }
+
+    /// Leaves what a thread of a block had done by then.
+    pub fn know(&mut self, address: u64, thread: (u32, u32), time: (u32, u32)) {
+        let known = self.0.entry(address).or_default().threads.entry(thread).or_default();
+        *known = time.max(*known);
+    }
 }
 
 /// The clocks of one block's threads.
@@ -112,16 +118,23 @@ impl Order {
         self.clocks[(32 * thread + thread % 32) as usize] += 1;
     }
 
+    pub fn now(&self, thread: u32) -> (u32, u32) {
+        (self.epoch, self.clock(thread, thread % 32))
+    }
+
     pub fn fence(&mut self, thread: u32) {
-        let now = (self.epoch, self.clock(thread, thread % 32));
         self.tick(thread);
+        let lanes = &self.clocks[32 * thread as usize..][..32];
         let hands = self.hands.entry(thread).or_default();
         let seen = std::mem::take(&mut hands.seen);
         hands.acquired.join(&seen);
         let mut released = self.known.clone();
         released.join(&hands.acquired);
         released.epochs.insert(self.block, self.epoch);
-        released.threads.insert((self.block, thread), now);
+        // Its own deeds, and those that lanes of its warp had done when they last met.
+        for (lane, before) in lanes.iter().enumerate().filter_map(|(lane, clock)| Some((lane as u32, clock.checked_sub(1)?))) {
+            released.threads.insert((self.block, thread / 32 * 32 + lane), (self.epoch, before));
+        }
         hands.released = Some(released);
     }
 
