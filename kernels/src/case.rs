@@ -95,7 +95,7 @@ pub struct Case {
 pub struct Op {
     /// Name of its folder.
     pub name: &'static str,
-    pub source: Option<&'static crate::driver::Source>,
+    pub sources: &'static [&'static crate::driver::Source],
     pub cases: fn() -> Vec<Case>,
 }
 

@@ -37,6 +37,8 @@ pub struct Code {
     pub wide_loads: u32,
     /// Tensor-core instructions.
     pub mma: u32,
+    /// Copies of tiles by tensor maps.
+    pub tile_copies: u32,
     pub mix: Mix,
 }
 
@@ -123,10 +125,10 @@ pub const CLASSES: [(&str, &[&str]); 22] = [
     ("stg 1-4", &[]),
     ("stg 8", &[]),
     ("stg 16", &[]),
-    ("ldgsts", &["LDGSTS", "LDGDEPBAR"]),
+    ("ldgsts", &["LDGSTS", "LDGDEPBAR", "UTMALDG"]),
     ("lds", &["LDS", "LDSM", "STS", "STSM"]),
     ("atomic", &["ATOM", "ATOMG", "ATOMS", "RED", "REDG"]),
-    ("barrier", &["BAR", "CGAERRBAR", "DEPBAR", "ERRBAR", "MEMBAR", "CCTL", "NANOSLEEP"]),
+    ("barrier", &["BAR", "CGAERRBAR", "DEPBAR", "ERRBAR", "MEMBAR", "CCTL", "NANOSLEEP", "SYNCS", "WARPGROUP"]),
     ("branch", &["BRA", "BREAK", "BRX", "BRXU", "BSSY", "BSYNC", "CALL", "EXIT", "JMP", "RET", "WARPSYNC", "YIELD"]),
     ("other", &[]),
 ];
@@ -243,6 +245,7 @@ fn read_code(listing: &str) -> BTreeMap<String, Code> {
         code.local += matches!(family, "LDL" | "STL") as u32;
         code.wide_loads += (matches!(family, "LDG" | "LDGSTS") && mnemonic.contains(".128")) as u32;
         code.mma += matches!(family, "HMMA" | "IMMA" | "QMMA" | "HGMMA" | "IGMMA" | "QGMMA") as u32;
+        code.tile_copies += (family == "UTMALDG") as u32;
     }
     kernels
 }
@@ -304,15 +307,17 @@ mod tests {
             /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;\n\
             /*0020*/                   LDG.E R4, desc[UR4][R2.64] ;\n\
             /*0030*/                   LDS.128 R4, [R2] ;\n\
-            /*0040*/                   NOP;";
+            /*0040*/                   UTMALDG.2D [UR12], [UR8] ;\n\
+            /*0050*/                   HGMMA.64x256x16.F32 R24, gdesc[UR16], R24 ;\n\
+            /*0060*/                   NOP;";
         let kernels = read_code(listing);
         let mix = |names: &[(&str, u32)]| -> Mix {
             std::array::from_fn(|i| names.iter().find(|(name, _)| *name == CLASSES[i].0).map_or(0, |(_, count)| *count))
         };
         let a = mix(&[("other", 2), ("ldg 16", 1)]);
-        assert_eq!(kernels["a"], Code { bytes: 48, local: 2, wide_loads: 1, mma: 0, mix: a });
-        let b = mix(&[("ldgsts", 1), ("mma", 1), ("ldg 1-4", 1), ("lds", 1)]);
-        assert_eq!(kernels["b"], Code { bytes: 80, local: 0, wide_loads: 1, mma: 1, mix: b });
+        assert_eq!(kernels["a"], Code { bytes: 48, local: 2, wide_loads: 1, mix: a, ..Code::default() });
+        let b = mix(&[("ldgsts", 2), ("mma", 2), ("ldg 1-4", 1), ("lds", 1)]);
+        assert_eq!(kernels["b"], Code { bytes: 112, local: 0, wide_loads: 1, mma: 2, tile_copies: 1, mix: b });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::driver::nvrtc::target;
 use swara_kernels::driver::occupancy::occupancy;
 use swara_kernels::driver::{Arch, Source, dry};
-use swara_kernels::ops::REGISTRY;
+use swara_kernels::ops::{REGISTRY, UNPROVEN};
 use swara_kernels::span::timeline::{self, LIMIT};
 use swara_kernels::{DType, Device};
 use swara_verify::harness::{self, Selection, Subject};
@@ -48,7 +48,8 @@ const KERNELS: &str = "
 
 A row is a kernel in all its types. Registers a thread and bytes of static and dynamic shared memory over those types;
 threads a block, and the occupancy that they leave on sm_90a, over all launches of the cases; cases that launch it, timed ones
-after the plus. `swara profile --static OP` has each by itself, with its instructions.
+after the plus. `swara profile --static OP` has each by itself, with its instructions. With a star: of instructions that the
+emulator knows from the manual alone, never run on a GPU, and taken only where somebody asks for them.
 
 | kernel | types | registers sm_75 | sm_80 | sm_90a | sm_120 | shared | dynamic | threads | occupancy | cases |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -76,7 +77,7 @@ fn survey(op: &Op, cases: &[Case], launched: &mut Launched) {
             (case.run)(&case.blank(&device).unwrap()).unwrap_or_else(|e| panic!("{} {}: {e}", op.name, case.label));
             for noted in notes.take() {
                 let launches = launched.entry((noted.source.path, noted.kernel)).or_default();
-                let ours = op.source.is_some_and(|source| source.path == noted.source.path);
+                let ours = op.sources.iter().any(|source| source.path == noted.source.path);
                 if ours {
                     if case.bench { &mut launches.timed } else { &mut launches.cases }.insert(n);
                 }
@@ -98,6 +99,10 @@ fn shared(budget: &toml::Table, op: &str, kernel: &str) -> Option<u32> {
     u32::try_from(budget.get("kernels")?.get(op)?.get(kernel)?.get("shared")?.as_integer()?).ok()
 }
 
+fn kernels(op: &Op) -> Vec<(&'static Source, String)> {
+    op.sources.iter().flat_map(|&source| source.kernels().unwrap().into_iter().map(move |kernel| (source, kernel))).collect()
+}
+
 /// Everything that an operation or one of its kernels lacks.
 fn lacking(op: &Op, cases: &[Case], launched: &Launched, budget: &toml::Table) -> Vec<String> {
     let mut lacking = Vec::new();
@@ -111,11 +116,10 @@ fn lacking(op: &Op, cases: &[Case], launched: &Launched, budget: &toml::Table) -
     for case in cases.iter().filter(|case| case.bench && case.cost.bytes == 0) {
         lacks(format!("{} {} is timed and costs nothing", case.label, case.dtype));
     }
-    let Some(source) = op.source else {
+    if op.sources.is_empty() {
         lacks("no kernels".into());
-        return lacking;
-    };
-    for kernel in source.kernels().unwrap() {
+    }
+    for (source, kernel) in kernels(op) {
         if launched.get(&(source.path, kernel.clone())).is_none_or(|launches| launches.cases.is_empty()) {
             lacks(format!("no case launches {kernel}"));
         }
@@ -161,13 +165,13 @@ fn span<T: PartialOrd + Copy>(values: impl Iterator<Item = T>, text: impl Fn(T) 
     }
 }
 
-/// Numbers of the version ladder in the header of a `.cu` file; a file without one has one version.
-fn versions(source: &Source) -> usize {
+/// Numbers of the version ladder in the header of its first `.cu` file; a file without one has one version.
+fn versions(op: &Op) -> usize {
     let ladder = |line: &&str| {
         let text = line.strip_prefix("//").map(str::trim_start).and_then(|rest| rest.strip_prefix('v')).unwrap_or("");
         text.split_whitespace().next().is_some_and(|word| word.parse::<u32>().is_ok())
     };
-    source.text.lines().take_while(|line| line.starts_with("//")).filter(ladder).count().max(1)
+    op.sources[0].text.lines().take_while(|line| line.starts_with("//")).filter(ladder).count().max(1)
 }
 
 /// Worst share of its budget by operation, in percent, on the emulator; `None` without one.
@@ -235,16 +239,16 @@ fn measured(results: &Path) -> BTreeMap<String, (String, String)> {
 }
 
 fn op_row(op: &Op, cases: &[Case], error: &str, measured: Option<&str>) -> String {
-    let source = op.source.unwrap();
     let dtypes: BTreeSet<&str> = cases.iter().map(|c| c.dtype.name()).collect();
-    let archs: Vec<String> = source.archs.iter().map(u32::to_string).collect();
+    let archs: BTreeSet<u32> = op.sources.iter().flat_map(|source| source.archs).copied().collect();
+    let archs: Vec<String> = archs.iter().map(u32::to_string).collect();
     // The largest in f32.
     let timed = cases.iter().filter(|case| case.bench && case.dtype == DType::F32).max_by_key(|case| case.cost.bytes).unwrap();
     format!(
         "| [`{0}`](src/ops/{0}/mod.rs) | {1} | {2} | {3} | {4} | {5} | {6} | {7:.1} | {8:.1} | {error} | {9} |\n",
         op.name,
-        versions(source),
-        source.kernels().unwrap().len(),
+        versions(op),
+        kernels(op).len(),
         Vec::from_iter(dtypes).join(" "),
         archs.join(" "),
         cases.len(),
@@ -256,21 +260,21 @@ fn op_row(op: &Op, cases: &[Case], error: &str, measured: Option<&str>) -> Strin
 }
 
 fn kernel_rows(op: &Op, launched: &Launched, budget: &toml::Table) -> String {
-    let source = op.source.unwrap();
-    let mut families: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    for kernel in source.kernels().unwrap() {
+    let mut families: BTreeMap<(&str, String), Vec<(String, String)>> = BTreeMap::new();
+    for (source, kernel) in kernels(op) {
         let (family, dtype) = match kernel.rsplit_once('_') {
             Some((family, dtype @ ("f32" | "bf16" | "f16"))) => (family.to_owned(), dtype.to_owned()),
             _ => (kernel.clone(), String::new()),
         };
-        families.entry(family).or_default().push((dtype, kernel));
+        families.entry((source.path, family)).or_default().push((dtype, kernel));
     }
     let mut rows = String::new();
-    for (family, mut kernels) in families {
+    for ((path, family), mut kernels) in families {
         kernels.sort();
         let types: Vec<&str> = kernels.iter().map(|(dtype, _)| dtype.as_str()).filter(|dtype| !dtype.is_empty()).collect();
         let regs = |arch: u32| span(kernels.iter().filter_map(|(_, kernel)| registers(budget, op.name, kernel, arch)), |n| n.to_string());
-        let of = |kernel: &str| launched.get(&(source.path, kernel.to_owned()));
+        let of = |kernel: &str| launched.get(&(path, kernel.to_owned()));
+        let mark = if UNPROVEN.iter().any(|source| source.path == path) { " *" } else { "" };
         let count = |of_one: fn(&Launches) -> &BTreeSet<usize>| {
             kernels.iter().filter_map(|(_, kernel)| of(kernel)).flat_map(|launches| of_one(launches).iter()).collect::<BTreeSet<_>>().len()
         };
@@ -284,7 +288,7 @@ fn kernel_rows(op: &Op, launched: &Launched, budget: &toml::Table) -> String {
         });
         let _ = writeln!(
             rows,
-            "| `{family}` | {} | {} | {} | {} | {} | {} | {} | {} | {} | {}+{} |",
+            "| `{family}`{mark} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {}+{} |",
             if types.is_empty() { "-".to_owned() } else { types.join(" ") },
             regs(75),
             regs(80),
@@ -304,7 +308,7 @@ fn kernel_rows(op: &Op, launched: &Launched, budget: &toml::Table) -> String {
 #[test]
 fn the_kernel_table_is_current_and_every_kernel_is_in_it() {
     let budget = read_budget();
-    let registered: BTreeSet<&str> = REGISTRY.iter().filter_map(|op| op.source).map(|source| source.path).collect();
+    let registered: BTreeSet<&str> = REGISTRY.iter().flat_map(|op| op.sources).map(|source| source.path).collect();
     let mut lacks: Vec<String> = files(&root().join("kernels/src/ops"))
         .into_iter()
         .filter(|file| !registered.contains(file.as_str()))
@@ -343,7 +347,7 @@ fn a_kernel_that_lacks_anything_is_named() {
         text: "extern \"C\" __global__ void forgotten() {}\nextern \"C\" __global__ void costly() {}\n",
         archs: &[80, 90],
     };
-    static PLANTED: Op = Op { name: "planted", source: Some(&SOURCE), cases: Vec::new };
+    static PLANTED: Op = Op { name: "planted", sources: &[&SOURCE], cases: Vec::new };
     let budget: toml::Table = "[kernels.planted]\ncostly = { registers = { sm_80 = 8 }, shared = 0 }".parse().unwrap();
     let case = |bench, bytes| Case {
         label: "a".into(),

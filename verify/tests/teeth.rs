@@ -54,7 +54,7 @@ const BREAKS: &[(&str, &str, &str)] = &[
     // A coefficient of the sine in two digits.
     ("src/ops/rope/rope.cu", "0.0796802176f", "0.08f"),
     // A bias that is added twice.
-    ("src/ops/linear/linear.cu", "if (bias) sum += bias[n];", "if (bias) sum += 2 * bias[n];"),
+    ("cuda/linear.cuh", "if (bias) sum += bias[n];", "if (bias) sum += 2 * bias[n];"),
     // Sums that are not rescaled when a larger score comes.
     ("src/ops/attention/attention.cu", "sum = fmaf(sum, rescale, weights);", "sum += weights;"),
     // A reflection that repeats the end.

@@ -114,7 +114,7 @@ fn print(case: &Outcome, traffic: &Traffic) {
 /// Kernels of the registry that no judged case launched, with the reason why that is well.
 fn not_shown(judged: &[(&Outcome, &Traffic)]) -> BTreeMap<String, Option<&'static str>> {
     let shown = |name: &str| judged.iter().any(|(_, t)| t.kernels.iter().any(|k| k.kernel == name));
-    let kernels = REGISTRY.iter().filter_map(|op| op.source).flat_map(|source| source.kernels().unwrap());
+    let kernels = REGISTRY.iter().flat_map(|op| op.sources).flat_map(|source| source.kernels().unwrap());
     let reason = |name: &str| NEVER_BOUND.iter().find(|(start, _)| name.starts_with(start)).map(|(_, why)| *why);
     kernels.filter(|name| !shown(name)).map(|name| (name.clone(), reason(&name))).collect()
 }

@@ -3,6 +3,7 @@
 use super::cache::Cache;
 use super::gpu;
 use super::nvrtc::Nvrtc;
+use crate::ops::UNPROVEN;
 use crate::{Error, Result};
 
 /// One thing that works or does not.
@@ -27,7 +28,7 @@ impl Fact {
     }
 }
 
-/// CUDA driver, its devices, NVRTC and the kernel cache, in this order. Makes no context and compiles nothing.
+/// CUDA driver, its devices, NVRTC, the kernel cache and kernels that are never chosen by default, in this order. Makes no context and compiles nothing.
 pub fn facts() -> Vec<Fact> {
     let described = gpu::describe();
     let driver_major = described.as_ref().ok().map(|(version, _)| *version as u32 / 1000);
@@ -54,5 +55,7 @@ pub fn facts() -> Vec<Fact> {
         cache.hint = Some("kernels are compiled anew in every process; set SWARA_CACHE to a directory of your own".into());
     }
     facts.push(cache);
+    let unproven: Vec<String> = UNPROVEN.iter().flat_map(|source| source.kernels().unwrap_or_default()).collect();
+    facts.push(Fact::new("only on request", Ok(format!("{}: no GPU has run them yet", unproven.join(" ")))));
     facts
 }

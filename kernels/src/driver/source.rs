@@ -20,7 +20,8 @@ const HEADERS: &[(&str, &str)] = headers![
     "norm.cuh",
     "rng.cuh",
     "gemm.cuh",
-    "attention_gradient.cuh"
+    "attention_gradient.cuh",
+    "linear.cuh"
 ];
 
 /// One compilation unit.

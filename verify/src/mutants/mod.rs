@@ -164,12 +164,16 @@ fn files(ops: &[&'static Op]) -> Result<BTreeSet<String>> {
     let mut all = [BTreeSet::new(), BTreeSet::new()];
     for op in REGISTRY {
         let own = ops.iter().any(|chosen| chosen.name == op.name);
-        if let Some(source) = op.source {
-            all[usize::from(own)].extend(sites::files(&source.expanded()?));
-        }
+        all[usize::from(own)].extend(files_of(op)?);
     }
     let [others, own] = all;
     Ok(own.difference(&others).cloned().collect())
+}
+
+/// What an operation's sources are made of.
+fn files_of(op: &Op) -> Result<BTreeSet<String>> {
+    let files = op.sources.iter().map(|source| Ok(sites::files(&source.expanded()?)));
+    Ok(files.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// How long a mistake is tried by one operation.
@@ -221,8 +225,7 @@ impl Judge<'_> {
 
     /// Whether something is undecided in the files that `op` includes.
     fn left(&self, op: &Op) -> Result<bool> {
-        let Some(source) = op.source else { return Ok(false) };
-        let files = sites::files(&source.expanded()?);
+        let files = files_of(op)?;
         Ok(locked(&self.verdicts).fates.iter().any(|(site, fate)| !fate.decided() && files.contains(&site.file)))
     }
 

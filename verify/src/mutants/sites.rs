@@ -13,7 +13,7 @@ use regex::Regex;
 pub enum Kind {
     /// A barrier or fence is left out.
     Barrier,
-    /// An asynchronous copy is not committed, or one group too few is waited for.
+    /// Asynchronous copies or products are not committed, or one group too few is waited for.
     Wait,
     /// A comparison is off by one.
     Bound,
@@ -70,8 +70,11 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
         if code[end + 1..].trim_start().starts_with('{') {
             continue; // where it is defined
         }
-        let kind = if name.as_str().starts_with("cp_async") { Kind::Wait } else { Kind::Barrier };
-        let instead = call.get(2).map_or("(void)0".to_owned(), |groups| format!("cp_async_wait<({}) + 1>()", groups.as_str()));
+        let kind = if name.as_str().contains("_wait<") || name.as_str().ends_with("_commit") { Kind::Wait } else { Kind::Barrier };
+        let instead = call.get(2).map_or("(void)0".to_owned(), |groups| {
+            let wait = name.as_str().split('<').next().unwrap_or_default();
+            format!("{wait}<({}) + 1>{}", groups.as_str(), &code[open..=end])
+        });
         let insertions = vec![(start, format!("(swara::mutant(#) ? {instead} : ")), (end + 1, ")".to_owned())];
         found.push(Found { at: start, kind, insertions });
     }
@@ -146,8 +149,11 @@ fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a pattern of this file")
 }
 
-static CALL: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"\b(__syncthreads|__syncwarp|__threadfence|grid_barrier|cp_async_commit|cp_async_wait<([^<>()]*)>)\("));
+static CALL: LazyLock<Regex> = LazyLock::new(|| {
+    regex(
+        r"\b(__syncthreads|__syncwarp|__threadfence|grid_barrier|mbarrier_(?:arrive|wait)|cp_async_commit|wgmma_(?:fence|commit)|(?:cp_async|wgmma)_wait<([^<>()]*)>)\(",
+    )
+});
 // Template brackets have no spaces around them.
 static COMPARISON: LazyLock<Regex> = LazyLock::new(|| regex(r" (<|<=|>|>=|==|!=) "));
 static LIMIT: LazyLock<Regex> = LazyLock::new(|| regex(r"\b(?:min|max)\("));
@@ -309,6 +315,13 @@ mod tests {
         assert_eq!((sites, text.as_str()), (vec![(Kind::Barrier, 1)], "(swara::mutant(1) ? (void)0 : __syncthreads());\n"));
         let (_, text) = planted("cp_async_wait<STAGES - 2>();");
         assert_eq!(text, "(swara::mutant(1) ? cp_async_wait<(STAGES - 2) + 1>() : cp_async_wait<STAGES - 2>());");
+        let (sites, text) = planted("wgmma_wait<0>(sums);");
+        assert_eq!((sites[0].0, text.as_str()), (Kind::Wait, "(swara::mutant(1) ? wgmma_wait<(0) + 1>(sums) : wgmma_wait<0>(sums));"));
+        let (sites, text) = planted("mbarrier_wait(full[i], p);");
+        assert_eq!(
+            (sites[0].0, text.as_str()),
+            (Kind::Barrier, "(swara::mutant(1) ? (void)0 : mbarrier_wait(full[swara::mutant(2) + i], p));")
+        );
         let (_, text) = planted("if (a <= b) y[i] = tile[j][k];");
         assert_eq!(text, "if (a <= -swara::mutant(1) + b) y[swara::mutant(2) + i] = tile[swara::mutant(3) + j][swara::mutant(4) + k];");
         let (_, text) = planted("const T* x; load(v, x + i); sum += a * b;");

@@ -78,10 +78,14 @@ fn parse(text: &str) -> Result<u32> {
 }
 
 fn kernels(op: &'static Op, arch: u32, nvrtc: &Nvrtc, nvdisasm: Option<&Path>) -> Result<Vec<Row>> {
-    let Some(source) = op.source.filter(|source| source.archs.contains(&arch)) else {
+    let mut compiled = BTreeMap::new();
+    for source in op.sources.iter().filter(|source| source.archs.contains(&arch)) {
+        let report = measure(nvrtc, nvdisasm, source, arch).map_err(|why| Failure::work(format!("profile: {}: {why}", op.name)))?;
+        compiled.extend(report.kernels);
+    }
+    if compiled.is_empty() {
         return Err(Failure::work(format!("profile: {} has no kernels for {}", op.name, target(arch))));
-    };
-    let report = measure(nvrtc, nvdisasm, source, arch).map_err(|why| Failure::work(format!("profile: {}: {why}", op.name)))?;
+    }
     let mut launched = launches(op, arch)?;
     let row = |(kernel, f): (String, Figures)| {
         let shapes = launched.remove(&kernel).unwrap_or_default();
@@ -110,7 +114,7 @@ fn kernels(op: &'static Op, arch: u32, nvrtc: &Nvrtc, nvdisasm: Option<&Path>) -
             launches: shapes.into_iter().filter_map(shape).collect(),
         }
     };
-    Ok(report.kernels.into_iter().map(row).collect())
+    Ok(compiled.into_iter().map(row).collect())
 }
 
 /// Threads and dynamic shared memory of every launch of the operation's cases, by kernel.

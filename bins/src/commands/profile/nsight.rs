@@ -50,7 +50,7 @@ fn ncu(common: &Common, args: &Profile, subject: &Subject) -> Result<Argv> {
     let mut argv: Argv = ["ncu", "--profile-from-start=off", "--set=full"].map(OsString::from).to_vec();
     if let Subject::Ops(ops) = subject {
         let mut kernels = Vec::new();
-        for source in ops.iter().filter_map(|op| op.source) {
+        for source in ops.iter().flat_map(|op| op.sources) {
             kernels.extend(source.kernels()?);
         }
         kernels.sort();

@@ -23,7 +23,7 @@ pub(crate) mod cpu;
 mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/activation/activation.cu", text: include_str!("activation.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "activation";
 

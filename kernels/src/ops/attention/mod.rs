@@ -30,7 +30,7 @@ use crate::ops::check::statistics_dtype;
 use crate::{Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/attention/attention.cu", text: include_str!("attention.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "attention";
 pub const MAX_HEAD_DIM: usize = 128;

@@ -25,7 +25,7 @@ mod cuda;
 mod tests;
 
 pub static SOURCE: Source = Source { path: "ops/codebook/codebook.cu", text: include_str!("codebook.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases };
 
 const NAME: &str = "codebook";
 

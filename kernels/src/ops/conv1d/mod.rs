@@ -27,7 +27,7 @@ use crate::ops::{check, elementwise};
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: "conv1d", source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: "conv1d", sources: &[&SOURCE], cases: cases::cases };
 
 /// Everything about a convolution that is not a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

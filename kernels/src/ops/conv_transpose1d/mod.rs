@@ -25,7 +25,7 @@ use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch
 
 pub static SOURCE: Source =
     Source { path: "ops/conv_transpose1d/conv_transpose1d.cu", text: include_str!("conv_transpose1d.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: "conv_transpose1d", source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: "conv_transpose1d", sources: &[&SOURCE], cases: cases::cases };
 
 /// Everything about a transposed convolution that is not a tensor. A negative right crop (PyTorch's `output_padding`) adds
 /// outputs beyond the last tap, which are the bias alone.

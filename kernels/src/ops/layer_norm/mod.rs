@@ -28,7 +28,7 @@ use crate::{Device, Error, Result, Tensor, dispatch_real, span};
 pub(super) use cases::of as cases_of;
 
 pub static SOURCE: Source = Source { path: "ops/layer_norm/layer_norm.cu", text: include_str!("layer_norm.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NORM.name, source: Some(&SOURCE), cases: || cases::of(&NORM) };
+pub static OP: Op = Op { name: NORM.name, sources: &[&SOURCE], cases: || cases::of(&NORM) };
 
 static NORM: Norm = Norm {
     name: "layer_norm",

@@ -24,6 +24,10 @@ const fn tiles(rows: usize, n: usize, k: usize) -> Layer {
     Layer { product: Product::Tiles, ..plain(rows, n, k) }
 }
 
+const fn wgmma(rows: usize, n: usize, k: usize) -> Layer {
+    Layer { product: Product::Wgmma, ..plain(rows, n, k) }
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let small = [
         plain(0, 5, 7),
@@ -57,7 +61,23 @@ pub(super) fn cases() -> Vec<Case> {
         Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..tiles(70, 80, 36) },
         Layer { scale: true, residual: true, ..tiles(127, 100, 48) },
     ];
+    let wgmma = [
+        wgmma(1, 1, 8),
+        wgmma(5, 33, 31), // rows that no copy can take
+        wgmma(129, 257, 72),
+        wgmma(500, 300, 520), // more tiles than the emulator has processors, more steps than stages
+        wgmma(512, 128, 64),
+        Layer { activation: Activation::Gelu, bias: true, ..wgmma(65, 68, 40) },
+        Layer { activation: Activation::Silu, bias: true, ..wgmma(33, 130, 264) },
+        Layer { activation: Activation::SiluGate, ..wgmma(3, 62, 64) },
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..wgmma(200, 296, 136) },
+        Layer { scale: true, residual: true, ..wgmma(127, 100, 48) },
+    ];
     let mut cases = Vec::new();
+    for dtype in [DType::BF16, DType::F16] {
+        cases.extend(wgmma.map(|layer| case(layer, dtype, false)));
+        cases.push(case(Layer { product: Product::Wgmma, ..tiles(4096, 1024, 1024) }, dtype, true));
+    }
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         cases.extend(small.map(|layer| case(layer, dtype, false)));
         cases.push(case(plain(1, 4096, 4096), dtype, true));
@@ -103,6 +123,7 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
         (layer.scale, "scale"),
         (layer.residual, "residual"),
         (layer.product == Product::Tiles, "by tiles"),
+        (layer.product == Product::Wgmma, "by wgmma"),
     ]
     .into_iter()
     .filter_map(|(there, name)| there.then_some(name))

@@ -1,5 +1,5 @@
-use super::{Activation, Fused, NAME, Product, SOURCE};
-use crate::driver::Launch;
+use super::{Activation, Fused, HOPPER, NAME, Product, SOURCE};
+use crate::driver::{Arch, Launch, TILE_BYTES, Tiles};
 use crate::ops::launch::{index, kernel_name};
 use crate::ops::matmul::cuda::{self as matmul, TILE_16X64, TILE_64X64, TILE_128X128, Tile};
 use crate::{Cuda, DType, Result, Tensor, args};
@@ -18,9 +18,15 @@ fn group(k: usize, vector: usize) -> usize {
 }
 
 pub fn forward(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, product: Product, fused: &Fused) -> Result<()> {
+    if product == Product::Wgmma && gpu.driver().arch() == Arch(90) {
+        let [rows, outputs] = [x, weight].map(|matrix| Tiles::of(matrix, WGMMA_TILE.0));
+        if rows.fits() && outputs.fits() {
+            return by_wgmma(gpu, y, x, (rows, outputs), fused);
+        }
+    }
     match product {
         Product::FewRows => few_rows(gpu, y, x, weight, fused),
-        Product::Tiles => {
+        Product::Tiles | Product::Wgmma => {
             let tile = Tile::choose(TILES, gpu, y.shape().rows(), weight.shape().rows());
             by_tiles(gpu, tile, y, x, weight, fused)
         }
@@ -35,6 +41,44 @@ fn kind(activation: Activation) -> i32 {
         Activation::Silu => 2,
         Activation::SiluGate => 3,
     }
+}
+
+/// As in hopper.cu: a tile, the elements of K in a stage, the stages, a block's threads, and where its tiles begin.
+const WGMMA_TILE: (usize, usize) = (128, 256);
+const WGMMA_STAGES: usize = 4;
+const WGMMA_THREADS: u32 = 384;
+const WGMMA_ALIGNMENT: usize = 1024;
+
+fn by_wgmma(gpu: &Cuda, y: &mut Tensor, x: &Tensor, (rows, outputs): (Tiles, Tiles), fused: &Fused) -> Result<()> {
+    let driver = gpu.driver();
+    let (x_map, w_map) = (driver.tensor_map(&rows)?, driver.tensor_map(&outputs)?);
+    let (m, n) = WGMMA_TILE;
+    let columns = y.shape().last_dim();
+    let int = |n| matmul::int(NAME, n);
+    int(outputs.rows)?;
+    let width = if fused.activation == Activation::SiluGate { n / 2 } else { n };
+    let count = int(rows.rows.div_ceil(m).saturating_mul(columns.div_ceil(width)))?;
+    let launch = Launch {
+        grid: [driver.limits().multiprocessors.min(count as u32), 1, 1],
+        block: [WGMMA_THREADS, 1, 1],
+        shared_bytes: (WGMMA_STAGES * (m + n) * TILE_BYTES + WGMMA_ALIGNMENT) as u32,
+        cooperative: false,
+    };
+    let kernel = gpu.kernel(&HOPPER, &kernel_name(NAME, "linear_wgmma", x)?)?;
+    let args = args![
+        y,
+        &x_map,
+        &w_map,
+        fused.bias,
+        fused.scale,
+        fused.residual,
+        int(rows.rows)?,
+        int(columns)?,
+        int(rows.columns)?,
+        kind(fused.activation),
+    ];
+    // SAFETY: the parameters of LINEAR_WGMMA; `output` has checked every extent, and the maps end where x and the weight do.
+    unsafe { kernel.launch(launch, args) }
 }
 
 const TILES: &[Tile] = &[TILE_128X128, TILE_64X64, TILE_16X64];

@@ -18,53 +18,13 @@
 // kernels: linear_16x64_f32 linear_64x64_f32 linear_128x128_f32 linear_16x64_bf16 linear_64x64_bf16 linear_128x128_bf16
 // kernels: linear_16x64_f16 linear_64x64_f16 linear_128x128_f16
 // kernels: linear_1_f32 linear_4_f32 linear_16_f32 linear_1_bf16 linear_4_bf16 linear_16_bf16 linear_1_f16 linear_4_f16 linear_16_f16
-#include "activation.cuh"
 #include "gemm.cuh"
+#include "linear.cuh"
 #include "vec.cuh"
 
 constexpr int THREADS = 128;
 constexpr int STAGED_BYTES = 32 << 10;  // of x in shared memory; as in cuda.rs
 constexpr int LEAST_GROUP = 8;
-
-enum Kind { NONE, GELU, SILU, SILU_GATE };  // as in cuda.rs
-
-template <typename T>
-struct Finish {
-    T* y;
-    const float *bias, *scale;
-    const T* residual;
-    int columns, activation;
-
-    // With a gate, `gated` is what it multiplies.
-    __device__ __forceinline__ float activate(float sum, float gated) const {
-        if (activation == GELU) return sum * normal_cdf(sum);
-        if (activation == SILU) return sum * sigmoid(sum);
-        return activation == SILU_GATE ? sum * sigmoid(sum) * gated : sum;
-    }
-
-    // `gated` is the sum `columns` further, with a gate.
-    __device__ __forceinline__ void store(int row, int n, float sum, float gated) const {
-        const uint64_t at = (uint64_t)row * columns + n;
-        if (bias) sum += bias[n];
-        if (bias && activation == SILU_GATE) gated += bias[columns + n];
-        sum = activate(sum, gated);
-        if (scale) sum *= scale[n];
-        if (residual) sum += to_float(residual[at]);
-        y[at] = from_float<T>(sum);
-    }
-
-    // Columns n .. n + 4 at once, without a gate; 4 divides n and `columns`.
-    __device__ __forceinline__ void store_four(int row, int n, const float (&sum)[4]) const {
-        const uint64_t at = (uint64_t)row * columns + n;
-        float v[4], b[4] = {}, s[4] = {1.0f, 1.0f, 1.0f, 1.0f}, r[4] = {};
-        if (bias) load4(b, bias + n);
-        if (scale) load4(s, scale + n);
-        if (residual) load4(r, residual + at);
-#pragma unroll
-        for (int e = 0; e < 4; e++) v[e] = activate(sum[e] + b[e], 0.0f) * s[e] + r[e];
-        store4(y + at, v);
-    }
-};
 
 template <typename T, int N, int M, int R>
 __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, const T* w, int rows, int outputs, int k, int group,
@@ -163,12 +123,8 @@ struct Finished {
 #pragma unroll
             for (int e = 0; e < 2; e++)
                 if (n / 2 + e < finish.columns) finish.store(m, n / 2 + e, sum[2 * e], sum[2 * e + 1]);
-        } else if (finish.columns % 4 == 0) {
-            if (n < finish.columns) finish.store_four(m, n, sum);
         } else {
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (n + e < finish.columns) finish.store(m, n + e, sum[e], 0.0f);
+            finish.store_four(m, n, sum, sum);
         }
     }
 };

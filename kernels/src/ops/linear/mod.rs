@@ -27,7 +27,8 @@ use crate::ops::check;
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/linear/linear.cu", text: include_str!("linear.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static HOPPER: Source = Source { path: "ops/linear/hopper.cu", text: include_str!("hopper.cu"), archs: &[90] };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE, &HOPPER], cases: cases::cases };
 
 const NAME: &str = "linear";
 
@@ -41,7 +42,7 @@ pub struct Weight {
     product: Product,
 }
 
-/// How CUDA multiplies. The two sum in different orders, so a model chooses for each of its layers; the CPU has one way.
+/// How CUDA multiplies. They sum in different orders, so a model chooses for each of its layers; the CPU has one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Product {
     /// Reads the weights once for up to 16 rows: for steps of a few streams.
@@ -49,6 +50,9 @@ pub enum Product {
     FewRows,
     /// Tiles, on tensor cores for bf16 and f16: for training and long inputs.
     Tiles,
+    /// Tiles by Hopper's own instructions (`wgmma`, copies by TMA): bf16 and f16 on sm_90, `K` a multiple of 8. Elsewhere, and for
+    /// what else there is, as [`Product::Tiles`]. No GPU has run it yet ([`crate::ops::UNPROVEN`]), so nothing chooses it by itself.
+    Wgmma,
 }
 
 enum Prepared {

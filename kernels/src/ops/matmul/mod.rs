@@ -19,7 +19,7 @@ use crate::driver::{Source, source::ALL_ARCHS};
 use crate::{Device, Error, Result, Shape, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/matmul/matmul.cu", text: include_str!("matmul.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: "matmul", source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: "matmul", sources: &[&SOURCE], cases: cases::cases };
 
 /// Which operands are stored transposed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

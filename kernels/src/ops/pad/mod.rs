@@ -18,7 +18,7 @@ mod cpu;
 mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/pad/pad.cu", text: include_str!("pad.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "pad";
 

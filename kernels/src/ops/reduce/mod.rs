@@ -16,7 +16,7 @@ mod cpu;
 pub(super) mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/reduce/reduce.cu", text: include_str!("reduce.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "reduce";
 

@@ -21,7 +21,7 @@ use crate::ops::layer_norm::{self, Norm};
 use crate::{Error, Result, Tensor};
 
 pub static SOURCE: Source = Source { path: "ops/rms_norm/rms_norm.cu", text: include_str!("rms_norm.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NORM.name, source: Some(&SOURCE), cases: || layer_norm::cases_of(&NORM) };
+pub static OP: Op = Op { name: NORM.name, sources: &[&SOURCE], cases: || layer_norm::cases_of(&NORM) };
 
 static NORM: Norm =
     Norm { name: "rms_norm", spans: ["rms_norm.forward", "rms_norm.add_forward", "rms_norm.backward"], source: &SOURCE, centred: false };

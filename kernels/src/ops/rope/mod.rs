@@ -20,7 +20,7 @@ use crate::ops::attention::{KvCache, MAX_HEAD_DIM, Positions};
 use crate::{Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/rope/rope.cu", text: include_str!("rope.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "rope";
 

@@ -28,7 +28,7 @@ mod cuda;
 mod tests;
 
 pub static SOURCE: Source = Source { path: "ops/rvq_search/rvq_search.cu", text: include_str!("rvq_search.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases };
 
 const NAME: &str = "rvq_search";
 /// Smallest norm that [`Metric::Cosine`] divides by (`torch.nn.functional.normalize`).

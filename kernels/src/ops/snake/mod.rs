@@ -22,7 +22,7 @@ pub mod cpu;
 mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/snake/snake.cu", text: include_str!("snake.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "snake";
 /// Keeps the division finite at `alpha = 0`; the published models have it inside the division.

@@ -21,7 +21,7 @@ mod cuda;
 mod tests;
 
 pub static SOURCE: Source = Source { path: "ops/stft/stft.cu", text: include_str!("stft.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases };
 
 const NAME: &str = "stft";
 

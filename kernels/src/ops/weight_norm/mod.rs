@@ -19,7 +19,7 @@ mod cpu;
 mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/weight_norm/weight_norm.cu", text: include_str!("weight_norm.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "weight_norm";
 

@@ -30,12 +30,14 @@ pub struct Allowance {
     pub wide_loads: Option<u32>,
     /// From this architecture on there are tensor-core instructions.
     pub mma: Option<u32>,
+    /// From this architecture on there are copies of tiles by tensor maps.
+    pub tile_copies: Option<u32>,
 }
 
 const HEADER: &str = "\
 # What every kernel may cost, for each architecture it names: registers a thread, static shared memory in bytes; and what its
-# machine code promises from some architecture on: 16-byte global loads (wide_loads), tensor cores (mma). Spills and local memory
-# are never allowed. Checked and, on purpose, rewritten by:
+# machine code promises from some architecture on: 16-byte global loads (wide_loads), tensor cores (mma), copies of tiles by tensor
+# maps (tile_copies). Spills and local memory are never allowed. Checked and, on purpose, rewritten by:
 #     cargo run -p swara-verify --bin gate -- [--update]
 ";
 
@@ -46,6 +48,7 @@ impl Budget {
             shared: archs.values().map(|figures| figures.shared).max().unwrap_or(0),
             wide_loads: promised(archs, |code| code.wide_loads),
             mma: promised(archs, |code| code.mma),
+            tile_copies: promised(archs, |code| code.tile_copies),
         };
         let op = |kernels: &BTreeMap<String, _>| kernels.iter().map(|(name, archs)| (name.clone(), allowance(archs))).collect();
         Budget { nvrtc, kernels: measured.iter().map(|(name, kernels)| (name.clone(), op(kernels))).collect() }
@@ -61,7 +64,9 @@ impl Budget {
                 registers.sort_by_key(|(target, _)| (target.len() - target.ends_with('a') as usize, target.as_str()));
                 let registers = registers.iter().map(|(target, n)| format!("{target} = {n}")).collect::<Vec<_>>().join(", ");
                 let _ = write!(text, "{kernel} = {{ registers = {{ {registers} }}, shared = {}", allowance.shared);
-                for (promise, from) in [("wide_loads", allowance.wide_loads), ("mma", allowance.mma)] {
+                for (promise, from) in
+                    [("wide_loads", allowance.wide_loads), ("mma", allowance.mma), ("tile_copies", allowance.tile_copies)]
+                {
                     let _ = from.map(|arch| write!(text, ", {promise} = {arch}"));
                 }
                 text.push_str(" }\n");
@@ -96,7 +101,11 @@ impl Budget {
                         .push(format!("{op}: {kernel} on {target}: {} bytes of shared memory, {} allowed", figures.shared, allowed.shared));
                 }
                 let Some(code) = figures.code else { continue };
-                for (what, from, count) in [("16-byte loads", allowed.wide_loads, code.wide_loads), ("mma", allowed.mma, code.mma)] {
+                for (what, from, count) in [
+                    ("16-byte loads", allowed.wide_loads, code.wide_loads),
+                    ("mma", allowed.mma, code.mma),
+                    ("copies of tiles", allowed.tile_copies, code.tile_copies),
+                ] {
                     if count == 0 && from.is_some_and(|from| arch >= from) {
                         worse.push(format!("{op}: {kernel} on {target}: no {what}, and they are promised"));
                     }
@@ -146,7 +155,8 @@ mod tests {
     }
 
     fn figures() -> Figures {
-        Figures { registers: 32, shared: 256, code: Some(Code { wide_loads: 2, mma: 4, ..Code::default() }), ..Figures::default() }
+        let code = Code { wide_loads: 2, mma: 4, tile_copies: 3, ..Code::default() };
+        Figures { registers: 32, shared: 256, code: Some(code), ..Figures::default() }
     }
 
     #[test]
@@ -156,7 +166,8 @@ mod tests {
             measured.get_mut("op").unwrap().get_mut("k").unwrap().insert(arch, figures());
         }
         let budget = Budget::of(&measured, "12.9".into());
-        let line = "k = { registers = { sm_75 = 32, sm_80 = 32, sm_90a = 32, sm_100 = 32 }, shared = 256, wide_loads = 80, mma = 80 }";
+        let line = "k = { registers = { sm_75 = 32, sm_80 = 32, sm_90a = 32, sm_100 = 32 }, shared = 256, wide_loads = 80, mma = 80, \
+                    tile_copies = 80 }";
         assert!(budget.text().lines().any(|l| l == line), "{}", budget.text());
         assert_eq!(toml::from_str::<Budget>(&budget.text()).unwrap(), budget);
         assert_eq!(budget.judge(&measured), (vec![], vec![]));
@@ -168,9 +179,13 @@ mod tests {
         let worse = |figures: Figures| budget.judge(&one(80, figures)).0;
         assert_eq!(worse(Figures { registers: 33, ..figures() }), ["op: k on sm_80: 33 registers, 32 allowed"]);
         assert_eq!(worse(Figures { shared: 257, ..figures() }), ["op: k on sm_80: 257 bytes of shared memory, 256 allowed"]);
-        let code = |wide_loads, mma| Figures { code: Some(Code { wide_loads, mma, ..Code::default() }), ..figures() };
-        assert_eq!(worse(code(0, 1)), ["op: k on sm_80: no 16-byte loads, and they are promised"]);
-        assert_eq!(worse(code(1, 0)), ["op: k on sm_80: no mma, and they are promised"]);
+        let code = |wide_loads, mma, tile_copies| {
+            let code = Code { wide_loads, mma, tile_copies, ..Code::default() };
+            Figures { code: Some(code), ..figures() }
+        };
+        assert_eq!(worse(code(0, 1, 1)), ["op: k on sm_80: no 16-byte loads, and they are promised"]);
+        assert_eq!(worse(code(1, 0, 1)), ["op: k on sm_80: no mma, and they are promised"]);
+        assert_eq!(worse(code(1, 1, 0)), ["op: k on sm_80: no copies of tiles, and they are promised"]);
         assert_eq!(budget.judge(&one(86, figures())).0, ["op: k on sm_86 is not in the budget"]);
         assert_eq!(budget.judge(&Measured::new()).0, ["op: k is in the budget and nowhere else"]);
         assert_eq!(Budget::default().judge(&one(80, figures())).0, ["op: k is not in the budget"]);

@@ -107,7 +107,11 @@ fn run(update: bool, file: &Path) -> Result<String, String> {
 /// Each source once, under the name of the first op that has it.
 fn sources() -> Vec<(&'static str, &'static Source)> {
     let mut seen = BTreeSet::new();
-    REGISTRY.iter().filter_map(|op| Some((op.name, op.source?))).filter(|(_, source)| seen.insert(source.path)).collect()
+    REGISTRY
+        .iter()
+        .flat_map(|op| op.sources.iter().map(|&source| (op.name, source)))
+        .filter(|(_, source)| seen.insert(source.path))
+        .collect()
 }
 
 /// Compiles everything on all cores.
@@ -136,16 +140,18 @@ fn measure_all(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, sources: &[(&str, &Source
     });
     let (measured, mut failures) = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     if failures.is_empty() {
-        failures.extend(sources.iter().flat_map(|(op, source)| undeclared(op, source, measured.get(*op))));
+        let ops: BTreeSet<&str> = sources.iter().map(|(op, _)| *op).collect();
+        failures.extend(ops.into_iter().flat_map(|op| undeclared(op, sources, measured.get(op))));
     }
     failures.extend(sources.iter().flat_map(|(_, source)| stray_assembly(source)));
     failures.sort();
     (measured, failures)
 }
 
-/// Kernels that the source announces and the compiler has not seen, and the other way round: a launch by name would miss them.
-fn undeclared<T>(op: &str, source: &Source, compiled: Option<&BTreeMap<String, T>>) -> Vec<String> {
-    let declared: BTreeSet<String> = source.kernels().unwrap_or_default().into_iter().collect();
+/// Kernels that an op's sources announce and the compiler has not seen, and the other way round: a launch by name would miss them.
+fn undeclared<T>(op: &str, sources: &[(&str, &Source)], compiled: Option<&BTreeMap<String, T>>) -> Vec<String> {
+    let of_op = sources.iter().filter(|(of, _)| *of == op);
+    let declared: BTreeSet<String> = of_op.flat_map(|(_, source)| source.kernels().unwrap_or_default()).collect();
     let compiled: BTreeSet<String> = compiled.map(|kernels| kernels.keys().cloned().collect()).unwrap_or_default();
     let missing = declared.difference(&compiled).map(|kernel| format!("{op}: {kernel} is declared and not compiled"));
     let extra = compiled.difference(&declared).map(|kernel| format!("{op}: {kernel} is compiled and not declared (`// kernels: ...`)"));
