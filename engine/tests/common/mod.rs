@@ -1,5 +1,7 @@
 //! What is asked of every causal codec.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use swara_engine::codec::{Codec, Codes, Session};
 use swara_kernels::case::SplitMix;
 use swara_kernels::{Device, Tensor};

@@ -30,7 +30,7 @@ use crate::ops::check;
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/cross_entropy/cross_entropy.cu", text: include_str!("cross_entropy.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "cross_entropy";
 /// The target of a row that counts for nothing.

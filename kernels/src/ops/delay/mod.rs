@@ -30,7 +30,7 @@ mod cpu;
 mod cuda;
 
 pub static SOURCE: Source = Source { path: "ops/delay/delay.cu", text: include_str!("delay.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "delay";
 

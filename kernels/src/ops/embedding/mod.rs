@@ -26,7 +26,7 @@ use crate::ops::check;
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/embedding/embedding.cu", text: include_str!("embedding.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "embedding";
 /// The id that adds nothing.

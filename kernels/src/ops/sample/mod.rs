@@ -32,7 +32,7 @@ use crate::ops::check;
 use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/sample/sample.cu", text: include_str!("sample.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, source: Some(&SOURCE), cases: cases::cases };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "sample";
 /// Logits of a row are fewer: an index has 21 bits.
