@@ -63,6 +63,12 @@ const BREAKS: &[(&str, &str, &str)] = &[
     ("src/ops/delay/delay.cu", "s <= delay ? initial[k]", "s < delay ? initial[k]"),
     // An output that is not squashed.
     ("src/ops/lstm/lstm.cu", "* tanhf(c[j]);", "* c[j];"),
+    // The last three bits of what is added.
+    ("src/ops/embedding/embedding.cu", "__fadd_rn(sum[j], v[u][j]);", "sum[j] + __uint_as_float(__float_as_uint(v[u][j]) & ~7u);"),
+    // A round of Philox too few.
+    ("cuda/rng.cuh", "round < 10", "round < 9"),
+    // A right answer that counts for a ten-thousandth less.
+    ("src/ops/cross_entropy/cross_entropy.cu", "first + j == target ? 1.0f", "first + j == target ? 0.9999f"),
 ];
 
 fn copy(from: &Path, to: &Path) {

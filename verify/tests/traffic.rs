@@ -26,6 +26,7 @@ const NEVER_BOUND: &[(&str, &str)] = &[
     ("matmul_nn_128x128_f32", "is chosen for many tiles only: compute-bound"),
     ("linear_128x128_f32", "likewise"),
     ("clip_scale", "one number"),
+    ("sample_reset", "a counter a row"),
 ];
 
 /// Kernels, by the start of their name, and cases, by a part of theirs, that need not coalesce.
