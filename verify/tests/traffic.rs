@@ -43,6 +43,7 @@ const SCATTERED: &[(&str, &str, &str)] = &[
     ("linear", "2x500 to", "rows of 1000 bytes do not divide into vectors"),
     ("linear", "16x2051", "odd rows"),
     ("linear", "500x33", "odd rows"),
+    ("linear_wgmma", "129x72", "odd rows"),
     ("attention", "x40 ", "rows of 80 bytes begin amid a sector"),
     ("attention", "x72 ", "rows of 144 bytes begin amid a sector"),
     ("attention_delta", "x16 ", "a row is one sector, and its sum takes another"),

@@ -4,6 +4,9 @@ use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input};
 use crate::tolerance::Tolerance;
 
+/// Tokens seen by a stream whose ring has no room for all of them.
+const LONG_AGO: usize = 1777;
+
 /// `B T Hq Hkv D`.
 type Extents = [usize; 5];
 
@@ -36,6 +39,7 @@ pub(super) fn cases() -> Vec<Case> {
             ([2, 1, 4, 1, 128], 2100, Some(1500)),
             ([1, 3, 2, 2, 10], 1500, None),
             ([2, 20, 1, 1, 80], 1100, Some(1025)),
+            ([2, 2, 2, 1, 64], LONG_AGO, None),
         ] {
             cases.push(stream(shape, seen, window, dtype, false));
         }
@@ -122,7 +126,8 @@ fn gradients(shape: Extents, keys: usize, mask: Mask, dtype: DType, bench: bool)
 /// A step of streams that have seen `seen` tokens, the last of several masked.
 fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, bench: bool) -> Case {
     let [batch, tokens, heads, kv_heads, dim] = shape;
-    let capacity = window.map_or(seen + tokens, |w| w + tokens - 1).next_multiple_of(super::KEY_BLOCK);
+    let all = if seen == LONG_AGO { super::KEY_BLOCK } else { seen + tokens };
+    let capacity = window.map_or(all, |w| w + tokens - 1).next_multiple_of(super::KEY_BLOCK);
     let reach = window.unwrap_or(capacity).min(seen + tokens);
     let visited = (reach + tokens - 1).min(seen + tokens);
     let kv = [batch, kv_heads, capacity, dim];

@@ -66,12 +66,12 @@ pub(super) fn cases() -> Vec<Case> {
         wgmma(5, 33, 31), // rows that no copy can take
         wgmma(129, 257, 72),
         wgmma(500, 300, 520), // more tiles than the emulator has processors, more steps than stages
-        wgmma(512, 128, 64),
+        wgmma(640, 128, 64),  // likewise, of whole steps
         Layer { activation: Activation::Gelu, bias: true, ..wgmma(65, 68, 40) },
-        Layer { activation: Activation::Silu, bias: true, ..wgmma(33, 130, 264) },
+        Layer { activation: Activation::Silu, bias: true, ..wgmma(33, 144, 272) },
         Layer { activation: Activation::SiluGate, ..wgmma(3, 62, 64) },
-        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..wgmma(200, 296, 136) },
-        Layer { scale: true, residual: true, ..wgmma(127, 100, 48) },
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..wgmma(200, 320, 144) },
+        Layer { scale: true, residual: true, ..wgmma(127, 112, 48) },
     ];
     let mut cases = Vec::new();
     for dtype in [DType::BF16, DType::F16] {
