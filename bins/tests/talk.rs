@@ -15,7 +15,7 @@ fn user_codes(room: &Room) -> Weights {
     let &[_, steps, width] = case.view("user").unwrap().shape else { panic!("user is [B, S, U]") };
     let user = case.to_i32("user").unwrap();
     let codes: Vec<i32> = (0..width).flat_map(|k| (0..steps).map(move |t| t * width + k)).map(|i| user[i]).collect();
-    save(&room.path("user.safetensors"), &[TensorRef::i32("codes", &[width, steps], &codes)], &Default::default()).unwrap();
+    save(room.path("user.safetensors"), &[TensorRef::i32("codes", &[width, steps], &codes)], &Default::default()).unwrap();
     case
 }
 
@@ -105,12 +105,12 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     let listener = golden("moshi_lm/weights/listener");
     refuses(&["--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", &listener], 1, "does not both hear and speak");
     let codes = vec![31, 32, 0, 0];
-    save(&room.path("far.safetensors"), &[TensorRef::i32("codes", &[4, 1], &codes)], &Default::default()).unwrap();
+    save(room.path("far.safetensors"), &[TensorRef::i32("codes", &[4, 1], &codes)], &Default::default()).unwrap();
     refuses(
         &["--user-codes", "far.safetensors", "--dump", "d.safetensors", "--model", &model],
         1,
         "code 32 of codebook 1, frame 0, is not below 32",
     );
-    save(&room.path("thin.safetensors"), &[TensorRef::i32("codes", &[3, 1], &codes[..3])], &Default::default()).unwrap();
+    save(room.path("thin.safetensors"), &[TensorRef::i32("codes", &[3, 1], &codes[..3])], &Default::default()).unwrap();
     refuses(&["--user-codes", "thin.safetensors", "--dump", "d.safetensors", "--model", &model], 1, "at least 4 codebooks");
 }

@@ -161,7 +161,7 @@ fn per_step(tensors: Tensors, schedule: &[usize]) -> Tensors {
 
 fn write(dir: &Path, name: &str, tensors: &Tensors) {
     let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
-    save(&dir.join("model.safetensors"), &refs, &BTreeMap::new()).unwrap();
+    save(dir.join("model.safetensors"), &refs, &BTreeMap::new()).unwrap();
     std::fs::copy(golden("weights").join(name).join("config.json"), dir.join("config.json")).unwrap();
 }
 

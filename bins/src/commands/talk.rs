@@ -116,19 +116,19 @@ fn beside(model: &Path) -> Option<PathBuf> {
 
 /// What the model hears, frame by frame.
 enum Heard<'a> {
-    Audio {
-        codec: &'a Codec,
-        session: CodecSession<'a>,
-        reader: AudioReader,
-        codebooks: usize,
-        pending: Vec<f32>,
-        done: bool,
-        times: Times,
-    },
-    Codes {
-        device: Device,
-        rows: std::vec::IntoIter<Vec<i32>>,
-    },
+    Audio(Box<Ear<'a>>),
+    Codes { device: Device, rows: std::vec::IntoIter<Vec<i32>> },
+}
+
+/// From a file of audio to codes.
+struct Ear<'a> {
+    codec: &'a Codec,
+    session: CodecSession<'a>,
+    reader: AudioReader,
+    codebooks: usize,
+    pending: Vec<f32>,
+    done: bool,
+    times: Times,
 }
 
 /// A frame before it is codes.
@@ -144,7 +144,7 @@ impl<'a> Heard<'a> {
             (Some(path), ..) => {
                 Ok(Heard::Codes { device: lm.device().clone(), rows: read_codes(path, codebooks, lm.config().card)?.into_iter() })
             }
-            (None, Some(path), Some(codec)) => Ok(Heard::Audio {
+            (None, Some(path), Some(codec)) => Ok(Heard::Audio(Box::new(Ear {
                 codec,
                 session: codec::warm_session(codec, codebooks)?,
                 reader: AudioReader::open(path, Some(codec.format().sample_rate))?,
@@ -152,14 +152,14 @@ impl<'a> Heard<'a> {
                 pending: Vec::new(),
                 done: false,
                 times: Times::default(),
-            }),
+            }))),
             _ => Err(Failure::usage("talk: IN.wav and --mimi, or --user-codes")),
         }
     }
 
     fn frames(&self) -> Option<u64> {
         match self {
-            Heard::Audio { codec, reader, .. } => reader.expected_samples().map(|n| n.div_ceil(codec.format().hop as u64)),
+            Heard::Audio(ear) => ear.reader.expected_samples().map(|n| n.div_ceil(ear.codec.format().hop as u64)),
             Heard::Codes { rows, .. } => Some(rows.len() as u64),
         }
     }
@@ -168,7 +168,8 @@ impl<'a> Heard<'a> {
     fn next(&mut self) -> Result<Option<Frame>> {
         match self {
             Heard::Codes { rows, .. } => Ok(rows.next().map(Frame::Codes)),
-            Heard::Audio { codec, reader, pending, done, .. } => {
+            Heard::Audio(ear) => {
+                let Ear { codec, reader, pending, done, .. } = &mut **ear;
                 let hop = codec.format().hop;
                 while pending.len() < hop && !*done {
                     match reader.next() {
@@ -190,17 +191,20 @@ impl<'a> Heard<'a> {
     fn codes(&mut self, frame: &Frame) -> Result<Tensor> {
         match (self, frame) {
             (Heard::Codes { device, .. }, Frame::Codes(codes)) => Ok(Tensor::from_slice(device, codes, [1, codes.len()])?),
-            (Heard::Audio { codec, session, codebooks, times, .. }, Frame::Samples(samples)) => times.time(codec.device(), || {
-                let codes = session.encode(&codec.signal(samples, 1)?, *codebooks, None)?;
-                Ok(codes.reshape([1, *codebooks])?)
-            }),
+            (Heard::Audio(ear), Frame::Samples(samples)) => {
+                let Ear { codec, session, codebooks, times, .. } = &mut **ear;
+                times.time(codec.device(), || {
+                    let codes = session.encode(&codec.signal(samples, 1)?, *codebooks, None)?;
+                    Ok(codes.reshape([1, *codebooks])?)
+                })
+            }
             _ => Err(Failure::work("a frame of another source")),
         }
     }
 
     fn warnings(&self) -> Vec<String> {
         match self {
-            Heard::Audio { reader, .. } => reader.warnings().iter().map(ToString::to_string).collect(),
+            Heard::Audio(ear) => ear.reader.warnings().iter().map(ToString::to_string).collect(),
             Heard::Codes { .. } => Vec::new(),
         }
     }
@@ -345,7 +349,7 @@ impl Dialogue<'_> {
             dump.write(path, self.lm.config().dep_q, self.lm.config().text_outputs())?;
         }
         let none = Times::default();
-        let encode = if let Heard::Audio { times, .. } = heard { times } else { &none };
+        let encode = if let Heard::Audio(ear) = heard { &ear.times } else { &none };
         let decode = match self.voice {
             Some(voice) => {
                 voice.wav.finish()?;

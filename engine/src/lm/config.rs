@@ -164,7 +164,7 @@ impl Config {
 
     /// Moshi of 7 billion parameters, as published without a configuration.
     pub fn moshi() -> Config {
-        let late = |k: usize| usize::from(k % 8 != 0);
+        let late = |k: usize| usize::from(!k.is_multiple_of(8));
         Config {
             dim: 4096,
             num_heads: 32,
