@@ -26,7 +26,7 @@ const NEVER_BOUND: &[(&str, &str)] = &[
     ("matmul_nn_128x128_f32", "is chosen for many tiles only: compute-bound"),
     ("linear_128x128_f32", "likewise"),
     ("clip_scale", "one number"),
-    ("sample_reset", "a counter a row"),
+    ("delay_", "a few numbers a stream"),
 ];
 
 /// Kernels, by the start of their name, and cases, by a part of theirs, that need not coalesce.
@@ -44,6 +44,7 @@ const SCATTERED: &[(&str, &str, &str)] = &[
     ("linear", "16x2051", "odd rows"),
     ("linear", "500x33", "odd rows"),
     ("linear_wgmma", "129x72", "odd rows"),
+    ("cross_entropy", "70x1040", "each of a row's warps reads its target and weight, a sector for four bytes"),
     ("attention", "x40 ", "rows of 80 bytes begin amid a sector"),
     ("attention", "x72 ", "rows of 144 bytes begin amid a sector"),
     ("attention_delta", "x16 ", "a row is one sector, and its sum takes another"),
