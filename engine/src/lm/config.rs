@@ -384,8 +384,8 @@ impl Shape {
 fn hidden(gating: &str, width: usize, wide: usize) -> usize {
     match gating {
         "none" => wide,
-        _ if wide == 4 * width => 21 * width / 8,
-        _ => 2 * wide / 3,
+        _ if wide == width.saturating_mul(4) => width.saturating_mul(21) / 8,
+        _ => wide.saturating_mul(2) / 3,
     }
 }
 
@@ -454,7 +454,7 @@ mod tests {
             ("num_layers", serde_json::json!(100_000), "num_layers"),
             ("context", serde_json::json!(null), "context"),
             ("delays", serde_json::json!([0, 1]), "delays"),
-            ("delays", serde_json::json!([0, 0, 1 << 40, 0, 1]), "delays"),
+            ("delays", serde_json::json!([0, 0, 1u64 << 40, 0, 1]), "delays"),
             ("norm", serde_json::json!("batch_norm"), "batch_norm"),
             ("gating", serde_json::json!("mish"), "mish"),
             ("positional_embedding", serde_json::json!("sin"), "expected rope"),
