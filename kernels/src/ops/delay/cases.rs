@@ -22,7 +22,7 @@ fn case(delays: &[usize], generated: usize, batch: usize, bench: bool) -> Case {
     let longest = delays.iter().copied().max().unwrap_or(0);
     let ids = |name, columns| Input::new(name, [batch, columns], Fill::Below(2048)).integer(DType::I32);
     let mask = Fill::Values((0..batch).map(|b| f64::from(u8::from(batch == 1 || b + 1 < batch))).collect());
-    let delays = delays.to_vec();
+    let late = delays.iter().map(|&delay| delay as f64).collect();
     let outputs = ["ids", "out", "ring"];
     Case {
         label: format!("{batch} streams of {columns} columns late by {longest}, {generated} generated"),
@@ -32,11 +32,14 @@ fn case(delays: &[usize], generated: usize, batch: usize, bench: bool) -> Case {
             ids("generated", generated),
             Input::new("seen", [batch], Fill::Values((0..batch).map(|b| b as f64).collect())).integer(DType::I32),
             Input::new("mask", [batch], mask).integer(DType::U8),
+            Input::new("ring", [batch, columns, longest + 2], Fill::Below(2048)).integer(DType::I32),
+            Input::new("delays", [columns], Fill::Values(late)).integer(DType::I32),
+            Input::new("initial", [columns], Fill::Values((3000..3000 + columns).map(|id| id as f64).collect())).integer(DType::I32),
         ],
         outputs: outputs.into_iter().map(|name| (name, Check::Exact)).collect(),
         run: Box::new(move |i| {
-            let initial: Vec<i32> = (0..columns as i32).map(|k| 3000 + k).collect();
-            let mut tokens = Tokens::new(&i[0].device(), batch, &delays, &initial, generated)?;
+            let [ring, delays, initial] = [4, 5, 6].map(|n: usize| i[n].copy());
+            let mut tokens = Tokens { ring: ring?, delays: delays?, initial: initial?, longest, generated };
             let positions = Positions { seen: i[2].copy()? };
             let ids = feed(&mut tokens, &i[0], &positions, Some(&i[3]))?;
             let out = take(&mut tokens, &i[1], &positions, Some(&i[3]))?;
