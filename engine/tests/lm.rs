@@ -263,6 +263,7 @@ fn what_does_not_fit_is_an_error() {
     let mut session = Session::new(&lm, &[Drawing::GREEDY]).unwrap();
     let ids = |ids: &[i32]| Tensor::from_slice(&Device::Cpu, ids, [1, ids.len()]).unwrap();
     assert!(session.step(&ids(&[0; 3]), None).is_err(), "a code too few");
-    assert!(session.step(&ids(&[0, 0, 0, 99]), None).is_ok() && session.step(&ids(&[0; 4]), None).is_err(), "a code beyond its table");
+    assert!(session.step(&ids(&[0; 4]), None).is_ok());
+    assert!(session.step(&ids(&[99, 0, 0, 0]), None).is_err(), "a code beyond its table");
     assert!(Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F16).is_err());
 }
