@@ -51,6 +51,16 @@ fn what_it_says_is_what_moshi_says() {
 }
 
 #[test]
+fn what_a_model_is_can_be_seen() {
+    let room = Room::new();
+    let shown = room.works(&["inspect", &golden("moshi_lm/weights/moshi")]);
+    assert!(shown.contains("in the names of moshi, complete: 2 layers of 32, 4 of 32 codes a frame are heard and 4 said"), "{shown}");
+    std::fs::create_dir(room.path("half")).unwrap();
+    std::fs::copy(golden("moshi_lm/weights/moshi/model.safetensors"), room.path("half/model.safetensors")).unwrap();
+    assert!(room.works(&["inspect", "half"]).contains("that does not run"));
+}
+
+#[test]
 fn it_answers_frame_by_frame_and_prints_its_words() {
     let room = Room::new();
     let (model, mimi) = (golden("moshi_lm/weights/moshi"), golden("mimi/weights/kyutai.safetensors"));

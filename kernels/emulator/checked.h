@@ -8,8 +8,8 @@
         swara::runtime->access(swara::current, p, bytes, swara::how, __builtin_return_address(0), -1);            \
     }
 #define SWARA_ACCESSES(bytes)                        \
-    SWARA_ACCESS(read##bytes, bytes, READ)           \
-    SWARA_ACCESS(write##bytes, bytes, WRITE)         \
+    SWARA_ACCESS(read##bytes, bytes, READ | swara::ALIGNED)   \
+    SWARA_ACCESS(write##bytes, bytes, WRITE | swara::ALIGNED) \
     SWARA_ACCESS(unaligned_read##bytes, bytes, READ) \
     SWARA_ACCESS(unaligned_write##bytes, bytes, WRITE)
 SWARA_ACCESSES(1)

@@ -106,7 +106,7 @@ inline void copy_async(void* dst, const void* src, int bytes, bool valid, const 
 }
 
 // In a checked build the compiler reports every access (checked.h); what it cannot see, or would misread, is reported here.
-enum How { READ, WRITE, ATOMIC, ACQUIRE, RELEASE, MATRIX_ROW, TILE };
+enum How { READ, WRITE, ATOMIC, ACQUIRE, RELEASE, MATRIX_ROW, TILE, ALIGNED = 64 /* added: at a multiple of its size */ };
 #ifdef SWARA_CHECKED
 #define SWARA_UNSEEN __attribute__((no_sanitize("thread")))
 SWARA_UNSEEN inline void touch(const void* p, unsigned long bytes, How how, const char* file, int line) {

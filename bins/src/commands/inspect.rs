@@ -3,6 +3,7 @@ use std::path::Path;
 
 use serde_json::json;
 use swara_engine::codec::{self, Codec};
+use swara_engine::lm;
 use swara_kernels::{DType, Device};
 use swara_loader::audio::{AudioReader, EXTENSIONS};
 use swara_loader::codes::Codes;
@@ -116,6 +117,21 @@ fn model(weights: &Weights) -> String {
     let metadata = weights.metadata();
     if metadata.contains_key("run") && metadata.contains_key("step") {
         return format!("training checkpoint at step {}", shorten(&metadata["step"]));
+    }
+    if let Some(layout) = lm::Layout::of(weights) {
+        return match lm::check(weights) {
+            Ok(c) => format!(
+                "{}, complete: {} layers of {}, {} of {} codes a frame are heard and {} said, depth transformer of {}",
+                layout.name(),
+                c.num_layers,
+                c.dim,
+                c.heard(),
+                c.card,
+                c.dep_q,
+                c.depformer_dim
+            ),
+            Err(error) => format!("{} that does not run: {error}", layout.name()),
+        };
     }
     let Some(family) = codec::family(weights) else { return "of no layout that is known".to_owned() };
     match Codec::open(weights.path(), &Device::Cpu, DType::F32) {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use swara_kernels::case::SplitMix;
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights;
@@ -17,18 +16,30 @@ use crate::{Error, Result};
 pub(super) fn open(path: &Path, device: &Device, dtype: DType) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
-    let Some(layout) = Layout::of(&file) else {
-        return Err(Error::File { path: path.to_owned(), why: "names that are no language model's".into() });
+    let (config, layers, tensors) = find(&file)?;
+    Lm::assemble(name, config, &layers, &Published { file: &file, tensors, device }, device, dtype)
+}
+
+/// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other.
+pub fn check(file: &weights::Weights) -> Result<Config> {
+    find(file).map(|(config, ..)| config)
+}
+
+/// Shape and places of every tensor of ours.
+type Places = BTreeMap<String, (Vec<usize>, Vec<Place>)>;
+
+fn find(file: &weights::Weights) -> Result<(Config, Layers, Places)> {
+    let Some(layout) = Layout::of(file) else {
+        return Err(Error::File { path: file.path().to_owned(), why: "names that are no language model's".into() });
     };
     let config = match file.config()? {
         Some(json) => Config::from_json(&json.to_string())?,
         None => Config::moshi(),
     };
     let layers = Layers::new(&config)?;
-    let mut tensors = BTreeMap::new();
-    let mut expected = BTreeMap::new();
+    let (mut tensors, mut expected) = (Places::new(), BTreeMap::new());
     for (name, shape) in layers.tensors(&config)? {
-        let places = layout.places(&config, &file, &name, &shape);
+        let places = layout.places(&config, file, &name, &shape);
         expected.extend(places.iter().map(|place| (place.name.clone(), place.published.clone())));
         tensors.insert(name, (shape, places));
     }
@@ -37,7 +48,7 @@ pub(super) fn open(path: &Path, device: &Device, dtype: DType) -> Result<Lm> {
         expected.insert("depformer_in.0.weight".to_owned(), vec![config.depformer_dim, config.dim]);
     }
     file.check(expected)?;
-    Lm::assemble(name, config, &layers, &Published { file: &file, tensors, device }, device, dtype)
+    Ok((config, layers, tensors))
 }
 
 /// Whose names a file has.
@@ -153,7 +164,7 @@ fn candle(config: &Config, name: &str) -> Vec<String> {
 /// Tensors of a file.
 struct Published<'a> {
     file: &'a weights::Weights,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<Place>)>,
+    tensors: Places,
     device: &'a Device,
 }
 
@@ -172,46 +183,6 @@ impl Source for Published<'_> {
             return Err(Error::File { path: self.file.path().to_owned(), why });
         }
         let tensor = Tensor::from_slice(self.device, values, Shape::try_from(&shape[..])?)?;
-        Ok(elementwise::convert(&tensor, dtype)?)
-    }
-}
-
-pub(super) fn random(name: &str, config: Config, seed: u64, device: &Device, dtype: DType) -> Result<Lm> {
-    let layers = Layers::new(&config)?;
-    let tensors = layers.tensors(&config)?.into_iter().collect();
-    Lm::assemble(name.to_owned(), config, &layers, &Random { tensors, seed, device }, device, dtype)
-}
-
-/// Uniform weights of the variance that keeps a signal's, and factors of one.
-struct Random<'a> {
-    tensors: BTreeMap<String, Vec<usize>>,
-    seed: u64,
-    device: &'a Device,
-}
-
-impl Source for Random<'_> {
-    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let shape = self.tensors.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
-        let elements = shape.iter().product();
-        let values: Vec<f32> = match shape[..] {
-            [_, inputs] => {
-                let scale = 2.0 * (3.0 / inputs as f64).sqrt() as f32;
-                let place = self.tensors.keys().position(|key| key == name).unwrap_or(0) as u64;
-                let mut rng = SplitMix(self.seed ^ place.rotate_left(40));
-                // Two numbers of each 64 bits.
-                let mut values = Vec::with_capacity(elements + 1);
-                while values.len() < elements {
-                    let bits = rng.next();
-                    let uniform = |bits: u64| ((bits >> 8 & 0xff_ffff) as f32 / (1 << 24) as f32 - 0.5) * scale;
-                    values.extend([uniform(bits), uniform(bits >> 32)]);
-                }
-                values.truncate(elements);
-                values
-            }
-            _ if name.ends_with(".bias") => vec![0.0; elements],
-            _ => vec![1.0; elements],
-        };
-        let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&shape[..])?)?;
         Ok(elementwise::convert(&tensor, dtype)?)
     }
 }

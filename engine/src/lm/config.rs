@@ -213,33 +213,30 @@ impl Config {
 
     /// Sets of weights of the depth transformer, and which of them step `k` takes.
     pub(super) fn sets(&self) -> usize {
-        match &self.depformer_weights_per_step_schedule {
-            _ if !self.depformer_weights_per_step => 1,
-            Some(schedule) => schedule.iter().max().map_or(1, |most| most + 1),
-            None => self.dep_q,
-        }
+        self.count(self.depformer_weights_per_step)
     }
 
     pub(super) fn set(&self, k: usize) -> usize {
-        match &self.depformer_weights_per_step_schedule {
-            _ if !self.depformer_weights_per_step => 0,
-            Some(schedule) => schedule[k],
-            None => k,
-        }
+        self.which(self.depformer_weights_per_step, k)
     }
 
     /// Projections from the temporal to the depth transformer, and which of them step `k` takes.
     pub(super) fn inputs(&self) -> usize {
-        match &self.depformer_weights_per_step_schedule {
-            _ if !self.depformer_multi_linear => 1,
-            Some(schedule) => schedule.iter().max().map_or(1, |most| most + 1),
-            None => self.dep_q,
-        }
+        self.count(self.depformer_multi_linear)
     }
 
     pub(super) fn input(&self, k: usize) -> usize {
+        self.which(self.depformer_multi_linear, k)
+    }
+
+    /// How many there are of what steps share by the schedule, or, unless it is there `per_step`, all of them.
+    fn count(&self, per_step: bool) -> usize {
+        (0..self.dep_q).map(|k| self.which(per_step, k) + 1).max().unwrap_or(1)
+    }
+
+    fn which(&self, per_step: bool, k: usize) -> usize {
         match &self.depformer_weights_per_step_schedule {
-            _ if !self.depformer_multi_linear => 0,
+            _ if !per_step => 0,
             Some(schedule) => schedule[k],
             None => k,
         }

@@ -10,7 +10,7 @@ mod session;
 
 use std::path::Path;
 
-pub use checkpoint::Layout;
+pub use checkpoint::{Layout, check};
 pub use config::{Config, Drawn, Widths};
 pub use session::{Drawing, Session, Step};
 use swara_kernels::{DType, Device};
@@ -27,7 +27,6 @@ pub struct Lm {
     depth: Option<Depth>,
     device: Device,
     dtype: DType,
-    bytes: usize,
 }
 
 impl Lm {
@@ -39,15 +38,10 @@ impl Lm {
         checkpoint::open(path, device, dtype)
     }
 
-    /// A model of random weights, the same for the same `seed`.
-    pub fn random(name: &str, config: Config, seed: u64, device: &Device, dtype: DType) -> Result<Lm> {
-        checkpoint::random(name, config, seed, device, dtype)
-    }
-
     fn assemble(name: String, config: Config, layers: &Layers, source: &dyn Source, device: &Device, dtype: DType) -> Result<Lm> {
         model::check_dtype(device, dtype)?;
-        let (temporal, depth, bytes) = model::read(layers, &config, device, Reader::new(source, device, dtype))?;
-        Ok(Lm { name, config, temporal, depth, device: device.clone(), dtype, bytes })
+        let (temporal, depth) = model::read(layers, &config, device, Reader::new(source, device, dtype))?;
+        Ok(Lm { name, config, temporal, depth, device: device.clone(), dtype })
     }
 
     pub fn name(&self) -> &str {
@@ -70,10 +64,5 @@ impl Lm {
     /// Of what is between the layers: f32 beside bf16 on the CPU.
     fn values(&self) -> DType {
         values_dtype(&self.device, self.dtype)
-    }
-
-    /// Size of all weights.
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 }

@@ -221,8 +221,8 @@ impl Depth {
     }
 }
 
-/// All layers with their weights; how many bytes those are.
-pub(super) fn read(layers: &Layers, config: &Config, device: &Device, mut from: Reader) -> Result<(Temporal, Option<Depth>, usize)> {
+/// All layers with their weights.
+pub(super) fn read(layers: &Layers, config: &Config, device: &Device, mut from: Reader) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
     let ready = |blocks: &[Block], from: &mut Reader| blocks.iter().map(|b| ReadyBlock::new(b, device, from)).collect::<Result<Vec<_>>>();
     let shape = config.temporal()?;
@@ -252,7 +252,7 @@ pub(super) fn read(layers: &Layers, config: &Config, device: &Device, mut from: 
             })
         }
     };
-    Ok((temporal, depth, from.bytes()))
+    Ok((temporal, depth))
 }
 
 /// Types that a model can be kept in on `device`.

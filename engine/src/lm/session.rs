@@ -94,7 +94,7 @@ impl<'a> Session<'a> {
     /// One step, in which the codes `heard` (i32 `[B, n_q - dep_q]`) arrive.
     ///
     /// # Errors
-    /// A shape that is not that; on the CPU a code that the model does not know.
+    /// A shape that is not that; on the CPU a code that the model does not know, in the step that reads it.
     pub fn step(&mut self, heard: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
         let _span = span::step("lm");
         let lm = self.lm;

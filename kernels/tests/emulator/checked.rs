@@ -57,6 +57,11 @@ fn a_missing_barrier_is_a_race_and_the_barrier_cures_it() {
 }
 
 #[test]
+fn a_vector_at_no_multiple_of_its_size_is_found() {
+    says(on_every_schedule("misaligned_pair", shape(1, 32), y_and_x, &mut []), &["8 bytes", "no multiple", "must_fail.cu:"]);
+}
+
+#[test]
 fn a_race_needs_no_effect_to_be_seen() {
     says(on_every_schedule("race", shape(1, 128), y, &mut []), &["race: writes shared memory", "block 0 has written", "nothing to order"]);
     says(on_every_schedule("race_without_effect", shape(1, 32), y, &mut []), &["race: writes shared memory"]);

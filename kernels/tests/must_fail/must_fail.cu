@@ -262,6 +262,11 @@ extern "C" __global__ void reads_a_copy_too_early(float* y, const float* x) {
     y[threadIdx.x] = tile[threadIdx.x] + 0 * v;
 }
 
+// Where a GPU would end the launch; the host minds only vectors of 16 bytes.
+extern "C" __global__ void misaligned_pair(float* y, const float* x) {
+    reinterpret_cast<float2*>(y + 1)[threadIdx.x] = make_float2(x[threadIdx.x], 0.0f);
+}
+
 // Traffic that can be counted by hand: y = x, n floats, `stride` apart.
 extern "C" __global__ void strided(float* y, const float* x, int n, int stride) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;

@@ -227,27 +227,32 @@ unsafe extern "C" fn wait(thread: *mut Thread, pending: c_int) {
     }
 }
 
+/// `swara::ALIGNED`.
+const ALIGNED: c_int = 64;
+
 /// A checked build is about to access memory.
 unsafe extern "C" fn access(thread: *mut Thread, at: *const c_void, bytes: usize, how: c_int, place: *const c_void, line: c_int) {
     // SAFETY: see `thread_main`.
     unsafe {
         let block = (*thread).block;
         let worker = (*block).worker;
-        let (Some(checker), Some(how)) = (Worker::checker(worker), How::from_code(how)) else { return };
+        let aligned = how & ALIGNED != 0;
+        let (Some(checker), Some(how)) = (Worker::checker(worker), How::from_code(how & !ALIGNED)) else { return };
         let address = at as usize;
         if bytes == 0 || (*worker).holds_stack(address) {
             return;
         }
         let who = (*thread).who();
         let (begin, end) = (*thread).shared;
-        let outcome = if (begin..end).contains(&address) {
-            let place = checker.place(place, line);
+        let place = checker.place(place, line);
+        let outcome = if aligned && !address.is_multiple_of(bytes) {
+            Err(checker.misaligned(address, bytes, how, place))
+        } else if (begin..end).contains(&address) {
             match (*block).shared.inside(address, bytes) {
                 true => checker.shared(who, address as u64, bytes, how, place),
                 false => Err(checker.outside(address, bytes, how, place)),
             }
         } else {
-            let place = checker.place(place, line);
             match checker.global(who, address as u64, bytes, how, place) {
                 Some(outcome) => outcome,
                 None if (*worker).knows(&*block, address) => Ok(()),

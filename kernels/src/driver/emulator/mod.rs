@@ -17,9 +17,9 @@
 //!
 //! That is fast enough to run all day, and misses what leaves no trace in a result. A *checked* build ([`Emulator::checked`]) sees
 //! every access before it happens: two threads at the same byte that nothing orders, a byte that nothing has written, an address
-//! outside what it belongs to - exactly, under any schedule, with the lines of both sides. It also counts what the accesses of each
-//! warp would cost a GPU: sectors of global memory, bank conflicts in shared memory ([`Trace`]). And [`Mutants`] make kernels wrong on
-//! purpose, to see who notices. Nothing here measures time.
+//! outside what it belongs to, a vector at no multiple of its size - exactly, under any schedule, with the lines of both sides. It
+//! also counts what the accesses of each warp would cost a GPU: sectors of global memory, bank conflicts in shared memory
+//! ([`Trace`]). And [`Mutants`] make kernels wrong on purpose, to see who notices. Nothing here measures time.
 //!
 //! A result agrees with a GPU's within tolerances, not bit by bit: the GPU fuses multiply-adds and its `mma` truncates.
 

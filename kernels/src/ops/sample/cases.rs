@@ -1,6 +1,7 @@
 use super::{Sampler, Settings, WORDS, draw};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::cpu::random::{gumbel, philox};
 
 /// Draws of a case, each into its own column.
 const DRAWS: usize = 3;
@@ -19,6 +20,9 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(named("NaN and -infinity", case(30, 7, Fill::Values(odd), dtype, false)));
         let lost = vec![f64::NEG_INFINITY, f64::NAN, f64::NAN, f64::NEG_INFINITY, 2.0, f64::INFINITY, 3.0, f64::INFINITY];
         cases.push(named("nothing finite", case(8, 4, Fill::Values(lost), dtype, false)));
+        if dtype == DType::F32 {
+            cases.push(named("that cancel the noise", case(60, 33, cancelling(60, 33), dtype, false)));
+        }
         cases.push(case(64, 2048, Fill::Normal(2.0), dtype, true));
         cases.push(case(16, 32_000, Fill::Normal(2.0), dtype, true));
     }
@@ -28,6 +32,22 @@ pub(super) fn cases() -> Vec<Case> {
 fn named(name: &str, mut case: Case) -> Case {
     case.label = format!("{} {name}", case.label);
     case
+}
+
+/// Logits from which the noise of the first draw takes all but little steps: who is drawn depends on its last bits.
+fn cancelling(batch: usize, n: usize) -> Fill {
+    let logit = |b: usize, i: usize| {
+        let Settings { temperature, seed, sequence, .. } = settings(b, n, false);
+        let [low, high] = counted(b);
+        let noise = gumbel(philox([i as u32, sequence, low as u32, high as u32], [seed as u32, (seed >> 32) as u32])[0]);
+        f64::from(temperature) * (1e-5 * (7 * i % n) as f64 - f64::from(noise))
+    };
+    Fill::Values((0..batch * n).map(|at| logit(at / n, at % n)).collect())
+}
+
+/// How often row `b` drew: the low half is about to overflow.
+fn counted(b: usize) -> [i32; 2] {
+    [-2, b as i32]
 }
 
 /// Of all kinds: greedy, flat and sharp, few and many kept; every sixth row is greedy.
@@ -42,7 +62,7 @@ fn settings(row: usize, n: usize, bench: bool) -> Settings {
     Settings { temperature, top_k: kept[row / 3 % kept.len()], seed, sequence: row as u32 % 5 }
 }
 
-/// Ids exactly, and counters, whose low halves are about to overflow. Every fifth row sits out. Of the rows that had drawn already
+/// Ids exactly, and counters. Every fifth row sits out. Of the rows that had drawn already
 /// the first three start again.
 fn case(batch: usize, n: usize, fill: Fill, dtype: DType, bench: bool) -> Case {
     let integers = |name, columns: usize, mut values: Vec<f64>| {
@@ -60,7 +80,7 @@ fn case(batch: usize, n: usize, fill: Fill, dtype: DType, bench: bool) -> Case {
         inputs: vec![
             Input::new("logits", [batch, n], fill),
             integers("settings", WORDS, (0..batch).flat_map(words).map(f64::from).collect()),
-            integers("counters", 2, (0..batch).flat_map(|b| [-2.0, b as f64]).collect()),
+            integers("counters", 2, (0..batch).flat_map(counted).map(f64::from).collect()),
             Input::new("mask", [batch], flags(if bench { |_| true } else { |b| b % 5 != 0 })).integer(DType::U8),
             Input::new("start again", [batch], flags(|b| b < 3)).integer(DType::U8),
             integers("ids", DRAWS, vec![-7.0]),

@@ -344,6 +344,10 @@ impl Checker {
         format!("{} {bytes} bytes at {address:#x}, outside every allocation and variable, at {place}", verb(how))
     }
 
+    pub fn misaligned(&self, address: usize, bytes: usize, how: How, place: Place) -> String {
+        format!("{} {bytes} bytes at {address:#x}, which is no multiple of that, at {place}", verb(how))
+    }
+
     /// `cp.async` owns `bytes` of shared memory until [`Checker::arrived`].
     pub fn pending(&mut self, who: Who, address: u64, bytes: usize, place: Place) {
         let shadow = &mut self.blocks[who.slot].shared;
