@@ -60,7 +60,9 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
     let code = blank(expanded);
     let lines = origins(expanded);
     let skipped = skipped(&code);
-    let pointers = pointers(&code);
+    let line_of = |at: usize| lines.partition_point(|(start, ..)| *start <= at).checked_sub(1).map(|line| &lines[line]);
+    let file_of = |at| line_of(at).map(|(_, file, _)| file.as_str());
+    let pointers: BTreeSet<_> = pointers(&code).map(|(at, name)| (file_of(at), name)).collect();
     let mut found: Vec<Found> = Vec::new();
 
     for call in CALL.captures_iter(&code) {
@@ -103,7 +105,8 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
     }
     for sum in POINTER_SUM.captures_iter(&code) {
         let (Some(whole), Some(name)) = (sum.get(0), sum.get(1)) else { continue };
-        if pointers.contains(&name.as_str()) {
+        // In another file the name may be another thing.
+        if pointers.contains(&(file_of(name.start()), name.as_str())) {
             insert(name.start(), Kind::Offset, whole.end(), "swara::mutant(#) + ");
         }
     }
@@ -128,9 +131,9 @@ pub fn plant(expanded: &str, first: u32) -> (Vec<Site>, String) {
     for (number, Found { at, kind, insertions: texts }) in found.into_iter().enumerate() {
         let number = (number as u32 + first).to_string();
         insertions.extend(texts.into_iter().map(|(at, text)| (at, text.replace('#', &number))));
-        let (start, file, line) = lines.iter().rev().find(|(start, ..)| *start <= at).cloned().unwrap_or_default();
-        let mut lines = expanded[start..].lines().map(|line| line.trim().trim_end_matches('\\').trim_end().to_owned());
-        let (text, after) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let (start, file, line) = line_of(at).cloned().unwrap_or_default();
+        let mut text = expanded[start..].lines().map(|line| line.trim().trim_end_matches('\\').trim_end().to_owned());
+        let (text, after) = (text.next().unwrap_or_default(), text.next().unwrap_or_default());
         sites.push(Site { file, line, column: at - start + 1, kind, text, after });
     }
     insertions.sort_by_key(|(at, _)| *at);
@@ -181,8 +184,8 @@ fn statement(code: &str, at: usize) -> usize {
     code[..at].rfind([';', '{', '}', '\n', '(']).map_or(0, |i| i + 1)
 }
 
-fn pointers(code: &str) -> Vec<&str> {
-    POINTER.captures_iter(code).filter_map(|c| Some(c.get(1)?.as_str())).collect()
+fn pointers(code: &str) -> impl Iterator<Item = (usize, &str)> {
+    POINTER.captures_iter(code).filter_map(|c| c.get(1)).map(|name| (name.start(), name.as_str()))
 }
 
 /// The bracket that the one at `close` closes.
