@@ -15,6 +15,7 @@ pub mod driver;
 mod dtype;
 mod error;
 pub mod ops;
+pub mod quantized;
 mod shape;
 pub mod span;
 mod tensor;

@@ -60,14 +60,32 @@ pub trait Vector: Copy {
     /// The CPU must have the register, and `at` must be valid for `LANES` elements; alike below.
     unsafe fn load(at: *const Self::Scalar) -> Self;
     unsafe fn load_half(at: *const bf16) -> Self;
-    /// What is stored as `W`: the scalar, or bf16.
+    unsafe fn load_single(at: *const f32) -> Self;
+    /// Small signed integers.
+    unsafe fn bytes(at: *const i8) -> Self;
+    /// The low or the high halves of bytes.
+    unsafe fn nibbles(at: *const u8, high: bool) -> Self;
+    /// `self * scale + start`, rounded once to f32 whatever the scalar is.
+    unsafe fn scaled(self, scale: Self, start: Self) -> Self;
+    /// What is stored as `W`: the scalar, f32 or bf16.
     #[inline(always)]
     unsafe fn widen<W: Element>(at: *const W) -> Self {
         // SAFETY: the caller's.
-        unsafe { if W::DTYPE == DType::BF16 { Self::load_half(at.cast()) } else { Self::load(at.cast()) } }
+        unsafe {
+            match W::DTYPE {
+                DType::BF16 => Self::load_half(at.cast()),
+                DType::F32 => Self::load_single(at.cast()),
+                _ => Self::load(at.cast()),
+            }
+        }
     }
     unsafe fn store(self, at: *mut Self::Scalar);
     unsafe fn splat(v: Self::Scalar) -> Self;
+    #[inline(always)]
+    unsafe fn single(v: f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self::splat(Self::Scalar::of(v.into())) }
+    }
     /// `self + a * b`, rounded once.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
 }
@@ -91,6 +109,26 @@ impl<T: Real> Vector for Scalars<T> {
         Scalars(unsafe { at.cast::<[bf16; 8]>().read() }.map(|v| T::of(v.to_f64())))
     }
     #[inline(always)]
+    unsafe fn load_single(at: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Scalars(unsafe { at.cast::<[f32; 8]>().read() }.map(|v| T::of(v.into())))
+    }
+    #[inline(always)]
+    unsafe fn bytes(at: *const i8) -> Self {
+        // SAFETY: the caller's.
+        Scalars(unsafe { at.cast::<[i8; 8]>().read() }.map(|v| T::of(v.into())))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(at: *const u8, high: bool) -> Self {
+        // SAFETY: the caller's.
+        Scalars(unsafe { at.cast::<[u8; 8]>().read() }.map(|v| T::of((if high { v >> 4 } else { v & 15 }).into())))
+    }
+    #[inline(always)]
+    unsafe fn scaled(self, scale: Self, start: Self) -> Self {
+        let single = |v: T| v.f64() as f32;
+        Scalars(std::array::from_fn(|i| T::of(single(self.0[i]).mul_add(single(scale.0[i]), single(start.0[i])).into())))
+    }
+    #[inline(always)]
     unsafe fn store(self, at: *mut T) {
         // SAFETY: the caller's.
         unsafe { at.cast::<[T; 8]>().write(self.0) }
@@ -107,7 +145,7 @@ impl<T: Real> Vector for Scalars<T> {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($register:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident, $fma:ident, $half:ty, $extend:ident, $shift:ident) => {
+    ($register:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident, $fma:ident, $half:ty, $extend:ident, $shift:ident, $bytes:ident, $nibbles:ident) => {
         impl Vector for $register {
             const LANES: usize = $lanes;
             const ROWS: usize = $rows;
@@ -121,6 +159,22 @@ macro_rules! x86_vector {
             unsafe fn load_half(at: *const half::bf16) -> Self {
                 // The upper halves of f32.
                 unsafe { std::mem::transmute($shift::<16>($extend(at.cast::<$half>().read_unaligned()))) }
+            }
+            #[inline(always)]
+            unsafe fn load_single(at: *const f32) -> Self {
+                unsafe { $load(at) }
+            }
+            #[inline(always)]
+            unsafe fn bytes(at: *const i8) -> Self {
+                unsafe { $bytes(at) }
+            }
+            #[inline(always)]
+            unsafe fn nibbles(at: *const u8, high: bool) -> Self {
+                unsafe { $nibbles(at, high) }
+            }
+            #[inline(always)]
+            unsafe fn scaled(self, scale: Self, start: Self) -> Self {
+                unsafe { $fma(self, scale, start) }
             }
             #[inline(always)]
             unsafe fn store(self, at: *mut f32) {
@@ -151,7 +205,9 @@ mod x86 {
         _mm512_fmadd_ps,
         __m256i,
         _mm512_cvtepu16_epi32,
-        _mm512_slli_epi32
+        _mm512_slli_epi32,
+        bytes_512,
+        nibbles_512
     );
     x86_vector!(
         __m256,
@@ -163,8 +219,41 @@ mod x86 {
         _mm256_fmadd_ps,
         __m128i,
         _mm256_cvtepu16_epi32,
-        _mm256_slli_epi32
+        _mm256_slli_epi32,
+        bytes_256,
+        nibbles_256
     );
+
+    // SAFETY of these: the caller's, who has the registers and may read a byte for each of their elements.
+    #[inline(always)]
+    unsafe fn bytes_512(at: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+    }
+
+    /// A permutation looks at four bits: it is the table of their values.
+    #[inline(always)]
+    unsafe fn nibbles_512(at: *const u8, high: bool) -> __m512 {
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()));
+            let bytes = if high { _mm512_srli_epi32::<4>(bytes) } else { bytes };
+            let values = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+            _mm512_permutexvar_ps(bytes, values)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes_256(at: *const i8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles_256(at: *const u8, high: bool) -> __m256 {
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
+            let bytes = if high { _mm256_srli_epi32::<4>(bytes) } else { bytes };
+            _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)))
+        }
+    }
 }
 
 #[cfg(test)]

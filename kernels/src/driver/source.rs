@@ -21,6 +21,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "rng.cuh",
     "gemm.cuh",
     "attention_gradient.cuh",
+    "few_rows.cuh",
     "linear.cuh"
 ];
 

@@ -2,17 +2,20 @@
 //!
 //! Every output is one chain of fused multiply-adds in the order of `p`, whatever the tile it falls into. So results do not
 //! depend on how many rows are computed at once: streaming equals offline bit for bit. `B` may be stored in bf16 beside products
-//! in f32: half the bytes, and widened exactly as it is read.
+//! in f32, or as codes of few bits: fewer bytes, and values as they are read, so that the product is bit for bit that of the values.
 
 use std::ops::Range;
 
-use half::bf16;
+mod panels;
 
+use self::panels::{Coded, Rows, Store, Stored, Values, WIDE};
+use crate::Real;
 use crate::cpu::parallel::Parts;
-use crate::cpu::prefetch;
 use crate::cpu::team::{grain, run as run_parts};
 use crate::cpu::vector::{Kernel, Vector};
-use crate::{DType, Device, Element, Error, Real, Result, Tensor};
+use crate::quantized::Bits;
+
+pub use self::panels::{Packed, Panels, packed_len};
 
 /// `A(i, (k, c)) = data[i * row_stride + k * tap_stride + c * column_stride]`, with `p = k * width + c`.
 #[derive(Clone, Copy)]
@@ -36,136 +39,6 @@ impl<T> Gather<'_, T> {
             return 0;
         }
         (rows - 1) * self.row_stride + (self.taps - 1) * self.tap_stride + (self.width - 1) * self.column_stride + 1
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Stored<'a, T> {
-    Same(&'a [T]),
-    Half(&'a [bf16]),
-}
-
-impl<T> Stored<'_, T> {
-    fn from(self, at: usize) -> Self {
-        match self {
-            Stored::Same(data) => Stored::Same(&data[at..]),
-            Stored::Half(data) => Stored::Half(&data[at..]),
-        }
-    }
-}
-
-/// Row-major `B[depth, columns]` as the product reads it: in panels of columns.
-#[derive(Clone, Copy)]
-pub struct Panels<'a, T> {
-    data: Stored<'a, T>,
-    depth: usize,
-    columns: usize,
-    panel_width: usize,
-    panel_stride: usize,
-    row_stride: usize,
-}
-
-impl<'a, T: Real> Panels<'a, T> {
-    /// Uses `b` where it lies. Only for columns in whole vectors; [`Packed`] is faster when many rows share one `B`.
-    pub fn in_place(b: &'a [T], depth: usize, columns: usize) -> Option<Self> {
-        (columns.is_multiple_of(16) && b.len() >= depth * columns).then_some(Panels {
-            data: Stored::Same(b),
-            depth,
-            columns,
-            panel_width: 32,
-            panel_stride: 32,
-            row_stride: columns,
-        })
-    }
-
-    /// Packs rows that `write(p, first, row)` writes from column `first` on into `storage` of [`packed_len`] elements.
-    pub fn pack(storage: &'a mut [T], depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [T])) -> Self {
-        pack(storage, depth, columns, write);
-        Self::packed(Stored::Same(storage), depth, columns)
-    }
-
-    /// Those of another group: see [`Packed::grouped`].
-    pub fn group(self, group: usize) -> Self {
-        Panels { data: self.data.from(group * packed_len(self.depth, self.columns)), ..self }
-    }
-
-    fn count(&self) -> usize {
-        self.columns.div_ceil(self.panel_width)
-    }
-
-    fn packed(data: Stored<'a, T>, depth: usize, columns: usize) -> Self {
-        let width = panel_width(columns);
-        Panels { data, depth, columns, panel_width: width, panel_stride: depth * width, row_stride: width }
-    }
-}
-
-/// See [`Panels::pack`].
-fn pack<W: Element>(storage: &mut [W], depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [W])) {
-    let width = panel_width(columns);
-    for (j, panel) in storage.chunks_exact_mut((depth * width).max(1)).enumerate() {
-        let n = width.min(columns - j * width);
-        for (p, row) in panel.chunks_exact_mut(width).enumerate() {
-            write(p, j * width, &mut row[..n]);
-            row[n..].fill(W::default());
-        }
-    }
-}
-
-/// A multiple of every vector here.
-fn panel_width(columns: usize) -> usize {
-    if columns <= 16 { 16 } else { 32 }
-}
-
-/// Elements of `[depth, columns]` in panels.
-pub fn packed_len(depth: usize, columns: usize) -> usize {
-    columns.next_multiple_of(panel_width(columns)) * depth
-}
-
-/// `B[depth, columns]` cut into panels, each contiguous, the last padded with zeros; or as many such as there are groups. Stored as
-/// given: in f32, f64 or bf16.
-pub struct Packed {
-    data: Tensor,
-    depth: usize,
-    columns: usize,
-}
-
-impl Packed {
-    /// Packs row-major `b` with `row_stride` elements from row to row.
-    pub fn new<W: Element>(b: &[W], depth: usize, columns: usize, row_stride: usize) -> Result<Packed> {
-        Self::from_rows(depth, columns, |p, first, row: &mut [W]| row.copy_from_slice(&b[p * row_stride + first..][..row.len()]))
-    }
-
-    /// `write(p, first, row)` writes `B[p, first..]`.
-    pub fn from_rows<W: Element>(depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [W])) -> Result<Packed> {
-        Self::grouped(1, depth, columns, |_, p, first, row| write(p, first, row))
-    }
-
-    /// `write(group, p, first, row)` writes `B[p, first..]` of a group.
-    pub fn grouped<W: Element>(
-        groups: usize,
-        depth: usize,
-        columns: usize,
-        write: impl Fn(usize, usize, usize, &mut [W]),
-    ) -> Result<Packed> {
-        let size = packed_len(depth, columns);
-        let mut data = Tensor::empty(&Device::Cpu, W::DTYPE, [groups, size])?;
-        for (group, storage) in data.as_mut_slice::<W>()?.chunks_exact_mut(size.max(1)).enumerate() {
-            pack(storage, depth, columns, |p, first, row| write(group, p, first, row));
-        }
-        Ok(Packed { data, depth, columns })
-    }
-
-    /// Those of the first group, for products in `T`.
-    ///
-    /// # Errors
-    /// Stored in another type, other than bf16 for products in f32.
-    pub fn panels<T: Real>(&self) -> Result<Panels<'_, T>> {
-        let data = match (T::DTYPE, self.data.dtype()) {
-            (DType::F32, DType::BF16) => Stored::Half(self.data.as_slice()?),
-            (computed, stored) if computed == stored => Stored::Same(self.data.as_slice()?),
-            (computed, stored) => return Err(Error::dtype("gemm", "B", computed.name(), stored)),
-        };
-        Ok(Panels::packed(data, self.depth, self.columns))
     }
 }
 
@@ -275,9 +148,24 @@ impl<T: Real> Job<'_, T> {
     /// # Safety
     /// `rows` and `panels` lie inside `C`, as [`check`] has it, and nobody else uses that part of it.
     unsafe fn run(&self, rows: Range<usize>, panels: Range<usize>) {
+        let &Panels { panel_stride, row_stride, depth, .. } = &self.b;
         match self.b.data {
-            Stored::Same(b) => T::widest(Run { job: self, b: b.as_ptr(), rows, panels }),
-            Stored::Half(b) => T::widest(Run { job: self, b: b.as_ptr(), rows, panels }),
+            Stored::Same(b) => T::widest(Run { job: self, b: Values { data: b.as_ptr(), panel_stride, row_stride }, rows, panels }),
+            Stored::Half(b) => T::widest(Run { job: self, b: Values { data: b.as_ptr(), panel_stride, row_stride }, rows, panels }),
+            Stored::Codes(bits, b) => {
+                let mins = b.mins.map_or(std::ptr::null(), <[f32]>::as_ptr);
+                let (codes, scales, group) = (b.codes.as_ptr(), b.scales.as_ptr(), b.group);
+                match bits {
+                    Bits::Four => {
+                        let b = Coded::<4> { codes, scales, mins, panel_stride, depth, group };
+                        T::widest(Run { job: self, b, rows, panels })
+                    }
+                    Bits::Eight => {
+                        let b = Coded::<8> { codes, scales, mins, panel_stride, depth, group };
+                        T::widest(Run { job: self, b, rows, panels })
+                    }
+                }
+            }
         }
     }
 
@@ -285,9 +173,9 @@ impl<T: Real> Job<'_, T> {
     /// # Safety
     /// As [`Job::run`]; `b` is what the panels hold.
     #[inline(always)]
-    unsafe fn panels<V: Vector<Scalar = T>, W: Element, const MR: usize, const NV: usize>(
+    unsafe fn panels<V: Vector<Scalar = T>, S: Store, const MR: usize, const NV: usize>(
         &self,
-        b: *const W,
+        b: S,
         rows: Range<usize>,
         panels: Range<usize>,
     ) {
@@ -298,9 +186,9 @@ impl<T: Real> Job<'_, T> {
                 // SAFETY: the caller's.
                 unsafe {
                     if n <= V::LANES {
-                        self.rows::<V, W, MR, 1>(b, rows.clone(), panel, first, n)
+                        self.rows::<V, S, MR, 1>(b, rows.clone(), panel, first, n)
                     } else {
-                        self.rows::<V, W, MR, NV>(b, rows.clone(), panel, first, n.min(NV * V::LANES))
+                        self.rows::<V, S, MR, NV>(b, rows.clone(), panel, first, n.min(NV * V::LANES))
                     }
                 }
             }
@@ -310,9 +198,9 @@ impl<T: Real> Job<'_, T> {
     /// Few rows in one tile, so that a panel is read from memory once and only seldom again from cache.
     #[inline(always)]
     #[allow(clippy::int_plus_one, reason = "the last height is 1")]
-    unsafe fn rows<V: Vector<Scalar = T>, W: Element, const MR: usize, const NV: usize>(
+    unsafe fn rows<V: Vector<Scalar = T>, S: Store, const MR: usize, const NV: usize>(
         &self,
-        b: *const W,
+        b: S,
         rows: Range<usize>,
         panel: usize,
         first: usize,
@@ -323,7 +211,7 @@ impl<T: Real> Job<'_, T> {
             ($($height:expr),*) => {
                 $(while $height <= MR && i + $height <= rows.end {
                     // SAFETY: the caller's; a height above MR is never reached.
-                    unsafe { self.tile::<V, W, { $height }, NV>(b, i, panel, first, n) };
+                    unsafe { self.tile::<V, S, { $height }, NV>(b, i, panel, first, n) };
                     i += $height;
                 })*
             };
@@ -332,23 +220,22 @@ impl<T: Real> Job<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn tile<V: Vector<Scalar = T>, W: Element, const MR: usize, const NV: usize>(
+    unsafe fn tile<V: Vector<Scalar = T>, S: Store, const MR: usize, const NV: usize>(
         &self,
-        b: *const W,
+        b: S,
         i: usize,
         panel: usize,
         first: usize,
         n: usize,
     ) {
-        const WIDEST: usize = 32;
         let (a, nr) = (self.a, self.b.panel_width);
         let j = panel * nr + first;
         // Ragged rows of C and the bias go through a buffer, so that nothing needs masked loads.
-        let mut edge = [T::zero(); WIDEST];
+        let mut edge = [T::zero(); WIDE];
         let whole = n == NV * V::LANES;
         // SAFETY: the rows, columns and depth of this tile lie inside `a.data` and `c`, as `check` has it; a panel has
         // `depth` rows, and `first + NV * LANES` columns of it are readable (packed: padded; in place: whole vectors); `edge`
-        // holds `WIDEST >= NV * LANES`.
+        // holds `WIDE >= NV * LANES`.
         unsafe {
             let row_of_c = |r: usize| self.c.add((i + r) * self.c_stride + j);
             let mut acc = [[V::splat(T::zero()); NV]; MR];
@@ -370,24 +257,17 @@ impl<T: Real> Job<'_, T> {
                     *acc = V::load(from.add(v * V::LANES));
                 }
             }
-            let mut b = b.wrapping_add(panel * self.b.panel_stride + first);
+            let mut b = b.rows::<V, NV>(panel, first);
             for k in 0..a.taps {
                 let mut column = a.data.as_ptr().wrapping_add(i * a.row_stride + k * a.tap_stride);
                 for _ in 0..a.width {
-                    let mut row = [V::splat(T::zero()); NV];
-                    for (v, row) in row.iter_mut().enumerate() {
-                        *row = V::widen(b.add(v * V::LANES));
-                        if (v * V::LANES * size_of::<W>()).is_multiple_of(64) {
-                            prefetch(b.wrapping_add(AHEAD / size_of::<W>() + v * V::LANES));
-                        }
-                    }
+                    let row = b.next();
                     for (r, acc) in acc.iter_mut().enumerate() {
                         let x = V::splat(*column.add(r * a.row_stride));
                         for (acc, &b) in acc.iter_mut().zip(&row) {
                             *acc = acc.fma(x, b);
                         }
                     }
-                    b = b.wrapping_add(self.b.row_stride);
                     column = column.wrapping_add(a.column_stride);
                 }
             }
@@ -405,33 +285,32 @@ impl<T: Real> Job<'_, T> {
 }
 
 /// A [`Job::run`], for every kind of register and of what the panels hold.
-struct Run<'j, 'a, T, W> {
+struct Run<'j, 'a, T, S> {
     job: &'j Job<'a, T>,
-    b: *const W,
+    b: S,
     rows: Range<usize>,
     panels: Range<usize>,
 }
 
-impl<T: Real, W: Element> Kernel<T> for Run<'_, '_, T, W> {
+impl<T: Real, S: Store> Kernel<T> for Run<'_, '_, T, S> {
     #[inline(always)]
     fn run<V: Vector<Scalar = T>>(self) {
         let Run { job, b, rows, panels } = self;
         // SAFETY: that of `Job::run`, which alone makes these.
         unsafe {
             match V::ROWS {
-                TALLEST => job.panels::<V, W, TALLEST, 2>(b, rows, panels),
-                6 => job.panels::<V, W, 6, 2>(b, rows, panels),
-                _ => job.panels::<V, W, 2, 2>(b, rows, panels),
+                TALLEST => job.panels::<V, S, TALLEST, 2>(b, rows, panels),
+                6 => job.panels::<V, S, 6, 2>(b, rows, panels),
+                _ => job.panels::<V, S, 2, 2>(b, rows, panels),
             }
         }
     }
 }
 
-/// Bytes of a panel that are fetched before they are needed.
-const AHEAD: usize = 4096;
-
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::case::SplitMix;
 

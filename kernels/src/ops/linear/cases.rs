@@ -1,7 +1,9 @@
 use super::{Activation, Fused, Product, Weight};
-use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::ops::elementwise;
+use crate::quantized::{Bits, Quantized};
 use crate::tolerance::{ROUNDOFF, Tolerance};
+use crate::{DType, Result, Tensor};
 
 /// A layer, and what is fused behind it.
 #[derive(Clone, Copy)]
@@ -14,10 +16,19 @@ struct Layer {
     scale: bool,
     residual: bool,
     product: Product,
+    codes: Option<Codes>,
+}
+
+/// Weights of few bits, in so many groups along K.
+#[derive(Clone, Copy)]
+struct Codes {
+    bits: Bits,
+    groups: usize,
+    mins: bool,
 }
 
 const fn plain(rows: usize, n: usize, k: usize) -> Layer {
-    Layer { rows, n, k, activation: Activation::None, bias: false, scale: false, residual: false, product: Product::FewRows }
+    Layer { rows, n, k, activation: Activation::None, bias: false, scale: false, residual: false, product: Product::FewRows, codes: None }
 }
 
 const fn tiles(rows: usize, n: usize, k: usize) -> Layer {
@@ -26,6 +37,10 @@ const fn tiles(rows: usize, n: usize, k: usize) -> Layer {
 
 const fn wgmma(rows: usize, n: usize, k: usize) -> Layer {
     Layer { product: Product::Wgmma, ..plain(rows, n, k) }
+}
+
+const fn codes(bits: Bits, groups: usize, mins: bool, layer: Layer) -> Layer {
+    Layer { codes: Some(Codes { bits, groups, mins }), ..layer }
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -73,13 +88,34 @@ pub(super) fn cases() -> Vec<Case> {
         Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..wgmma(200, 320, 144) },
         Layer { scale: true, residual: true, ..wgmma(127, 112, 48) },
     ];
+    let (four, eight) = (Bits::Four, Bits::Eight);
+    let low_bit = [
+        codes(four, 1, false, plain(1, 1, 32)),
+        codes(four, 4, false, plain(1, 33, 256)),
+        codes(four, 5, true, plain(2, 127, 480)),
+        codes(four, 544, true, plain(1, 16, 17_408)), // several chunks of one row
+        codes(four, 65, false, plain(3, 18, 4_160)),  // of four
+        codes(four, 33, true, plain(16, 6, 2_112)),   // of sixteen
+        codes(four, 3, false, plain(33, 12, 96)),
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..codes(four, 2, true, plain(20, 14, 128)) },
+        codes(eight, 1, false, plain(1, 1, 32)),
+        codes(eight, 1, false, plain(1, 31, 1_088)),
+        codes(eight, 8, true, plain(2, 127, 512)),
+        codes(eight, 129, true, plain(1, 16, 16_512)),
+        codes(eight, 65, false, plain(3, 18, 4_160)),
+        codes(eight, 33, true, plain(16, 6, 2_112)),
+        codes(eight, 1, true, plain(33, 12, 96)),
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..codes(eight, 1, false, plain(5, 66, 160)) },
+    ];
     let mut cases = Vec::new();
     for dtype in [DType::BF16, DType::F16] {
         cases.extend(wgmma.map(|layer| case(layer, dtype, false)));
         cases.push(case(Layer { product: Product::Wgmma, ..tiles(4096, 1024, 1024) }, dtype, true));
     }
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        cases.extend(small.map(|layer| case(layer, dtype, false)));
+        cases.extend(small.into_iter().chain(low_bit).map(|layer| case(layer, dtype, false)));
+        cases.push(case(codes(four, 32, false, plain(1, 4096, 4096)), dtype, true));
+        cases.push(case(codes(eight, 1, false, plain(1, 4096, 4096)), dtype, true));
         cases.push(case(plain(1, 4096, 4096), dtype, true));
         cases.push(case(tiles(4096, 1024, 1024), dtype, true));
         cases.push(case(Layer { activation: Activation::Gelu, ..plain(2, 2048, 512) }, dtype, true));
@@ -100,12 +136,48 @@ fn tolerance(layer: &Layer, dtype: DType) -> Tolerance {
     Tolerance::roundings(29).plus(6.0 * bound).then_round_to(dtype)
 }
 
+/// Values have a deviation of about `K^-1/2`.
+fn weight_inputs(layer: &Layer) -> Vec<Input> {
+    let &Layer { n, k, .. } = layer;
+    let deviation = (k as f64).powf(-0.5);
+    let Some(Codes { bits, groups, mins }) = layer.codes else {
+        return vec![Input::new("weight", [n, k], Fill::Normal(deviation))];
+    };
+    let (steps, mean) = match bits {
+        Bits::Four => (4.8, 7.5),
+        Bits::Eight => (77.0, 0.0),
+    };
+    let scale = deviation / steps;
+    let mut inputs = vec![
+        Input::new("codes", [n, bits.bytes(k)], Fill::Below(256)).integer(DType::U8),
+        Input::new("scales", [n, groups], Fill::Uniform(0.5 * scale, 1.5 * scale)).f32(),
+    ];
+    if mins {
+        inputs.push(Input::new("mins", [n, groups], Fill::Uniform((mean - 2.0) * scale, (mean + 2.0) * scale)).f32());
+    }
+    inputs
+}
+
+fn weight(layer: &Layer, inputs: &[Tensor]) -> Result<Weight> {
+    let Some(Codes { bits, .. }) = layer.codes else { return Weight::for_product(&inputs[0], layer.product) };
+    // The oracle's are f64.
+    let single = |t: &Tensor| elementwise::convert(t, DType::F32);
+    let mins = inputs.get(2).map(single).transpose()?;
+    Weight::quantized(&Quantized { bits, codes: inputs[0].copy()?, scales: single(&inputs[1])?, mins })
+}
+
 fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
     let Layer { rows, n, k, activation, .. } = layer;
     let gate = activation == Activation::SiluGate;
     let width = if gate { n / 2 } else { n };
     let optional = [("bias", layer.bias, n), ("scale", layer.scale, width)];
-    let mut inputs = vec![Input::normal("x", [rows, k]), Input::new("weight", [n, k], Fill::Normal((k as f64).powf(-0.5)))];
+    let mut inputs = vec![Input::normal("x", [rows, k])];
+    inputs.extend(weight_inputs(&layer));
+    let weights = inputs.len();
+    let weight_bytes = match layer.codes {
+        None => n * k * dtype.bytes(),
+        Some(Codes { bits, groups, mins }) => n * (bits.bytes(k) + 4 * groups * if mins { 2 } else { 1 }),
+    };
     for (name, _, len) in optional.into_iter().filter(|&(_, there, _)| there) {
         inputs.push(Input::new(name, [len], Fill::Uniform(-0.5, 0.5)).f32());
     }
@@ -114,7 +186,7 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
     }
     let parameters = optional.iter().filter(|(_, there, _)| *there).map(|(.., len)| 4 * len).sum::<usize>();
     let outputs = rows * width * if layer.residual { 2 } else { 1 };
-    let bytes = if rows == 0 { 0 } else { (rows * k + n * k + outputs) * dtype.bytes() + parameters };
+    let bytes = if rows == 0 { 0 } else { (rows * k + outputs) * dtype.bytes() + weight_bytes + parameters };
     let behind: Vec<&str> = [
         (layer.bias, "bias"),
         (activation == Activation::Gelu, "gelu"),
@@ -124,6 +196,9 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
         (layer.residual, "residual"),
         (layer.product == Product::Tiles, "by tiles"),
         (layer.product == Product::Wgmma, "by wgmma"),
+        (layer.codes.is_some_and(|codes| codes.bits == Bits::Four), "4 bits"),
+        (layer.codes.is_some_and(|codes| codes.bits == Bits::Eight), "8 bits"),
+        (layer.codes.is_some_and(|codes| codes.mins), "mins"),
     ]
     .into_iter()
     .filter_map(|(there, name)| there.then_some(name))
@@ -134,8 +209,8 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
         inputs,
         outputs: vec![("y", Check::Within(tolerance(&layer, dtype)))],
         run: Box::new(move |i| {
-            let weight = Weight::for_product(&i[1], layer.product)?;
-            let mut rest = i[2..].iter();
+            let weight = weight(&layer, &i[1..weights])?;
+            let mut rest = i[weights..].iter();
             let fused = Fused {
                 bias: layer.bias.then(|| rest.next()).flatten(),
                 activation,

@@ -1,8 +1,9 @@
-use super::{Activation, Fused, HOPPER, NAME, Product, SOURCE};
+use super::{Activation, Fused, HOPPER, LOW_BIT, NAME, Product, SOURCE};
 use crate::driver::{Arch, Launch, TILE_BYTES, Tiles};
 use crate::ops::launch::{index, kernel_name};
 use crate::ops::matmul::cuda::{self as matmul, TILE_16X64, TILE_64X64, TILE_128X128, Tile};
-use crate::{Cuda, DType, Result, Tensor, args};
+use crate::quantized::{Bits, Quantized};
+use crate::{Cuda, DType, Error, Result, Tensor, args};
 
 /// As in linear.cu.
 const THREADS: usize = 128;
@@ -108,19 +109,37 @@ fn by_tiles(gpu: &Cuda, tile: Tile, y: &mut Tensor, x: &Tensor, weight: &Tensor,
     unsafe { kernel.launch(launch, args) }
 }
 
+/// How few rows are taken: passes of `rows` rows of x, and what a launch and a kernel are told.
+struct FewRows {
+    rows: usize,
+    group: usize,
+    passes: usize,
+    launch: Launch,
+}
+
+/// `vector`: elements of K that a thread takes at a time.
+fn passes(y: &Tensor, k: usize, vector: usize, activation: Activation) -> Result<FewRows> {
+    let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
+    let group = group(k, vector);
+    let (pass_rows, weight_rows) = PASSES.into_iter().find(|&(m, _)| rows <= m).unwrap_or(PASSES[2]);
+    let own = if activation == Activation::SiluGate { weight_rows / 2 } else { weight_rows };
+    let passes = rows.div_ceil(pass_rows);
+    let blocks = index(NAME, columns.div_ceil(THREADS / group * own).saturating_mul(passes))?;
+    // None overflows with a pass or a chunk on top.
+    index(NAME, rows.saturating_add(pass_rows))?;
+    index(NAME, k.saturating_add(STAGED_BYTES))?;
+    let launch =
+        Launch { grid: [blocks as u32, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: STAGED_BYTES as u32, cooperative: false };
+    Ok(FewRows { rows: pass_rows, group, passes, launch })
+}
+
 fn few_rows(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fused) -> Result<()> {
     let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
     let [outputs, k] = [weight.shape().rows(), weight.shape().last_dim()];
     let vector = vector_of(k, x.dtype());
-    let group = group(k, vector);
-    let (pass_rows, weight_rows) = PASSES.into_iter().find(|&(m, _)| rows <= m).unwrap_or(PASSES[2]);
-    let own = if fused.activation == Activation::SiluGate { weight_rows / 2 } else { weight_rows };
-    let passes = rows.div_ceil(pass_rows);
-    let blocks = columns.div_ceil(THREADS / group * own).saturating_mul(passes);
+    let few = passes(y, k, vector, fused.activation)?;
     let int = |n| index(NAME, n);
-    let launch =
-        Launch { grid: [int(blocks)? as u32, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: STAGED_BYTES as u32, cooperative: false };
-    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &format!("linear_{pass_rows}"), x)?)?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &format!("linear_{}", few.rows), x)?)?;
     let args = args![
         y,
         x,
@@ -128,17 +147,62 @@ fn few_rows(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fus
         fused.bias,
         fused.scale,
         fused.residual,
-        int(rows.saturating_add(pass_rows))? - pass_rows as i32,
+        int(rows)?,
         int(outputs)?,
         int(columns)?,
-        int(k.saturating_add(STAGED_BYTES))? - STAGED_BYTES as i32,
+        int(k)?,
         kind(fused.activation),
-        group as i32,
-        int(passes)?,
+        few.group as i32,
+        int(few.passes)?,
         (vector > 1) as i32,
     ];
-    // SAFETY: the parameters of LINEAR; `output` has checked every extent, and none overflows with a pass or a chunk on top.
-    unsafe { kernel.launch(launch, args) }
+    // SAFETY: the parameters of LINEAR; `output` has checked every extent, and `passes` that none overflows.
+    unsafe { kernel.launch(few.launch, args) }
+}
+
+/// Columns that a thread takes at a time, and that a group must be a multiple of.
+const LEAST_SCALED: usize = 32;
+
+/// A copy, whose rows are whole vectors of codes.
+pub fn codes(weight: &Quantized, k: usize) -> Result<Quantized> {
+    let scaled = k / weight.scales.shape().last_dim();
+    if !k.is_multiple_of(LEAST_SCALED) || !scaled.is_multiple_of(LEAST_SCALED) {
+        return Err(Error::argument(NAME, format!("{k} columns in groups of {scaled}: CUDA takes multiples of {LEAST_SCALED}")));
+    }
+    let mins = weight.mins.as_ref().map(Tensor::copy).transpose()?;
+    Ok(Quantized { bits: weight.bits, codes: weight.codes.copy()?, scales: weight.scales.copy()?, mins })
+}
+
+pub fn by_codes(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Quantized, fused: &Fused) -> Result<()> {
+    let (rows, columns, k) = (y.shape().rows(), y.shape().last_dim(), x.shape().last_dim());
+    let (outputs, scaled) = (weight.codes.shape().rows(), k / weight.scales.shape().last_dim());
+    let (bits, vector) = match weight.bits {
+        Bits::Four => (4, 32),
+        Bits::Eight => (8, 16),
+    };
+    let few = passes(y, k, vector, fused.activation)?;
+    let int = |n| index(NAME, n);
+    let kernel = gpu.kernel(&LOW_BIT, &kernel_name(NAME, &format!("linear_int{bits}_{}", few.rows), x)?)?;
+    let args = args![
+        y,
+        x,
+        &weight.codes,
+        &weight.scales,
+        weight.mins.as_ref(),
+        fused.bias,
+        fused.scale,
+        fused.residual,
+        int(rows)?,
+        int(outputs)?,
+        int(columns)?,
+        int(k)?,
+        int(scaled)?,
+        kind(fused.activation),
+        few.group as i32,
+        int(few.passes)?,
+    ];
+    // SAFETY: the parameters of LINEAR_CODES; `output` has checked every extent, `codes` the rows of codes, `passes` that none overflows.
+    unsafe { kernel.launch(few.launch, args) }
 }
 
 fn vector_of(k: usize, dtype: DType) -> usize {

@@ -18,48 +18,35 @@
 // kernels: linear_16x64_f32 linear_64x64_f32 linear_128x128_f32 linear_16x64_bf16 linear_64x64_bf16 linear_128x128_bf16
 // kernels: linear_16x64_f16 linear_64x64_f16 linear_128x128_f16
 // kernels: linear_1_f32 linear_4_f32 linear_16_f32 linear_1_bf16 linear_4_bf16 linear_16_bf16 linear_1_f16 linear_4_f16 linear_16_f16
+#include "few_rows.cuh"
 #include "gemm.cuh"
-#include "linear.cuh"
 #include "vec.cuh"
-
-constexpr int THREADS = 128;
-constexpr int STAGED_BYTES = 32 << 10;  // of x in shared memory; as in cuda.rs
-constexpr int LEAST_GROUP = 8;
 
 template <typename T, int N, int M, int R>
 __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, const T* w, int rows, int outputs, int k, int group,
                                        int passes) {
     constexpr int CHUNK = STAGED_BYTES / (M * sizeof(T));  // a multiple of what a group takes at a time
     DYNAMIC_SHARED(T, staged);                             // M rows of a chunk of x
-    __shared__ float sums[THREADS / LEAST_GROUP][M * R + 1];  // of the lanes of a group in one warp; apart in the banks
-    const bool gate = finish.activation == SILU_GATE;
-    const int own = gate ? R / 2 : R;  // columns of y that a group has
-    const int groups = THREADS / group, lane = threadIdx.x % group;
-    const int pass = blockIdx.x % passes, first_row = pass * M, block_column = blockIdx.x / passes * groups * own;
-    const int column = block_column + threadIdx.x / group * own;
+    const FewRows<T, M, R> few(finish, outputs, group, passes);
     const T* row_of_w[R];
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-        const bool second = gate && r >= R / 2;
-        const int n = min(column + (second ? r - R / 2 : r), finish.columns - 1) + (second ? finish.columns : 0);
-        row_of_w[r] = w + (uint64_t)min(n, outputs - 1) * k;
-    }
+    for (int r = 0; r < R; r++) row_of_w[r] = w + (uint64_t)few.row_of_w(r) * k;
 
     float sum[M][R] = {};
     for (int base = 0; base < k; base += CHUNK) {
         const int count = min(k - base, CHUNK);  // of several, a group is the block, and a thread reads what it staged itself
 #pragma unroll 1
         for (int m = 0; m < M; m++) {
-            const T* const row = x + (uint64_t)(first_row + m) * k + base;
+            const T* const row = x + (uint64_t)(few.first_row + m) * k + base;
             for (int i = threadIdx.x * N; i < count; i += THREADS * N) {
                 float v[N] = {};
-                if (first_row + m < rows) load_vector(v, row + i);
+                if (few.first_row + m < rows) load_vector(v, row + i);
                 store_vector(staged + m * CHUNK + i, v);
             }
         }
         __syncthreads();
 #pragma unroll(M == 1 ? 4 : 1)
-        for (int i = lane * N; i < count; i += group * N) {
+        for (int i = few.lane * N; i < count; i += group * N) {
             float a[R][N];
 #pragma unroll
             for (int r = 0; r < R; r++) load_vector_once(a[r], row_of_w[r] + base + i);
@@ -74,26 +61,7 @@ __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, cons
             }
         }
     }
-
-    const int lanes = min(group, 32), parts = group / lanes;
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int r = 0; r < R; r++) {
-            float v = sum[m][r];
-            for (int distance = lanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
-            if (threadIdx.x % lanes == 0) sums[threadIdx.x / lanes][m * R + r] = v;
-        }
-    __syncthreads();
-    for (int i = threadIdx.x; i < M * groups * own; i += THREADS) {
-        const int m = i / (groups * own), n = i % (groups * own), r = n % own;
-        float total = 0.0f, gated = 0.0f;
-        for (int part = n / own * parts, end = part + parts; part < end; part++) {
-            total += sums[part][m * R + r];
-            if (gate) gated += sums[part][m * R + r + R / 2];
-        }
-        if (first_row + m < rows && block_column + n < finish.columns) finish.store(first_row + m, block_column + n, total, gated);
-    }
+    few.store(sum, rows);
 }
 
 // The rows of w [outputs, k] as a Source of gemm.cuh; with `half`, by turns from its first and its second half.

@@ -3,7 +3,7 @@
 //! | tensor     | shape     |                                                                                                  |
 //! |------------|-----------|--------------------------------------------------------------------------------------------------|
 //! | `x`        | `[.., K]` | f32, bf16 or f16 on CUDA, f32 or f64 on the CPU                                                  |
-//! | weight     | `[N, K]`  | as PyTorch stores it, of the type of `x` (on the CPU also bf16 beside f32); prepared once by [`Weight::new`] |
+//! | weight     | `[N, K]`  | as PyTorch stores it, of the type of `x` (on the CPU also bf16 beside f32); prepared once by [`Weight::new`]. Or [`Quantized`], beside any type |
 //! | `bias`     | `[N]`     | optional; f32 beside narrower types (f64 beside f64)                                             |
 //! | `scale`    | `[H]`     | optional (layer scale); as `bias`                                                                |
 //! | `residual` | `[.., H]` | optional; as `x`                                                                                 |
@@ -11,7 +11,7 @@
 //!
 //! Sums in f32, rounded once, after the residual. The order of a sum depends on `K`, the type and the weight's [`Product`], never on
 //! the number of rows: on the CPU one chain in ascending order, on CUDA as `linear.cu` says. So a row's result does not depend on
-//! the other rows.
+//! the other rows. On the CPU a product with [`Quantized`] weights is bit for bit that with their values.
 //! Sources: `torch.nn.functional.linear`; the gate is that of Moshi's `modules/gating.py`.
 
 mod cases;
@@ -24,11 +24,13 @@ use crate::case::Op;
 use crate::cpu::gemm::Packed;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
+use crate::quantized::Quantized;
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/linear/linear.cu", text: include_str!("linear.cu"), archs: ALL_ARCHS };
 pub static HOPPER: Source = Source { path: "ops/linear/hopper.cu", text: include_str!("hopper.cu"), archs: &[90] };
-pub static OP: Op = Op { name: NAME, sources: &[&SOURCE, &HOPPER], cases: cases::cases };
+pub static LOW_BIT: Source = Source { path: "ops/linear/low_bit.cu", text: include_str!("low_bit.cu"), archs: ALL_ARCHS };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE, &HOPPER, &LOW_BIT], cases: cases::cases };
 
 const NAME: &str = "linear";
 
@@ -36,7 +38,8 @@ const NAME: &str = "linear";
 pub struct Weight {
     prepared: Prepared,
     device: Device,
-    dtype: DType,
+    /// None: codes, which suit any.
+    dtype: Option<DType>,
     outputs: usize,
     inputs: usize,
     product: Product,
@@ -58,6 +61,7 @@ pub enum Product {
 enum Prepared {
     Cpu(Packed),
     Cuda(Tensor),
+    CudaCodes(Quantized),
 }
 
 impl Weight {
@@ -81,7 +85,27 @@ impl Weight {
                 dispatch_stored!(NAME, dtype, W => cpu::pack::<W>(weight.as_slice()?, outputs, inputs)).map(Prepared::Cpu)?
             }
         };
-        Ok(Weight { prepared, device: weight.device(), dtype: weight.dtype(), outputs, inputs, product })
+        Ok(Weight { prepared, device: weight.device(), dtype: Some(weight.dtype()), outputs, inputs, product })
+    }
+
+    /// As [`Weight::new`], of codes. CUDA takes `K` and groups that are multiples of 32.
+    pub fn quantized(weight: &Quantized) -> Result<Weight> {
+        let (outputs, inputs) = weight.extents(NAME)?;
+        let device = weight.device();
+        let prepared = match device {
+            Device::Cuda(_) => Prepared::CudaCodes(cuda::codes(weight, inputs)?),
+            Device::Cpu => Prepared::Cpu(Packed::quantized(weight)?),
+        };
+        Ok(Weight { prepared, device, dtype: None, outputs, inputs, product: Product::FewRows })
+    }
+
+    /// Of what is stored.
+    pub fn bytes(&self) -> usize {
+        match &self.prepared {
+            Prepared::Cpu(packed) => packed.bytes(),
+            Prepared::Cuda(weight) => weight.bytes(),
+            Prepared::CudaCodes(weight) => weight.bytes(),
+        }
     }
 
     /// `N`.
@@ -92,10 +116,6 @@ impl Weight {
     /// `K`.
     pub fn inputs(&self) -> usize {
         self.inputs
-    }
-
-    pub fn dtype(&self) -> DType {
-        self.dtype
     }
 }
 
@@ -132,6 +152,7 @@ pub fn forward(x: &Tensor, weight: &Weight, fused: Fused) -> Result<Tensor> {
     }
     match (&weight.prepared, x.device()) {
         (Prepared::Cuda(w), Device::Cuda(gpu)) => cuda::forward(&gpu, &mut y, x, w, weight.product, &fused)?,
+        (Prepared::CudaCodes(w), Device::Cuda(gpu)) => cuda::by_codes(&gpu, &mut y, x, w, &fused)?,
         (Prepared::Cpu(w), Device::Cpu) => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(&mut y, x, w, &fused))?,
         _ => return Err(Error::DeviceMismatch { op: NAME, operand: "weight" }),
     }
@@ -140,7 +161,11 @@ pub fn forward(x: &Tensor, weight: &Weight, fused: Fused) -> Result<Tensor> {
 
 /// Checks every operand; `y` without its contents.
 fn output(x: &Tensor, weight: &Weight, fused: &Fused) -> Result<Tensor> {
-    check::prepared(NAME, x, &weight.device, weight.dtype)?;
+    match weight.dtype {
+        Some(dtype) => check::prepared(NAME, x, &weight.device, dtype)?,
+        None if x.device() != weight.device => return Err(Error::DeviceMismatch { op: NAME, operand: "weight" }),
+        None => {}
+    }
     let mut shape = [0; Shape::MAX_RANK];
     let rank = x.shape().len();
     shape[..rank].copy_from_slice(&x.shape());

@@ -1,6 +1,8 @@
 use super::*;
+use crate::case::SplitMix;
 use crate::ops::elementwise;
 use crate::ops::testing::{normal, tensor};
+use crate::quantized::Bits;
 
 fn devices() -> Vec<(Device, DType)> {
     let mut devices = vec![(Device::Cpu, DType::F32)];
@@ -43,6 +45,65 @@ fn weights_in_bf16_beside_f32_are_those_values() {
         let error = forward(&normal([rows, k], 1), &Weight::new(&halves).unwrap(), Fused::default());
         assert!(matches!(error, Err(Error::DType { operand: "weight", .. })));
     }
+}
+
+/// Codes `[n, k]` of `groups`, and the values that they stand for, by the definition.
+fn quantized(bits: Bits, n: usize, k: usize, groups: usize, mins: bool) -> (Quantized, Tensor) {
+    let mut rng = SplitMix(n as u64);
+    let codes: Vec<u8> = (0..n * bits.bytes(k)).map(|_| rng.next() as u8).collect();
+    let mut random = |least: f64| -> Vec<f32> { (0..n * groups).map(|_| (least + rng.uniform()) as f32).collect() };
+    let (scales, minima) = (random(0.5), mins.then(|| random(-0.5)));
+    let value = |at: usize| {
+        let (row, column) = (at / k, at % k);
+        let group = row * groups + column / (k / groups);
+        let code = match bits {
+            Bits::Eight => f32::from(codes[at] as i8),
+            Bits::Four => f32::from(codes[row * k / 2 + column / 2] >> (4 * (column % 2)) & 15),
+        };
+        let min = minima.as_ref().map_or(scales[group] * bits.zero() as f32, |minima| minima[group]);
+        code.mul_add(scales[group], -min)
+    };
+    let on_cpu = |values: &[f32], shape: [usize; 2]| Tensor::from_slice(&Device::Cpu, values, shape).unwrap();
+    let values = on_cpu(&(0..n * k).map(value).collect::<Vec<f32>>(), [n, k]);
+    let codes = Tensor::from_slice(&Device::Cpu, &codes, [n, bits.bytes(k)]).unwrap();
+    let mins = minima.as_ref().map(|minima| on_cpu(minima, [n, groups]));
+    (Quantized { bits, codes, scales: on_cpu(&scales, [n, groups]), mins }, values)
+}
+
+#[test]
+fn codes_are_multiplied_as_the_values_they_stand_for() {
+    for (rows, n, k, groups) in [(1, 1, 2, 1), (1, 33, 500, 1), (2, 500, 126, 3), (31, 16, 34, 17), (127, 31, 64, 2), (7, 17, 96, 3)] {
+        for (bits, mins) in [Bits::Four, Bits::Eight].into_iter().flat_map(|bits| [(bits, false), (bits, true)]) {
+            let x = elementwise::convert(&normal([rows, k], 1), DType::F32).unwrap();
+            let (codes, values) = quantized(bits, n, k, groups, mins);
+            let run = |x: &Tensor, weight: &Weight| forward(x, weight, Fused::default()).unwrap().to_f64().unwrap();
+            let weight = Weight::quantized(&codes).unwrap();
+            assert_eq!(run(&x, &weight), run(&x, &Weight::new(&values).unwrap()), "{bits:?} {rows} {n}x{k} in {groups}");
+            let wide = |t: &Tensor| elementwise::convert(t, DType::F64).unwrap();
+            assert_eq!(run(&wide(&x), &weight), run(&wide(&x), &Weight::new(&wide(&values)).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn codes_that_do_not_fit_are_errors() {
+    let changed = |change: fn(&mut Quantized)| {
+        let (mut weight, _) = quantized(Bits::Four, 6, 64, 2, true);
+        change(&mut weight);
+        Weight::quantized(&weight).err()
+    };
+    fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
+        Tensor::zeros(&Device::Cpu, dtype, Shape::try_from(shape).unwrap()).unwrap()
+    }
+    assert!(changed(|_| {}).is_none());
+    assert!(matches!(changed(|w| w.codes = zeros(DType::U8, &[6 * 32])), Some(Error::Shape { operand: "codes", .. })));
+    assert!(matches!(changed(|w| w.codes = zeros(DType::U8, &[6, 0])), Some(Error::Shape { .. })));
+    assert!(matches!(changed(|w| w.codes = zeros(DType::I32, &[6, 32])), Some(Error::DType { operand: "codes", .. })));
+    assert!(matches!(changed(|w| w.scales = zeros(DType::F32, &[6, 3])), Some(Error::Shape { operand: "scales", .. })));
+    assert!(matches!(changed(|w| w.scales = zeros(DType::F32, &[6, 0])), Some(Error::Shape { operand: "scales", .. })));
+    assert!(matches!(changed(|w| w.scales = zeros(DType::F32, &[5, 2])), Some(Error::Shape { operand: "scales", .. })));
+    assert!(matches!(changed(|w| w.mins = Some(zeros(DType::F32, &[6, 1]))), Some(Error::Shape { operand: "mins", .. })));
+    assert!(matches!(changed(|w| w.mins = Some(zeros(DType::F16, &[6, 2]))), Some(Error::DType { operand: "mins", .. })));
 }
 
 #[test]

@@ -1,0 +1,50 @@
+// The frame of a product over few rows: which threads sum what, and what becomes of their sums.
+#pragma once
+
+#include "linear.cuh"
+
+// Groups of 8 to 128 threads, each with R rows of w beside M rows of x, in blocks of THREADS. blockIdx.x: passes of M rows
+// of x, fastest, then rows of w. A sum is a chain a thread, shuffles, then the warps of a group in ascending order.
+constexpr int THREADS = 128, LEAST_GROUP = 8;
+constexpr int STAGED_BYTES = 32 << 10;  // of x in shared memory; as in cuda.rs
+
+template <typename T, int M, int R>
+struct FewRows {
+    const Finish<T>& finish;
+    int outputs, group, lane, own, groups, first_row, block_column;  // own: columns of y that a group has
+
+    __device__ __forceinline__ FewRows(const Finish<T>& finish, int outputs, int group, int passes)
+        : finish(finish), outputs(outputs), group(group), lane(threadIdx.x % group), own(finish.activation == SILU_GATE ? R / 2 : R),
+          groups(THREADS / group), first_row(blockIdx.x % passes * M), block_column(blockIdx.x / passes * groups * own) {}
+
+    // Of w, the r-th of this thread; with a gate, half of them are of the second half.
+    __device__ __forceinline__ int row_of_w(int r) const {
+        const bool second = finish.activation == SILU_GATE && r >= R / 2;
+        const int column = block_column + threadIdx.x / group * own + (second ? r - R / 2 : r);
+        return min(min(column, finish.columns - 1) + (second ? finish.columns : 0), outputs - 1);
+    }
+
+    __device__ __forceinline__ void store(const float (&sum)[M][R], int rows) const {
+        __shared__ float sums[THREADS / LEAST_GROUP][M * R + 1];  // of the lanes of a group in one warp; apart in the banks
+        const bool gate = finish.activation == SILU_GATE;
+        const int lanes = min(group, 32), parts = group / lanes;
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                float v = sum[m][r];
+                for (int distance = lanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+                if (threadIdx.x % lanes == 0) sums[threadIdx.x / lanes][m * R + r] = v;
+            }
+        __syncthreads();
+        for (int i = threadIdx.x; i < M * groups * own; i += THREADS) {
+            const int m = i / (groups * own), n = i % (groups * own), r = n % own;
+            float total = 0.0f, gated = 0.0f;
+            for (int part = n / own * parts, end = part + parts; part < end; part++) {
+                total += sums[part][m * R + r];
+                if (gate) gated += sums[part][m * R + r + R / 2];
+            }
+            if (first_row + m < rows && block_column + n < finish.columns) finish.store(first_row + m, block_column + n, total, gated);
+        }
+    }
+};

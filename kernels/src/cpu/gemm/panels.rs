@@ -1,0 +1,348 @@
+//! The right side of a product as it reads it: in panels of columns, as values, or as codes of few bits that become values on the way.
+
+use half::bf16;
+
+use crate::cpu::prefetch;
+use crate::cpu::vector::Vector;
+use crate::quantized::{Bits, Quantized};
+use crate::{DType, Device, Element, Error, Real, Result, Tensor};
+
+/// What panels hold.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'a, T> {
+    Same(&'a [T]),
+    Half(&'a [bf16]),
+    Codes(Bits, Codes<'a>),
+}
+
+/// In panels of [`WIDE`] columns. Scales and minima, if there are any, are `[groups, WIDE]` in a panel.
+#[derive(Clone, Copy)]
+pub(super) struct Codes<'a> {
+    pub codes: &'a [u8],
+    pub scales: &'a [f32],
+    pub mins: Option<&'a [f32]>,
+    /// Rows that share a scale.
+    pub group: usize,
+}
+
+/// Row-major `B[depth, columns]` as the product reads it: in panels of columns.
+#[derive(Clone, Copy)]
+pub struct Panels<'a, T> {
+    pub(super) data: Stored<'a, T>,
+    pub(super) depth: usize,
+    pub(super) columns: usize,
+    pub(super) panel_width: usize,
+    pub(super) panel_stride: usize,
+    pub(super) row_stride: usize,
+}
+
+impl<'a, T: Real> Panels<'a, T> {
+    /// Uses `b` where it lies. Only for columns in whole vectors; [`Packed`] is faster when many rows share one `B`.
+    pub fn in_place(b: &'a [T], depth: usize, columns: usize) -> Option<Self> {
+        (columns.is_multiple_of(16) && b.len() >= depth * columns).then_some(Panels {
+            data: Stored::Same(b),
+            depth,
+            columns,
+            panel_width: WIDE,
+            panel_stride: WIDE,
+            row_stride: columns,
+        })
+    }
+
+    /// Packs rows that `write(p, first, row)` writes from column `first` on into `storage` of [`packed_len`] elements.
+    pub fn pack(storage: &'a mut [T], depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [T])) -> Self {
+        pack(storage, depth, columns, write);
+        Self::packed(Stored::Same(storage), depth, columns)
+    }
+
+    /// Those of another group: see [`Packed::grouped`]. Codes have none.
+    pub fn group(self, group: usize) -> Self {
+        let at = group * packed_len(self.depth, self.columns);
+        let data = match self.data {
+            Stored::Same(data) => Stored::Same(&data[at..]),
+            Stored::Half(data) => Stored::Half(&data[at..]),
+            Stored::Codes(..) => self.data,
+        };
+        Panels { data, ..self }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.columns.div_ceil(self.panel_width)
+    }
+
+    fn packed(data: Stored<'a, T>, depth: usize, columns: usize) -> Self {
+        let width = panel_width(columns);
+        Panels { data, depth, columns, panel_width: width, panel_stride: depth * width, row_stride: width }
+    }
+}
+
+/// See [`Panels::pack`].
+fn pack<W: Element>(storage: &mut [W], depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [W])) {
+    let width = panel_width(columns);
+    for (j, panel) in storage.chunks_exact_mut((depth * width).max(1)).enumerate() {
+        let n = width.min(columns - j * width);
+        for (p, row) in panel.chunks_exact_mut(width).enumerate() {
+            write(p, j * width, &mut row[..n]);
+            row[n..].fill(W::default());
+        }
+    }
+}
+
+/// Columns of a panel; half of them where there are no more. A multiple of every vector here.
+pub(super) const WIDE: usize = 32;
+
+fn panel_width(columns: usize) -> usize {
+    if columns <= WIDE / 2 { WIDE / 2 } else { WIDE }
+}
+
+/// Elements of `[depth, columns]` in panels.
+pub fn packed_len(depth: usize, columns: usize) -> usize {
+    columns.next_multiple_of(panel_width(columns)) * depth
+}
+
+/// `B[depth, columns]` cut into panels, each contiguous, the last padded with zeros; or as many such as there are groups. Stored as
+/// given: in f32, f64 or bf16, or as codes.
+pub struct Packed {
+    data: Tensor,
+    depth: usize,
+    columns: usize,
+    scaling: Option<Scaling>,
+}
+
+/// What makes values of codes.
+struct Scaling {
+    bits: Bits,
+    scales: Tensor,
+    mins: Option<Tensor>,
+    group: usize,
+}
+
+impl Packed {
+    /// Packs row-major `b` with `row_stride` elements from row to row.
+    pub fn new<W: Element>(b: &[W], depth: usize, columns: usize, row_stride: usize) -> Result<Packed> {
+        Self::from_rows(depth, columns, |p, first, row: &mut [W]| row.copy_from_slice(&b[p * row_stride + first..][..row.len()]))
+    }
+
+    /// `write(p, first, row)` writes `B[p, first..]`.
+    pub fn from_rows<W: Element>(depth: usize, columns: usize, write: impl Fn(usize, usize, &mut [W])) -> Result<Packed> {
+        Self::grouped(1, depth, columns, |_, p, first, row| write(p, first, row))
+    }
+
+    /// `write(group, p, first, row)` writes `B[p, first..]` of a group.
+    pub fn grouped<W: Element>(
+        groups: usize,
+        depth: usize,
+        columns: usize,
+        write: impl Fn(usize, usize, usize, &mut [W]),
+    ) -> Result<Packed> {
+        let size = packed_len(depth, columns);
+        let mut data = Tensor::empty(&Device::Cpu, W::DTYPE, [groups, size])?;
+        for (group, storage) in data.as_mut_slice::<W>()?.chunks_exact_mut(size.max(1)).enumerate() {
+            pack(storage, depth, columns, |p, first, row| write(group, p, first, row));
+        }
+        Ok(Packed { data, depth, columns, scaling: None })
+    }
+
+    /// `B` is the transpose of `weight`, on the CPU.
+    ///
+    /// # Errors
+    /// What does not fit together, or is elsewhere.
+    pub fn quantized(weight: &Quantized) -> Result<Packed> {
+        let (columns, depth) = weight.extents("gemm")?;
+        let group = depth / weight.scales.shape().last_dim();
+        let (panels, bits) = (columns.div_ceil(WIDE), weight.bits);
+        let (codes, row_bytes) = (weight.codes.as_slice::<u8>()?, bits.bytes(depth));
+        let code = |p: usize, n: usize| match bits {
+            _ if n >= columns => 0,
+            Bits::Eight => codes[n * row_bytes + p],
+            Bits::Four => codes[n * row_bytes + p / 2] >> (4 * (p % 2)) & 15,
+        };
+        let mut data = Tensor::empty(&Device::Cpu, DType::U8, [panels, depth, bits.bytes(WIDE)])?;
+        let rows = data.as_mut_slice::<u8>()?.chunks_exact_mut(bits.bytes(WIDE));
+        for (at, row) in rows.enumerate() {
+            let (first, p) = (at / depth * WIDE, at % depth);
+            for (i, byte) in row.iter_mut().enumerate() {
+                *byte = match bits {
+                    Bits::Eight => code(p, first + i),
+                    Bits::Four => code(p, first + i) | code(p, first + WIDE / 2 + i) << 4,
+                };
+            }
+        }
+        let packed = |of: &Tensor| -> Result<Tensor> {
+            let (of, groups) = (of.as_slice::<f32>()?, depth / group);
+            let mut packed = Tensor::zeros(&Device::Cpu, DType::F32, [panels, groups, WIDE])?;
+            for (at, to) in packed.as_mut_slice::<f32>()?.iter_mut().enumerate() {
+                let n = at / (groups * WIDE) * WIDE + at % WIDE;
+                if n < columns {
+                    *to = of[n * groups + at / WIDE % groups];
+                }
+            }
+            Ok(packed)
+        };
+        let scaling = Scaling { bits, scales: packed(&weight.scales)?, mins: weight.mins.as_ref().map(packed).transpose()?, group };
+        Ok(Packed { data, depth, columns, scaling: Some(scaling) })
+    }
+
+    /// Of what is stored.
+    pub fn bytes(&self) -> usize {
+        let scaling = self.scaling.iter().flat_map(|s| std::iter::once(&s.scales).chain(&s.mins));
+        self.data.bytes() + scaling.map(Tensor::bytes).sum::<usize>()
+    }
+
+    /// Those of the first group, for products in `T`.
+    ///
+    /// # Errors
+    /// Stored in another type, other than bf16 for products in f32, or codes.
+    pub fn panels<T: Real>(&self) -> Result<Panels<'_, T>> {
+        if let Some(Scaling { bits, scales, mins, group }) = &self.scaling {
+            let mins = mins.as_ref().map(Tensor::as_slice).transpose()?;
+            let codes = Codes { codes: self.data.as_slice()?, scales: scales.as_slice()?, mins, group: *group };
+            return Ok(Panels {
+                data: Stored::Codes(*bits, codes),
+                depth: self.depth,
+                columns: self.columns,
+                panel_width: WIDE,
+                panel_stride: self.depth * bits.bytes(WIDE),
+                row_stride: bits.bytes(WIDE),
+            });
+        }
+        let data = match (T::DTYPE, self.data.dtype()) {
+            (DType::F32, DType::BF16) => Stored::Half(self.data.as_slice()?),
+            (computed, stored) if computed == stored => Stored::Same(self.data.as_slice()?),
+            (computed, stored) => return Err(Error::dtype("gemm", "B", computed.name(), stored)),
+        };
+        Ok(Panels::packed(data, self.depth, self.columns))
+    }
+}
+
+/// What panels hold, by the pointers that tiles read it through.
+pub(super) trait Store: Copy {
+    /// The rows of a panel from column `first` on.
+    ///
+    /// # Safety
+    /// The panel is there.
+    unsafe fn rows<V: Vector, const NV: usize>(self, panel: usize, first: usize) -> impl Rows<V, NV>;
+}
+
+/// Rows of a panel, one after the other.
+pub(super) trait Rows<V, const NV: usize> {
+    /// # Safety
+    /// There is another one, and the CPU has the registers.
+    unsafe fn next(&mut self) -> [V; NV];
+}
+
+/// Bytes of a panel that are fetched before they are needed.
+const AHEAD: usize = 4096;
+
+/// Values in f32, f64 or bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Values<W> {
+    pub data: *const W,
+    pub panel_stride: usize,
+    pub row_stride: usize,
+}
+
+impl<W: Element> Store for Values<W> {
+    #[inline(always)]
+    unsafe fn rows<V: Vector, const NV: usize>(self, panel: usize, first: usize) -> impl Rows<V, NV> {
+        Values { data: self.data.wrapping_add(panel * self.panel_stride + first), ..self }
+    }
+}
+
+impl<V: Vector, W: Element, const NV: usize> Rows<V, NV> for Values<W> {
+    #[inline(always)]
+    unsafe fn next(&mut self) -> [V; NV] {
+        let at = self.data;
+        self.data = at.wrapping_add(self.row_stride);
+        // SAFETY: the caller's.
+        unsafe {
+            let mut row = [V::single(0.0); NV];
+            for (v, row) in row.iter_mut().enumerate() {
+                *row = V::widen(at.add(v * V::LANES));
+                if (v * V::LANES * size_of::<W>()).is_multiple_of(64) {
+                    prefetch(at.wrapping_add(AHEAD / size_of::<W>() + v * V::LANES));
+                }
+            }
+            row
+        }
+    }
+}
+
+/// Codes of four or eight `BITS`.
+#[derive(Clone, Copy)]
+pub(super) struct Coded<const BITS: usize> {
+    pub codes: *const u8,
+    pub scales: *const f32,
+    /// None: null.
+    pub mins: *const f32,
+    pub panel_stride: usize,
+    pub depth: usize,
+    pub group: usize,
+}
+
+struct CodedRows<V, const NV: usize, const BITS: usize> {
+    store: Coded<BITS>,
+    first: usize,
+    /// Rows until the next scales.
+    left: usize,
+    scale: [V; NV],
+    /// What is added to a scaled code.
+    start: [V; NV],
+}
+
+impl<const BITS: usize> Store for Coded<BITS> {
+    #[inline(always)]
+    unsafe fn rows<V: Vector, const NV: usize>(self, panel: usize, first: usize) -> impl Rows<V, NV> {
+        let scaling = panel * (self.depth / self.group) * WIDE + first;
+        let mins = if self.mins.is_null() { self.mins } else { self.mins.wrapping_add(scaling) };
+        let codes = self.codes.wrapping_add(panel * self.panel_stride);
+        // SAFETY: the caller's.
+        let nothing = unsafe { V::single(0.0) };
+        CodedRows {
+            store: Coded { codes, scales: self.scales.wrapping_add(scaling), mins, ..self },
+            // Known to the compiler where a panel is one tile.
+            first: if NV * V::LANES == WIDE { 0 } else { first },
+            left: 0,
+            scale: [nothing; NV],
+            start: [nothing; NV],
+        }
+    }
+}
+
+impl<V: Vector, const NV: usize, const BITS: usize> Rows<V, NV> for CodedRows<V, NV, BITS> {
+    #[inline(always)]
+    unsafe fn next(&mut self) -> [V; NV] {
+        let Coded { codes, scales, mins, group, .. } = self.store;
+        // SAFETY: the caller's.
+        unsafe {
+            if self.left == 0 {
+                self.left = group;
+                for v in 0..NV {
+                    self.scale[v] = V::widen(scales.add(v * V::LANES));
+                    self.start[v] = match (mins.is_null(), BITS) {
+                        (true, 4) => V::single(0.0).fma(V::single(-8.0), self.scale[v]),
+                        (true, _) => V::single(0.0),
+                        (false, _) => V::single(0.0).fma(V::single(-1.0), V::widen(mins.add(v * V::LANES))),
+                    };
+                }
+                self.store.scales = scales.wrapping_add(WIDE);
+                if !mins.is_null() {
+                    self.store.mins = mins.wrapping_add(WIDE);
+                }
+            }
+            self.left -= 1;
+            self.store.codes = codes.wrapping_add(WIDE * BITS / 8);
+            prefetch(codes.wrapping_add(AHEAD));
+            let mut row = [V::single(0.0); NV];
+            for (v, row) in row.iter_mut().enumerate() {
+                let column = self.first + v * V::LANES;
+                let code = match BITS {
+                    4 => V::nibbles(codes.add(column % (WIDE / 2)), column >= WIDE / 2),
+                    _ => V::bytes(codes.add(column).cast()),
+                };
+                *row = code.scaled(self.scale[v], self.start[v]);
+            }
+            row
+        }
+    }
+}
