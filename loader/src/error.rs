@@ -87,6 +87,8 @@ pub enum WeightsError {
     SeveralInDirectory(Vec<String>),
     #[error(transparent)]
     Torch(#[from] TorchError),
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     #[error("{found} bytes, too short for a safetensors header")]
     TooShort { found: u64 },
     #[error("header of {claimed} bytes, expected at most {available}")]
@@ -115,6 +117,8 @@ pub enum WeightsError {
     ShardName { found: String },
     #[error("index places tensor {tensor} in {shard}, which does not have it")]
     NotInShard { tensor: String, shard: String },
+    #[error("tensor {tensor}: {why}")]
+    Quantized { tensor: String, why: QuantizedError },
     #[error("tensor {tensor}: shape {shape:?} needs {expected} bytes, got {found}")]
     SaveSize { tensor: String, shape: Vec<usize>, expected: u64, found: u64 },
 }
@@ -150,6 +154,58 @@ pub enum TorchError {
     NoStorage(String),
     #[error("storage {key} is cut: {available} bytes are left")]
     StorageEnd { key: String, available: u64 },
+}
+
+/// What is wrong in a GGUF file.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GgufError {
+    #[error("GGUF of version {0}, expected 2 or 3")]
+    Version(u32),
+    #[error("GGUF for big-endian machines")]
+    ByteOrder,
+    #[error("its header, which may have {limit} bytes, ends in {field} at byte {at}")]
+    Truncated { field: &'static str, at: usize, limit: usize },
+    #[error("{field} at byte {at} is no UTF-8 text")]
+    Text { field: &'static str, at: usize },
+    #[error("metadata field {0} appears twice")]
+    DuplicateKey(String),
+    #[error("metadata field {key}: unknown type {found}")]
+    ValueType { key: String, found: u32 },
+    #[error("metadata field {key}: arrays more than {max} deep")]
+    Nested { key: String, max: usize },
+    #[error("general.alignment is {0}, expected a power of two of 32 bits")]
+    Alignment(String),
+    #[error("tensor {tensor}: {found} dimensions, expected at most {max}")]
+    Rank { tensor: String, found: u32, max: u32 },
+    #[error("tensor {tensor}: rows of shape {shape:?} are no whole blocks of {block}")]
+    Blocks { tensor: String, shape: Vec<usize>, block: usize },
+    #[error("tensor {tensor}: offset {offset} is no multiple of {alignment}")]
+    Misaligned { tensor: String, offset: u64, alignment: u64 },
+}
+
+/// Why codes and scales are no [`Quantized`](crate::quantized::Quantized) matrix.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum QuantizedError {
+    #[error("shape {shape:?} overflows")]
+    Overflow { shape: [usize; 2] },
+    #[error("{found} columns, expected a multiple of {multiple} above 0")]
+    Columns { found: usize, multiple: usize },
+    #[error("{found} rows, expected a multiple of {multiple}")]
+    Rows { found: usize, multiple: usize },
+    #[error("groups of {group} columns, expected a divisor of {columns}, even for 4 bits")]
+    Group { group: usize, columns: usize },
+    #[error("{found} {what}, expected {expected}")]
+    Length { what: &'static str, expected: usize, found: usize },
+    #[error("{what} in row {row}, group {group} is {value}")]
+    NonFinite { what: &'static str, row: usize, group: usize, value: f32 },
+    #[error("{dtype} has no blocks, expected Q8_0, Q4_0 or Q4_K")]
+    NoBlocks { dtype: &'static str },
+    #[error("column {column} is of group {found}, expected {expected}: permuted columns (desc_act) are not supported")]
+    ActOrder { column: usize, found: i32, expected: usize },
+    #[error("qweight of shape {qweight:?} and scales of {scales:?} are neither AutoGPTQ's nor AutoAWQ's of 4 bits")]
+    Layout { qweight: Vec<usize>, scales: Vec<usize> },
+    #[error("checkpoint format {0}, expected gptq")]
+    CheckpointFormat(String),
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -5,7 +5,8 @@
 //! | module | reads | writes |
 //! |---|---|---|
 //! | [`audio`] | wav, flac, mp3, ogg vorbis, aiff, raw g722; mono, any rate, bounded memory | wav (16-bit, float) |
-//! | [`weights`] | safetensors and PyTorch's zip and pickle files, memory-mapped; one file or a directory | safetensors |
+//! | [`weights`] | safetensors, GGUF and PyTorch's zip and pickle files, memory-mapped; one file or a directory | safetensors |
+//! | [`quantized`] | matrices of 8 and 4 bits as ggml, bitsandbytes, AutoGPTQ and AutoAWQ lay them out | |
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
 //! | [`tokenizer`] | the vocabulary of a sentencepiece model | |
@@ -25,7 +26,8 @@ mod error;
 pub mod input;
 pub mod loudness;
 pub mod output;
+pub mod quantized;
 pub mod tokenizer;
 pub mod weights;
 
-pub use error::{AudioError, CodesError, DatasetError, Error, Result, TorchError, WeightsError};
+pub use error::{AudioError, CodesError, DatasetError, Error, GgufError, QuantizedError, Result, TorchError, WeightsError};

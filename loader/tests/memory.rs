@@ -80,14 +80,34 @@ fn memory_is_bounded_by_the_file() {
     let peak_of_tripled = peak(&file);
     println!("tripled: {peak_of_tripled} bytes");
     assert!(peak_of_tripled < FIXED);
+    // GGUF: what is metadata becomes JSON, and many small tensors are many entries.
+    let text = |text: &[u8]| [&(text.len() as u64).to_le_bytes()[..], text].concat();
+    let array = |kind: u32, count: usize| [&kind.to_le_bytes()[..], &(count as u64).to_le_bytes()].concat();
+    let pair = |value: &[u8]| [&text(b"k")[..], &9_u32.to_le_bytes(), value].concat();
+    let head = |tensors: usize, pairs: usize| [&b"GGUF\x03\0\0\0"[..], &tensors.to_le_bytes(), &pairs.to_le_bytes()].concat();
+    let tensors: Vec<u8> = (0..n / 40).flat_map(|i| [&text(format!("{i:08}").as_bytes())[..], b"\x01", &[0; 23]].concat()).collect();
+    let files: [(&str, Vec<u8>); 5] = [
+        ("bytes", [head(0, 1), pair(&[array(7, n), vec![0; n]].concat())].concat()),
+        ("doubles", [head(0, 1), pair(&[array(12, n / 8), (-1.2345678901234567e-300_f64).to_le_bytes().repeat(n / 8)].concat())].concat()),
+        ("texts", [head(0, 1), pair(&[array(8, n / 16), text(&[1; 8]).repeat(n / 16)].concat())].concat()),
+        ("arrays", [head(0, 1), pair(&[array(9, n / 12), array(0, 0).repeat(n / 12)].concat())].concat()),
+        ("tensors", [head(n / 40, 0), tensors, vec![0; 32]].concat()),
+    ];
+    for (what, file) in files {
+        let (peak, bound) = (peak(&file), FIXED + PER_BYTE * file.len());
+        println!("GGUF, {what}: {:.1} bytes a byte", peak as f64 / file.len() as f64);
+        assert!(peak < bound, "{what}: {peak} of {bound}");
+        assert!(Weights::from_bytes("x", &file).is_ok(), "{what}");
+    }
     // Small files, damaged: nothing that they claim costs anything.
     let dir = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data"));
+    let gguf = "../../../verify/golden/quantized/blocks.gguf";
     let mut seed = 9u64;
     let mut below = |n: usize| {
         seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         (seed >> 33) as usize % n
     };
-    for name in ["codec.pth", "layouts.pt", "layouts-legacy.pt", "layouts-deflated.pt", "layouts-zip64.pt", "layouts.safetensors"] {
+    for name in ["codec.pth", "layouts.pt", "layouts-legacy.pt", "layouts-deflated.pt", "layouts-zip64.pt", "layouts.safetensors", gguf] {
         let good = std::fs::read(dir.join(name)).unwrap();
         for round in 0..2000 {
             let mut file = good.clone();

@@ -9,7 +9,7 @@ use crate::{Error, Result, WeightsError};
 /// In order of preference; each may be in parts, which `NAME.index.json` lists.
 const NAMES: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 /// Under any other name.
-const ENDINGS: [&[&str]; 2] = [&["safetensors"], &["bin", "pth", "th", "pt", "ckpt"]];
+const ENDINGS: [&[&str]; 3] = [&["safetensors"], &["bin", "pth", "th", "pt", "ckpt"], &["gguf"]];
 const MAX_CONFIG: u64 = 16 << 20;
 
 pub(super) fn open(dir: &Path) -> Result<Vec<Shard>> {

@@ -31,10 +31,10 @@ pub(super) enum Layout {
     Strided(Arc<Strided>),
 }
 
-/// Of a whole tensor. None if it, or any stride in it, cannot be counted: [0, 2^63, 4] is too large, too.
+/// Of a whole tensor of whole blocks. None if it, or any stride in it, cannot be counted: [0, 2^63, 4] is too large, too.
 pub(super) fn byte_count(shape: &[usize], dtype: Dtype) -> Option<usize> {
     let count = shape.iter().filter(|&&n| n != 0).try_fold(1_usize, |a, &b| a.checked_mul(b));
-    let bytes = count?.checked_mul(dtype.size()).filter(|&n| n <= isize::MAX as usize)?;
+    let bytes = (count? / dtype.block()).checked_mul(dtype.size()).filter(|&n| n <= isize::MAX as usize)?;
     Some(if shape.contains(&0) { 0 } else { bytes })
 }
 

@@ -86,7 +86,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, WeightsError> {
             return Err(WeightsError::Duplicate(name));
         }
     }
-    tile(ranges, start, file.len())?;
+    tile(ranges, start, file.len(), 1)?;
     Ok(Header { format: Format::Safetensors, tensors, metadata: pairs.metadata.into_iter().next().unwrap_or_default() })
 }
 
@@ -106,21 +106,21 @@ fn describe(name: &str, raw: Raw, start: usize, data: u64) -> Result<(Dtype, Vec
     Ok((dtype, shape, start + begin as usize..start + end as usize))
 }
 
-/// Every byte of data belongs to exactly one tensor.
-fn tile(mut ranges: Vec<(Range<usize>, String)>, start: usize, end: usize) -> Result<(), WeightsError> {
+/// Every byte of data belongs to exactly one tensor, or is one of less than `alignment` between two.
+pub(super) fn tile(mut ranges: Vec<(Range<usize>, String)>, start: usize, end: usize, alignment: usize) -> Result<(), WeightsError> {
     ranges.sort_by(|(a, x), (b, y)| (a.start, a.end, x).cmp(&(b.start, b.end, y)));
     let (mut at, mut before) = (start, String::new());
     for (range, name) in ranges {
         if range.start < at {
             return Err(WeightsError::Overlap { first: before, second: name });
         }
-        if range.start > at {
+        if range.start - at >= alignment {
             return Err(WeightsError::Unused { at: at as u64, bytes: (range.start - at) as u64 });
         }
         (at, before) = (range.end, name);
     }
-    match end - at {
-        0 => Ok(()),
+    match end.saturating_sub(at) {
+        bytes if bytes < alignment => Ok(()),
         bytes => Err(WeightsError::Unused { at: at as u64, bytes: bytes as u64 }),
     }
 }

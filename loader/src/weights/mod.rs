@@ -1,9 +1,12 @@
-//! Named tensors: safetensors and what `torch.save` writes, memory-mapped, checked in full before the first use, read in place.
+//! Named tensors: safetensors, GGUF and what `torch.save` writes, memory-mapped, checked in full before the first use, read in
+//! place.
 
 mod directory;
 mod entry;
+mod gguf;
 mod header;
 mod mismatch;
+mod quantized;
 mod save;
 #[cfg(test)]
 mod tests;
@@ -21,7 +24,8 @@ pub use save::{TensorRef, save};
 
 use crate::{Error, Result, WeightsError};
 
-/// Element types, by their safetensors names.
+/// Element types, by their safetensors names; and ggml's quantised types, whose elements come in blocks
+/// ([`Quantized`](crate::quantized::Quantized)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     Bool,
@@ -39,10 +43,13 @@ pub enum Dtype {
     U64,
     I64,
     F64,
+    Q8_0,
+    Q4_0,
+    Q4K,
 }
 
 impl Dtype {
-    const ALL: [(Self, &'static str, usize); 15] = [
+    const ALL: [(Self, &'static str, usize); 18] = [
         (Self::Bool, "BOOL", 1),
         (Self::U8, "U8", 1),
         (Self::I8, "I8", 1),
@@ -58,19 +65,32 @@ impl Dtype {
         (Self::U64, "U64", 8),
         (Self::I64, "I64", 8),
         (Self::F64, "F64", 8),
+        (Self::Q8_0, "Q8_0", 34),
+        (Self::Q4_0, "Q4_0", 18),
+        (Self::Q4K, "Q4_K", 144),
     ];
 
     pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
 
-    /// Bytes an element.
+    /// Elements of a block: 1, but of ggml's quantised types.
+    pub fn block(self) -> usize {
+        match self {
+            Self::Q8_0 | Self::Q4_0 => 32,
+            Self::Q4K => 256,
+            _ => 1,
+        }
+    }
+
+    /// Bytes a [block](Self::block), which is an element for most.
     pub fn size(self) -> usize {
         Self::ALL[self as usize].2
     }
 
+    /// Of safetensors, which has no blocks.
     fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, n, _)| *n == name).map(|(dtype, ..)| *dtype)
+        Self::ALL.iter().find(|(dtype, n, _)| *n == name && dtype.block() == 1).map(|(dtype, ..)| *dtype)
     }
 }
 
@@ -83,6 +103,8 @@ pub enum Format {
     TorchZip,
     /// The sequence of pickles that `torch.save` wrote before PyTorch 1.6.
     TorchLegacy,
+    /// Of versions 2 and 3.
+    Gguf,
 }
 
 impl Format {
@@ -91,6 +113,7 @@ impl Format {
             Self::Safetensors => "safetensors",
             Self::TorchZip => "PyTorch zip archive",
             Self::TorchLegacy => "PyTorch file of before 1.6",
+            Self::Gguf => "GGUF",
         }
     }
 }
@@ -107,11 +130,11 @@ pub struct TensorView<'a> {
 impl<'a> TensorView<'a> {
     /// Number of elements.
     pub fn count(&self) -> usize {
-        self.bytes.len() / self.dtype.size()
+        self.bytes.len() / self.dtype.size() * self.dtype.block()
     }
 
     /// Borrows where the file holds aligned f32. 64-bit types are rounded. None for 8-bit floats, which have no one meaning
-    /// without their scales.
+    /// without their scales, and for quantised types, which [`Weights::to_f32`] knows.
     pub fn to_f32(&self) -> Option<Cow<'a, [f32]>> {
         fn map<'a, const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Option<Cow<'a, [f32]>> {
             Some(Cow::Owned(bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()))
@@ -134,7 +157,7 @@ impl<'a> TensorView<'a> {
             Dtype::I32 => map(b, |x| i32::from_le_bytes(x) as f32),
             Dtype::U64 => map(b, |x| u64::from_le_bytes(x) as f32),
             Dtype::I64 => map(b, |x| i64::from_le_bytes(x) as f32),
-            Dtype::F8E4M3 | Dtype::F8E5M2 => None,
+            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4K => None,
         }
     }
 
@@ -188,8 +211,12 @@ impl Shard {
     }
 
     fn parse(path: &Path, bytes: Bytes) -> Result<Self> {
-        let parse = if torch::recognises(&bytes) { torch::parse } else { header::parse };
-        let header = parse(&bytes).map_err(|why| Error::Weights { path: path.to_owned(), why })?;
+        let header = match &bytes[..] {
+            file if gguf::recognises(file) => gguf::parse(file),
+            file if torch::recognises(file) => torch::parse(file),
+            file => header::parse(file),
+        };
+        let header = header.map_err(|why| Error::Weights { path: path.to_owned(), why })?;
         Ok(Self { path: path.to_owned(), bytes, header })
     }
 }
@@ -209,6 +236,7 @@ impl Weights {
     /// - safetensors;
     /// - a file of `torch.save` (`.bin`, `.pth`, `.th`, `.pt`, `.ckpt`), zip or older. Nothing in it is executed. Its state dict may be
     ///   what was saved, or lie within it (`state_dict`, `best_state`, `model`); what lies beside it is [`metadata`](Self::metadata);
+    /// - GGUF, with tensors of plain types, Q8_0, Q4_0 and Q4_K; shapes are PyTorch's, the innermost dimension last;
     /// - a directory: `model.safetensors`, else `model.safetensors.index.json` and the files it names, else the same as
     ///   `pytorch_model.bin`, else its only file with such an ending.
     ///
@@ -259,8 +287,8 @@ impl Weights {
         directory::config(&self.path)
     }
 
-    /// Metadata of the file; of the first one, where there are several. Of PyTorch's files: what was saved beside the state dict,
-    /// text as it is and all else as JSON.
+    /// Metadata of the file; of the first one, where there are several. Of PyTorch's files: what was saved beside the state dict.
+    /// Of that and of GGUF's: text as it is and all else as JSON.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         self.shards.first().map_or(&NONE, |s| &s.header.metadata)
@@ -283,9 +311,12 @@ impl Weights {
         Some((shard, shard.header.tensors.get(name)?))
     }
 
-    /// The tensor as f32, whatever its dtype; borrowed where it is f32 already.
+    /// The tensor as f32, whatever its dtype; borrowed where it is f32 already, dequantised where it has ggml's blocks.
     pub fn to_f32(&self, name: &str) -> Result<Cow<'_, [f32]>> {
         let view = self.view(name)?;
+        if view.dtype.block() > 1 {
+            return Ok(Cow::Owned(self.blocks(name, &view)?.dequantize()));
+        }
         view.to_f32().ok_or_else(|| self.dtype_error(name, "one that converts to f32", view.dtype))
     }
 

@@ -45,6 +45,9 @@ pub fn save(path: impl AsRef<Path>, tensors: &[TensorRef], metadata: &BTreeMap<S
     }
     let mut at = 0;
     for t in &order {
+        if t.dtype.block() > 1 {
+            return Err(fail(WeightsError::Dtype { tensor: t.name.into(), expected: "one of safetensors", found: t.dtype.name() }));
+        }
         let count = t.shape.iter().try_fold(t.dtype.size(), |a, &b| a.checked_mul(b));
         if count != Some(t.bytes.len()) {
             return Err(fail(WeightsError::SaveSize {

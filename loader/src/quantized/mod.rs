@@ -1,0 +1,161 @@
+//! Quantised matrices `[rows, columns]` - outputs by inputs, as PyTorch has the weight of a linear layer - in one form for all
+//! published layouts.
+//!
+//! | layout | read by | group | codes | minimum |
+//! |---|---|---|---|---|
+//! | ggml Q8_0 | [`from_blocks`](Quantized::from_blocks) | 32 | 8 bits | |
+//! | ggml Q4_0 | [`from_blocks`](Quantized::from_blocks) | 32 | 4 bits | |
+//! | ggml Q4_K | [`from_blocks`](Quantized::from_blocks) | 32 | 4 bits | yes |
+//! | bitsandbytes int8, as moshi has it | [`from_bitsandbytes`](Quantized::from_bitsandbytes) | a row | 8 bits | |
+//! | AutoGPTQ, 4 bits | [`from_gptq`](Quantized::from_gptq) | any | 4 bits | unless symmetric |
+//! | AutoAWQ, 4 bits (GEMM) | [`from_awq`](Quantized::from_awq) | any | 4 bits | unless symmetric |
+//!
+//! [`Weights::quantized`](crate::weights::Weights::quantized) finds which one a file has.
+
+mod ggml;
+mod packed;
+mod round;
+#[cfg(test)]
+mod tests;
+
+use crate::QuantizedError;
+
+/// Of a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bits {
+    Four,
+    Eight,
+}
+
+impl Bits {
+    /// Bytes that hold `codes` codes, an even number of them where two share a byte.
+    pub fn bytes(self, codes: usize) -> usize {
+        match self {
+            Self::Four => codes / 2,
+            Self::Eight => codes,
+        }
+    }
+}
+
+/// A matrix of codes with a scale, and perhaps a minimum, for every group of adjacent columns.
+///
+/// | bits | codes | value with minimum | without |
+/// |---|---|---|---|
+/// | 8 | signed | `fma(scale, q, -min)` | `scale * q` |
+/// | 4 | 0 to 15 | `fma(scale, q, -min)` | `scale * (q - 8)` |
+///
+/// Each is one rounding to f32. Scales and minima are finite, and there is at least one column.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantized {
+    shape: [usize; 2],
+    bits: Bits,
+    group: usize,
+    scales: Vec<f32>,
+    mins: Option<Vec<f32>>,
+    codes: Vec<u8>,
+}
+
+impl Quantized {
+    /// `scales`, `mins`: `[rows, columns / group]`, row-major. `codes`: row-major; of 4 bits, the even column is the low half of
+    /// a byte.
+    ///
+    /// # Errors
+    /// A group that does not divide the columns, or is odd for 4 bits; lengths other than the shape's; what is not finite.
+    pub fn new(
+        shape: [usize; 2],
+        bits: Bits,
+        group: usize,
+        scales: Vec<f32>,
+        mins: Option<Vec<f32>>,
+        codes: Vec<u8>,
+    ) -> Result<Self, QuantizedError> {
+        let count = count(shape, 1)?;
+        let groups = groups(shape, bits, group)?;
+        expect("bytes of codes", bits.bytes(count), codes.len())?;
+        for (what, values) in [("scale", Some(&scales)), ("minimum", mins.as_ref())] {
+            let Some(values) = values else { continue };
+            expect(if what == "scale" { "scales" } else { "minima" }, groups, values.len())?;
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                let in_row = shape[1] / group;
+                return Err(QuantizedError::NonFinite { what, row: at / in_row, group: at % in_row, value: values[at] });
+            }
+        }
+        Ok(Self { shape, bits, group, scales, mins, codes })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// Inputs.
+    pub fn columns(&self) -> usize {
+        self.shape[1]
+    }
+
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+
+    /// Columns that share a scale.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    /// `[rows, columns / group]`.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// `[rows, columns / group]`; None where codes are symmetric.
+    pub fn mins(&self) -> Option<&[f32]> {
+        self.mins.as_deref()
+    }
+
+    /// `[rows, columns]` of 8 bits, `[rows, columns / 2]` of 4.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// The values, `[rows, columns]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.shape[0] * self.shape[1]);
+        for (i, codes) in self.codes.chunks_exact(self.bits.bytes(self.group)).enumerate() {
+            let (scale, min) = (self.scales[i], self.mins.as_ref().map(|mins| mins[i]));
+            let value = |q: i8, centre: i8| match min {
+                Some(min) => scale.mul_add(f32::from(q), -min),
+                None => scale * f32::from(q - centre),
+            };
+            match self.bits {
+                Bits::Eight => values.extend(codes.iter().map(|&q| value(q as i8, 0))),
+                Bits::Four => values.extend(codes.iter().flat_map(|&q| [q & 15, q >> 4]).map(|q| value(q as i8, 8))),
+            }
+        }
+        values
+    }
+}
+
+/// Elements of a matrix whose columns are a multiple of `multiple`.
+fn count(shape: [usize; 2], multiple: usize) -> Result<usize, QuantizedError> {
+    let [rows, columns] = shape;
+    if columns == 0 || !columns.is_multiple_of(multiple) {
+        return Err(QuantizedError::Columns { found: columns, multiple });
+    }
+    rows.checked_mul(columns).ok_or(QuantizedError::Overflow { shape })
+}
+
+/// Of a matrix that was counted.
+fn groups([rows, columns]: [usize; 2], bits: Bits, group: usize) -> Result<usize, QuantizedError> {
+    let whole = bits == Bits::Eight || group.is_multiple_of(2);
+    match columns.checked_rem(group) {
+        Some(0) if whole => Ok(rows * (columns / group)),
+        _ => Err(QuantizedError::Group { group, columns }),
+    }
+}
+
+fn expect(what: &'static str, expected: usize, found: usize) -> Result<(), QuantizedError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(QuantizedError::Length { what, expected, found }),
+    }
+}

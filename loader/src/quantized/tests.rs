@@ -1,0 +1,198 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::WeightsError;
+use crate::weights::{Dtype, TensorRef, Weights, save};
+
+fn golden(name: &str) -> Weights {
+    Weights::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../verify/golden/quantized")).join(name)).unwrap()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// A scale of -0 is not one of 0.
+fn same(a: &Quantized, b: &Quantized) -> bool {
+    a == b && bits(a.scales()) == bits(b.scales())
+}
+
+fn matrix(weights: &Weights, name: &str) -> ([usize; 2], Vec<f32>) {
+    let shape = weights.info(name).unwrap().1.try_into().unwrap();
+    (shape, weights.to_f32(name).unwrap().into_owned())
+}
+
+#[test]
+fn rounding_gives_the_blocks_of_ggml() {
+    let weights = golden("ggml.safetensors");
+    let (shape, x) = matrix(&weights, "x");
+    let blocks = |dtype, name| Quantized::from_blocks(dtype, shape, weights.view(name).unwrap().bytes).unwrap();
+    assert!(same(&Quantized::q8_0(shape, &x).unwrap(), &blocks(Dtype::Q8_0, "q8_0")));
+    assert!(same(&Quantized::q4_0(shape, &x).unwrap(), &blocks(Dtype::Q4_0, "q4_0")));
+}
+
+#[test]
+fn bitsandbytes_matrices_are_read_and_made_as_the_package_does() {
+    let weights = golden("bitsandbytes.safetensors");
+    let found = weights.quantized("layer.weight").unwrap().unwrap();
+    let (shape, x) = matrix(&weights, "x");
+    assert_eq!(([found.rows(), found.columns()], found.bits(), found.group(), found.mins()), (shape, Bits::Eight, shape[1], None));
+    let values = found.dequantize();
+    assert_eq!(bits(&values), bits(&weights.to_f32("values").unwrap()));
+    let far = values.iter().zip(&*weights.to_f32("dequantised").unwrap()).map(|(a, b)| a.to_bits().abs_diff(b.to_bits())).max();
+    assert!(far <= Some(2), "{far:?} ulp");
+    assert!(same(&Quantized::int8(shape, shape[1], &x).unwrap(), &found));
+    // Plain tensors are none.
+    assert_eq!(weights.quantized("x").unwrap(), None);
+    assert!(weights.quantized("y.weight").unwrap_err().to_string().contains("no tensor y.weight"));
+}
+
+#[test]
+fn packed_layers_are_found_and_read_exactly() {
+    for method in ["gptq", "awq"] {
+        let weights = golden(&format!("{method}.safetensors"));
+        for (layer, group) in [("layer", 32), ("symmetric", 64)] {
+            let found = weights.quantized(&format!("{layer}.weight")).unwrap().unwrap();
+            let (shape, values) = matrix(&weights, &format!("{layer}.values"));
+            assert_eq!(([found.rows(), found.columns()], found.group()), (shape, group), "{method}");
+            assert_eq!(found.mins().is_none(), layer == "symmetric", "{method}");
+            // The sign of zero is not theirs to choose.
+            assert_eq!(found.dequantize(), values, "{method}.{layer}");
+        }
+    }
+}
+
+#[test]
+fn packed_layers_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let words = [0_i32; 32];
+    let scales = [1.0_f32; 32];
+    let why = |tensors: &[TensorRef]| {
+        save(&path, tensors, &BTreeMap::new()).unwrap();
+        match Weights::open(dir.path()).unwrap().quantized("weight") {
+            Err(crate::Error::Weights { why: WeightsError::Quantized { why, .. }, .. }) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    // 16 columns, 8 rows, groups of 8.
+    let good = [
+        TensorRef::i32("qweight", &[2, 8], &words[..16]),
+        TensorRef::i32("qzeros", &[2, 1], &words[..2]),
+        TensorRef::f32("scales", &[2, 8], &scales[..16]),
+    ];
+    save(&path, &good, &BTreeMap::new()).unwrap();
+    let matrix = Weights::open(dir.path()).unwrap().quantized("weight").unwrap().unwrap();
+    assert_eq!((matrix.rows(), matrix.columns(), matrix.group(), matrix.dequantize()), (8, 16, 8, vec![-1.0; 128]));
+
+    let order: Vec<i32> = (0..16).map(|i| i % 2).collect();
+    let act_order = TensorRef::i32("g_idx", &[16], &order);
+    assert_eq!(why(&[&good[..], &[act_order]].concat()), QuantizedError::ActOrder { column: 1, found: 1, expected: 0 });
+    let negative = TensorRef::i32("g_idx", &[16], &[-1; 16]);
+    assert_eq!(why(&[&good[..], &[negative]].concat()), QuantizedError::ActOrder { column: 0, found: -1, expected: 0 });
+    let short = TensorRef::i32("g_idx", &[4], &words[..4]);
+    assert_eq!(why(&[&good[..], &[short]].concat()), QuantizedError::Length { what: "elements of g_idx", expected: 16, found: 4 });
+    let with = |i: usize, tensor| {
+        let mut tensors = good;
+        tensors[i] = tensor;
+        why(&tensors)
+    };
+    assert!(matches!(with(0, TensorRef::i32("qweight", &[16], &words[..16])), QuantizedError::Layout { .. }));
+    assert!(matches!(with(0, TensorRef::i32("qweight", &[4, 4], &words[..16])), QuantizedError::Layout { .. }));
+    assert!(matches!(with(0, TensorRef::i32("qweight", &[0, 8], &[])), QuantizedError::Columns { found: 0, .. }));
+    assert!(matches!(with(1, TensorRef::i32("qzeros", &[2, 2], &words[..4])), QuantizedError::Length { what: "words of qzeros", .. }));
+    assert!(matches!(with(2, TensorRef::f32("scales", &[3, 8], &scales[..24])), QuantizedError::Group { .. }));
+    assert!(matches!(with(2, TensorRef::f32("scales", &[0, 8], &[])), QuantizedError::Group { group: 0, .. }));
+    assert!(matches!(with(2, TensorRef::f32("scales", &[2, 8], &[f32::NAN; 16])), QuantizedError::NonFinite { what: "scale", .. }));
+    let rows = [
+        TensorRef::i32("qweight", &[2, 4], &words[..8]),
+        TensorRef::i32("qzeros", &[2, 0], &[]),
+        TensorRef::f32("scales", &[2, 4], &scales[..8]),
+    ];
+    assert_eq!(why(&rows), QuantizedError::Rows { found: 4, multiple: 8 });
+
+    std::fs::write(dir.path().join("config.json"), r#"{"quantization_config":{"checkpoint_format":"gptq_v2"}}"#).unwrap();
+    assert_eq!(why(&good), QuantizedError::CheckpointFormat("gptq_v2".into()));
+    let incomplete = save(&path, &good[..2], &BTreeMap::new()).and_then(|()| Weights::open(&path)?.quantized("weight"));
+    assert!(incomplete.unwrap_err().to_string().contains("no tensor scales"));
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    use QuantizedError::*;
+    let new =
+        |shape, bits, group, scales: &[f32], codes| Quantized::new(shape, bits, group, scales.to_vec(), None, vec![0; codes]).unwrap_err();
+    assert_eq!(new([2, 0], Bits::Eight, 1, &[], 0), Columns { found: 0, multiple: 1 });
+    assert_eq!(new([usize::MAX, 2], Bits::Eight, 1, &[], 0), Overflow { shape: [usize::MAX, 2] });
+    for (bits, group) in [(Bits::Eight, 0), (Bits::Eight, 4), (Bits::Eight, 12), (Bits::Four, 3), (Bits::Four, 4)] {
+        assert_eq!(new([1, 6], bits, group, &[1.0; 2], 6), Group { group, columns: 6 });
+    }
+    assert_eq!(new([2, 6], Bits::Four, 6, &[1.0; 2], 12), Length { what: "bytes of codes", expected: 6, found: 12 });
+    assert_eq!(new([2, 6], Bits::Eight, 3, &[1.0; 3], 12), Length { what: "scales", expected: 4, found: 3 });
+    let infinite = [1.0, 1.0, 1.0, f32::INFINITY];
+    assert_eq!(new([2, 6], Bits::Eight, 3, &infinite, 12), NonFinite { what: "scale", row: 1, group: 1, value: f32::INFINITY });
+    let mins = |mins: Vec<f32>| Quantized::new([1, 2], Bits::Four, 2, vec![1.0], Some(mins), vec![0]).unwrap_err();
+    assert_eq!(mins(vec![]), Length { what: "minima", expected: 1, found: 0 });
+    assert!(matches!(mins(vec![f32::NAN]), NonFinite { what: "minimum", row: 0, group: 0, .. }));
+
+    assert_eq!(Quantized::from_blocks(Dtype::F32, [1, 1], &[0; 4]), Err(NoBlocks { dtype: "F32" }));
+    assert_eq!(Quantized::from_blocks(Dtype::Q8_0, [1, 33], &[0; 34]), Err(Columns { found: 33, multiple: 32 }));
+    assert!(matches!(Quantized::from_blocks(Dtype::Q4K, [2, 256], &[0; 144]), Err(Length { expected: 288, found: 144, .. })));
+    assert!(matches!(Quantized::from_bitsandbytes([2, 2], &[0; 4], &[0.0]), Err(Length { what: "scales", .. })));
+    assert!(matches!(Quantized::q8_0([1, 32], &[f32::NAN; 32]), Err(NonFinite { what: "value", .. })));
+    assert!(matches!(Quantized::q8_0([1, 32], &[1e30; 32]), Err(NonFinite { what: "scale", .. })));
+    assert!(matches!(Quantized::int4([1, 32], 32, &[0.0; 31]), Err(Length { what: "values", .. })));
+    assert!(matches!(Quantized::int8([usize::MAX, 4], 4, &[]), Err(Overflow { .. })));
+}
+
+#[test]
+fn safetensors_hold_no_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensor = TensorRef { name: "w", dtype: Dtype::Q8_0, shape: &[1], bytes: &[0; 34] };
+    let error = save(dir.path().join("w"), &[tensor], &BTreeMap::new()).unwrap_err().to_string();
+    assert!(error.contains("tensor w: dtype Q8_0, expected one of safetensors"), "{error}");
+    let header = br#"{"w":{"dtype":"Q8_0","shape":[32],"data_offsets":[0,34]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 34]].concat();
+    assert!(Weights::from_bytes("w", &file).unwrap_err().to_string().contains("unknown dtype Q8_0"));
+}
+
+#[test]
+fn a_minimum_is_subtracted_with_one_rounding() {
+    let four = Quantized::new([1, 4], Bits::Four, 2, vec![0.1, 2.0], Some(vec![0.3, -1.0]), vec![0x73, 0x0f]).unwrap();
+    assert_eq!(four.dequantize(), [0.1_f32.mul_add(3.0, -0.3), 0.1_f32.mul_add(7.0, -0.3), 31.0, 1.0]);
+    let eight = Quantized::new([1, 2], Bits::Eight, 2, vec![0.5], Some(vec![4.0]), vec![0x80, 127]).unwrap();
+    assert_eq!(eight.dequantize(), [-68.0, 59.5]);
+}
+
+proptest! {
+    #[test]
+    fn values_come_back_to_half_a_step(
+        values in proptest::collection::vec(-1e3..1e3_f32, 256),
+        group in prop::sample::select(vec![2_usize, 32, 64, 128]),
+    ) {
+        let (int8, int4) = (Quantized::int8([2, 128], group, &values).unwrap(), Quantized::int4([2, 128], group, &values).unwrap());
+        for (i, v) in values.iter().enumerate() {
+            let (step8, step4) = (int8.scales()[i / group], int4.scales()[i / group]);
+            // What mirrors the greatest is clipped, by a step at most.
+            let bound = if v / step4 > 7.0 { 1.001 } else { 0.501 };
+            prop_assert!((int8.dequantize()[i] - v).abs() <= 0.501 * step8);
+            prop_assert!((int4.dequantize()[i] - v).abs() <= bound * step4.abs());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_blocks_or_an_error(
+        bytes in proptest::collection::vec(any::<u8>(), 0..600),
+        dtype in prop::sample::select(vec![Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K]),
+    ) {
+        let blocks = bytes.len() / dtype.size();
+        let shape = [blocks, dtype.block()];
+        if let Ok(matrix) = Quantized::from_blocks(dtype, shape, &bytes[..blocks * dtype.size()]) {
+            prop_assert_eq!(matrix.dequantize().len(), blocks * dtype.block());
+            prop_assert!(matrix.dequantize().iter().all(|v| v.is_finite()));
+        }
+    }
+}
