@@ -21,9 +21,15 @@ pub fn read_all(weights: &Weights) {
         assert_eq!(described, shape);
         if let Ok(view) = weights.view(&name) {
             assert_eq!((view.dtype, view.shape), (dtype, &shape[..]));
-            assert_eq!(view.bytes.len(), shape.iter().product::<usize>() * dtype.size());
+            assert_eq!(view.bytes.len(), shape.iter().product::<usize>() / dtype.block() * dtype.size());
             assert!(weights.to_f32(&name).is_err() || weights.to_f32(&name).is_ok_and(|v| v.len() == view.count()));
         }
         let _ = (weights.to_i32(&name), weights.to_u64(&name));
+        // A packed layer goes by the name that its weight had.
+        for name in [name.replace("qweight", "weight"), name] {
+            if let Ok(Some(matrix)) = weights.quantized(&name) {
+                assert_eq!(matrix.dequantize().len(), matrix.rows() * matrix.columns());
+            }
+        }
     }
 }
