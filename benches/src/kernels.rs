@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use swara_kernels::case::Case;
+use swara_kernels::case::{Case, Inputs};
 use swara_kernels::device::Graph;
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::{Cuda, DType, Device, Result, Tensor};
@@ -130,7 +130,7 @@ fn row(op: &str, case: &Case, device: &Device, Times { cold, throttled, warm }: 
 /// A case ready to be timed: inputs on the device, everything compiled, pools filled.
 pub struct Stand<'a> {
     case: &'a Case,
-    inputs: Vec<Tensor>,
+    inputs: Inputs,
     clock: Clock,
 }
 
@@ -230,7 +230,7 @@ fn processor_seconds() -> Option<f64> {
     None
 }
 
-fn timed(case: &Case, inputs: &[Tensor]) -> Result<f64> {
+fn timed(case: &Case, inputs: &Inputs) -> Result<f64> {
     let start = Instant::now();
     (case.run)(inputs)?;
     Ok(start.elapsed().as_secs_f64())

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod compare;
 pub mod datasheet;
 pub mod kernels;
+pub mod lm;
 pub mod picture;
 pub mod timing;
 pub mod turns;

@@ -2,6 +2,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use swara_engine::lm;
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::{DType, Device};
 use swara_loader::dataset::{IdRule, Loudness};
@@ -246,6 +247,9 @@ pub struct Talk {
     /// Codec of what is heard and said
     #[arg(long, value_name = "FILE", required_unless_present_all = ["user_codes", "dump"])]
     pub mimi: Option<String>,
+    /// Of its weights; what the file has as codes stays so. By default as --dtype says
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
     /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
@@ -367,6 +371,8 @@ pub enum Bench {
     Kernels(BenchKernels),
     /// Frames through a codec, one at a time: median and 99th percentile
     Codec(BenchCodec),
+    /// Steps of a language model, one at a time: median and 99th percentile
+    Lm(BenchLm),
     /// Say what became slower from one result file, or build, to another; exit code 1 if anything did
     Compare(BenchCompare),
     /// Draw a result file: kernels under their ceilings, or a codec's latencies
@@ -452,6 +458,67 @@ pub struct BenchCodec {
     pub frames: u32,
     #[command(flatten)]
     pub results: Results,
+}
+
+#[derive(Args)]
+#[command(group = clap::ArgGroup::new("weights").required(true).args(["model", "random"]))]
+pub struct BenchLm {
+    /// A folder, as for `swara talk`
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Random weights of the shape --config: speed and memory need no others
+    #[arg(long)]
+    pub random: bool,
+    /// moshi-7b, moshi-1b (rows of 1024, 24 layers), or a file like moshi's config.json
+    #[arg(long, value_name = "NAME|FILE", default_value = "moshi-1b", conflicts_with = "model")]
+    pub config: String,
+    /// Of the weights; may be repeated. What a file has as codes stays so
+    #[arg(long, value_name = "FORMAT", default_value = "f32")]
+    pub format: Vec<Format>,
+    /// Streams that advance together; may be repeated
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub batch: Vec<u16>,
+    /// Steps that attention sees, instead of the model's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub context: Option<u32>,
+    /// Steps to time
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+    #[command(flatten)]
+    pub results: Results,
+}
+
+/// How a language model keeps its matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    F32,
+    Bf16,
+    F16,
+    /// 8 bits, a scale a row
+    Int8,
+    /// The temporal transformer in 4 bits, a scale for every 64; the depth transformer and what gives logits in 8
+    Int4,
+    /// The depth transformer in 4 bits as well
+    Int4All,
+}
+
+impl Format {
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// What is not codes is f32 or bf16 on the CPU, `dtype` if that is given.
+    pub fn of(self, dtype: Option<DType>) -> lm::Format {
+        let beside = dtype.unwrap_or(DType::BF16);
+        match self {
+            Format::F32 => DType::F32.into(),
+            Format::Bf16 => DType::BF16.into(),
+            Format::F16 => DType::F16.into(),
+            Format::Int8 => lm::Format::int8(beside),
+            Format::Int4 => lm::Format::int4(beside),
+            Format::Int4All => lm::Format::int4_all(beside),
+        }
+    }
 }
 
 /// By default, prints the command lines of Nsight Compute and Nsight Systems; with a GPU, `--run` runs one.

@@ -49,6 +49,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Inspect(args) => commands::inspect::run(common, &args),
         Command::Bench(Bench::Kernels(args)) => commands::bench::kernels(common, &args),
         Command::Bench(Bench::Codec(args)) => commands::bench::codec(common, &args),
+        Command::Bench(Bench::Lm(args)) => commands::bench::lm(common, &args),
         Command::Bench(Bench::Compare(args)) => commands::bench::compare(common, &args),
         Command::Bench(Bench::Plot(args)) => commands::bench::plot(&args),
         Command::Profile(args) => commands::profile::run(common, &args),

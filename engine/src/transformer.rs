@@ -6,8 +6,8 @@ use swara_kernels::ops::rope::{Rope, Style};
 use swara_kernels::ops::{layer_norm, rms_norm, rope};
 use swara_kernels::{Device, Tensor, span};
 
+use crate::Result;
 use crate::weights::Reader;
-use crate::{Error, Result};
 
 /// `x += scale_1 * attention(norm1(x))`, then `x += scale_2 * feed_forward(norm2(x))`.
 ///
@@ -154,7 +154,7 @@ pub(crate) struct ReadyBlock {
 impl ReadyBlock {
     pub fn new(layer: &Block, device: &Device, from: &mut Reader) -> Result<ReadyBlock> {
         let name = |part: &str| format!("{}.{part}", layer.name);
-        let mut matrix = |part: &str| Ok::<_, Error>(Matrix::new(&from.weight(&name(part))?)?);
+        let mut matrix = |part: &str| from.matrix(&name(part));
         let (project, out) = (matrix("self_attn.in_proj_weight")?, matrix("self_attn.out_proj.weight")?);
         let [widen, narrow] = layer.feed_forward.names();
         let (widen, narrow) = (matrix(widen)?, matrix(narrow)?);
@@ -170,6 +170,11 @@ impl ReadyBlock {
             None => Rope::with_frequencies(device, &vec![0.0; layer.head_dim / 2], Style::Interleaved)?,
         };
         Ok(ReadyBlock { rope, norms, project, out, widen, narrow, scales, layer: layer.clone() })
+    }
+
+    /// Of the matrices.
+    pub fn bytes(&self) -> usize {
+        [&self.project, &self.out, &self.widen, &self.narrow].into_iter().map(Matrix::bytes).sum()
     }
 
     /// The next rows `x [B, T, width]` of the streams at `positions`, which the caller advances after all blocks.

@@ -1,9 +1,13 @@
 //! Where a model's tensors come from, and the types that they are kept in.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use swara_kernels::ops::elementwise;
+use swara_kernels::ops::linear::Weight as Matrix;
+use swara_kernels::quantized::{Bits, Quantized};
 use swara_kernels::{DType, Device, Tensor};
+use swara_loader::quantized as codes;
 
 use crate::{Error, Result};
 
@@ -13,6 +17,45 @@ pub type Weights = BTreeMap<String, Tensor>;
 /// Gives a model's tensors by name, in memory layout.
 pub(crate) trait Source {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor>;
+
+    /// The codes of a matrix that is kept so.
+    fn quantized(&self, _name: &str) -> Result<Option<Quantized>> {
+        Ok(None)
+    }
+}
+
+/// Some rows of a matrix of codes, all if None, on `device`.
+pub(crate) fn upload(device: &Device, matrix: &codes::Quantized, rows: Option<&Range<usize>>) -> Result<Quantized> {
+    let all = 0..matrix.rows();
+    let rows = rows.unwrap_or(&all);
+    let (groups, bits) = (matrix.columns() / matrix.group(), matrix.bits());
+    let row_bytes = bits.bytes(matrix.columns());
+    let scales = |values: &[f32]| Tensor::from_slice(device, &values[rows.start * groups..rows.end * groups], [rows.len(), groups]);
+    Ok(Quantized {
+        bits: match bits {
+            codes::Bits::Four => Bits::Four,
+            codes::Bits::Eight => Bits::Eight,
+        },
+        codes: Tensor::from_slice(device, &matrix.codes()[rows.start * row_bytes..rows.end * row_bytes], [rows.len(), row_bytes])?,
+        scales: scales(matrix.scales())?,
+        mins: matrix.mins().map(scales).transpose()?,
+    })
+}
+
+/// Columns that share a scale where 4-bit codes are made here, if they divide a row.
+const GROUPS: [usize; 2] = [64, 32];
+
+/// Rounds to the nearest codes: of 8 bits with a scale a row, of 4 with a scale for every 64 columns, or 32, or a row.
+fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]) -> Result<codes::Quantized> {
+    let columns = shape[1];
+    let quantized = match bits {
+        Bits::Four if columns.is_multiple_of(2) => {
+            let group = GROUPS.into_iter().find(|&group| columns.is_multiple_of(group)).unwrap_or(columns);
+            codes::Quantized::int4(shape, group, values)
+        }
+        Bits::Four | Bits::Eight => codes::Quantized::int8(shape, columns, values),
+    };
+    quantized.map_err(|why| Error::Argument(format!("tensor {name} in {bits:?}-bit codes: {why}")))
 }
 
 impl Source for Weights {
@@ -41,12 +84,14 @@ pub(crate) struct Reader<'a> {
     dtype: DType,
     values: DType,
     bytes: usize,
+    /// Of codes that matrices are rounded to, unless they are codes already.
+    pub bits: Option<Bits>,
 }
 
 impl<'a> Reader<'a> {
     /// Weights are stored in `dtype`. The CPU computes in f32 beside bf16.
     pub fn new(source: &'a dyn Source, device: &Device, dtype: DType) -> Reader<'a> {
-        Reader { source, dtype, values: values_dtype(device, dtype), bytes: 0 }
+        Reader { source, dtype, values: values_dtype(device, dtype), bytes: 0, bits: None }
     }
 
     /// Of weights.
@@ -61,6 +106,23 @@ impl<'a> Reader<'a> {
 
     pub fn weight(&mut self, name: &str) -> Result<Tensor> {
         self.read(name, self.dtype)
+    }
+
+    /// What rows are multiplied by.
+    pub fn matrix(&mut self, name: &str) -> Result<Matrix> {
+        let codes = match (self.source.quantized(name)?, self.bits) {
+            (None, None) => return Ok(Matrix::new(&self.weight(name)?)?),
+            (None, Some(bits)) => {
+                let values = self.source.read(name, DType::F32)?;
+                let &[rows, columns] = &*values.shape() else {
+                    return Err(Error::Argument(format!("tensor {name} of shape {:?} is no matrix", values.shape())));
+                };
+                upload(&values.device(), &quantize(name, [rows, columns], bits, &values.to_vec()?)?, None)?
+            }
+            (Some(codes), _) => codes,
+        };
+        self.bytes += codes.bytes();
+        Ok(Matrix::quantized(&codes)?)
     }
 
     /// What is added to values.

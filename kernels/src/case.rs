@@ -3,8 +3,12 @@
 //! A case draws its inputs in f64 from a seed, rounds them to its storage type, and runs one closure twice: on the device
 //! under test in that type, and on the CPU in f64. The second is the oracle.
 
+use std::any::Any;
+use std::ops::Deref;
+use std::sync::OnceLock;
+
 use crate::tolerance::Tolerance;
-use crate::{DType, Device, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// How an input is drawn.
 #[derive(Clone, Debug)]
@@ -75,8 +79,42 @@ pub struct Cost {
     pub flops: usize,
 }
 
-/// Runs an op on prepared inputs and returns its outputs in the order of [`Case::outputs`].
-pub type Run = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync>;
+/// Runs an op on its inputs and returns its outputs in the order of [`Case::outputs`].
+pub type Run = Box<dyn Fn(&Inputs) -> Result<Vec<Tensor>> + Send + Sync>;
+
+/// What a case runs on: its tensors, and what is made of them once, before the runs that are timed.
+pub struct Inputs {
+    tensors: Vec<Tensor>,
+    prepared: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl Inputs {
+    /// What `prepare` makes of the tensors: made by the first run, kept for the others. There is one such thing.
+    ///
+    /// # Errors
+    /// Those of `prepare`, and another type than before.
+    pub fn once<P: Any + Send + Sync>(&self, prepare: impl FnOnce(&[Tensor]) -> Result<P>) -> Result<&P> {
+        if self.prepared.get().is_none() {
+            let prepared = prepare(&self.tensors)?;
+            self.prepared.get_or_init(|| Box::new(prepared));
+        }
+        let kept = self.prepared.get().and_then(|prepared| prepared.downcast_ref());
+        kept.ok_or_else(|| Error::argument("case", "prepares two things of different types"))
+    }
+}
+
+impl Deref for Inputs {
+    type Target = [Tensor];
+    fn deref(&self) -> &[Tensor] {
+        &self.tensors
+    }
+}
+
+impl From<Vec<Tensor>> for Inputs {
+    fn from(tensors: Vec<Tensor>) -> Inputs {
+        Inputs { tensors, prepared: OnceLock::new() }
+    }
+}
 
 /// One line of the table.
 pub struct Case {
@@ -113,20 +151,17 @@ impl Case {
     }
 
     /// Uploads drawn values; `oracle` replaces every floating type by f64.
-    pub fn upload(&self, device: &Device, values: &[Vec<f64>], oracle: bool) -> Result<Vec<Tensor>> {
-        self.inputs
-            .iter()
-            .zip(values)
-            .map(|(input, values)| {
-                let dtype = input.dtype.unwrap_or(self.dtype);
-                let dtype = if oracle && dtype.is_float() { DType::F64 } else { dtype };
-                Tensor::from_f64(device, dtype, values, input.shape)
-            })
-            .collect()
+    pub fn upload(&self, device: &Device, values: &[Vec<f64>], oracle: bool) -> Result<Inputs> {
+        let tensors = self.inputs.iter().zip(values).map(|(input, values)| {
+            let dtype = input.dtype.unwrap_or(self.dtype);
+            let dtype = if oracle && dtype.is_float() { DType::F64 } else { dtype };
+            Tensor::from_f64(device, dtype, values, input.shape)
+        });
+        tensors.collect::<Result<Vec<_>>>().map(Inputs::from)
     }
 
     /// Inputs for a run whose results do not matter: given values where the case gives them, zeros elsewhere.
-    pub fn blank(&self, device: &Device) -> Result<Vec<Tensor>> {
+    pub fn blank(&self, device: &Device) -> Result<Inputs> {
         let blank = |input: &Input| {
             let dtype = input.dtype.unwrap_or(self.dtype);
             match &input.fill {
@@ -137,7 +172,7 @@ impl Case {
                 _ => Tensor::zeros(device, dtype, input.shape),
             }
         };
-        self.inputs.iter().map(blank).collect()
+        self.inputs.iter().map(blank).collect::<Result<Vec<_>>>().map(Inputs::from)
     }
 }
 

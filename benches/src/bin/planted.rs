@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use swara_benches::compare::Verdict;
 use swara_benches::kernels::{Selection, cases};
 use swara_benches::turns::{self, Plan};
-use swara_kernels::Device;
-use swara_kernels::case::{Case, Input};
+use swara_kernels::case::{Case, Input, Inputs};
+use swara_kernels::{Device, Tensor};
 
 const PERCENT: usize = 10;
 
@@ -54,8 +54,9 @@ fn plant(case: Case, percent: usize) -> Option<Case> {
     let extra: Vec<Input> = case.inputs.iter().map(part).collect::<Option<_>>()?;
     let (whole, run) = (case.inputs.len(), case.run);
     let inputs = [case.inputs, extra].concat();
-    let run = Box::new(move |tensors: &[swara_kernels::Tensor]| {
-        let (given, again) = tensors.split_at(whole);
+    let run = Box::new(move |inputs: &Inputs| {
+        let own = |tensors: &[Tensor]| tensors.iter().map(Tensor::copy).collect::<swara_kernels::Result<Vec<_>>>().map(Inputs::from);
+        let (given, again) = inputs.once(|tensors| Ok((own(&tensors[..whole])?, own(&tensors[whole..])?)))?;
         run(again)?;
         run(given)
     });

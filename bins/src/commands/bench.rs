@@ -9,13 +9,16 @@ use swara_benches::ceilings::Ceilings;
 use swara_benches::codec::Streams;
 use swara_benches::compare::{BadResults, Verdict};
 use swara_benches::kernels::Selection;
-use swara_benches::{picture, turns};
+use swara_benches::lm::Times;
+use swara_benches::{ceilings, picture, turns};
+use swara_engine::lm::{self, Config, Lm};
 use swara_kernels::Device;
 use swara_kernels::ops::REGISTRY;
-use swara_loader::output;
+use swara_loader::{input, output};
 
-use crate::cli::{BenchCodec, BenchCompare, BenchKernels, BenchPlot, Common, Results};
+use crate::cli::{BenchCodec, BenchCompare, BenchKernels, BenchLm, BenchPlot, Common, Results};
 use crate::codec as models;
+use crate::commands::peak_rss_mb;
 use crate::failure::{Failure, Result};
 use crate::picture::{Canvas, Pixels, save};
 use crate::terminal;
@@ -103,6 +106,49 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
         }
     }
     Ok(())
+}
+
+pub fn lm(common: &Common, args: &BenchLm) -> Result {
+    let device = open(common)?;
+    let name = args.model.as_ref().map_or_else(|| args.config.clone(), |path| path.display().to_string());
+    let mut rows = Vec::new();
+    let mut measured = None;
+    for format in &args.format {
+        let lm = language_model(args, &device, format.of(common.dtype))?;
+        let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize)).collect::<Vec<_>>();
+        let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
+        rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, peak_rss_mb())));
+        measured = Some(ceilings);
+    }
+    let Some(ceilings) = measured else { return Err(Failure::usage("bench: no format")) };
+    let head = ["config", "format", "streams", "context", "step ms", "p99", "max", "MB/step", "GB/s", "ceiling", "launches", "peak MB"];
+    report(common, &args.results, "lm", &device, &ceilings, &rows, &head, |r| {
+        let times = [r.step_ms_p50, r.step_ms_p99, r.step_ms_max].map(|v| format!("{v:.2}"));
+        let rate = r.share_of_ceiling * r.ceiling_gb_s;
+        let launches = r.launches_per_step.map_or("-".to_owned(), |n| n.to_string());
+        let peak = r.peak_rss_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
+        [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string()]
+            .into_iter()
+            .chain(times)
+            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak])
+            .collect()
+    })
+}
+
+/// Of a model's configuration.
+const CONFIG_BYTES: u64 = 1 << 20;
+
+fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Lm> {
+    let context = |config: Config| Config { context: args.context.map(|n| n as usize).or(config.context), ..config };
+    if let Some(path) = &args.model {
+        return Ok(Lm::open(path, device, format)?);
+    }
+    let config = match args.config.as_str() {
+        "moshi-7b" => Config::moshi(),
+        "moshi-1b" => Config::moshi_1b(),
+        file => Config::from_json(&input::read_text(file, "read configuration", CONFIG_BYTES)?)?,
+    };
+    Ok(Lm::random(context(config), device, format)?)
 }
 
 /// A time on the emulator says nothing about a GPU, so none is given.

@@ -86,7 +86,7 @@ fn tensors(common: &Common, weights: &Weights) -> Result {
         let Some((dtype, shape)) = weights.info(name) else { continue };
         let (total, count) = (totals.entry(dtype.name()).or_default(), shape.iter().product::<usize>());
         total.0 += count;
-        total.1 += count * dtype.size();
+        total.1 += count / dtype.block() * dtype.size();
         rows.push((name, dtype.name(), shape));
     }
     let (model, config) = (model(weights), weights.config()?);

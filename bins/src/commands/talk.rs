@@ -13,6 +13,7 @@ use swara_loader::weights::{TensorRef, Weights, save};
 
 use crate::cli::{Common, Talk};
 use crate::codec::{self, Times};
+use crate::commands::peak_rss_mb;
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
@@ -21,7 +22,8 @@ const DUMPED_LOGITS: usize = 10;
 
 pub fn run(common: &Common, args: &Talk) -> Result {
     let device = common.open_device()?;
-    let lm = Lm::open(&args.model, &device, common.dtype.unwrap_or(DType::F32))?;
+    let format = args.format.map_or_else(|| common.dtype.unwrap_or(DType::F32).into(), |format| format.of(common.dtype));
+    let lm = Lm::open(&args.model, &device, format)?;
     if lm.config().dep_q == 0 || lm.config().heard() == 0 {
         return Err(Failure::file("cannot talk", "a model that does not both hear and speak", &args.model));
     }
@@ -360,7 +362,7 @@ impl Dialogue<'_> {
         let (frames, total) = (self.steps, &self.total_times);
         if common.json {
             return terminal::say_json(&json!({
-                "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.dtype().name(), "seed": args.seed,
+                "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "seed": args.seed,
                 "steps": frames, "seconds": seconds,
                 "frame_ms": {
                     "encode_p50": encode.percentile_ms(0.5), "lm_p50": self.lm_times.percentile_ms(0.5),
@@ -389,11 +391,4 @@ fn peak_vram_mb(device: &Device) -> Option<f64> {
         Device::Cpu => None,
         Device::Cuda(cuda) => Some(cuda.reserved_bytes() as f64 / (1 << 20) as f64),
     }
-}
-
-/// Most memory that this process ever had, where the system says.
-fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kb| kb / 1024.0)
 }

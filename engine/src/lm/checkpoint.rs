@@ -5,19 +5,21 @@ use std::ops::Range;
 use std::path::Path;
 
 use swara_kernels::ops::elementwise;
+use swara_kernels::quantized::Quantized;
 use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::quantized::Quantized as Codes;
 use swara_loader::weights;
 
 use super::model::Layers;
-use super::{Config, Lm};
-use crate::weights::Source;
+use super::{Config, Format, Lm};
+use crate::weights::{Source, upload};
 use crate::{Error, Result};
 
-pub(super) fn open(path: &Path, device: &Device, dtype: DType) -> Result<Lm> {
+pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
     let (config, layers, tensors) = find(&file)?;
-    Lm::assemble(name, config, &layers, &Published { file: &file, tensors, device }, device, dtype)
+    Lm::assemble(name, config, &layers, &Published { file: &file, tensors, device }, device, format)
 }
 
 /// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other.
@@ -40,7 +42,9 @@ fn find(file: &weights::Weights) -> Result<(Config, Layers, Places)> {
     let (mut tensors, mut expected) = (Places::new(), BTreeMap::new());
     for (name, shape) in layers.tensors(&config)? {
         let places = layout.places(&config, file, &name, &shape);
-        expected.extend(places.iter().map(|place| (place.name.clone(), place.published.clone())));
+        for Place { name, published, .. } in &places {
+            expected.extend(parts(file, name, published));
+        }
         tensors.insert(name, (shape, places));
     }
     // What moshi makes of a model that does not speak, and nobody uses.
@@ -49,6 +53,21 @@ fn find(file: &weights::Weights) -> Result<(Config, Layers, Places)> {
     }
     file.check(expected)?;
     Ok((config, layers, tensors))
+}
+
+/// The tensors that hold one of ours, or the codes of one and what makes values of them.
+fn parts(file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+    let beside = |part: &str| name.strip_suffix("weight").unwrap_or(name).to_owned() + part;
+    let found = |name: String| file.info(&name).map(|(_, shape)| (name, shape.to_vec()));
+    match packed(file, name) {
+        true => ["qweight", "qzeros", "scales", "g_idx"].map(beside).into_iter().filter_map(found).collect(),
+        false => [(name.to_owned(), shape.to_vec())].into_iter().chain(found(format!("{name}_scb"))).collect(),
+    }
+}
+
+/// Whether a matrix is there as GPTQ or AWQ have it.
+fn packed(file: &weights::Weights, name: &str) -> bool {
+    name.strip_suffix("weight").is_some_and(|layer| file.contains(&format!("{layer}qweight")))
 }
 
 /// Whose names a file has.
@@ -168,12 +187,33 @@ struct Published<'a> {
     device: &'a Device,
 }
 
+impl Published<'_> {
+    fn place(&self, name: &str) -> Result<(&[usize], &Place)> {
+        let found = self.tensors.get(name).and_then(|(shape, places)| Some((&shape[..], places.first()?)));
+        found.ok_or_else(|| Error::MissingTensor(name.to_owned()))
+    }
+
+    /// All of a matrix that is codes.
+    fn codes(&self, place: &Place) -> Result<Option<Codes>> {
+        let &[rows, columns] = &place.published[..] else { return Ok(None) };
+        let codes = self.file.quantized(&place.name)?;
+        match codes.as_ref().map(|codes| [codes.rows(), codes.columns()]).filter(|found| *found != [rows, columns]) {
+            None => Ok(codes),
+            Some(found) => {
+                let why = format!("the codes of tensor {} are {found:?}, expected {:?}", place.name, place.published);
+                Err(Error::File { path: self.file.path().to_owned(), why })
+            }
+        }
+    }
+}
+
 impl Source for Published<'_> {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let missing = || Error::MissingTensor(name.to_owned());
-        let (shape, places) = self.tensors.get(name).ok_or_else(missing)?;
-        let place = places.first().ok_or_else(missing)?;
-        let all = self.file.to_f32(&place.name)?;
+        let (shape, place) = self.place(name)?;
+        let all = match self.codes(place)? {
+            Some(codes) => codes.dequantize().into(),
+            None => self.file.to_f32(&place.name)?,
+        };
         let values = match &place.rows {
             Some(rows) => &all[rows.start * shape[1]..rows.end * shape[1]],
             None => &all[..],
@@ -182,7 +222,12 @@ impl Source for Published<'_> {
             let why = format!("element {at} of tensor {} is {}", place.name, values[at]);
             return Err(Error::File { path: self.file.path().to_owned(), why });
         }
-        let tensor = Tensor::from_slice(self.device, values, Shape::try_from(&shape[..])?)?;
+        let tensor = Tensor::from_slice(self.device, values, Shape::try_from(shape)?)?;
         Ok(elementwise::convert(&tensor, dtype)?)
+    }
+
+    fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
+        let (_, place) = self.place(name)?;
+        self.codes(place)?.map(|codes| upload(self.device, &codes, place.rows.as_ref())).transpose()
     }
 }

@@ -189,6 +189,11 @@ impl Config {
         }
     }
 
+    /// A tenth of [`Config::moshi`]: rows of 1024, 24 layers, and a depth transformer of full size.
+    pub fn moshi_1b() -> Config {
+        Config { dim: 1024, num_heads: 16, num_layers: 24, ..Config::moshi() }
+    }
+
     /// # Errors
     /// [`Error::Config`] for what is no such model, or one that is not known here.
     pub fn from_json(text: &str) -> Result<Config> {
@@ -293,7 +298,7 @@ impl Config {
         self.depformer_norm.as_deref().map(norm).transpose()
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::Config(what));
         let ranges = [
             ("dim", self.dim, 1, 1 << 15),

@@ -8,16 +8,55 @@ mod config;
 mod model;
 mod session;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use checkpoint::{Layout, check};
 pub use config::{Config, Drawn, Widths};
 pub use session::{Drawing, Session, Step};
-use swara_kernels::{DType, Device};
+use swara_kernels::case::SplitMix;
+use swara_kernels::ops::elementwise;
+use swara_kernels::quantized::Bits;
+use swara_kernels::{DType, Device, Shape, Tensor};
 
 use self::model::{Depth, Layers, Temporal};
-use crate::Result;
 use crate::weights::{Reader, Source, values_dtype};
+use crate::{Error, Result};
+
+/// How a model's numbers are kept. Matrices that a file has as codes stay what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// Of what is no codes. The CPU computes in f32 beside bf16.
+    pub dtype: DType,
+    /// Bits of codes that the matrices of the temporal transformer, of the depth transformer, and those that give logits are rounded
+    /// to; none: `dtype`.
+    pub temporal: Option<Bits>,
+    pub depth: Option<Bits>,
+    pub heads: Option<Bits>,
+}
+
+impl Format {
+    pub fn int8(dtype: DType) -> Format {
+        let bits = Some(Bits::Eight);
+        Format { dtype, temporal: bits, depth: bits, heads: bits }
+    }
+
+    /// The depth transformer and what gives logits in 8 bits.
+    pub fn int4(dtype: DType) -> Format {
+        Format { temporal: Some(Bits::Four), ..Format::int8(dtype) }
+    }
+
+    /// What gives logits in 8 bits.
+    pub fn int4_all(dtype: DType) -> Format {
+        Format { depth: Some(Bits::Four), ..Format::int4(dtype) }
+    }
+}
+
+impl From<DType> for Format {
+    fn from(dtype: DType) -> Format {
+        Format { dtype, temporal: None, depth: None, heads: None }
+    }
+}
 
 /// A language model on a device, ready to run.
 pub struct Lm {
@@ -26,7 +65,7 @@ pub struct Lm {
     temporal: Temporal,
     depth: Option<Depth>,
     device: Device,
-    dtype: DType,
+    format: Format,
 }
 
 impl Lm {
@@ -34,14 +73,25 @@ impl Lm {
     ///
     /// # Errors
     /// What cannot be read, is not known, or disagrees with its configuration - all tensors that do, by name.
-    pub fn open(path: &Path, device: &Device, dtype: DType) -> Result<Lm> {
-        checkpoint::open(path, device, dtype)
+    pub fn open(path: &Path, device: &Device, format: impl Into<Format>) -> Result<Lm> {
+        checkpoint::open(path, device, format.into())
     }
 
-    fn assemble(name: String, config: Config, layers: &Layers, source: &dyn Source, device: &Device, dtype: DType) -> Result<Lm> {
-        model::check_dtype(device, dtype)?;
-        let (temporal, depth) = model::read(layers, &config, device, Reader::new(source, device, dtype))?;
-        Ok(Lm { name, config, temporal, depth, device: device.clone(), dtype })
+    /// Random weights, to see how fast a model would be and what it takes.
+    ///
+    /// # Errors
+    /// A configuration that does not hold; no memory.
+    pub fn random(config: Config, device: &Device, format: impl Into<Format>) -> Result<Lm> {
+        config.check()?;
+        let layers = Layers::new(&config)?;
+        let tensors = layers.tensors(&config)?.into_iter().collect();
+        Lm::assemble("random".to_owned(), config, &layers, &Random { tensors, device }, device, format.into())
+    }
+
+    fn assemble(name: String, config: Config, layers: &Layers, source: &dyn Source, device: &Device, format: Format) -> Result<Lm> {
+        model::check_dtype(device, format.dtype)?;
+        let (temporal, depth) = model::read(layers, &config, device, format, Reader::new(source, device, format.dtype))?;
+        Ok(Lm { name, config, temporal, depth, device: device.clone(), format })
     }
 
     pub fn name(&self) -> &str {
@@ -56,13 +106,46 @@ impl Lm {
         &self.device
     }
 
-    /// Of the weights.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What a step of a stream reads that has `seen` steps in memory: every matrix that it multiplies by, keys and values.
+    pub fn bytes_per_step(&self, seen: usize) -> usize {
+        let depth = |depth: &Depth| (0..self.config.dep_q).map(|k| depth.bytes(&self.config, k)).sum::<usize>();
+        let remembered = self.config.context.map_or(1, |context| seen.min(context)) * self.temporal.remembered(self.values());
+        self.temporal.bytes() + self.depth.as_ref().map_or(0, depth) + remembered
     }
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.
     fn values(&self) -> DType {
-        values_dtype(&self.device, self.dtype)
+        values_dtype(&self.device, self.format.dtype)
+    }
+}
+
+/// Uniform weights of the variance that keeps a signal's, and factors of one.
+struct Random<'a> {
+    tensors: BTreeMap<String, Vec<usize>>,
+    device: &'a Device,
+}
+
+impl Source for Random<'_> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        /// Numbers until they repeat: no memory is read twice for that.
+        const PERIOD: usize = (1 << 20) - 3;
+        let shape = self.tensors.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
+        let elements: usize = shape.iter().product();
+        let values: Vec<f32> = match shape[..] {
+            [_, inputs] => {
+                let largest = (3.0 / inputs as f64).sqrt();
+                let mut rng = SplitMix(name.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into())));
+                let some: Vec<f32> = (0..elements.min(PERIOD)).map(|_| ((2.0 * rng.uniform() - 1.0) * largest) as f32).collect();
+                some.iter().copied().cycle().take(elements).collect()
+            }
+            _ if name.ends_with(".bias") => vec![0.0; elements],
+            _ => vec![1.0; elements],
+        };
+        let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&shape[..])?)?;
+        Ok(elementwise::convert(&tensor, dtype)?)
     }
 }

@@ -5,6 +5,7 @@ use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
 use swara_kernels::ops::{elementwise, layer_norm};
 use swara_kernels::{DType, Device, Tensor};
 
+use super::Format;
 use super::config::{Config, Shape};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
 use crate::weights::Reader;
@@ -174,9 +175,13 @@ pub(super) struct Dense {
 impl Dense {
     fn read(name: &str, bias: bool, from: &mut Reader) -> Result<Dense> {
         Ok(Dense {
-            weight: Matrix::new(&from.weight(&format!("{name}.weight"))?)?,
+            weight: from.matrix(&format!("{name}.weight"))?,
             bias: bias.then(|| from.parameter(&format!("{name}.bias"))).transpose()?,
         })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
     }
 
     pub fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
@@ -195,6 +200,17 @@ pub(super) struct Temporal {
 }
 
 impl Temporal {
+    /// Of the matrices, each of which a step reads once.
+    pub fn bytes(&self) -> usize {
+        let heads = std::iter::once(&self.text).chain(&self.heads);
+        self.blocks.iter().map(ReadyBlock::bytes).chain(heads.map(Dense::bytes)).sum()
+    }
+
+    /// Keys and values of a step, in bytes.
+    pub fn remembered(&self, values: DType) -> usize {
+        self.blocks.iter().map(|block| 2 * block.layer.kv_heads * block.layer.head_dim * values.bytes()).sum()
+    }
+
     pub fn norm(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.run(x, self.epsilon)
     }
@@ -212,6 +228,12 @@ pub(super) struct Depth {
 }
 
 impl Depth {
+    /// Of the matrices that step `k` reads.
+    pub fn bytes(&self, config: &Config, k: usize) -> usize {
+        let blocks = self.blocks[config.set(k)].iter().map(ReadyBlock::bytes).sum::<usize>();
+        blocks + self.inputs[config.input(k)].bytes() + self.linears[k].bytes()
+    }
+
     /// Logits `[B, 1, card]` of step `k`.
     pub fn logits(&self, k: usize, y: &Tensor) -> Result<Tensor> {
         match self.norms.get(k) {
@@ -222,37 +244,45 @@ impl Depth {
 }
 
 /// All layers with their weights.
-pub(super) fn read(layers: &Layers, config: &Config, device: &Device, mut from: Reader) -> Result<(Temporal, Option<Depth>)> {
+pub(super) fn read(
+    layers: &Layers,
+    config: &Config,
+    device: &Device,
+    format: Format,
+    mut from: Reader,
+) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
     let ready = |blocks: &[Block], from: &mut Reader| blocks.iter().map(|b| ReadyBlock::new(b, device, from)).collect::<Result<Vec<_>>>();
     let shape = config.temporal()?;
+    let fed = Rows::read(&layers.fed, device, from)?;
+    from.bits = format.temporal;
+    let blocks = ready(&layers.temporal, from)?;
+    from.bits = format.heads;
     let temporal = Temporal {
-        fed: Rows::read(&layers.fed, device, from)?,
-        blocks: ready(&layers.temporal, from)?,
+        fed,
+        blocks,
         norm: ReadyNorm::new(shape.norm, "out_norm", from)?,
         epsilon: shape.epsilon,
         text: Dense::read("text_linear", config.bias_proj, from)?,
         heads: (0..config.extra_heads_num_heads).map(|k| Dense::read(&format!("extra_heads.{k}"), false, from)).collect::<Result<_>>()?,
     };
-    let depth = match &layers.depth {
-        None => None,
-        Some(depth) => {
-            let mut norms = Vec::new();
-            if let Some((norm, epsilon)) = depth.norm {
-                for k in 0..config.dep_q {
-                    norms.push((ReadyNorm::new(norm, &format!("depformer_norms.{k}"), from)?, epsilon));
-                }
-            }
-            Some(Depth {
-                said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
-                inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
-                blocks: depth.blocks.iter().map(|set| ready(set, from)).collect::<Result<_>>()?,
-                norms,
-                linears: (0..config.dep_q).map(|k| Dense::read(&format!("linears.{k}"), config.bias_proj, from)).collect::<Result<_>>()?,
-            })
+    let Some(depth) = &layers.depth else { return Ok((temporal, None)) };
+    let linears = (0..config.dep_q).map(|k| Dense::read(&format!("linears.{k}"), config.bias_proj, from)).collect::<Result<_>>()?;
+    from.bits = format.depth;
+    let mut norms = Vec::new();
+    if let Some((norm, epsilon)) = depth.norm {
+        for k in 0..config.dep_q {
+            norms.push((ReadyNorm::new(norm, &format!("depformer_norms.{k}"), from)?, epsilon));
         }
+    }
+    let depth = Depth {
+        said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
+        inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
+        blocks: depth.blocks.iter().map(|set| ready(set, from)).collect::<Result<_>>()?,
+        norms,
+        linears,
     };
-    Ok((temporal, depth))
+    Ok((temporal, Some(depth)))
 }
 
 /// Types that a model can be kept in on `device`.

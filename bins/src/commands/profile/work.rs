@@ -1,8 +1,8 @@
 //! What is profiled, ready to be run: cases of operations, or frames of a codec. The same runs under every tool.
 
 use swara_engine::codec::{Codec, Session};
-use swara_kernels::case::{Case, Op};
-use swara_kernels::{DType, Device, Tensor, span};
+use swara_kernels::case::{Case, Inputs, Op};
+use swara_kernels::{DType, Device, span};
 
 use super::Subject;
 use crate::cli::{Common, Profile};
@@ -59,7 +59,7 @@ impl Work {
     pub fn repeat(&self, runs: u32, around: impl FnOnce(&mut dyn FnMut() -> Result<usize>) -> Result<usize>) -> Result<usize> {
         match self {
             Work::Ops { device, cases } => {
-                let prepare = |(op, case): &'_ (&'static Op, Case)| -> Result<(String, Vec<Tensor>)> {
+                let prepare = |(op, case): &'_ (&'static Op, Case)| -> Result<(String, Inputs)> {
                     let inputs = case.upload(device, &case.draw(1), false)?;
                     (case.run)(&inputs)?;
                     Ok((format!("{} {} {}", op.name, case.label, case.dtype), inputs))

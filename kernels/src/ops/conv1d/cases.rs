@@ -1,8 +1,8 @@
 use super::{Epilogue, Fused, Geometry, Prologue, Ring, backward_input, backward_weight, forward, step};
-use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::DType;
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::ops::matmul::cuda::{partial_bytes, run_length};
 use crate::tolerance::Tolerance;
-use crate::{DType, Tensor};
 
 /// `B T Cin Cout K` and a geometry.
 #[derive(Clone, Copy)]
@@ -120,7 +120,7 @@ fn bias(cout: usize) -> Input {
 fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
     let Shape(b, t, cin, cout, k, g) = shape;
     let (x, w) = operands(shape);
-    let run = Box::new(move |t: &[Tensor]| Ok(vec![forward(&t[0], &t[1], &g, Fused { bias: Some(&t[2]), ..Fused::default() })?]));
+    let run = Box::new(move |t: &Inputs| Ok(vec![forward(&t[0], &t[1], &g, Fused { bias: Some(&t[2]), ..Fused::default() })?]));
     let cost = cost(shape, dtype, cout * dtype.bytes());
     Case {
         bench,
@@ -132,14 +132,14 @@ fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
 fn input_gradient(shape: Shape, dtype: DType) -> Case {
     let Shape(b, t, cin, cout, k, g) = shape;
     let dy = Input::normal("dy", [b, g.output_len(t, k), cout]);
-    let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_input(&i[0], &i[1], &g, t)?]));
+    let run = Box::new(move |i: &Inputs| Ok(vec![backward_input(&i[0], &i[1], &g, t)?]));
     case("dx", shape, dtype, vec![dy, operands(shape).1], [b * t * cin, k * cout / g.groups], run)
 }
 
 fn weight_gradient(shape: Shape, dtype: DType) -> Case {
     let Shape(b, t, cin, cout, k, g) = shape;
     let tout = g.output_len(t, k);
-    let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_weight(&i[0], &i[1], &g, k)?]));
+    let run = Box::new(move |i: &Inputs| Ok(vec![backward_weight(&i[0], &i[1], &g, k)?]));
     let sums = match g.groups {
         1 => partial_bytes(b * tout, run_length(b * tout, k * cin, cout), k * cin * cout, dtype == DType::F32),
         _ => 0,
@@ -159,7 +159,7 @@ fn fused_case(shape: Shape, dtype: DType) -> Case {
         Input::normal("residual", [b, g.output_len(t, k), cout]),
         Input::new("alpha", [cin], Fill::Uniform(0.5, 2.0)).f32(),
     ];
-    let run = Box::new(move |i: &[Tensor]| {
+    let run = Box::new(move |i: &Inputs| {
         let snake = Fused { prologue: Prologue::Snake(&i[4]), bias: Some(&i[2]), residual: Some(&i[3]), epilogue: Epilogue::Tanh };
         let elu = Fused { prologue: Prologue::Elu, bias: None, residual: None, epilogue: Epilogue::Elu };
         let sums = Fused { prologue: Prologue::None, bias: Some(&i[2]), residual: Some(&i[3]), epilogue: Epilogue::None };
@@ -190,7 +190,7 @@ fn stream_case(shape: Shape, dtype: DType) -> Case {
     let mask = Fill::Values(std::iter::once(0.0).chain(std::iter::repeat_n(1.0, b - 1)).collect());
     let more = |name| Input::normal(name, [b, t, cin]);
     let inputs = vec![x, w, more("x2"), more("x3"), Input::new("mask", [b], mask).integer(DType::U8)];
-    let run = Box::new(move |i: &[Tensor]| {
+    let run = Box::new(move |i: &Inputs| {
         let mut ring = Ring::new(&i[0].device(), i[0].dtype(), b, k, cin, &g)?;
         step(&i[0], &mut ring, &i[1], &g, Fused::default(), None)?;
         step(&i[2], &mut ring, &i[1], &g, Fused::default(), Some(&i[4]))?;
@@ -215,7 +215,7 @@ fn primed_case(shape: Shape, dtype: DType) -> Case {
     let Shape(b, _, cin, _, k, g) = shape;
     let past = g.reach(k) - g.stride;
     let stream = stream_case(shape, dtype);
-    let run = Box::new(move |i: &[Tensor]| {
+    let run = Box::new(move |i: &Inputs| {
         let mut ring = Ring::new(&i[0].device(), i[0].dtype(), b, k, cin, &g)?;
         for (x, mask) in [(&i[0], Some(&i[4])), (&i[2], None)] {
             ring.prime(x, mask)?;

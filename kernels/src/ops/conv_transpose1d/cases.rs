@@ -1,9 +1,9 @@
 use super::{Fused, Geometry, backward_input, backward_weight, forward, ring, step};
-use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::DType;
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::ops::conv1d::Prologue;
 use crate::ops::matmul::cuda::{partial_bytes, run_length};
 use crate::tolerance::Tolerance;
-use crate::{DType, Tensor};
 
 /// `B T Cin Cout K` and a geometry.
 #[derive(Clone, Copy)]
@@ -70,7 +70,7 @@ fn operands(Shape(b, t, cin, cout, k, g): Shape) -> (Input, Input) {
 fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
     let Shape(_, _, cin, cout, k, g) = shape;
     let (x, w) = operands(shape);
-    let run = Box::new(move |t: &[Tensor]| Ok(vec![forward(&t[0], &t[1], &g, Fused { bias: Some(&t[2]), ..Fused::default() })?]));
+    let run = Box::new(move |t: &Inputs| Ok(vec![forward(&t[0], &t[1], &g, Fused { bias: Some(&t[2]), ..Fused::default() })?]));
     let bias = Input::new("bias", [cout], Fill::Uniform(-1.0, 1.0));
     Case { bench, ..case("forward", shape, dtype, vec![x, w, bias], k.div_ceil(g.stride) * cin / g.groups + 1, run) }
 }
@@ -79,7 +79,7 @@ fn forward_case(shape: Shape, dtype: DType, bench: bool) -> Case {
 fn fused_case(shape: Shape, dtype: DType) -> Case {
     let Shape(_, _, cin, cout, k, g) = shape;
     let alpha = Input::new("alpha", [cin], Fill::Uniform(0.5, 2.0)).f32();
-    let run = Box::new(move |i: &[Tensor]| {
+    let run = Box::new(move |i: &Inputs| {
         let prologues = [Prologue::Snake(&i[3]), Prologue::Elu];
         prologues.into_iter().map(|prologue| forward(&i[0], &i[1], &g, Fused { prologue, bias: Some(&i[2]) })).collect()
     });
@@ -98,14 +98,14 @@ fn fused_case(shape: Shape, dtype: DType) -> Case {
 fn input_gradient(shape: Shape, dtype: DType) -> Case {
     let Shape(b, t, _, cout, k, g) = shape;
     let dy = Input::normal("dy", [b, g.output_len(t, k), cout]);
-    let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_input(&i[0], &i[1], &g, t)?]));
+    let run = Box::new(move |i: &Inputs| Ok(vec![backward_input(&i[0], &i[1], &g, t)?]));
     case("dx", shape, dtype, vec![dy, operands(shape).1], k * cout / g.groups, run)
 }
 
 fn weight_gradient(shape: Shape, dtype: DType) -> Case {
     let Shape(b, t, cin, cout, k, g) = shape;
     let dy = Input::normal("dy", [b, g.output_len(t, k), cout]);
-    let run = Box::new(move |i: &[Tensor]| Ok(vec![backward_weight(&i[0], &i[1], &g, k)?]));
+    let run = Box::new(move |i: &Inputs| Ok(vec![backward_weight(&i[0], &i[1], &g, k)?]));
     let mut case = case("dw", shape, dtype, vec![dy, operands(shape).0], b * t, run);
     if g.groups == 1 {
         case.cost.bytes += partial_bytes(b * t, run_length(b * t, k * cout, cin), k * cin * cout, false);
@@ -117,7 +117,7 @@ fn weight_gradient(shape: Shape, dtype: DType) -> Case {
 fn stream_case(shape: Shape, dtype: DType) -> Case {
     let Shape(b, t, cin, _, k, g) = shape;
     let (x, w) = operands(shape);
-    let run = Box::new(move |i: &[Tensor]| {
+    let run = Box::new(move |i: &Inputs| {
         let mut ring = ring(&i[0].device(), i[0].dtype(), b, k, cin, g.stride)?;
         step(&i[0], &mut ring, &i[1], &g, Fused::default(), None)?;
         Ok(vec![step(&i[2], &mut ring, &i[1], &g, Fused::default(), None)?])

@@ -1,5 +1,5 @@
 use super::{CrossEntropy, backward, forward};
-use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::tolerance::{ROUNDOFF, Tolerance};
 use crate::{DType, Device, Result, Shape, Tensor};
 
@@ -108,7 +108,7 @@ fn stray(target: f64, dtype: DType) -> Case {
     let classes = 8;
     let targets = vec![3.0, target, 7.0, -1.0, 0.0];
     let outside = move |target: f64| target < -1.0 || target >= classes as f64;
-    let run = move |i: &[Tensor]| {
+    let run = move |i: &Inputs| {
         if i[0].device() != Device::Cpu {
             let found = forward(&i[0], &i[1], &i[2])?;
             let dx = backward(&found, &i[0], &i[1], &i[2], SCALE)?;
@@ -162,7 +162,7 @@ fn found_backward(rows: usize, classes: usize, dtype: DType) -> Case {
     let mut case = both(rows, classes, dtype);
     case.inputs.push(given("log sums", [rows].into(), Fill::Uniform(LIMIT, LIMIT + 6.0)));
     case.inputs.push(given("weight", [1].into(), Fill::Values(vec![weight])));
-    let run = |i: &[Tensor]| -> Result<Vec<Tensor>> {
+    let run = |i: &Inputs| -> Result<Vec<Tensor>> {
         let found = CrossEntropy { loss: i[4].copy()?, log_sums: i[3].copy()?, weight: i[4].copy()? };
         Ok(vec![backward(&found, &i[0], &i[1], &i[2], SCALE)?])
     };

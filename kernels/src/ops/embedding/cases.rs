@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::{Tables, backward, forward};
-use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::tolerance::Tolerance;
 use crate::{DType, Device, Result, Tensor};
 
@@ -107,7 +107,7 @@ fn stray(dtype: DType) -> Case {
     let (sizes, dim) = ([7, 5], 9);
     let ids = vec![0.0, -1.0, 6.0, 4.0, 7.0, 0.0, 0.0, 5.0, -2.0, 1.0, -1.0, -1.0, 1e9, -1.0, 3.0, -2147483648.0];
     let batch = ids.len() / 2;
-    let run = move |i: &[Tensor]| {
+    let run = move |i: &Inputs| {
         let tables = tables(&i[2], &sizes)?;
         if i[0].device() != Device::Cpu {
             return Ok(vec![forward(&i[0], &tables, (&i[1], 0), None)?]);

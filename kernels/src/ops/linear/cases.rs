@@ -209,7 +209,7 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
         inputs,
         outputs: vec![("y", Check::Within(tolerance(&layer, dtype)))],
         run: Box::new(move |i| {
-            let weight = weight(&layer, &i[1..weights])?;
+            let weight = i.once(|i| weight(&layer, &i[1..weights]))?;
             let mut rest = i[weights..].iter();
             let fused = Fused {
                 bias: layer.bias.then(|| rest.next()).flatten(),
@@ -217,7 +217,7 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
                 scale: layer.scale.then(|| rest.next()).flatten(),
                 residual: layer.residual.then(|| rest.next()).flatten(),
             };
-            Ok(vec![super::forward(&i[0], &weight, fused)?])
+            Ok(vec![super::forward(&i[0], weight, fused)?])
         }),
         cost: Cost { bytes, flops: 2 * rows * n * k },
         bench,

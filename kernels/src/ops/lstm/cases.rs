@@ -73,7 +73,7 @@ fn sequence(batch: usize, steps: usize, hidden: usize, dtype: DType, bench: bool
             Input::new("weight", [4 * hidden, hidden], Fill::Normal((hidden as f64).powf(-0.5) / 2.0)),
         ],
         outputs: vec![("y", Check::Within(tolerance))],
-        run: Box::new(|i| Ok(vec![forward(&i[0], &Weight::new(&i[1])?)?])),
+        run: Box::new(|i| Ok(vec![forward(&i[0], i.once(|i| Weight::new(&i[1]))?)?])),
         cost: Cost { bytes: steps * (product + rows * (10 * n + 8)), flops: steps * (8 * hidden * rows + 30 * rows) },
         bench,
     }

@@ -1,7 +1,7 @@
 use super::{Transpose, forward};
-use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::DType;
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::tolerance::Tolerance;
-use crate::{DType, Tensor};
 
 use super::cuda::{partial_bytes, tn_run_length};
 
@@ -52,7 +52,7 @@ fn case(m: usize, n: usize, k: usize, transpose: Transpose, dtype: DType, bench:
         dtype,
         inputs: vec![Input::normal("a", a), Input::new("b", b, Fill::Normal((k as f64).powf(-0.5)))],
         outputs: vec![("c", Check::Within(Tolerance::accumulate(k).then_round_to(dtype)))],
-        run: Box::new(move |i: &[Tensor]| Ok(vec![forward(&i[0], &i[1], transpose)?])),
+        run: Box::new(move |i: &Inputs| Ok(vec![forward(&i[0], &i[1], transpose)?])),
         cost: Cost { bytes, flops: 2 * m * n * k },
         bench,
     }

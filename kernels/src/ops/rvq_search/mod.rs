@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use crate::case::{Case, Check, Cost, Fill, Input, Op};
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs, Op};
 use crate::driver::Source;
 use crate::driver::source::ALL_ARCHS;
 use crate::ops::codebook;
@@ -332,7 +332,7 @@ fn tie_case(metric: Metric, period: usize) -> Case {
     let (n, k, d) = (31, 200, 4);
     let words = (0..period * d).map(|i| (i * 37 % 61) as f64 / 16.0 - 1.8).collect();
     let inputs = vec![Input::normal("x", [n, d]), Input::new("codebook", [k, d], Fill::Values(words))];
-    let run = move |t: &[Tensor]| {
+    let run = move |t: &Inputs| {
         let one_by_one = nearest(&t[0], &t[1], metric)?;
         let short = if metric == Metric::Euclidean { search(&t[0], &[&t[1]])?.0.reshape([n])? } else { one_by_one.copy()? };
         Ok(vec![one_by_one, short])
@@ -357,7 +357,7 @@ fn landmark_case() -> Case {
         Input::new("x", [n, d], Fill::Values(landmarks.into_iter().flat_map(near).collect())),
         Input::new("codebook", [k, d], Fill::Values((0..k).flat_map(word).collect())),
     ];
-    let run = move |t: &[Tensor]| Ok(vec![nearest(&t[0], &t[1], Metric::Euclidean)?, search(&t[0], &[&t[1]])?.0.reshape([n])?]);
+    let run = move |t: &Inputs| Ok(vec![nearest(&t[0], &t[1], Metric::Euclidean)?, search(&t[0], &[&t[1]])?.0.reshape([n])?]);
     Case {
         label: "Euclidean landmarks".into(),
         inputs,
@@ -371,7 +371,7 @@ fn landmark_case() -> Case {
 fn stray_case() -> Case {
     let (n, k, d) = (5, 7, 3);
     let stray = [0.0, k as f64 - 1.0, k as f64, -1.0, 1e9];
-    let run = move |t: &[Tensor]| {
+    let run = move |t: &Inputs| {
         if t[0].device() != Device::Cpu {
             return Ok(vec![decode(&t[0], &[&t[1]])?]);
         }
@@ -395,7 +395,7 @@ fn stray_case() -> Case {
 fn nan_case() -> Case {
     let (n, k, d) = (3, 40, 2);
     let x = Input::new("x", [n, d], Fill::Values(vec![0.5, -1.0, f64::NAN, 0.25, -0.5, 1.5]));
-    let run = move |t: &[Tensor]| Ok(vec![nearest(&t[0], &t[1], Metric::Euclidean)?, search(&t[0], &[&t[1]])?.0.reshape([n])?]);
+    let run = move |t: &Inputs| Ok(vec![nearest(&t[0], &t[1], Metric::Euclidean)?, search(&t[0], &[&t[1]])?.0.reshape([n])?]);
     Case {
         label: "Euclidean NaN".into(),
         inputs: vec![x, Input::normal("codebook", [k, d])],
