@@ -61,7 +61,11 @@ fn parts(file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<(String, V
     let found = |name: String| file.info(&name).map(|(_, shape)| (name, shape.to_vec()));
     match packed(file, name) {
         true => ["qweight", "qzeros", "scales", "g_idx"].map(beside).into_iter().filter_map(found).collect(),
-        false => [(name.to_owned(), shape.to_vec())].into_iter().chain(found(format!("{name}_scb"))).collect(),
+        false => {
+            let scales = format!("{name}_scb");
+            let scales = file.contains(&scales).then(|| (scales, shape[..1].to_vec()));
+            [(name.to_owned(), shape.to_vec())].into_iter().chain(scales).collect()
+        }
     }
 }
 

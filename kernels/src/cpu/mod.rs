@@ -18,7 +18,7 @@ pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
             // SAFETY: the features were just detected.
             return unsafe { with_avx512(f) };
         }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        if has_avx2() {
             // SAFETY: the features were just detected.
             return unsafe { with_avx2(f) };
         }
@@ -52,6 +52,11 @@ pub fn has_avx512() -> bool {
     {
         false
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
 }
 
 #[cfg(target_arch = "x86_64")]

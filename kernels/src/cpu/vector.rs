@@ -2,7 +2,9 @@
 
 use half::bf16;
 
-use super::{has_avx512, vectorised};
+use super::vectorised;
+#[cfg(target_arch = "x86_64")]
+use super::{has_avx2, has_avx512, with_avx2, with_avx512};
 use crate::{DType, Element, Real};
 
 /// Work on elements of type `T` that is written once for all registers.
@@ -27,16 +29,22 @@ pub(crate) fn widest_f32(kernel: impl Kernel<f32>) {
     {
         use std::arch::x86_64::{__m256, __m512};
         if has_avx512() && allowed(16) {
-            return vectorised(
-                #[inline(always)]
-                || kernel.run::<__m512>(),
-            );
+            // SAFETY: the features were just detected.
+            return unsafe {
+                with_avx512(
+                    #[inline(always)]
+                    || kernel.run::<__m512>(),
+                )
+            };
         }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") && allowed(8) {
-            return vectorised(
-                #[inline(always)]
-                || kernel.run::<__m256>(),
-            );
+        if has_avx2() && allowed(8) {
+            // SAFETY: as above.
+            return unsafe {
+                with_avx2(
+                    #[inline(always)]
+                    || kernel.run::<__m256>(),
+                )
+            };
         }
     }
     kernel.run::<Scalars<f32>>()

@@ -179,6 +179,17 @@ impl<T: Real> Job<'_, T> {
         rows: Range<usize>,
         panels: Range<usize>,
     ) {
+        let mut panels = panels;
+        // One row of sums waits for each product unless there are more columns beside it.
+        const MANY: usize = 4;
+        let span = (MANY * V::LANES).div_ceil(WIDE);
+        while S::SPANS && rows.len() == 1 && panels.start + span <= panels.end && (panels.start + span) * WIDE <= self.b.columns {
+            for first in (0..span * WIDE).step_by(MANY * V::LANES) {
+                // SAFETY: the caller's; these panels are whole.
+                unsafe { self.tile::<V, S, 1, MANY>(b, rows.start, panels.start, first, MANY * V::LANES) };
+            }
+            panels.start += span;
+        }
         for panel in panels {
             let columns = self.b.panel_width.min(self.b.columns - panel * self.b.panel_width);
             for first in (0..columns).step_by(NV * V::LANES) {

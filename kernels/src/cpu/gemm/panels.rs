@@ -217,10 +217,13 @@ impl Packed {
 
 /// What panels hold, by the pointers that tiles read it through.
 pub(super) trait Store: Copy {
+    /// Whether rows may reach into the next panel.
+    const SPANS: bool;
+
     /// The rows of a panel from column `first` on.
     ///
     /// # Safety
-    /// The panel is there.
+    /// The panel is there, and the next if the rows reach into it.
     unsafe fn rows<V: Vector, const NV: usize>(self, panel: usize, first: usize) -> impl Rows<V, NV>;
 }
 
@@ -243,6 +246,8 @@ pub(super) struct Values<W> {
 }
 
 impl<W: Element> Store for Values<W> {
+    const SPANS: bool = false;
+
     #[inline(always)]
     unsafe fn rows<V: Vector, const NV: usize>(self, panel: usize, first: usize) -> impl Rows<V, NV> {
         Values { data: self.data.wrapping_add(panel * self.panel_stride + first), ..self }
@@ -291,6 +296,8 @@ struct CodedRows<V, const NV: usize, const BITS: usize> {
 }
 
 impl<const BITS: usize> Store for Coded<BITS> {
+    const SPANS: bool = true;
+
     #[inline(always)]
     unsafe fn rows<V: Vector, const NV: usize>(self, panel: usize, first: usize) -> impl Rows<V, NV> {
         let scaling = panel * (self.depth / self.group) * WIDE + first;
@@ -300,8 +307,8 @@ impl<const BITS: usize> Store for Coded<BITS> {
         let nothing = unsafe { V::single(0.0) };
         CodedRows {
             store: Coded { codes, scales: self.scales.wrapping_add(scaling), mins, ..self },
-            // Known to the compiler where a panel is one tile.
-            first: if NV * V::LANES == WIDE { 0 } else { first },
+            // Known to the compiler where a tile is whole panels.
+            first: if (NV * V::LANES).is_multiple_of(WIDE) { 0 } else { first },
             left: 0,
             scale: [nothing; NV],
             start: [nothing; NV],
@@ -312,17 +319,19 @@ impl<const BITS: usize> Store for Coded<BITS> {
 impl<V: Vector, const NV: usize, const BITS: usize> Rows<V, NV> for CodedRows<V, NV, BITS> {
     #[inline(always)]
     unsafe fn next(&mut self) -> [V; NV] {
-        let Coded { codes, scales, mins, group, .. } = self.store;
+        let Coded { codes, scales, mins, panel_stride, depth, group } = self.store;
+        let panel = |v: usize| (self.first + v * V::LANES) / WIDE;
         // SAFETY: the caller's.
         unsafe {
             if self.left == 0 {
                 self.left = group;
                 for v in 0..NV {
-                    self.scale[v] = V::widen(scales.add(v * V::LANES));
+                    let at = panel(v) * (depth / group) * WIDE + v * V::LANES % WIDE;
+                    self.scale[v] = V::widen(scales.add(at));
                     self.start[v] = match (mins.is_null(), BITS) {
                         (true, 4) => V::single(0.0).fma(V::single(-8.0), self.scale[v]),
                         (true, _) => V::single(0.0),
-                        (false, _) => V::single(0.0).fma(V::single(-1.0), V::widen(mins.add(v * V::LANES))),
+                        (false, _) => V::single(0.0).fma(V::single(-1.0), V::widen(mins.add(at))),
                     };
                 }
                 self.store.scales = scales.wrapping_add(WIDE);
@@ -332,10 +341,12 @@ impl<V: Vector, const NV: usize, const BITS: usize> Rows<V, NV> for CodedRows<V,
             }
             self.left -= 1;
             self.store.codes = codes.wrapping_add(WIDE * BITS / 8);
-            prefetch(codes.wrapping_add(AHEAD));
+            for panel in 0..panel(NV - 1) + 1 {
+                prefetch(codes.wrapping_add(panel * panel_stride + AHEAD));
+            }
             let mut row = [V::single(0.0); NV];
             for (v, row) in row.iter_mut().enumerate() {
-                let column = self.first + v * V::LANES;
+                let (codes, column) = (codes.add(panel(v) * panel_stride), (self.first + v * V::LANES) % WIDE);
                 let code = match BITS {
                     4 => V::nibbles(codes.add(column % (WIDE / 2)), column >= WIDE / 2),
                     _ => V::bytes(codes.add(column).cast()),
