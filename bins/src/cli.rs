@@ -45,6 +45,8 @@ pub enum Command {
     /// Time kernels or the codec beside what this machine can do at most
     #[command(subcommand)]
     Bench(Bench),
+    /// Round a language model's matrices to few bits: the nearest codes
+    Quantize(Quantize),
     /// See what a kernel is made of and where the time goes: compiler reports, Nsight, timelines
     Profile(Profile),
     /// Say what works on this machine, and what to do about the rest
@@ -65,6 +67,7 @@ impl Command {
             Command::Diagnose(args) => &args.report,
             Command::Inspect(args) => &args.report,
             Command::Profile(args) => &args.report,
+            Command::Quantize(args) => &args.report,
             Command::Doctor(report) => report,
             Command::Bench(_) => return false,
         };
@@ -458,6 +461,37 @@ pub struct BenchCodec {
     pub frames: u32,
     #[command(flatten)]
     pub results: Results,
+}
+
+#[derive(Args)]
+pub struct Quantize {
+    #[command(flatten)]
+    pub report: Report,
+    /// Language model: a folder with its config.json, or a file
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// Folder for model.safetensors, the configuration and the vocabulary
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub format: QuantizeFormat,
+    /// Columns that share a scale of 4 bits
+    #[arg(long, value_name = "N", default_value = "64", value_parser = group)]
+    pub group: u16,
+}
+
+fn group(text: &str) -> std::result::Result<u16, String> {
+    text.parse().ok().filter(|n| [32, 64, 128].contains(n)).ok_or_else(|| "expected 32, 64 or 128".to_owned())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum QuantizeFormat {
+    /// 8 bits, a scale a row, in the layout of bitsandbytes, as moshi has it
+    Int8,
+    /// The temporal transformer in 4 bits, in the layout of AutoGPTQ; the depth transformer and what gives logits in 8
+    Int4,
+    /// The depth transformer in 4 bits as well
+    Int4All,
 }
 
 #[derive(Args)]

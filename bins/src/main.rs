@@ -53,6 +53,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Bench(Bench::Compare(args)) => commands::bench::compare(common, &args),
         Command::Bench(Bench::Plot(args)) => commands::bench::plot(&args),
         Command::Profile(args) => commands::profile::run(common, &args),
+        Command::Quantize(args) => commands::quantize::run(common, &args),
         Command::Doctor(_) => commands::doctor::run(common),
     }
 }

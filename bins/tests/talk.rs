@@ -51,6 +51,40 @@ fn what_it_says_is_what_moshi_says() {
 }
 
 #[test]
+fn a_quantized_model_says_what_the_rounded_one_says() {
+    let room = Room::new();
+    user_codes(&room);
+    let model = golden("moshi_lm/weights/moshi");
+    let talk = |arguments: &[&str]| {
+        let fixed = ["talk", "--user-codes", "user.safetensors", "--dump", "d.safetensors", "--greedy", "--device", "cpu"];
+        room.works(&[&fixed[..], arguments].concat());
+        let dump = Weights::open(room.path("d.safetensors")).unwrap();
+        (
+            dump.to_i32("text").unwrap().into_owned(),
+            dump.to_i32("codes").unwrap().into_owned(),
+            dump.to_f32("text_logits").unwrap().into_owned(),
+        )
+    };
+    let report = room.json(&["quantize", &model, "eight", "--format", "int8", "--json"]);
+    assert!(report["parts"]["temporal, 8 bits"]["relative_error"].as_f64().unwrap() < 0.01, "{report}");
+    assert!(Weights::open(room.path("eight")).unwrap().contains("text_linear.weight_scb"));
+    let eight = talk(&["--model", "eight"]);
+    assert!(eight == talk(&["--model", &model, "--format", "int8", "--dtype", "f32"]) && eight != talk(&["--model", &model]));
+
+    let shown = room.works(&["quantize", &model, "four", "--format", "int4-all", "--group", "32"]);
+    assert!(shown.contains("temporal, 4 bits") && shown.contains("head, 8 bits"), "{shown}");
+    assert!(Weights::open(room.path("four")).unwrap().contains("transformer.layers.0.self_attn.in_proj_qweight"));
+    assert!(room.works(&["inspect", "four"]).contains("complete"));
+    assert_ne!(talk(&["--model", "four"]), eight);
+    assert_eq!(talk(&["--model", "four", "--format", "int8", "--dtype", "f32"]), talk(&["--model", "four"]));
+
+    room.refuses(&["quantize", "eight", "again", "--format", "int8"], 1, "has codes already");
+    room.refuses(&["quantize", "eight", "eight", "--format", "int8"], 2, "would overwrite what it reads");
+    room.refuses(&["quantize", "nothing", "out", "--format", "int8"], 1, "nothing");
+    assert!(!room.path("again").exists() && !room.path("out").exists());
+}
+
+#[test]
 fn what_a_model_is_can_be_seen() {
     let room = Room::new();
     let shown = room.works(&["inspect", &golden("moshi_lm/weights/moshi")]);

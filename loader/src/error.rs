@@ -198,6 +198,8 @@ pub enum QuantizedError {
     Length { what: &'static str, expected: usize, found: usize },
     #[error("{what} in row {row}, group {group} is {value}")]
     NonFinite { what: &'static str, row: usize, group: usize, value: f32 },
+    #[error("codes that {layout}'s layout does not have: of other bits, in other groups, or with minima")]
+    Unfit { layout: &'static str },
     #[error("{dtype} has no blocks, expected Q8_0, Q4_0 or Q4_K")]
     NoBlocks { dtype: &'static str },
     #[error("column {column} is of group {found}, expected {expected}: permuted columns (desc_act) are not supported")]

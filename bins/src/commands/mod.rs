@@ -6,6 +6,7 @@ pub mod encode;
 pub mod inspect;
 pub mod prepare;
 pub mod profile;
+pub mod quantize;
 pub mod roundtrip;
 pub mod talk;
 pub mod train;

@@ -27,6 +27,32 @@ pub fn check(file: &weights::Weights) -> Result<Config> {
     find(file).map(|(config, ..)| config)
 }
 
+/// What a matrix of a language model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Temporal,
+    Depth,
+    /// Gives logits.
+    Head,
+}
+
+/// The matrices that rows are multiplied by, by the names that a file has for them; not its tables.
+///
+/// # Errors
+/// As [`check`].
+pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
+    let (_, _, places) = find(file)?;
+    let part = |name: &str, shape: &[usize]| match name.split('.').next()? {
+        _ if shape.len() != 2 => None,
+        "transformer" => Some(Part::Temporal),
+        "depformer" | "depformer_in" => Some(Part::Depth),
+        "text_linear" | "linears" | "extra_heads" => Some(Part::Head),
+        _ => None,
+    };
+    let matrices = places.iter().filter_map(|(name, (shape, places))| Some((part(name, shape)?, places)));
+    Ok(matrices.flat_map(|(part, places)| places.iter().map(move |place| (place.name.clone(), part))).collect())
+}
+
 /// Shape and places of every tensor of ours.
 type Places = BTreeMap<String, (Vec<usize>, Vec<Place>)>;
 

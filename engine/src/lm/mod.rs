@@ -11,7 +11,7 @@ mod session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub use checkpoint::{Layout, check};
+pub use checkpoint::{Layout, Part, check, matrices};
 pub use config::{Config, Drawn, Widths};
 pub use session::{Drawing, Session, Step};
 use swara_kernels::case::SplitMix;

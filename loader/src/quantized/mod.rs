@@ -18,6 +18,8 @@ mod round;
 #[cfg(test)]
 mod tests;
 
+pub use packed::Gptq;
+
 use crate::QuantizedError;
 
 /// Of a code.

@@ -1,5 +1,7 @@
 //! Layouts of PyTorch's packages: several tensors a matrix.
 
+use half::f16;
+
 use super::{Bits, Quantized, count, expect, groups};
 use crate::QuantizedError;
 
@@ -77,6 +79,65 @@ impl Quantized {
             codes.extend((0..columns).step_by(2).map(|column| code(column) | code(column + 1) << 4));
         }
         zeros.with(codes, |place| PLACE[place], 0)
+    }
+}
+
+/// A matrix as AutoGPTQ has it; see [`Quantized::from_gptq`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gptq {
+    pub qweight: Vec<i32>,
+    pub qzeros: Vec<i32>,
+    pub scales: Vec<f16>,
+}
+
+impl Quantized {
+    /// What [`Quantized::from_bitsandbytes`] reads as this: codes, and the greatest magnitude of each row.
+    ///
+    /// # Errors
+    /// Codes of 4 bits; several groups in a row; minima.
+    pub fn to_bitsandbytes(&self) -> Result<(&[u8], Vec<f32>), QuantizedError> {
+        let [_, columns] = self.shape;
+        if self.bits != Bits::Eight || self.group != columns || self.mins.is_some() {
+            return Err(QuantizedError::Unfit { layout: "bitsandbytes" });
+        }
+        // The number whose product with 1/127 is the scale, near that with 127.
+        let greatest = |&scale: &f32| {
+            let near = scale * 127.0;
+            [near, near.next_up(), near.next_down()].into_iter().find(|v| v * (1.0 / 127.0) == scale).unwrap_or(near)
+        };
+        Ok((&self.codes, self.scales.iter().map(greatest).collect()))
+    }
+
+    /// What [`Quantized::from_gptq`] reads as this, but for scales, which are rounded to f16.
+    ///
+    /// # Errors
+    /// Codes of 8 bits; minima; rows or columns that do not fill words; scales beyond f16.
+    pub fn to_gptq(&self) -> Result<Gptq, QuantizedError> {
+        let ([rows, columns], groups) = (self.shape, self.shape[1] / self.group);
+        if self.bits != Bits::Four || self.mins.is_some() {
+            return Err(QuantizedError::Unfit { layout: "AutoGPTQ" });
+        }
+        count(self.shape, IN_WORD)?;
+        if !rows.is_multiple_of(IN_WORD) {
+            return Err(QuantizedError::Rows { found: rows, multiple: IN_WORD });
+        }
+        let word = |at: usize| {
+            let first = (at % rows * columns + at / rows * IN_WORD) / 2;
+            i32::from_le_bytes(std::array::from_fn(|i| self.codes[first + i]))
+        };
+        let scale = |at: usize| {
+            let (row, group) = (at % rows, at / rows);
+            let scale = f16::from_f32(self.scales[row * groups + group]);
+            let lost = || QuantizedError::NonFinite { what: "scale", row, group, value: scale.to_f32() };
+            if scale.is_finite() { Ok(scale) } else { Err(lost()) }
+        };
+        /// A zero of 8 in every place, less one.
+        const ZEROS: i32 = 0x7777_7777;
+        Ok(Gptq {
+            qweight: (0..columns / IN_WORD * rows).map(word).collect(),
+            qzeros: vec![ZEROS; groups * rows / IN_WORD],
+            scales: (0..groups * rows).map(scale).collect::<Result<_, _>>()?,
+        })
     }
 }
 

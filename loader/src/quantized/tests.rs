@@ -167,6 +167,23 @@ fn a_minimum_is_subtracted_with_one_rounding() {
     assert_eq!(eight.dequantize(), [-68.0, 59.5]);
 }
 
+#[test]
+fn packed_matrices_are_read_as_they_were() {
+    let values: Vec<f32> = (0..16 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) * if i < 64 { 1e-3 } else { 0.7 }).collect();
+    let eight = Quantized::int8([16, 64], 64, &values).unwrap();
+    let (codes, scb) = eight.to_bitsandbytes().unwrap();
+    assert_eq!(Quantized::from_bitsandbytes([16, 64], bytemuck::cast_slice(codes), &scb).unwrap(), eight);
+    let four = Quantized::q4_0([16, 64], &values).unwrap();
+    let Gptq { qweight, qzeros, scales } = four.to_gptq().unwrap();
+    let scales: Vec<f32> = scales.iter().map(|scale| scale.to_f32()).collect();
+    assert_eq!(Quantized::from_gptq([16, 64], 32, &qweight, &qzeros, &scales, None).unwrap(), four);
+    assert!(four.to_bitsandbytes().is_err() && eight.to_gptq().is_err());
+    assert!(Quantized::int8([16, 64], 32, &values).unwrap().to_bitsandbytes().is_err());
+    assert!(matches!(Quantized::int4([4, 64], 32, &values[..256]).unwrap().to_gptq(), Err(QuantizedError::Rows { found: 4, .. })));
+    let huge = Quantized::int4([8, 32], 32, &[1e30; 256]).unwrap();
+    assert!(matches!(huge.to_gptq(), Err(QuantizedError::NonFinite { what: "scale", .. })));
+}
+
 proptest! {
     #[test]
     fn values_come_back_to_half_a_step(

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 pub use mismatch::{Mismatch, Misshaped};
-pub use save::{TensorRef, save};
+pub use save::{Planned, TensorRef, save, save_each};
 
 use crate::{Error, Result, WeightsError};
 

@@ -1,4 +1,5 @@
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::Dtype;
@@ -29,41 +30,57 @@ impl<'a> TensorRef<'a> {
     }
 }
 
+/// What a tensor will be, before its bytes are there.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
 /// Writes a safetensors file, whole or not at all (see [`AtomicFile`]).
 ///
 /// The bytes depend on the contents alone, not on the order of `tensors`: largest element first, which keeps every tensor
 /// aligned, then by name.
 pub fn save(path: impl AsRef<Path>, tensors: &[TensorRef], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let bytes: HashMap<&str, &[u8]> = tensors.iter().map(|t| (t.name, t.bytes)).collect();
+    let planned = tensors.iter().map(|t| Planned { name: t.name.into(), dtype: t.dtype, shape: t.shape.into() }).collect();
+    save_each(path, planned, metadata, |t| Ok(bytes.get(t.name.as_str()).copied().unwrap_or_default().into()))
+}
+
+/// As [`save`], of tensors whose bytes `make` gives one by one, so that all of them are never in memory.
+///
+/// # Errors
+/// Those of `make`; bytes of another number than the tensor's shape says; names that come twice.
+pub fn save_each<'a, E: From<Error>>(
+    path: impl AsRef<Path>,
+    mut tensors: Vec<Planned>,
+    metadata: &BTreeMap<String, String>,
+    mut make: impl FnMut(&Planned) -> Result<Cow<'a, [u8]>, E>,
+) -> Result<(), E> {
     let path = path.as_ref();
     let fail = |why| Error::Weights { path: path.to_owned(), why };
-    let mut order: Vec<&TensorRef> = tensors.iter().collect();
-    order.sort_by_key(|t| (std::cmp::Reverse(t.dtype.size()), t.name));
+    tensors.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
 
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
-    let mut at = 0;
-    for t in &order {
+    let (mut at, mut sizes) = (0usize, Vec::with_capacity(tensors.len()));
+    for t in &tensors {
         if t.dtype.block() > 1 {
-            return Err(fail(WeightsError::Dtype { tensor: t.name.into(), expected: "one of safetensors", found: t.dtype.name() }));
+            return Err(fail(WeightsError::Dtype { tensor: t.name.clone(), expected: "one of safetensors", found: t.dtype.name() }).into());
         }
-        let count = t.shape.iter().try_fold(t.dtype.size(), |a, &b| a.checked_mul(b));
-        if count != Some(t.bytes.len()) {
-            return Err(fail(WeightsError::SaveSize {
-                tensor: t.name.into(),
-                shape: t.shape.into(),
-                expected: count.map_or(u64::MAX, |n| n as u64),
-                found: t.bytes.len() as u64,
-            }));
+        let size = t.shape.iter().try_fold(t.dtype.size(), |a, &b| a.checked_mul(b));
+        let Some((size, end)) = size.and_then(|size| Some((size, at.checked_add(size)?))) else {
+            return Err(fail(t.misfit(None, 0)).into());
+        };
+        let entry = serde_json::json!({ "dtype": t.dtype.name(), "shape": t.shape, "data_offsets": [at, end] });
+        if t.name == "__metadata__" || header.insert(t.name.clone(), entry).is_some() {
+            return Err(fail(WeightsError::Duplicate(t.name.clone())).into());
         }
-        let entry = serde_json::json!({
-            "dtype": t.dtype.name(), "shape": t.shape, "data_offsets": [at, at + t.bytes.len()],
-        });
-        if t.name == "__metadata__" || header.insert(t.name.into(), entry).is_some() {
-            return Err(fail(WeightsError::Duplicate(t.name.into())));
-        }
-        at += t.bytes.len();
+        sizes.push(size);
+        at = end;
     }
     let mut header = serde_json::Value::from(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -71,8 +88,23 @@ pub fn save(path: impl AsRef<Path>, tensors: &[TensorRef], metadata: &BTreeMap<S
     let mut file = AtomicFile::create(path)?;
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
-    for t in order {
-        file.write(t.bytes)?;
+    for (t, size) in tensors.iter().zip(sizes) {
+        let bytes = make(t)?;
+        if bytes.len() != size {
+            return Err(fail(t.misfit(Some(size), bytes.len())).into());
+        }
+        file.write(&bytes)?;
     }
-    file.commit()
+    Ok(file.commit()?)
+}
+
+impl Planned {
+    fn misfit(&self, expected: Option<usize>, found: usize) -> WeightsError {
+        WeightsError::SaveSize {
+            tensor: self.name.clone(),
+            shape: self.shape.clone(),
+            expected: expected.map_or(u64::MAX, |n| n as u64),
+            found: found as u64,
+        }
+    }
 }
