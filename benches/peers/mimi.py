@@ -112,12 +112,15 @@ MEASURES = {"ceilings": ceilings, "moshi streaming": moshi_streaming, "moshi off
             "rustymimi streaming": rustymimi_streaming, "rustymimi offline": rustymimi_offline}
 
 
+def environment(threads):
+    """RAYON_NUM_THREADS is what candle obeys, the others are for PyTorch's libraries."""
+    return os.environ | dict.fromkeys(["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(threads))
+
+
 def measure(args, name):
-    """One measure in a process of its own; RAYON_NUM_THREADS is what candle obeys, the others are for PyTorch's libraries."""
-    threads = str(args.threads)
-    environment = os.environ | {"RAYON_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    own = ["--threads", threads, "--codebooks", args.codebooks, "--frames", args.frames, "--measure", name]
-    return json.loads(output([sys.executable, __file__, args.model, *own], env=environment).splitlines()[-1])
+    """One measure in a process of its own."""
+    own = ["--threads", args.threads, "--codebooks", args.codebooks, "--frames", args.frames, "--measure", name]
+    return json.loads(output([sys.executable, __file__, args.model, *own], env=environment(args.threads)).splitlines()[-1])
 
 
 class Swara:
@@ -155,6 +158,10 @@ def cell(value):
     return "-" if value is None else f"{value:.1f}"
 
 
+def print_ceiling(what, values):
+    print(f"{what:28}{statistics.median(values):10.1f}   ({min(values):.1f} to {max(values):.1f})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -190,8 +197,7 @@ def main():
 
     print(f"medians of {args.rounds} rounds in turns, {args.threads} threads, {args.codebooks} codebooks, {args.model.name}")
     for what in ("read GB/s", "sgemm GFLOP/s"):
-        values = found["ceilings", what][""]
-        print(f"{what:28}{statistics.median(values):10.1f}   ({min(values):.1f} to {max(values):.1f})")
+        print_ceiling(what, found["ceilings", what][""])
     print(f"{'ms':28}{'swara':>10}{'moshi':>10}{'rustymimi':>10}{'better peer / swara':>22}")
     for (how, what), peers in found.items():
         if how == "ceilings":

@@ -23,10 +23,15 @@ def output(command, **more):
     return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True, **more).stdout
 
 
-def build():
-    output(["cargo", "build", "--release", "--quiet", "-p", "swara", "-p", "swara-benches", "--bin", "swara", "--bin", "codec_train"], cwd=ROOT)
-    metadata = output(["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=ROOT)
+def cargo(folder, *what):
+    """Builds, -> where the programs are."""
+    output(["cargo", "build", "--release", "--quiet", *what], cwd=folder)
+    metadata = output(["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=folder)
     return Path(json.loads(metadata)["target_directory"]) / "release"
+
+
+def build():
+    return cargo(ROOT, "-p", "swara", "-p", "swara-benches", "--bin", "swara", "--bin", "codec_train")
 
 
 class Round:
