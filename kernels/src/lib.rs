@@ -25,4 +25,4 @@ pub use device::{Cuda, Device};
 pub use dtype::{DType, Element, Real};
 pub use error::{Error, Result};
 pub use shape::Shape;
-pub use tensor::Tensor;
+pub use tensor::{Tensor, release_idle};

@@ -245,6 +245,11 @@ impl CpuPool {
     const MAX_LINES: usize = (4 << 30) / 64;
 }
 
+/// Gives this thread's idle buffers back to the system: after work whose sizes will not come again, as when a model is read.
+pub fn release_idle() {
+    POOL.take();
+}
+
 impl CpuBuffer {
     fn take(bytes: usize) -> Result<CpuBuffer> {
         let lines = bytes.div_ceil(64);

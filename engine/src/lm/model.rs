@@ -3,7 +3,7 @@
 use swara_kernels::ops::embedding::{self, Ids, Tables};
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
 use swara_kernels::ops::{elementwise, layer_norm};
-use swara_kernels::{DType, Device, Tensor};
+use swara_kernels::{DType, Device, Tensor, release_idle};
 
 use super::Format;
 use super::config::{Config, Shape};
@@ -255,8 +255,10 @@ pub(super) fn read(
     let ready = |blocks: &[Block], from: &mut Reader| blocks.iter().map(|b| ReadyBlock::new(b, device, from)).collect::<Result<Vec<_>>>();
     let shape = config.temporal()?;
     let fed = Rows::read(&layers.fed, device, from)?;
+    release_idle();
     from.bits = format.temporal;
     let blocks = ready(&layers.temporal, from)?;
+    release_idle();
     from.bits = format.heads;
     let temporal = Temporal {
         fed,
@@ -266,6 +268,7 @@ pub(super) fn read(
         text: Dense::read("text_linear", config.bias_proj, from)?,
         heads: (0..config.extra_heads_num_heads).map(|k| Dense::read(&format!("extra_heads.{k}"), false, from)).collect::<Result<_>>()?,
     };
+    release_idle();
     let Some(depth) = &layers.depth else { return Ok((temporal, None)) };
     let linears = (0..config.dep_q).map(|k| Dense::read(&format!("linears.{k}"), config.bias_proj, from)).collect::<Result<_>>()?;
     from.bits = format.depth;
@@ -282,6 +285,7 @@ pub(super) fn read(
         norms,
         linears,
     };
+    release_idle();
     Ok((temporal, Some(depth)))
 }
 
