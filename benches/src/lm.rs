@@ -35,7 +35,7 @@ pub struct Row {
     pub ceiling_gb_s: f64,
     /// By how much the ceilings moved.
     pub drift: f64,
-    /// Of the process until then.
+    /// Of the process, since the model was begun.
     pub peak_rss_mb: Option<f64>,
 }
 

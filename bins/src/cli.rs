@@ -250,7 +250,7 @@ pub struct Talk {
     /// Codec of what is heard and said
     #[arg(long, value_name = "FILE", required_unless_present_all = ["user_codes", "dump"])]
     pub mimi: Option<String>,
-    /// Of its weights; what the file has as codes stays so. By default as --dtype says
+    /// Of its weights; what the file has as codes stays so. By default --dtype, which is else the type of what is no codes: bf16
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
     /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
@@ -512,8 +512,8 @@ pub struct BenchLm {
     /// Streams that advance together; may be repeated
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch: Vec<u16>,
-    /// Steps that attention sees, instead of the model's
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Steps that attention sees, instead of the configuration's
+    #[arg(long, value_name = "N", requires = "random", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub context: Option<u32>,
     /// Steps to time
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -541,7 +541,7 @@ impl Format {
         clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// What is not codes is f32 or bf16 on the CPU, `dtype` if that is given.
+    /// What is no codes: `dtype`, bf16 by default.
     pub fn of(self, dtype: Option<DType>) -> lm::Format {
         let beside = dtype.unwrap_or(DType::BF16);
         match self {

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`audio`] | wav, flac, mp3, ogg vorbis, aiff, raw g722; mono, any rate, bounded memory | wav (16-bit, float) |
 //! | [`weights`] | safetensors, GGUF and PyTorch's zip and pickle files, memory-mapped; one file or a directory | safetensors |
-//! | [`quantized`] | matrices of 8 and 4 bits as ggml, bitsandbytes, AutoGPTQ and AutoAWQ lay them out | |
+//! | [`quantized`] | matrices of 8 and 4 bits as ggml, bitsandbytes, AutoGPTQ and AutoAWQ lay them out | those of bitsandbytes and AutoGPTQ |
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
 //! | [`tokenizer`] | the vocabulary of a sentencepiece model | |

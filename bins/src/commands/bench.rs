@@ -114,6 +114,8 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
     let mut rows = Vec::new();
     let mut measured = None;
     for format in &args.format {
+        // Else the peak of one format would be that of those before it.
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
         let lm = language_model(args, &device, format.of(common.dtype))?;
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;

@@ -38,13 +38,13 @@ struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    fn quantize(&self, file: &Weights) -> Result<(Cow<'_, [f32]>, Quantized)> {
+    fn quantize(&self, file: &Weights) -> Result<(Vec<f32>, Quantized)> {
         let values = file.to_f32(self.name)?.into_owned();
         let quantized = match self.layout {
             Layout::Bitsandbytes => Quantized::int8(self.shape, self.shape[1], &values),
             Layout::Gptq(group) => Quantized::int4(self.shape, group, &values),
         };
-        Ok((values.into(), quantized.map_err(|why| self.fail(file, why))?))
+        Ok((values, quantized.map_err(|why| self.fail(file, why))?))
     }
 
     fn fail(&self, file: &Weights, why: QuantizedError) -> Failure {
@@ -85,20 +85,21 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     let file = Weights::open(&args.input)?;
     let folder = &args.output;
     let path = folder.join("model.safetensors");
-    let same = |a: &Path, b: &Path| std::fs::canonicalize(a).ok().is_some_and(|a| std::fs::canonicalize(b).ok() == Some(a));
     if same(file.path(), &path) || same(file.path(), folder) {
         return Err(Failure::usage("quantize: would overwrite what it reads"));
     }
     let parts = lm::matrices(&file)?;
+    for name in parts.keys() {
+        if file.quantized(name)?.is_some() {
+            return Err(Failure::file("cannot quantize", format!("tensor {name} has codes already"), file.path()));
+        }
+    }
     let mut sources: BTreeMap<String, (usize, Content)> = BTreeMap::new();
     let (mut planned, mut matrices) = (Vec::new(), Vec::new());
     for name in file.names() {
         let Some((dtype, shape)) = file.info(name) else { continue };
         let tensors = match (parts.get(name), shape) {
             (Some(part), &[rows, columns]) => {
-                if file.quantized(name)?.is_some() {
-                    return Err(Failure::file("cannot quantize", format!("tensor {name} has codes already"), file.path()));
-                }
                 let matrix = Matrix { name, shape: [rows, columns], layout: layout(args, *part, rows, columns) };
                 let tensors = matrix.planned();
                 matrices.push((matrix, *part));
@@ -112,8 +113,6 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         }
     }
     std::fs::create_dir_all(folder).map_err(|e| Failure::file("cannot create folder", e, folder))?;
-    let beside = if args.input.is_dir() { args.input.as_path() } else { args.input.parent().unwrap_or(Path::new("")) };
-    copy_beside(beside, folder)?;
 
     let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
     let bar = terminal::progress(Some(planned.len() as u64), "quantize");
@@ -126,6 +125,7 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         let (matrix, part) = &matrices[at];
         let (values, codes) = matrix.quantize(&file)?;
         let fail = |why| matrix.fail(&file, why);
+        let mut written = None;
         let bytes = match matrix.layout {
             Layout::Bitsandbytes => {
                 let (bytes, greatest) = codes.to_bitsandbytes().map_err(fail)?;
@@ -134,8 +134,14 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
                     _ => bytes.to_vec(),
                 }
             }
-            Layout::Gptq(_) => {
+            Layout::Gptq(group) => {
                 let packed = codes.to_gptq().map_err(fail)?;
+                if let Content::Codes = content {
+                    // With the scales that are stored.
+                    let scales: Vec<f32> = packed.scales.iter().map(|scale| scale.to_f32()).collect();
+                    let found = Quantized::from_gptq(matrix.shape, group, &packed.qweight, &packed.qzeros, &scales, None);
+                    written = Some(found.map_err(fail)?.dequantize());
+                }
                 let words = |words: Vec<i32>| words.iter().flat_map(|word| word.to_le_bytes()).collect();
                 match content {
                     Content::Scales => packed.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
@@ -150,11 +156,14 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
             loss.matrices += 1;
             loss.values += values.len();
             loss.energy += values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-            loss.error += values.iter().zip(codes.dequantize()).map(|(&v, q)| f64::from(v - q).powi(2)).sum::<f64>();
+            loss.error +=
+                values.iter().zip(written.unwrap_or_else(|| codes.dequantize())).map(|(&v, q)| f64::from(v - q).powi(2)).sum::<f64>();
         }
         Ok(bytes.into())
     })?;
     bar.finish_and_clear();
+    let beside = if args.input.is_dir() { args.input.as_path() } else { args.input.parent().unwrap_or(Path::new("")) };
+    copy_beside(beside, folder)?;
     report(common, args, &path, &losses)
 }
 
@@ -169,6 +178,11 @@ fn layout(args: &Quantize, part: Part, rows: usize, columns: usize) -> Layout {
     if four && fits { Layout::Gptq(group) } else { Layout::Bitsandbytes }
 }
 
+/// Whether both are there and one.
+fn same(a: &Path, b: &Path) -> bool {
+    std::fs::canonicalize(a).ok().is_some_and(|a| std::fs::canonicalize(b).ok() == Some(a))
+}
+
 /// The configuration, and vocabularies.
 fn copy_beside(from: &Path, to: &Path) -> Result {
     let from = if from.as_os_str().is_empty() { Path::new(".") } else { from };
@@ -176,8 +190,9 @@ fn copy_beside(from: &Path, to: &Path) -> Result {
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default();
         let wanted = name == "config.json" || path.extension().is_some_and(|extension| extension == "model");
-        if wanted && path.is_file() {
-            std::fs::copy(&path, to.join(name)).map_err(|e| Failure::file("cannot copy", e, &path))?;
+        let to = to.join(name);
+        if wanted && path.is_file() && !same(&path, &to) {
+            std::fs::copy(&path, to).map_err(|e| Failure::file("cannot copy", e, &path))?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
 use swara_loader::tokenizer::{TextStream, Tokenizer};
 use swara_loader::weights::{TensorRef, Weights, save};
 
-use crate::cli::{Common, Talk};
+use crate::cli::{Common, Format, Talk};
 use crate::codec::{self, Times};
 use crate::commands::peak_rss_mb;
 use crate::failure::{Failure, Result};
@@ -362,7 +362,7 @@ impl Dialogue<'_> {
         let (frames, total) = (self.steps, &self.total_times);
         if common.json {
             return terminal::say_json(&json!({
-                "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "seed": args.seed,
+                "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "format": args.format.map(Format::name), "seed": args.seed,
                 "steps": frames, "seconds": seconds,
                 "frame_ms": {
                     "encode_p50": encode.percentile_ms(0.5), "lm_p50": self.lm_times.percentile_ms(0.5),

@@ -134,10 +134,11 @@ impl Place {
 impl Layout {
     /// None if this is no language model.
     pub fn of(file: &weights::Weights) -> Option<Layout> {
-        if !file.contains("text_emb.weight") || !file.contains("text_linear.weight") {
+        let has = |name: &str| file.contains(name) || packed(file, name);
+        if !has("text_emb.weight") || !has("text_linear.weight") {
             return None;
         }
-        let candle = file.contains("depformer.0.linear_in.weight");
+        let candle = has("depformer.0.linear_in.weight");
         Some(if candle { Layout::Candle } else { Layout::Moshi })
     }
 
@@ -181,7 +182,11 @@ fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) 
             return Place::whole(name, shape);
         }
     };
-    if file.contains(&since) { Place::whole(since, shape) } else { Place::stacked(format!("{base}{rest}"), shape, set, sets) }
+    if file.contains(&since) || packed(file, &since) {
+        Place::whole(since, shape)
+    } else {
+        Place::stacked(format!("{base}{rest}"), shape, set, sets)
+    }
 }
 
 fn candle(config: &Config, name: &str) -> Vec<String> {

@@ -189,7 +189,7 @@ impl Config {
         }
     }
 
-    /// A tenth of [`Config::moshi`]: rows of 1024, 24 layers, and a depth transformer of full size.
+    /// [`Config::moshi`] with rows of 1024 and 24 layers: 1.1 billion weights, most of them the depth transformer's.
     pub fn moshi_1b() -> Config {
         Config { dim: 1024, num_heads: 16, num_layers: 24, ..Config::moshi() }
     }

@@ -134,17 +134,17 @@ impl Source for Random<'_> {
         /// Numbers until they repeat: no memory is read twice for that.
         const PERIOD: usize = (1 << 20) - 3;
         let shape = self.tensors.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
-        let elements: usize = shape.iter().product();
-        let values: Vec<f32> = match shape[..] {
+        let elements = shape.iter().fold(1usize, |a, &b| a.saturating_mul(b));
+        let mut values = model::room(elements)?;
+        match shape[..] {
             [_, inputs] => {
                 let largest = (3.0 / inputs as f64).sqrt();
                 let mut rng = SplitMix(name.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into())));
                 let some: Vec<f32> = (0..elements.min(PERIOD)).map(|_| ((2.0 * rng.uniform() - 1.0) * largest) as f32).collect();
-                some.iter().copied().cycle().take(elements).collect()
+                values.extend(some.iter().cycle().take(elements));
             }
-            _ if name.ends_with(".bias") => vec![0.0; elements],
-            _ => vec![1.0; elements],
-        };
+            _ => values.resize(elements, if name.ends_with(".bias") { 0.0 } else { 1.0 }),
+        }
         let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&shape[..])?)?;
         Ok(elementwise::convert(&tensor, dtype)?)
     }

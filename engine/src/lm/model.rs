@@ -139,6 +139,14 @@ fn blocks(shape: &Shape, hidden: usize, window: Option<usize>, name: impl Fn(usi
     (0..shape.layers).map(block).collect()
 }
 
+/// An empty vector for so many values.
+pub(super) fn room(values: usize) -> Result<Vec<f32>> {
+    let mut room = Vec::new();
+    let reserved = room.try_reserve_exact(values);
+    reserved.map_err(|_| Error::Argument(format!("no memory for {values} values of a language model")))?;
+    Ok(room)
+}
+
 /// Tables one below the other.
 pub(super) struct Rows {
     weight: Tensor,
@@ -150,7 +158,7 @@ impl Rows {
         let sizes: Vec<usize> = embeddings.iter().map(|e| e.rows).collect();
         let tables = Tables::new(device, &sizes)?;
         let width = embeddings.first().map_or(0, |e| e.width);
-        let mut rows = Vec::with_capacity(tables.rows() * width);
+        let mut rows = room(tables.rows().saturating_mul(width))?;
         for embedding in embeddings {
             rows.extend(embedding.read(from)?.to_vec::<f32>()?);
         }

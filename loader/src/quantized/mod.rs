@@ -46,7 +46,7 @@ impl Bits {
 /// | 8 | signed | `fma(scale, q, -min)` | `scale * q` |
 /// | 4 | 0 to 15 | `fma(scale, q, -min)` | `scale * (q - 8)` |
 ///
-/// Each is one rounding to f32. Scales and minima are finite, and there is at least one column.
+/// Each is one rounding to f32. Scales, minima and the values of all codes are finite, and there is at least one column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantized {
     shape: [usize; 2],
@@ -81,6 +81,16 @@ impl Quantized {
                 let in_row = shape[1] / group;
                 return Err(QuantizedError::NonFinite { what, row: at / in_row, group: at % in_row, value: values[at] });
             }
+        }
+        // The code furthest from zero.
+        let furthest = |at: usize| match (bits, &mins) {
+            (Bits::Eight, mins) => 128.0 * scales[at].abs() + mins.as_ref().map_or(0.0, |mins| mins[at].abs()),
+            (Bits::Four, Some(mins)) => 15.0 * scales[at].abs() + mins[at].abs(),
+            (Bits::Four, None) => 8.0 * scales[at].abs(),
+        };
+        if let Some((at, value)) = (0..groups).map(|at| (at, furthest(at))).find(|(_, value)| !value.is_finite()) {
+            let in_row = shape[1] / group;
+            return Err(QuantizedError::NonFinite { what: "value", row: at / in_row, group: at % in_row, value });
         }
         Ok(Self { shape, bits, group, scales, mins, codes })
     }

@@ -245,8 +245,8 @@ impl<T: Real> Job<'_, T> {
         let mut edge = [T::zero(); WIDE];
         let whole = n == NV * V::LANES;
         // SAFETY: the rows, columns and depth of this tile lie inside `a.data` and `c`, as `check` has it; a panel has
-        // `depth` rows, and `first + NV * LANES` columns of it are readable (packed: padded; in place: whole vectors); `edge`
-        // holds `WIDE >= NV * LANES`.
+        // `depth` rows, and `first + NV * LANES` columns of it are readable (packed: padded; in place: whole vectors; more
+        // than a panel has: the next is there); `edge` holds `WIDE >= NV * LANES` wherever a tile is not whole.
         unsafe {
             let row_of_c = |r: usize| self.c.add((i + r) * self.c_stride + j);
             let mut acc = [[V::splat(T::zero()); NV]; MR];

@@ -10,7 +10,9 @@ const THREADS: usize = 128;
 const STAGED_BYTES: usize = 32 << 10;
 
 /// Rows of x that a pass takes, and rows of w that a group of threads has beside them.
-const PASSES: [(usize, usize); 3] = [(1, 4), (4, 4), (16, 2)];
+type Passes = [(usize, usize); 3];
+const PASSES: Passes = [(1, 4), (4, 4), (16, 2)];
+const CODES_PASSES: Passes = [(1, 4), (4, 4), (8, 2)];
 
 /// Threads that share a sum over `k`, at two vectors each: decided by `k` and the type alone, as they order the sum.
 fn group(k: usize, vector: usize) -> usize {
@@ -117,11 +119,9 @@ struct FewRows {
     launch: Launch,
 }
 
-/// `vector`: elements of K that a thread takes at a time.
-fn passes(y: &Tensor, k: usize, vector: usize, activation: Activation) -> Result<FewRows> {
+fn few(y: &Tensor, k: usize, group: usize, passes: Passes, activation: Activation) -> Result<FewRows> {
     let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
-    let group = group(k, vector);
-    let (pass_rows, weight_rows) = PASSES.into_iter().find(|&(m, _)| rows <= m).unwrap_or(PASSES[2]);
+    let (pass_rows, weight_rows) = passes.into_iter().find(|&(m, _)| rows <= m).unwrap_or(passes[2]);
     let own = if activation == Activation::SiluGate { weight_rows / 2 } else { weight_rows };
     let passes = rows.div_ceil(pass_rows);
     let blocks = index(NAME, columns.div_ceil(THREADS / group * own).saturating_mul(passes))?;
@@ -137,7 +137,7 @@ fn few_rows(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fus
     let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
     let [outputs, k] = [weight.shape().rows(), weight.shape().last_dim()];
     let vector = vector_of(k, x.dtype());
-    let few = passes(y, k, vector, fused.activation)?;
+    let few = few(y, k, group(k, vector), PASSES, fused.activation)?;
     let int = |n| index(NAME, n);
     let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &format!("linear_{}", few.rows), x)?)?;
     let args = args![
@@ -156,7 +156,7 @@ fn few_rows(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fus
         int(few.passes)?,
         (vector > 1) as i32,
     ];
-    // SAFETY: the parameters of LINEAR; `output` has checked every extent, and `passes` that none overflows.
+    // SAFETY: the parameters of LINEAR; `output` has checked every extent, and `few` that none overflows.
     unsafe { kernel.launch(few.launch, args) }
 }
 
@@ -180,7 +180,9 @@ pub fn by_codes(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Quantized, fuse
         Bits::Four => (4, 32),
         Bits::Eight => (8, 16),
     };
-    let few = passes(y, k, vector, fused.activation)?;
+    // A turn of a group is no more than the shortest chunk of x, so that chunks change no order.
+    let turn = STAGED_BYTES / (CODES_PASSES[2].0 * x.dtype().bytes()) / vector;
+    let few = few(y, k, group(k, vector).min(turn), CODES_PASSES, fused.activation)?;
     let int = |n| index(NAME, n);
     let kernel = gpu.kernel(&LOW_BIT, &kernel_name(NAME, &format!("linear_int{bits}_{}", few.rows), x)?)?;
     let args = args![
@@ -201,7 +203,7 @@ pub fn by_codes(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Quantized, fuse
         few.group as i32,
         int(few.passes)?,
     ];
-    // SAFETY: the parameters of LINEAR_CODES; `output` has checked every extent, `codes` the rows of codes, `passes` that none overflows.
+    // SAFETY: the parameters of LINEAR_CODES; `output` has checked every extent, `codes` the rows of codes, `few` that none overflows.
     unsafe { kernel.launch(few.launch, args) }
 }
 

@@ -8,17 +8,16 @@
 // Mapping    as linear.cu: a thread takes 16 bytes of codes of each of its R rows, 32 or 16 columns of one group.
 // Memory     codes past the L1 cache; x through shared memory, M rows of a chunk of K. A thread's columns of x are several pieces of
 //            16 bytes, kept turned so that eight threads find theirs in different banks.
-// Order      as linear.cu. Several rows share values, scaled as they are unpacked. One row does without: its products with 16 bytes of
-//            codes, less the code of zero, are added up first and then scaled, and so are what it is in these columns, by minima.
+// Order      as linear.cu: decided by K, the bits and the type of x alone. Whatever M is, a chunk of x is whole turns of a group.
 // Bytes      N K codes once for every M rows of x, N K / group scales. Integers become floats by a byte permutation below the exponent of
-//            2^23 and one subtraction: three to four instructions a weight with its product (M = 1). A multiprocessor of an H200 issues
-//            128 a cycle and is brought 25 weights of eight bits or 50 of four: 0.6 and 1.3 of what it can.
+//            2^23 and one subtraction, values by one more instruction: four to five a weight with its product (M = 1). A
+//            multiprocessor of an H200 issues 128 a cycle and is brought 25 weights of eight bits or 50 of four: 0.8 and 1.8 of what it can.
 // Left       tensor cores, for four bits and for M > 1: half the instructions.
 // Ladder     v1. Not yet timed on any GPU.
 //
-// kernels: linear_int4_1_f32 linear_int4_4_f32 linear_int4_16_f32 linear_int4_1_bf16 linear_int4_4_bf16 linear_int4_16_bf16
-// kernels: linear_int4_1_f16 linear_int4_4_f16 linear_int4_16_f16 linear_int8_1_f32 linear_int8_4_f32 linear_int8_16_f32
-// kernels: linear_int8_1_bf16 linear_int8_4_bf16 linear_int8_16_bf16 linear_int8_1_f16 linear_int8_4_f16 linear_int8_16_f16
+// kernels: linear_int4_1_f32 linear_int4_4_f32 linear_int4_8_f32 linear_int4_1_bf16 linear_int4_4_bf16 linear_int4_8_bf16
+// kernels: linear_int4_1_f16 linear_int4_4_f16 linear_int4_8_f16 linear_int8_1_f32 linear_int8_4_f32 linear_int8_8_f32
+// kernels: linear_int8_1_bf16 linear_int8_4_bf16 linear_int8_8_bf16 linear_int8_1_f16 linear_int8_4_f16 linear_int8_8_f16
 #include "few_rows.cuh"
 #include "vec.cuh"
 
@@ -28,22 +27,22 @@ __device__ __forceinline__ void bytes_to_floats(float (&v)[4], unsigned word, fl
     for (int i = 0; i < 4; i++) v[i] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)) - (8388608.0f + offset);
 }
 
-// N codes, those of the i-th piece, less `zero`.
+// N codes, those of the i-th piece.
 template <int BITS, int N>
-__device__ __forceinline__ void decode(float (&v)[N], const unsigned (&words)[4], int i, float zero) {
+__device__ __forceinline__ void decode(float (&v)[N], const unsigned (&words)[4], int i) {
     if constexpr (BITS == 8) {
 #pragma unroll
         for (int w = 0; w < N / 4; w++) {
             float four[4];
-            bytes_to_floats(four, words[i * (N / 4) + w] ^ 0x80808080u, 128.0f + zero);
+            bytes_to_floats(four, words[i * (N / 4) + w] ^ 0x80808080u, 128.0f);
 #pragma unroll
             for (int e = 0; e < 4; e++) v[4 * w + e] = four[e];
         }
     } else {
         const unsigned word = words[i * N / 8] >> (i * N % 8 * 4);
         float even[4], odd[4];
-        bytes_to_floats(even, word & 0x0f0f0f0fu, zero);
-        bytes_to_floats(odd, word >> 4 & 0x0f0f0f0fu, zero);
+        bytes_to_floats(even, word & 0x0f0f0f0fu, 0.0f);
+        bytes_to_floats(odd, word >> 4 & 0x0f0f0f0fu, 0.0f);
 #pragma unroll
         for (int e = 0; e < N; e++) v[e] = e % 2 ? odd[e / 2] : even[e / 2];
     }
@@ -54,7 +53,6 @@ __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x
                                              const float* mins, int rows, int outputs, int k, int scaled, int group, int passes) {
     constexpr int N = LANES<T>, COLUMNS = 128 / BITS, PIECES = COLUMNS / N;  // pieces of x beside 16 bytes of codes
     constexpr int CHUNK = STAGED_BYTES / (M * sizeof(T));
-    constexpr float ZERO = BITS == 4 ? 8.0f : 0.0f;
     DYNAMIC_SHARED(T, staged);  // M rows of a chunk of x
     const FewRows<T, M, R> few(finish, outputs, group, passes);
     const int groups = k / scaled;
@@ -77,47 +75,34 @@ __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x
         for (int i = few.lane; i < count / COLUMNS; i += group) {
             const int column = base + i * COLUMNS, turn = i * PIECES / 8;
             unsigned words[R][4];
-            float scale[R], min[R], part[R] = {}, plain = 0.0f;
+            float scale[R], min[R];
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 const uint64_t row = few.row_of_w(r), at = row * groups + column / scaled;
                 const uint4 raw = load_once16(codes + (row * k + column) * BITS / 8);
                 words[r][0] = raw.x, words[r][1] = raw.y, words[r][2] = raw.z, words[r][3] = raw.w;
                 scale[r] = scales[at];
-                min[r] = mins ? mins[at] : ZERO * scale[r];
+                min[r] = mins ? mins[at] : (BITS == 4 ? 8.0f : 0.0f) * scale[r];
             }
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++) {
                 float a[R][N];
 #pragma unroll
                 for (int r = 0; r < R; r++) {
-                    decode<BITS>(a[r], words[r], piece, M == 1 ? ZERO : 0.0f);
-                    if constexpr (M > 1)
+                    decode<BITS>(a[r], words[r], piece);
 #pragma unroll
-                        for (int e = 0; e < N; e++) a[r][e] = fmaf(scale[r], a[r][e], -min[r]);
+                    for (int e = 0; e < N; e++) a[r][e] = fmaf(scale[r], a[r][e], -min[r]);
                 }
 #pragma unroll
                 for (int m = 0; m < M; m++) {
                     float b[N];
                     load_vector(b, staged + m * CHUNK + (i * PIECES + (piece + turn) % PIECES) * N);
 #pragma unroll
-                    for (int e = 0; e < N; e++) {
-                        if (M == 1) plain += b[e];
+                    for (int r = 0; r < R; r++)
 #pragma unroll
-                        for (int r = 0; r < R; r++)
-                            if constexpr (M == 1)
-                                part[r] = fmaf(a[r][e], b[e], part[r]);
-                            else
-                                sum[m][r] = fmaf(a[r][e], b[e], sum[m][r]);
-                    }
+                        for (int e = 0; e < N; e++) sum[m][r] = fmaf(a[r][e], b[e], sum[m][r]);
                 }
             }
-            if constexpr (M == 1)
-#pragma unroll
-                for (int r = 0; r < R; r++) {
-                    sum[0][r] = fmaf(scale[r], part[r], sum[0][r]);
-                    if (mins) sum[0][r] = fmaf(ZERO * scale[r] - min[r], plain, sum[0][r]);
-                }
         }
     }
     few.store(sum, rows);
@@ -133,8 +118,8 @@ __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x
         linear_codes<T, BITS, M, R>(finish, x, codes, scales, mins, rows, outputs, k, scaled, group, passes);                   \
     }
 #define FOR_TYPE(T, SUFFIX)                                                                                      \
-    LINEAR_CODES(4, 1, 4, T, SUFFIX) LINEAR_CODES(4, 4, 4, T, SUFFIX) LINEAR_CODES(4, 16, 2, T, SUFFIX)          \
-    LINEAR_CODES(8, 1, 4, T, SUFFIX) LINEAR_CODES(8, 4, 4, T, SUFFIX) LINEAR_CODES(8, 16, 2, T, SUFFIX)
+    LINEAR_CODES(4, 1, 4, T, SUFFIX) LINEAR_CODES(4, 4, 4, T, SUFFIX) LINEAR_CODES(4, 8, 2, T, SUFFIX)           \
+    LINEAR_CODES(8, 1, 4, T, SUFFIX) LINEAR_CODES(8, 4, 4, T, SUFFIX) LINEAR_CODES(8, 8, 2, T, SUFFIX)
 FOR_TYPE(float, f32)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)

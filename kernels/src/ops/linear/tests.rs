@@ -20,17 +20,33 @@ fn the_other_rows_change_no_bit() {
         let layers = [(33, 64), (70, 500), (31, 77), (7, 2_056)];
         let products = [Product::FewRows, Product::Tiles, Product::Wgmma];
         for ((n, k), product) in layers.into_iter().flat_map(|layer| products.map(|product| (layer, product))) {
-            let rows = 53;
-            let x = normal([rows, k], 1).to_f64().unwrap();
             let weight = Weight::for_product(&on(&normal([n, k], 2).to_f64().unwrap(), [n, k]), product).unwrap();
-            let run = |first: usize, count: usize| {
-                forward(&on(&x[first * k..][..count * k], [count, k]), &weight, Fused::default()).unwrap().to_f64().unwrap()
-            };
-            let whole = run(0, rows);
-            for (first, count) in [(0, 1), (3, 2), (50, 3), (7, 5), (1, 16), (20, 17)] {
-                assert_eq!(run(first, count), whole[first * n..][..count * n], "{dtype} {n}x{k} {product:?}: rows {first}.. of {count}");
-            }
+            same_rows(&device, dtype, &weight, &format!("{product:?}"));
         }
+        let (four, eight) = (Bits::Four, Bits::Eight);
+        for (n, k, groups, bits) in
+            [(31, 96, 3, four), (18, 4_160, 5, four), (9, 17_408, 17, four), (33, 2_112, 3, eight), (6, 16_512, 3, eight)]
+        {
+            let Quantized { codes, scales, mins, .. } = quantized(bits, n, k, groups, true).0;
+            let there = |t: &Tensor| Tensor::from_slice(&device, &t.to_vec::<f32>().unwrap(), t.shape()).unwrap();
+            let codes = Tensor::from_slice(&device, &codes.to_vec::<u8>().unwrap(), codes.shape()).unwrap();
+            let codes = Quantized { bits, codes, scales: there(&scales), mins: mins.as_ref().map(there) };
+            same_rows(&device, dtype, &Weight::quantized(&codes).unwrap(), &format!("{bits:?} bits"));
+        }
+    }
+}
+
+/// Rows of a product, some at a time, are those of all.
+fn same_rows(device: &Device, dtype: DType, weight: &Weight, what: &str) {
+    let (rows, n, k) = (53, weight.outputs(), weight.inputs());
+    let x = normal([rows, k], 1).to_f64().unwrap();
+    let on = |values: &[f64], shape: [usize; 2]| Tensor::from_f64(device, dtype, values, shape).unwrap();
+    let run = |first: usize, count: usize| {
+        forward(&on(&x[first * k..][..count * k], [count, k]), weight, Fused::default()).unwrap().to_f64().unwrap()
+    };
+    let whole = run(0, rows);
+    for (first, count) in [(0, 1), (3, 2), (50, 3), (7, 5), (1, 16), (20, 17)] {
+        assert_eq!(run(first, count), whole[first * n..][..count * n], "{dtype} {n}x{k} {what}: rows {first}.. of {count}");
     }
 }
 
