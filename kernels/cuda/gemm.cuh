@@ -13,7 +13,8 @@
 // A plain matrix is a Window or Taps with one tap. An Output maps (m, n) back to an activation and finishes the layer.
 //
 // Two cores take the same Sources, tiles and Output. multiply_tensor_core: bf16 and f16 through cp.async into three stages
-// of shared memory, ldmatrix and mma.sync m16n8k16. multiply_fma: f32 (and bf16 on sm_75) in registers, 4 x 4 at a time.
+// of shared memory, ldmatrix and mma.sync m16n8k16; f32, if asked for, by three products of tf32 (mma.cuh). multiply_fma: f32
+// (and bf16 on sm_75) in registers, 4 x 4 at a time.
 // Rows that cannot be read in whole vectors take an element-wise way into the same tiles.
 //
 // Where this stands: no spills on any architecture (multiplications of 128x128: 140 registers for 16-bit types, 155-167 for f32);
@@ -188,8 +189,9 @@ struct Output {
     }
 };
 
-/// What one thread reads of a tile OUTER x INNER: CHUNK contiguous elements in each of PASSES rows, moving along K.
-template <int OUTER, int INNER, int CHUNK_, int THREADS, bool K_INNER>
+/// What one thread reads of a tile OUTER x INNER: CHUNK contiguous elements in each of PASSES rows, moving along K. PITCHED: rows of
+/// the tile are CHUNK further apart than they are long.
+template <int OUTER, int INNER, int CHUNK_, int THREADS, bool K_INNER, bool PITCHED = false>
 struct Cursor {
     static constexpr int CHUNK = CHUNK_, ACROSS = INNER / CHUNK, DOWN = THREADS / ACROSS, PASSES = OUTER / DOWN;
     static_assert(INNER % CHUNK == 0 && THREADS % ACROSS == 0 && OUTER % DOWN == 0, "the threads must cover the tile evenly");
@@ -200,7 +202,7 @@ struct Cursor {
         const int row = threadIdx.x / ACROSS;
         // Eight lanes copy two rows of four 16-byte chunks at a time: those four apart, which a pitch of 80 bytes puts into
         // different halves of the banks.
-        if constexpr (CHUNK == 8 && ACROSS == 4) {
+        if constexpr (PITCHED && ACROSS == 4) {
             static_assert(DOWN % 8 == 0, "rows are exchanged within eight");
             return row / 8 * 8 + row % 2 * 4 + row % 8 / 2 + pass * DOWN;
         }
@@ -298,13 +300,14 @@ __device__ __forceinline__ void store_slab(const float* slab, const OUT& out, in
 
 template <class T, class TILE, bool A_K_INNER, bool B_K_INNER, class A, class B, class OUT>
 __device__ void multiply_tensor_core(const A& a, const B& b, const OUT& out, int m0, int n0, int k0, int steps) {
-    constexpr int BK = 32, STAGES = 3, PAD = 8; // the padding spreads the eight rows of an ldmatrix over all banks
+    constexpr int STAGES = 3, CHUNK = 16 / sizeof(T), BK = 4 * CHUNK;
+    constexpr int PAD = CHUNK; // spreads the eight rows of an ldmatrix over all banks
     constexpr int WM = TILE::M / TILE::WARPS_M, WN = TILE::N / TILE::WARPS_N, MI = WM / 16, NI = WN / 8;
     constexpr int A_ROWS = A_K_INNER ? TILE::M : BK, A_PITCH = (A_K_INNER ? BK : TILE::M) + PAD;
     constexpr int B_ROWS = B_K_INNER ? TILE::N : BK, B_PITCH = (B_K_INNER ? BK : TILE::N) + PAD;
     constexpr int STAGE = A_ROWS * A_PITCH + B_ROWS * B_PITCH;
-    using CursorA = Cursor<A_ROWS, A_PITCH - PAD, 8, TILE::THREADS, A_K_INNER>;
-    using CursorB = Cursor<B_ROWS, B_PITCH - PAD, 8, TILE::THREADS, B_K_INNER>;
+    using CursorA = Cursor<A_ROWS, A_PITCH - PAD, CHUNK, TILE::THREADS, A_K_INNER, true>;
+    using CursorB = Cursor<B_ROWS, B_PITCH - PAD, CHUNK, TILE::THREADS, B_K_INNER, true>;
     DYNAMIC_SHARED(float, shared);
     T* tiles = (T*)shared;
 
@@ -340,7 +343,7 @@ __device__ void multiply_tensor_core(const A& a, const B& b, const OUT& out, int
         cp_async_commit();
         if (s < 0) continue;
 #pragma unroll
-        for (int k = 0; k < BK; k += 16) {
+        for (int k = 0; k < BK; k += 2 * CHUNK) {
             unsigned fa[MI][4], fb[NI / 2][2][2];
 #pragma unroll
             for (int i = 0; i < MI; ++i) load_a<!A_K_INNER, A_PITCH>(fa[i], tile_a, warp_m * WM + i * 16, k);
@@ -462,10 +465,11 @@ __device__ void multiply_fma(const A& a, const B& b, const OUT& out, int m0, int
 }
 
 /// The tile at (m0, n0) of A B, summed over k0 .. k0 + depth. A_K_INNER, B_K_INNER: K is the contiguous axis of the operand.
-template <class T, class TILE, bool A_K_INNER, bool B_K_INNER, class A, class B, class OUT>
+template <class T, class TILE, bool A_K_INNER, bool B_K_INNER, bool TENSOR_CORE = TensorCore<T>::available, class A, class B, class OUT>
 __device__ void multiply(const A& a, const B& b, const OUT& out, int m0, int n0, int k0, int depth) {
-    if constexpr (TensorCore<T>::available) {
-        multiply_tensor_core<T, TILE, A_K_INNER, B_K_INNER>(a, b, out, m0, n0, k0, (depth + 31) / 32);
+    if constexpr (TENSOR_CORE) {
+        constexpr int BK = 64 / sizeof(T);
+        multiply_tensor_core<T, TILE, A_K_INNER, B_K_INNER>(a, b, out, m0, n0, k0, (depth + BK - 1) / BK);
     } else {
         multiply_fma<T, TILE, A_K_INNER, B_K_INNER>(a, b, out, m0, n0, k0, (depth + 15) / 16);
     }

@@ -8,8 +8,9 @@
 //   asynchronous copy cp_async16 cp_async8 cp_async4 cp_async_commit cp_async_wait<N>   (plain loads below sm_80)
 //   matrices          ldmatrix_x1 _x2 _x4 (+ _trans), mma_m16n8k16_bf16 _f16, mma_m16n8k8_tf32 (sm_80), mma_m16n8k8_f16
 //   between blocks    ld_acquire st_release grid_barrier grid_dependency_wait grid_dependency_launch
-//   Hopper (sm_90a)   mbarrier_* async_proxy_fence copy_tile (TMA) tile_descriptor wgmma_m64n256k16_bf16 _f16
-//                     wgmma_fence wgmma_commit wgmma_wait<N> give_registers<N> take_registers<N>
+//   Hopper (sm_90a)   mbarrier_* async_proxy_fence copy_tile (TMA) tile_descriptor tile_descriptor_columns
+//                     wgmma_m64n256k16, _m64n128k16, _m64n64k16 (_bf16 _f16) wgmma_fence wgmma_commit wgmma_wait<N>
+//                     give_registers<N> take_registers<N>
 //
 // Fragments (lane = 4 g + t, PTX ISA "Matrix Fragments for mma.m16n8k16"; low half of a register = lower column of A, row of B):
 //   C, D   c[0..1] = row g, columns 2t, 2t+1     c[2..3] = row g+8, the same columns
@@ -26,6 +27,10 @@
 // In shared memory: mbarrier_*.
 struct Barrier {
     unsigned long long state;
+};
+// What a thread has of a 16-bit A (below).
+struct Fragment {
+    unsigned r[4];
 };
 // A parameter of a kernel, `const __grid_constant__ TensorMap`: a matrix, and how it is cut into tiles (Driver::tensor_map).
 struct alignas(64) TensorMap {
@@ -238,14 +243,16 @@ __device__ __forceinline__ void copy_tile(void* to, const TensorMap& map, int ro
 // Before the first product, and whenever registers of sums were touched since.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Returns when at most the N youngest committed groups of products go on; only after 0 may sums be touched.
+// Returns when at most the N youngest committed groups of products go on; `sums` are those that may be touched from here on.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
 template <int N, int REGISTERS>
 __device__ __forceinline__ void wgmma_wait(float (&sums)[REGISTERS]) {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-    if constexpr (N == 0) {
+    wgmma_wait<N>();
 #pragma unroll
-        for (int i = 0; i < REGISTERS; ++i) asm volatile("" : "+f"(sums[i])::"memory"); // no use of them moves up
-    }
+    for (int i = 0; i < REGISTERS; ++i) asm volatile("" : "+f"(sums[i])::"memory"); // no use of them moves up
 }
 
 // Registers a thread of these four warps has from here on; a block has as many as it was launched with.
@@ -258,28 +265,54 @@ __device__ __forceinline__ void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-// d += a b of 64 x 16 and 16 x 256, by tile_descriptor: rows of a and columns of b are rows of tiles.
-#define SWARA_8(i) \
+// d += a b, or d = a b: a of 64 x 16 by tile_descriptor, or in registers of the four warps as the fragments of mma_m16n8k16; b of 16 x N by
+// tile_descriptor (columns of b are rows of tiles) beside tiles, by tile_descriptor_columns (rows of b are rows of tiles) beside registers.
+#define SWARA_OUT_8(i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define SWARA_32(i) SWARA_8(i), SWARA_8(i + 8), SWARA_8(i + 16), SWARA_8(i + 24)
-#define SWARA_WGMMA(name, instruction)                                                                                          \
-    __device__ __forceinline__ void name(float (&d)[128], unsigned long long a, unsigned long long b) {                        \
-        asm volatile(                                                                                                          \
-            "{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned." instruction " {"                          \
-            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"   \
-            "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
-            "%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85," \
-            "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,"  \
-            "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"                             \
-            "}, %128, %129, add, 1, 1, 0, 0; }"                                                                                \
-            : SWARA_32(0), SWARA_32(32), SWARA_32(64), SWARA_32(96)                                                            \
-            : "l"(a), "l"(b));                                                                                                 \
+#define SWARA_OUT_32(i) SWARA_OUT_8(i), SWARA_OUT_8(i + 8), SWARA_OUT_8(i + 16), SWARA_OUT_8(i + 24)
+#define SWARA_OUT_64(i) SWARA_OUT_32(i), SWARA_OUT_32(i + 32)
+#define SWARA_OUT_128(i) SWARA_OUT_64(i), SWARA_OUT_64(i + 64)
+#define SWARA_LIST_32 \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" \
+    ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define SWARA_LIST_64 SWARA_LIST_32 \
+    ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+    ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define SWARA_LIST_128 SWARA_LIST_64 \
+    ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+    ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95" \
+    ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
+    ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define SWARA_WGMMA(type, n, count, a_type, operands, add, transposed, ...)                                                    \
+    template <bool ADD = true>                                                                                                 \
+    __device__ __forceinline__ void wgmma_m64n##n##k16_##type(float (&d)[count], a_type a, unsigned long long b) {              \
+        asm volatile("{ .reg .pred add; setp.ne.u32 add, " add ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type     \
+                     "." #type " {" SWARA_LIST_##count "}, " operands ", add, 1, 1, " transposed "; }"                         \
+                     : SWARA_OUT_##count(0)                                                                                    \
+                     : __VA_ARGS__, "l"(b), "n"((int)ADD));                                                                    \
     }
-SWARA_WGMMA(wgmma_m64n256k16_bf16, "m64n256k16.f32.bf16.bf16")
-SWARA_WGMMA(wgmma_m64n256k16_f16, "m64n256k16.f32.f16.f16")
+#define SWARA_WGMMA_TILES(type, n, count, operands, add) \
+    SWARA_WGMMA(type, n, count, unsigned long long, operands, add, "0, 0", "l"(a))
+#define SWARA_WGMMA_REGISTERS(type, n, count, operands, add) \
+    SWARA_WGMMA(type, n, count, const Fragment&, operands, add, "1", "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]))
+#define SWARA_FOR_TYPE(type)                                                          \
+    SWARA_WGMMA_TILES(type, 256, 128, "%128, %129", "%130")                           \
+    SWARA_WGMMA_TILES(type, 128, 64, "%64, %65", "%66")                               \
+    SWARA_WGMMA_REGISTERS(type, 128, 64, "{%64, %65, %66, %67}, %68", "%69")          \
+    SWARA_WGMMA_REGISTERS(type, 64, 32, "{%32, %33, %34, %35}, %36", "%37")
+SWARA_FOR_TYPE(bf16)
+SWARA_FOR_TYPE(f16)
+#undef SWARA_FOR_TYPE
+#undef SWARA_WGMMA_REGISTERS
+#undef SWARA_WGMMA_TILES
 #undef SWARA_WGMMA
-#undef SWARA_32
-#undef SWARA_8
+#undef SWARA_LIST_32
+#undef SWARA_LIST_64
+#undef SWARA_LIST_128
+#undef SWARA_OUT_128
+#undef SWARA_OUT_64
+#undef SWARA_OUT_32
+#undef SWARA_OUT_8
 #endif
 
 #else  // ======================================================================================= the emulator's half
@@ -532,8 +565,19 @@ SWARA_UNSEEN float tile_element(const char* row, int k) {
     return Element::get(bits, 0);
 }
 
-// A warp's part, its 16 rows of a, when the wait for it returns.
-template <class Element, int N>
+// Of a tile whose rows are rows of b: the row k of its 64 columns, or of those that follow, as far as the descriptor says.
+inline uint64_t columns_row(uint64_t descriptor, int k, int columns) {
+    return descriptor + columns * (descriptor >> 16 & 0x3fff) + k / 8 * (descriptor >> 32 & 0x3fff) + k % 8 * (ROW_BYTES / 16);
+}
+inline bool is_tile(uint64_t descriptor, int rows, char* why) {
+    if (descriptor >> 62 != 1) return explain(why, "is emulated for tiles of 128-byte rows alone", 0), false;
+    if (descriptor >> 49 & 7 || descriptor >> 3 & 7) return explain(why, "is given a tile that does not begin with a row of eight", 0), false;
+    if (in_shared(tile_row(descriptor, 0), 32) && in_shared(tile_row(descriptor, rows - 1), 32)) return true;
+    return explain(why, "is given a tile outside shared memory", 0), false;
+}
+
+// A warp's part, its 16 rows of a, when the wait for it returns. REGISTERS: a is in those.
+template <class Element, int N, bool REGISTERS>
 SWARA_UNSEEN __attribute__((no_sanitize("bounds"))) int multiply_tiles(void** lanes, unsigned present, char* why) {
     if (present != ~0u) return explain(why, "needs all 32 lanes of the warp", __builtin_ctz(~present));
     const Product& product = *(Product*)lanes[0];
@@ -542,25 +586,36 @@ SWARA_UNSEEN __attribute__((no_sanitize("bounds"))) int multiply_tiles(void** la
         if (other.a != product.a || other.b != product.b) return explain(why, "is given different tiles by lanes of a warp", lane);
     }
     const int first = warp() % 4 * 16;
-    const uint64_t descriptors[] = {product.a, product.b};
-    for (int i = 0; i < 2; i++) {
-        const uint64_t descriptor = descriptors[i];
-        if (descriptor >> 62 != 1) return explain(why, "is emulated for tiles of 128-byte rows alone", 0);
-        if (descriptor >> 49 & 7 || descriptor >> 3 & 7) return explain(why, "is given a tile that does not begin with a row of eight", 0);
-        const char* const last = tile_row(descriptor, (i == 0 ? 64 : N) - 1);
-        if (!in_shared(tile_row(descriptor, 0), 32) || !in_shared(last, 32)) return explain(why, "is given a tile outside shared memory", 0);
-    }
-    touch_rows(product.a, first, 16, product.file, product.line);
-    touch_rows(product.b, 0, N, product.file, product.line);
     float a[16][16];
-    for (int row = 0; row < 16; row++)
-        for (int k = 0; k < 16; k++) a[row][k] = tile_element<Element>(tile_row(product.a, first + row), k);
+    if constexpr (REGISTERS) {
+        for (int columns = 0; columns < N / 64; columns++) {
+            const uint64_t tile = columns_row(product.b, 0, columns);
+            if (!is_tile(tile, 16, why)) return 0;
+            touch_rows(tile, 0, 16, product.file, product.line);
+        }
+        for (int lane = 0; lane < 32; lane++)
+            for (int i = 0; i < 8; i++)
+                a[lane / 4 + i / 2 % 2 * 8][lane % 4 * 2 + i % 2 + i / 4 * 8] = Element::get(((Product*)lanes[lane])->fragment[i / 2], i % 2);
+    } else {
+        if (!is_tile(product.a, 64, why) || !is_tile(product.b, N, why)) return 0;
+        touch_rows(product.a, first, 16, product.file, product.line);
+        touch_rows(product.b, 0, N, product.file, product.line);
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < 16; k++) a[row][k] = tile_element<Element>(tile_row(product.a, first + row), k);
+    }
     for (int j = 0; j < N / 8; j++) {
         Row b[16], sum[16];
         for (int column = 0; column < 8; column++)
-            for (int k = 0; k < 16; k++) b[k][column] = tile_element<Element>(tile_row(product.b, 8 * j + column), k);
+            for (int k = 0; k < 16; k++) {
+                const int n = 8 * j + column;
+                b[k][column] = REGISTERS ? tile_element<Element>(tile_row(columns_row(product.b, k, n / 64), 0), n % 64)
+                                         : tile_element<Element>(tile_row(product.b, n), k);
+            }
         for (int lane = 0; lane < 32; lane++)
-            for (int e = 0; e < 4; e++) sum[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2] = ((Product*)lanes[lane])->d[4 * j + e];
+            for (int e = 0; e < 4; e++) {
+                const Product& its = *(Product*)lanes[lane];
+                sum[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2] = its.add ? its.d[4 * j + e] : 0.0f;
+            }
         for (int row = 0; row < 16; row++)
             for (int k = 0; k < 16; k++) sum[row] += a[row][k] * b[k];
         for (int lane = 0; lane < 32; lane++)
@@ -579,20 +634,38 @@ template <int N>
 void take_registers() {}
 inline void wgmma_fence() { swara::runtime->products(swara::current, swara::FENCE, nullptr, 0); }
 inline void wgmma_commit() { swara::runtime->products(swara::current, swara::COMMIT, nullptr, 0); }
-template <int N, int REGISTERS>
-SWARA_UNSEEN void wgmma_wait(float (&sums)[REGISTERS], SWARA_HERE) {
+template <int N>
+SWARA_UNSEEN void wgmma_wait(SWARA_HERE) {
     swara::Product product;
     while (swara::runtime->products(swara::current, swara::NEXT, &product, N))
         swara::meet(~0u, "wgmma", product.file, product.line, &product, product.work);
     swara::meet(~0u, "wgmma_wait", file, line, nullptr, nullptr);
 }
-#define SWARA_WGMMA(name, element)                                                                                             \
-    SWARA_UNSEEN inline void name(float (&d)[128], unsigned long long a, unsigned long long b, SWARA_HERE) {                    \
-        swara::Product product{d, a, b, swara::multiply_tiles<swara::element, 256>, file, line};                              \
+template <int N, int REGISTERS>
+void wgmma_wait(float (&)[REGISTERS], SWARA_HERE) {
+    wgmma_wait<N>(file, line);
+}
+#define SWARA_WGMMA(type, element, n, count)                                                                                   \
+    template <bool ADD = true>                                                                                                 \
+    SWARA_UNSEEN inline void wgmma_m64n##n##k16_##type(float (&d)[count], unsigned long long a, unsigned long long b, SWARA_HERE) { \
+        swara::Product product{d, a, b, {}, ADD, swara::multiply_tiles<swara::element, n, false>, file, line};                 \
         swara::runtime->products(swara::current, swara::MULTIPLY, &product, 0);                                               \
     }
-SWARA_WGMMA(wgmma_m64n256k16_bf16, Bf16Pair)
-SWARA_WGMMA(wgmma_m64n256k16_f16, F16Pair)
+#define SWARA_WGMMA_REGISTERS(type, element, n, count)                                                                         \
+    template <bool ADD = true>                                                                                                 \
+    SWARA_UNSEEN inline void wgmma_m64n##n##k16_##type(float (&d)[count], const Fragment& a, unsigned long long b, SWARA_HERE) { \
+        swara::Product product{d, 0, b, {a.r[0], a.r[1], a.r[2], a.r[3]}, ADD, swara::multiply_tiles<swara::element, n, true>, file, line};                   \
+        swara::runtime->products(swara::current, swara::MULTIPLY, &product, 0);                                               \
+    }
+#define SWARA_FOR_TYPE(type, element)              \
+    SWARA_WGMMA(type, element, 256, 128)           \
+    SWARA_WGMMA(type, element, 128, 64)            \
+    SWARA_WGMMA_REGISTERS(type, element, 128, 64)  \
+    SWARA_WGMMA_REGISTERS(type, element, 64, 32)
+SWARA_FOR_TYPE(bf16, Bf16Pair)
+SWARA_FOR_TYPE(f16, F16Pair)
+#undef SWARA_FOR_TYPE
+#undef SWARA_WGMMA_REGISTERS
 #undef SWARA_WGMMA
 #endif
 
@@ -603,6 +676,10 @@ SWARA_WGMMA(wgmma_m64n256k16_f16, F16Pair)
 // stride from eight rows to the next, 128-byte swizzle; the leading dimension is not looked at). 16 elements on in a row: + 2.
 __device__ __forceinline__ unsigned long long tile_descriptor(const void* rows) {
     return (shared_address(rows) & 0x3ffff) >> 4 | 1ull << 16 | 1024ull >> 4 << 32 | 1ull << 62;
+}
+// The same of tiles whose rows are rows of b, 64 columns, the next 64 `next` bytes further: the leading dimension. 16 rows on: + 128.
+__device__ __forceinline__ unsigned long long tile_descriptor_columns(const void* rows, unsigned next) {
+    return (shared_address(rows) & 0x3ffff) >> 4 | (unsigned long long)(next >> 4) << 16 | 1024ull >> 4 << 32 | 1ull << 62;
 }
 #endif
 

@@ -68,6 +68,8 @@ constexpr int WHY_BYTES = 160;
 struct Product {
     float* d;
     uint64_t a, b;
+    unsigned fragment[4];  // or a
+    uint64_t add;
     Meeting work;
     const char* file;
     int line;

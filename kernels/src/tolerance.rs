@@ -62,8 +62,13 @@ impl Tolerance {
     }
 
     /// `n` intermediates of the result's magnitude are rounded to `dtype` before they are used further. Random.
-    pub const fn via(mut self, dtype: DType, n: usize) -> Self {
-        self.random += n as f64 * dtype.epsilon() * dtype.epsilon();
+    pub const fn via(self, dtype: DType, n: usize) -> Self {
+        self.via_errors(dtype.epsilon(), n)
+    }
+
+    /// `n` errors of either sign, with a deviation of half of `unit` times the result's magnitude. Random.
+    pub const fn via_errors(mut self, unit: f64, n: usize) -> Self {
+        self.random += n as f64 * unit * unit;
         self
     }
 

@@ -20,9 +20,11 @@ const HEADERS: &[(&str, &str)] = headers![
     "norm.cuh",
     "rng.cuh",
     "gemm.cuh",
+    "attention.cuh",
     "attention_gradient.cuh",
     "few_rows.cuh",
-    "linear.cuh"
+    "linear.cuh",
+    "linear_tile.cuh"
 ];
 
 /// One compilation unit.
@@ -38,6 +40,8 @@ pub struct Source {
 
 /// Every architecture the engine supports.
 pub const ALL_ARCHS: &[u32] = &[75, 80, 86, 89, 90, 100, 120];
+/// Those with asynchronous copies, and tensor cores for bf16 and tf32.
+pub const FROM_SM_80: &[u32] = &[80, 86, 89, 90, 100, 120];
 
 static OVERRIDE: OnceLock<PathBuf> = OnceLock::new();
 

@@ -18,8 +18,11 @@ pub fn stored_alike(op: &'static str, x: &Tensor, operand: &'static str, device:
     Ok(())
 }
 
-/// A weight prepared for `device` suits `x`: it has its type, or, on the CPU, is bf16 beside f32.
-pub fn prepared(op: &'static str, x: &Tensor, device: &Device, dtype: DType) -> Result<()> {
+/// A weight prepared for `device` suits `x`: it has its type, or, on the CPU, is bf16 beside f32, or of codes, which have none.
+pub fn prepared(op: &'static str, x: &Tensor, device: &Device, dtype: Option<DType>) -> Result<()> {
+    let Some(dtype) = dtype else {
+        return if x.device() == *device { Ok(()) } else { Err(Error::DeviceMismatch { op, operand: "weight" }) };
+    };
     let computed = if *device == Device::Cpu && dtype == DType::BF16 { DType::F32 } else { dtype };
     stored_alike(op, x, "weight", device, computed)
 }

@@ -66,4 +66,4 @@ pub const REGISTRY: &[&Op] = &[
 
 /// Kernels of instructions that the emulator knows from the manual alone, and that are easily misread: it shows that the reading agrees
 /// with itself, no more. Until a GPU has run them they are taken where somebody asks for them, and nowhere else.
-pub const UNPROVEN: &[&Source] = &[&linear::HOPPER];
+pub const UNPROVEN: &[&Source] = &[&attention::HOPPER, &linear::HOPPER];

@@ -52,7 +52,7 @@ pub(super) struct BulkCopy {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Product {
-    _what: [u64; 4],
+    _what: [u64; 7],
     file: *const c_char,
     line: c_int,
 }

@@ -27,12 +27,11 @@
 //
 // Ladder: v1 FlashAttention-2's order. Not yet timed on any GPU.
 
+#include "attention.cuh"
 #include "attention_gradient.cuh"
 #include "block.cuh"
 #include "mma.cuh"
 #include "vec.cuh"
-
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 // Floats from one partial sum to the next: whole sectors.
 __device__ __forceinline__ int partial_pitch(int dim) { return (dim + 9) / 8 * 8; }
@@ -51,11 +50,6 @@ struct Problem {
     __device__ int group() const { return heads / kv_heads; }
     __device__ int rows() const { return tokens * group(); }
     __device__ bool vectors() const { return dim % LANES<T> == 0; }
-};
-
-// Keys that a row sees, as positions.
-struct Seen {
-    int first, end;
 };
 
 // A block's rows.
@@ -181,25 +175,6 @@ __device__ __forceinline__ void zero_rows(const Rows<T>& rows, int count) {
     }
 }
 
-// The running softmax of one row, in base 2.
-struct Softmax {
-    float largest = minus_infinity(), sum = 0.0f;
-    float shift = 0.0f;  // what scores are reduced by: `largest` if there is one
-
-    // Makes room for scores up to `score` (scaled). What was summed is to be multiplied by what is returned.
-    __device__ __forceinline__ float raise(float score) {
-        const float before = largest;
-        largest = fmaxf(largest, score);
-        shift = largest == minus_infinity() ? 0.0f : largest;
-        return exp2_approx(before - shift);
-    }
-
-    __device__ __forceinline__ float weight(float score, float scale) const { return exp2_approx(fmaf(score, scale, -shift)); }
-
-    // Written out, so that every kernel rounds alike.
-    __device__ __forceinline__ void add(float rescale, float weights) { sum = fmaf(sum, rescale, weights); }
-};
-
 // Keys of this block's span that its rows see.
 template <class T>
 __device__ __forceinline__ Seen in_span(const Rows<T>& rows, Seen all) {
@@ -258,31 +233,8 @@ __device__ __forceinline__ void attend_mma(const Problem<T>& a) {
         // A lane has columns 2 t, 2 t + 1 of every eight, of two rows.
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float largest = minus_infinity();
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const int p = block + n * 8 + lane % 4 * 2 + e;
-                    float& score = scores[n][2 * half + e];
-                    if (p < mine[half].first || p >= mine[half].end) score = minus_infinity();
-                    largest = fmaxf(largest, score);
-                }
-            }
-            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-            const float rescale = softmax[half].raise(largest * a.scale);
-            float weights = 0.0f;
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float& weight = scores[n][2 * half + e];
-                    weight = softmax[half].weight(weight, a.scale);
-                    weights += weight;
-                }
-            }
-            softmax[half].add(rescale, weights);
+            const auto score = [&](int n, int e) -> float& { return scores[n][2 * half + e]; };
+            const float rescale = softmax[half].weigh<KEYS / 8>(score, a.scale, block, mine[half], true);
 #pragma unroll
             for (int d = 0; d < D / 8; d++) sums[d][2 * half] *= rescale, sums[d][2 * half + 1] *= rescale;
         }

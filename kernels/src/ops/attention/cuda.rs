@@ -1,6 +1,6 @@
 use super::cpu::extents;
-use super::{KvCache, Mask, NAME, Positions, SOURCE, Saved};
-use crate::driver::Launch;
+use super::{HOPPER, Kernel, KvCache, Mask, NAME, Positions, SOURCE, Saved};
+use crate::driver::{Arch, Launch, Tiles};
 use crate::ops::launch::{self, index, kernel_name};
 use crate::ops::matmul::cuda::uses_tensor_cores;
 use crate::{Cuda, DType, Device, Result, Tensor, args};
@@ -126,11 +126,71 @@ pub fn step(
     problem.launch(gpu, y, None, spans(window.unwrap_or(keys), q.shape()[1]))
 }
 
-pub fn forward(gpu: &Cuda, y: &mut Tensor, logsum: &mut Tensor, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<()> {
+#[allow(clippy::too_many_arguments)]
+pub fn forward(
+    gpu: &Cuda,
+    kernel: Kernel,
+    y: &mut Tensor,
+    logsum: &mut Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Mask,
+) -> Result<()> {
+    if kernel == Kernel::Wgmma && gpu.driver().arch() == Arch(90) && matches!(extents(q)[3], 64 | 128) {
+        let tiles = [q, k, v].map(tiles);
+        if tiles.iter().all(Tiles::fits) {
+            return by_wgmma(gpu, y, logsum, [extents(q), extents(k)], tiles, mask);
+        }
+    }
     let (keys, kv_heads) = (k.shape()[1], k.shape()[2]);
     let problem =
         Problem { q, k, v, seen: None, mask: None, kv_heads, keys, window: mask.window.unwrap_or(0).min(keys), causal: mask.causal };
     problem.launch(gpu, y, Some(&*logsum), 1)
+}
+
+/// As in hopper.cu: queries of a block and keys that it takes at a time, keys and values on their way, a block's threads, and where tiles
+/// begin.
+const WGMMA_ROWS: usize = 128;
+const WGMMA_SLOTS: usize = 4;
+const WGMMA_WARPS: usize = 8;
+const WGMMA_THREADS: u32 = 384;
+const WGMMA_ALIGNMENT: usize = 1024;
+
+/// Of all heads side by side.
+fn tiles(tensor: &Tensor) -> Tiles {
+    let [batch, tokens, heads, dim] = extents(tensor);
+    Tiles { rows: batch * tokens, columns: heads * dim, ..Tiles::of(tensor, WGMMA_ROWS) }
+}
+
+fn by_wgmma(
+    gpu: &Cuda,
+    y: &mut Tensor,
+    logsum: &mut Tensor,
+    [[batch, tokens, heads, dim], [_, keys, kv_heads, _]]: [[usize; 4]; 2],
+    tiles: [Tiles; 3],
+    mask: Mask,
+) -> Result<()> {
+    let driver = gpu.driver();
+    let [q, k, v] = [driver.tensor_map(&tiles[0])?, driver.tensor_map(&tiles[1])?, driver.tensor_map(&tiles[2])?];
+    // No row that a tile asks for overflows.
+    index(NAME, tiles[0].rows.max(tiles[1].rows).saturating_add(WGMMA_ROWS))?;
+    let blocks = index(NAME, (batch * heads).saturating_mul(tokens.div_ceil(WGMMA_ROWS)))?;
+    let row = dim * y.dtype().bytes();
+    let out = WGMMA_WARPS * 16 * (row + 16);
+    let launch = Launch {
+        grid: [blocks as u32, 1, 1],
+        block: [WGMMA_THREADS, 1, 1],
+        shared_bytes: ((1 + WGMMA_SLOTS) * WGMMA_ROWS * row + out + WGMMA_ALIGNMENT) as u32,
+        cooperative: false,
+    };
+    let window = index(NAME, mask.window.unwrap_or(0).min(keys))?;
+    let scale = (std::f64::consts::LOG2_E / (dim as f64).sqrt()) as f32;
+    let [tokens, heads, kv_heads, keys] = [tokens, heads, kv_heads, keys].map(|n| n as i32);
+    let kernel = gpu.kernel(&HOPPER, &kernel_name(NAME, &format!("attention_wgmma_{dim}"), y)?)?;
+    let args = args![y, logsum, &q, &k, &v, tokens, heads, kv_heads, keys, window, mask.causal as i32, scale];
+    // SAFETY: the parameters of ATTENTION_WGMMA; shapes were checked by `forward`, and the maps end where q, k and v do.
+    unsafe { kernel.launch(launch, args) }
 }
 
 pub fn backward(gpu: &Cuda, [dq, dk, dv]: &mut [Tensor; 3], dy: &Tensor, saved: &Saved) -> Result<()> {

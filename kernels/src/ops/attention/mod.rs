@@ -30,7 +30,8 @@ use crate::ops::check::statistics_dtype;
 use crate::{Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/attention/attention.cu", text: include_str!("attention.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
+pub static HOPPER: Source = Source { path: "ops/attention/hopper.cu", text: include_str!("hopper.cu"), archs: &[90] };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE, &HOPPER], cases: cases::cases };
 
 const NAME: &str = "attention";
 pub const MAX_HEAD_DIM: usize = 128;
@@ -46,6 +47,17 @@ pub struct Mask {
 
 impl Mask {
     pub const CAUSAL: Mask = Mask { causal: true, window: None };
+}
+
+/// How CUDA attends to sequences. They sum in different orders, so a model chooses for each of its layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernel {
+    /// Tensor cores for bf16 and f16 (`mma.sync`).
+    #[default]
+    Mma,
+    /// Hopper's own instructions (`wgmma`, copies by TMA): bf16 and f16 on sm_90, heads of 64 or 128. Elsewhere, and for what else there
+    /// is, as [`Kernel::Mma`]. No GPU has run it yet ([`crate::ops::UNPROVEN`]), so nothing chooses it by itself.
+    Wgmma,
 }
 
 /// `y [B, T, Hq D]` of the last `T` tokens, which [`crate::ops::rope::append`] put into the cache; `positions` have not yet
@@ -77,6 +89,11 @@ pub fn step(q: &Tensor, cache: &KvCache, positions: &Positions, window: Option<u
 /// `y [B, T, Hq, D]` of whole sequences `q [B, T, Hq, D]`, `k` and `v [B, S, Hkv, D]`; and for [`backward`] the logarithm of
 /// the sum that the weights of a query were divided by, to the base 2, `[B, Hq, T]` in f32 (f64 beside f64).
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<(Tensor, Tensor)> {
+    forward_by(Kernel::default(), q, k, v, mask)
+}
+
+/// As [`forward`], with a choice of how CUDA does it.
+pub fn forward_by(kernel: Kernel, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<(Tensor, Tensor)> {
     let _span = span::op("attention.forward");
     check_sequences(q, k, v, mask)?;
     let mut y = q.empty_like()?;
@@ -84,7 +101,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<(Tensor
     let mut logsum = Tensor::empty(&device, dtype, [q.shape()[0], q.shape()[2], q.shape()[1]])?;
     match device {
         Device::Cpu => dispatch_real!(NAME, q.dtype(), T => cpu::forward::<T>(&mut y, &mut logsum, q, k, v, mask))?,
-        Device::Cuda(gpu) => cuda::forward(&gpu, &mut y, &mut logsum, q, k, v, mask)?,
+        Device::Cuda(gpu) => cuda::forward(&gpu, kernel, &mut y, &mut logsum, q, k, v, mask)?,
     }
     Ok((y, logsum))
 }

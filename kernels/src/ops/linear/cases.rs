@@ -35,6 +35,10 @@ const fn tiles(rows: usize, n: usize, k: usize) -> Layer {
     Layer { product: Product::Tiles, ..plain(rows, n, k) }
 }
 
+const fn tf32(rows: usize, n: usize, k: usize) -> Layer {
+    Layer { product: Product::Tf32x3, ..plain(rows, n, k) }
+}
+
 const fn wgmma(rows: usize, n: usize, k: usize) -> Layer {
     Layer { product: Product::Wgmma, ..plain(rows, n, k) }
 }
@@ -88,6 +92,17 @@ pub(super) fn cases() -> Vec<Case> {
         Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..wgmma(200, 320, 144) },
         Layer { scale: true, residual: true, ..wgmma(127, 112, 48) },
     ];
+    let tf32 = [
+        tf32(1, 1, 1),
+        tf32(5, 33, 31),
+        tf32(16, 208, 272),
+        tf32(18, 128, 260),
+        tf32(500, 129, 33),
+        tf32(64, 64, 2_048),
+        Layer { activation: Activation::Gelu, bias: true, ..tf32(65, 68, 40) },
+        Layer { activation: Activation::SiluGate, bias: true, scale: true, residual: true, ..tf32(70, 80, 36) },
+        Layer { scale: true, residual: true, ..tf32(500, 128, 48) },
+    ];
     let (four, eight) = (Bits::Four, Bits::Eight);
     let low_bit = [
         codes(four, 1, false, plain(1, 1, 32)),
@@ -112,6 +127,8 @@ pub(super) fn cases() -> Vec<Case> {
         cases.extend(wgmma.map(|layer| case(layer, dtype, false)));
         cases.push(case(Layer { product: Product::Wgmma, ..tiles(4096, 1024, 1024) }, dtype, true));
     }
+    cases.extend(tf32.map(|layer| case(layer, DType::F32, false)));
+    cases.push(case(Layer { product: Product::Tf32x3, ..tiles(4096, 1024, 1024) }, DType::F32, true));
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         cases.extend(small.into_iter().chain(low_bit).map(|layer| case(layer, dtype, false)));
         cases.push(case(codes(four, 32, false, plain(1, 4096, 4096)), dtype, true));
@@ -195,6 +212,7 @@ fn case(layer: Layer, dtype: DType, bench: bool) -> Case {
         (layer.scale, "scale"),
         (layer.residual, "residual"),
         (layer.product == Product::Tiles, "by tiles"),
+        (layer.product == Product::Tf32x3, "by tf32"),
         (layer.product == Product::Wgmma, "by wgmma"),
         (layer.codes.is_some_and(|codes| codes.bits == Bits::Four), "4 bits"),
         (layer.codes.is_some_and(|codes| codes.bits == Bits::Eight), "8 bits"),

@@ -1,4 +1,4 @@
-use super::{Activation, Fused, HOPPER, LOW_BIT, NAME, Product, SOURCE};
+use super::{Activation, Fused, HOPPER, LOW_BIT, NAME, Product, SOURCE, TF32};
 use crate::driver::{Arch, Launch, TILE_BYTES, Tiles};
 use crate::ops::launch::{index, kernel_name};
 use crate::ops::matmul::cuda::{self as matmul, TILE_16X64, TILE_64X64, TILE_128X128, Tile};
@@ -29,9 +29,9 @@ pub fn forward(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Tensor, product:
     }
     match product {
         Product::FewRows => few_rows(gpu, y, x, weight, fused),
-        Product::Tiles | Product::Wgmma => {
+        Product::Tiles | Product::Tf32x3 | Product::Wgmma => {
             let tile = Tile::choose(TILES, gpu, y.shape().rows(), weight.shape().rows());
-            by_tiles(gpu, tile, y, x, weight, fused)
+            by_tiles(gpu, tile, product == Product::Tf32x3, y, x, weight, fused)
         }
     }
 }
@@ -87,12 +87,14 @@ fn by_wgmma(gpu: &Cuda, y: &mut Tensor, x: &Tensor, (rows, outputs): (Tiles, Til
 const TILES: &[Tile] = &[TILE_128X128, TILE_64X64, TILE_16X64];
 
 /// All tiles sum in the same order.
-fn by_tiles(gpu: &Cuda, tile: Tile, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fused) -> Result<()> {
+fn by_tiles(gpu: &Cuda, tile: Tile, tf32: bool, y: &mut Tensor, x: &Tensor, weight: &Tensor, fused: &Fused) -> Result<()> {
     let (rows, columns) = (y.shape().rows(), y.shape().last_dim());
     let [outputs, k] = [weight.shape().rows(), weight.shape().last_dim()];
     let int = |n| matmul::int(NAME, n);
-    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, &format!("linear_{}x{}", tile.m, tile.n), x)?)?;
-    let shared = tile.shared_bytes(matmul::uses_tensor_cores(gpu, x.dtype()), true, true);
+    let tf32 = tf32 && x.dtype() == DType::F32 && gpu.driver().arch() >= Arch(80);
+    let (source, kind_of) = if tf32 { (&TF32, "linear_tf32x3") } else { (&SOURCE, "linear") };
+    let kernel = gpu.kernel(source, &kernel_name(NAME, &format!("{kind_of}_{}x{}", tile.m, tile.n), x)?)?;
+    let shared = tile.shared_bytes(tf32 || matmul::uses_tensor_cores(gpu, x.dtype()), true, true);
     let launch = matmul::grid(tile.count(rows, outputs), tile.threads(), shared)?;
     let args = args![
         y,

@@ -91,7 +91,7 @@ __device__ __forceinline__ void linear_wgmma(const Finish<T>& finish, const Tens
 #pragma unroll
             for (int i = 0; i < TILE_K / 16; i++) multiply(sums, a + 2 * i, b + 2 * i, T());
             wgmma_commit();
-            wgmma_wait<1>(sums);
+            wgmma_wait<1>();
             if (base > 0 && lane == 0) mbarrier_arrive(empty[before]);
             before = turn.stage;
         }

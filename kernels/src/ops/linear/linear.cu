@@ -19,7 +19,7 @@
 // kernels: linear_16x64_f16 linear_64x64_f16 linear_128x128_f16
 // kernels: linear_1_f32 linear_4_f32 linear_16_f32 linear_1_bf16 linear_4_bf16 linear_16_bf16 linear_1_f16 linear_4_f16 linear_16_f16
 #include "few_rows.cuh"
-#include "gemm.cuh"
+#include "linear_tile.cuh"
 #include "vec.cuh"
 
 template <typename T, int N, int M, int R>
@@ -64,47 +64,6 @@ __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, cons
     few.store(sum, rows);
 }
 
-// The rows of w [outputs, k] as a Source of gemm.cuh; with `half`, by turns from its first and its second half.
-template <typename T>
-struct WeightRows {
-    const T* data;
-    int outputs, k, half;
-
-    __device__ int outer_extent() const { return outputs; }
-    __device__ int inner_extent() const { return k; }
-    __device__ const T* at(Index outer, Index inner) const {
-        if (outer.major != 0 || inner.major != 0) return nullptr;
-        const int row = half ? outer.minor / 2 + outer.minor % 2 * half : outer.minor;
-        return data + (int64_t)row * k + inner.minor;
-    }
-};
-
-// An Output of gemm.cuh.
-template <typename T>
-struct Finished {
-    Finish<T> finish;
-    int rows;
-
-    __device__ void store(int m, int n, const float (&sum)[4]) const {
-        if (m >= rows) return;
-        if (finish.activation == SILU_GATE) {
-#pragma unroll
-            for (int e = 0; e < 2; e++)
-                if (n / 2 + e < finish.columns) finish.store(m, n / 2 + e, sum[2 * e], sum[2 * e + 1]);
-        } else {
-            finish.store_four(m, n, sum, sum);
-        }
-    }
-};
-
-template <typename T, typename TILE>
-__device__ __forceinline__ void linear_tile(const Finish<T>& finish, const T* x, const T* w, int rows, int outputs, int k) {
-    const Window<T> a{x, nullptr, nullptr, nullptr, 1, rows, k, 0, rows, 1, 0, 0, 1, PROLOGUE_NONE};
-    const WeightRows<T> b{w, outputs, k, finish.activation == SILU_GATE ? finish.columns : 0};
-    const int across = (outputs + TILE::N - 1) / TILE::N;
-    multiply<T, TILE, true, true>(a, b, Finished<T>{finish, rows}, blockIdx.x / across * TILE::M, blockIdx.x % across * TILE::N, 0, k);
-}
-
 // `vector`: K divides into 16 bytes.
 #define LINEAR(M, R, T, SUFFIX)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                                      \
@@ -116,16 +75,11 @@ __device__ __forceinline__ void linear_tile(const Finish<T>& finish, const T* x,
         else                                                                                                                      \
             linear<T, 1, M, R>(finish, x, w, rows, outputs, k, group, passes);                                                    \
     }
-#define LINEAR_TILE(NAME, TILE, T, SUFFIX)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(TILE::THREADS, TILE::RESIDENT)                                                   \
-        linear_##NAME##_##SUFFIX(T* y, const T* x, const T* w, const float* bias, const float* scale, const T* residual, int rows, \
-                                 int outputs, int columns, int k, int activation) {                                               \
-        linear_tile<T, TILE>(Finish<T>{y, bias, scale, residual, columns, activation}, x, w, rows, outputs, k);                   \
-    }
 #define FOR_TYPE(T, SUFFIX)                                                              \
     LINEAR(1, 4, T, SUFFIX) LINEAR(4, 4, T, SUFFIX) LINEAR(16, 2, T, SUFFIX)             \
-    LINEAR_TILE(16x64, Tile16x64, T, SUFFIX) LINEAR_TILE(64x64, Tile64x64, T, SUFFIX)    \
-    LINEAR_TILE(128x128, Tile128x128, T, SUFFIX)
+    LINEAR_TILE(linear_16x64_##SUFFIX, Tile16x64, T, TensorCore<T>::available)           \
+    LINEAR_TILE(linear_64x64_##SUFFIX, Tile64x64, T, TensorCore<T>::available)           \
+    LINEAR_TILE(linear_128x128_##SUFFIX, Tile128x128, T, TensorCore<T>::available)
 FOR_TYPE(float, f32)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)

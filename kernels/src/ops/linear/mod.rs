@@ -22,7 +22,8 @@ mod tests;
 
 use crate::case::Op;
 use crate::cpu::gemm::Packed;
-use crate::driver::{Source, source::ALL_ARCHS};
+use crate::driver::Source;
+use crate::driver::source::{ALL_ARCHS, FROM_SM_80};
 use crate::ops::check;
 use crate::quantized::Quantized;
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
@@ -30,7 +31,8 @@ use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch
 pub static SOURCE: Source = Source { path: "ops/linear/linear.cu", text: include_str!("linear.cu"), archs: ALL_ARCHS };
 pub static HOPPER: Source = Source { path: "ops/linear/hopper.cu", text: include_str!("hopper.cu"), archs: &[90] };
 pub static LOW_BIT: Source = Source { path: "ops/linear/low_bit.cu", text: include_str!("low_bit.cu"), archs: ALL_ARCHS };
-pub static OP: Op = Op { name: NAME, sources: &[&SOURCE, &HOPPER, &LOW_BIT], cases: cases::cases };
+pub static TF32: Source = Source { path: "ops/linear/tf32.cu", text: include_str!("tf32.cu"), archs: FROM_SM_80 };
+pub static OP: Op = Op { name: NAME, sources: &[&SOURCE, &HOPPER, &LOW_BIT, &TF32], cases: cases::cases };
 
 const NAME: &str = "linear";
 
@@ -53,6 +55,9 @@ pub enum Product {
     FewRows,
     /// Tiles, on tensor cores for bf16 and f16: for training and long inputs.
     Tiles,
+    /// As [`Product::Tiles`], f32 on tensor cores as well from sm_80: each product as three of tf32, as exact as f32 but for the order
+    /// of sums. Infinities, and what rounds to one in tf32, become NaN.
+    Tf32x3,
     /// Tiles by Hopper's own instructions (`wgmma`, copies by TMA): bf16 and f16 on sm_90, `K` a multiple of 8. Elsewhere, and for
     /// what else there is, as [`Product::Tiles`]. No GPU has run it yet ([`crate::ops::UNPROVEN`]), so nothing chooses it by itself.
     Wgmma,
@@ -161,11 +166,7 @@ pub fn forward(x: &Tensor, weight: &Weight, fused: Fused) -> Result<Tensor> {
 
 /// Checks every operand; `y` without its contents.
 fn output(x: &Tensor, weight: &Weight, fused: &Fused) -> Result<Tensor> {
-    match weight.dtype {
-        Some(dtype) => check::prepared(NAME, x, &weight.device, dtype)?,
-        None if x.device() != weight.device => return Err(Error::DeviceMismatch { op: NAME, operand: "weight" }),
-        None => {}
-    }
+    check::prepared(NAME, x, &weight.device, weight.dtype)?;
     let mut shape = [0; Shape::MAX_RANK];
     let rank = x.shape().len();
     shape[..rank].copy_from_slice(&x.shape());

@@ -18,7 +18,7 @@ fn the_other_rows_change_no_bit() {
     for (device, dtype) in devices() {
         let on = |values: &[f64], shape: [usize; 2]| Tensor::from_f64(&device, dtype, values, shape).unwrap();
         let layers = [(33, 64), (70, 500), (31, 77), (7, 2_056)];
-        let products = [Product::FewRows, Product::Tiles, Product::Wgmma];
+        let products = [Product::FewRows, Product::Tiles, Product::Tf32x3, Product::Wgmma];
         for ((n, k), product) in layers.into_iter().flat_map(|layer| products.map(|product| (layer, product))) {
             let weight = Weight::for_product(&on(&normal([n, k], 2).to_f64().unwrap(), [n, k]), product).unwrap();
             same_rows(&device, dtype, &weight, &format!("{product:?}"));

@@ -105,7 +105,8 @@ impl Tile {
         if available.contains(&wanted) { wanted } else { TILE_64X64 }
     }
 
-    /// Shared memory of one block: the stages of the pipeline, or the sums on their way out if those need more.
+    /// Shared memory of one block: the stages of the pipeline, or the sums on their way out if those need more. On tensor cores of
+    /// 16-bit types; of f32 with K inner as much.
     pub fn shared_bytes(self, tensor_core: bool, a_k_inner: bool, b_k_inner: bool) -> usize {
         let Tile { m, n, .. } = self;
         if tensor_core {
