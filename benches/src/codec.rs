@@ -173,7 +173,7 @@ impl Times {
         Row {
             model: codec.name().to_owned(),
             device: device.name(),
-            dtype: codec.dtype().name().to_owned(),
+            dtype: codec.stored().name().to_owned(),
             batch: *batch,
             codebooks: *codebooks,
             encode_ms_p50: ms(encode, 0.5),

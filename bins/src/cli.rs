@@ -2,6 +2,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use swara_engine::codec::Stored;
 use swara_engine::lm;
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::{DType, Device};
@@ -82,9 +83,10 @@ const MAX_THREADS: u64 = 1024;
 pub struct Common {
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help = "auto, cpu, cuda[:N] or emulator[:sm_XX]")]
     device: String,
-    /// Storage type of weights and activations: f32, bf16 or f16; on the CPU f32, or bf16 for the weights alone
+    /// Storage type of weights and activations: f32, bf16 or f16; on the CPU f32, or bf16 for the weights alone, or int8 for those of a
+    /// codec
     #[arg(long, global = true, value_name = "TYPE", value_parser = dtype)]
-    pub dtype: Option<DType>,
+    pub dtype: Option<Dtype>,
     /// CPU threads; all cores by default
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS as i64))]
     pub threads: Option<u16>,
@@ -110,13 +112,26 @@ pub fn joined(flag: &str, value: impl AsRef<OsStr>) -> OsString {
     argument
 }
 
-fn dtype(text: &str) -> std::result::Result<DType, String> {
-    match text {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::BF16),
-        "f16" => Ok(DType::F16),
-        _ => Err("expected f32, bf16 or f16".to_owned()),
+/// A type of `--dtype`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    Of(DType),
+    /// Codes of eight bits with a scale an output.
+    Int8,
+}
+
+impl Dtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Of(dtype) => dtype.name(),
+            Dtype::Int8 => Stored::INT8.name(),
+        }
     }
+}
+
+fn dtype(text: &str) -> std::result::Result<Dtype, String> {
+    let known = [DType::F32, DType::BF16, DType::F16].map(Dtype::Of).into_iter().chain([Dtype::Int8]);
+    known.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| "expected f32, bf16, f16 or int8".to_owned())
 }
 
 /// How a command reports.
@@ -149,6 +164,15 @@ impl Common {
         Ok(())
     }
 
+    /// The type of `--dtype`, where codes are none.
+    pub fn dtype(&self) -> Result<Option<DType>> {
+        match self.dtype {
+            None => Ok(None),
+            Some(Dtype::Of(dtype)) => Ok(Some(dtype)),
+            Some(Dtype::Int8) => Err(Failure::usage("--dtype: int8 is for a codec's weights".to_owned())),
+        }
+    }
+
     /// As given on the command line.
     pub fn device_spec(&self) -> &str {
         &self.device
@@ -158,7 +182,7 @@ impl Common {
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments = Vec::new();
         if let Some(dtype) = self.dtype {
-            arguments.push(format!("--dtype={dtype}").into());
+            arguments.push(format!("--dtype={}", dtype.name()).into());
         }
         if let Some(threads) = self.threads {
             arguments.push(format!("--threads={threads}").into());
@@ -542,15 +566,19 @@ impl Format {
     }
 
     /// What is no codes: `dtype`, bf16 by default.
-    pub fn of(self, dtype: Option<DType>) -> lm::Format {
+    pub fn of(self, dtype: Option<DType>) -> Result<lm::Format> {
         let beside = dtype.unwrap_or(DType::BF16);
-        match self {
-            Format::F32 => DType::F32.into(),
-            Format::Bf16 => DType::BF16.into(),
-            Format::F16 => DType::F16.into(),
-            Format::Int8 => lm::Format::int8(beside),
-            Format::Int4 => lm::Format::int4(beside),
-            Format::Int4All => lm::Format::int4_all(beside),
+        let own = match self {
+            Format::Int8 => return Ok(lm::Format::int8(beside)),
+            Format::Int4 => return Ok(lm::Format::int4(beside)),
+            Format::Int4All => return Ok(lm::Format::int4_all(beside)),
+            Format::F32 => DType::F32,
+            Format::Bf16 => DType::BF16,
+            Format::F16 => DType::F16,
+        };
+        match dtype.filter(|&dtype| dtype != own) {
+            Some(dtype) => Err(Failure::usage(format!("--dtype {dtype} beside --format {}: they contradict each other", self.name()))),
+            None => Ok(own.into()),
         }
     }
 }

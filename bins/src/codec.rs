@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use swara_benches::timing::Samples;
-use swara_engine::codec::{Codec, Codes, Session};
+use swara_engine::codec::{Codec, Codes, Session, Stored};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::audio::AudioReader;
 
-use crate::cli::Common;
+use crate::cli::{Common, Dtype};
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
@@ -22,21 +22,33 @@ pub const CLIP: &[u8] = include_bytes!("../data/clip.flac");
 /// Frames taken at a time where nobody waits for each.
 const CHUNK: usize = 64;
 
+/// How a codec's weights are kept on `device`, as --dtype has it.
+pub fn stored(common: &Common, device: &Device) -> Result<Stored> {
+    Ok(match common.dtype {
+        None => DType::F32.into(),
+        Some(Dtype::Of(dtype)) if *device == Device::Cpu && !matches!(dtype, DType::F32 | DType::BF16) => {
+            return Err(Failure::usage(format!("--dtype: the CPU has weights in f32, bf16 or int8, not in {dtype}")));
+        }
+        Some(Dtype::Of(dtype)) => dtype.into(),
+        Some(Dtype::Int8) if *device != Device::Cpu => {
+            return Err(Failure::usage(format!("--dtype: int8 is for a codec on the CPU, not on {}", device.name())));
+        }
+        Some(Dtype::Int8) => Stored::INT8,
+    })
+}
+
 /// Opens `model`: the bundled one by its name, a file, or a folder.
 pub fn open(common: &Common, model: &str) -> Result<Codec> {
     let device = common.open_device()?;
-    let dtype = common.dtype.unwrap_or(DType::F32);
-    if device == Device::Cpu && !matches!(dtype, DType::F32 | DType::BF16) {
-        return Err(Failure::usage(format!("--dtype: the CPU has weights in f32 or bf16, not in {dtype}")));
-    }
+    let stored = stored(common, &device)?;
     let path = Path::new(model);
     if model == BUNDLED && !path.exists() {
-        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, &device, dtype)?);
+        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, &device, stored)?);
     }
     if !path.exists() {
         return Err(Failure::file("cannot open model", "no such file", path).hint(format!("bundled: {BUNDLED}")));
     }
-    Ok(Codec::open(path, &device, dtype)?)
+    Ok(Codec::open(path, &device, stored)?)
 }
 
 /// How many codebooks to use: those asked for, or all.

@@ -45,6 +45,9 @@ pub(crate) fn upload(device: &Device, matrix: &codes::Quantized, rows: Option<&R
 /// Columns that share a scale where 4-bit codes are made here, if they divide a row.
 const GROUPS: [usize; 2] = [64, 32];
 
+/// Fewer weights than that are read in no time, and panels of codes are wide.
+const LEAST_CODES: usize = 1 << 12;
+
 /// Rounds to the nearest codes: of 8 bits with a scale a row, of 4 with a scale for every 64 columns, or 32, or a row.
 fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]) -> Result<codes::Quantized> {
     let columns = shape[1];
@@ -123,6 +126,22 @@ impl<'a> Reader<'a> {
         };
         self.bytes += codes.bytes();
         Ok(Matrix::quantized(&codes)?)
+    }
+
+    /// Filters `[taps, Cin, Cout]` of a convolution of one group as codes `[Cout, taps Cin]`; none where values are kept, or too few to
+    /// weigh.
+    pub fn filters(&mut self, name: &str, groups: usize) -> Result<Option<Quantized>> {
+        let Some(bits) = self.bits.filter(|_| groups == 1) else { return Ok(None) };
+        let values = self.source.read(name, DType::F32)?;
+        let &[taps, cin, cout] = &*values.shape() else { return Ok(None) };
+        if values.elements() < LEAST_CODES {
+            return Ok(None);
+        }
+        let (depth, values) = (taps * cin, values.to_vec::<f32>()?);
+        let rows: Vec<f32> = (0..values.len()).map(|at| values[at % depth * cout + at / depth]).collect();
+        let codes = upload(&Device::Cpu, &quantize(name, [cout, depth], bits, &rows)?, None)?;
+        self.bytes += codes.bytes();
+        Ok(Some(codes))
     }
 
     /// What is added to values.

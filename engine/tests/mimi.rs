@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::codec::{Codec, Codes, Session};
+use swara_engine::codec::{Codec, Codes, Session, Stored};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
 
@@ -17,8 +17,8 @@ fn open(name: &str, device: &Device) -> Codec {
     open_in(DType::F32, name, device)
 }
 
-fn open_in(dtype: DType, name: &str, device: &Device) -> Codec {
-    Codec::open(&golden("weights").join(name), device, dtype).unwrap()
+fn open_in(stored: impl Into<Stored>, name: &str, device: &Device) -> Codec {
+    Codec::open(&golden("weights").join(name), device, stored).unwrap()
 }
 
 fn emulator() -> Device {
@@ -85,8 +85,8 @@ fn every_published_layout_gives_the_same_model() {
 #[test]
 fn a_stream_equals_the_whole_past_the_attention_window() {
     // 160 frames are 320 keys, the window has 9.
-    for dtype in [DType::F32, DType::BF16] {
-        assert_eq!(common::streaming_error(&open_in(dtype, "kyutai.safetensors", &Device::Cpu), 160), 0.0, "{dtype}");
+    for stored in [DType::F32.into(), DType::BF16.into(), Stored::INT8] {
+        assert_eq!(common::streaming_error(&open_in(stored, "kyutai.safetensors", &Device::Cpu), 160), 0.0, "{stored:?}");
     }
 }
 
@@ -102,6 +102,15 @@ fn weights_in_bf16_on_the_cpu_are_half_the_bytes_and_computed_with_in_f32() {
     let samples = case.f32("input");
     assert_eq!(half.samples(&half.signal(&samples, 1).unwrap()).unwrap(), samples);
     assert_eq!(half.encode(&samples, case.codebooks).unwrap().frames, case.frames);
+}
+
+#[test]
+fn weights_in_codes_of_eight_bits_are_for_the_cpu() {
+    let [whole, coded] = [DType::F32.into(), Stored::INT8].map(|stored| open_in(stored, "kyutai.safetensors", &Device::Cpu));
+    let (all, few) = (whole.bytes(1), coded.bytes(1));
+    assert!(few < all * 2 / 3, "{few} of {all} bytes");
+    let error = Codec::open(&golden("weights/kyutai.safetensors"), &emulator(), Stored::INT8).err().expect("no codes on CUDA");
+    assert!(error.to_string().contains("8 bits"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use swara_engine::codec::Stored;
 use swara_kernels::ops::REGISTRY;
 use swara_kernels::{DType, Device};
 use swara_verify::harness::{self, Selection, Subject};
@@ -27,9 +28,11 @@ fn every_stored_reference_is_met_on_the_cpu() {
     for family in golden::families() {
         assert!(report.cases.iter().any(|c| c.op == family), "no reference of {family} was compared");
     }
-    let narrow = golden::run(&dir, &Device::Cpu, DType::BF16, &["mimi".to_owned()]).unwrap();
-    assert_holds(&narrow);
-    assert!(narrow.cases.iter().all(|c| c.codes.iter().all(|m| m.agreeing.iter().any(|&n| n > 0)) && !c.codes.is_empty()));
+    for stored in [DType::BF16.into(), Stored::INT8] {
+        let narrow = golden::run(&dir, &Device::Cpu, stored, &["mimi".to_owned()]).unwrap();
+        assert_holds(&narrow);
+        assert!(narrow.cases.iter().all(|c| c.codes.iter().all(|m| m.agreeing.iter().any(|&n| n > 0)) && !c.codes.is_empty()));
+    }
     println!(
         "{} references, largest share of a budget {:.3}",
         report.passed,

@@ -29,7 +29,7 @@ pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
         return Err(Failure::usage(format!("bench: no operation is called {name:?}")).hint(format!("known: {}", known.join(" "))));
     }
     let device = open(common)?;
-    let selection = Selection { ops: &args.names, dtype: common.dtype };
+    let selection = Selection { ops: &args.names, dtype: common.dtype()? };
     if args.in_turns {
         let cases = swara_benches::kernels::cases(&device, selection);
         return Ok(turns::serve(&device, &cases, std::io::stdin().lock(), std::io::stdout().lock())?);
@@ -116,7 +116,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
     for format in &args.format {
         // Else the peak of one format would be that of those before it.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
-        let lm = language_model(args, &device, format.of(common.dtype))?;
+        let lm = language_model(args, &device, format.of(common.dtype()?)?)?;
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
         rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, peak_rss_mb())));

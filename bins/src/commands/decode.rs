@@ -49,7 +49,7 @@ pub fn run(common: &Common, args: &Decode) -> Result {
     let factor = seconds / pipe.decode_times.total().as_secs_f64();
     if common.json {
         return terminal::say_json(&json!({
-            "model": codec.name(), "device": codec.device().name(), "dtype": codec.dtype().name(), "codebooks": codebooks,
+            "model": codec.name(), "device": codec.device().name(), "dtype": codec.stored().name(), "codebooks": codebooks,
             "frames": codes.frames(), "seconds": seconds, "real_time_factor": factor,
         }));
     }

@@ -33,7 +33,7 @@ pub fn run(common: &Common, args: &Encode) -> Result {
     let (kbps, factor) = (config.bitrate(codebooks) / 1e3, seconds / pipe.encode_times.total().as_secs_f64());
     if common.json {
         return terminal::say_json(&json!({
-            "model": codec.name(), "device": codec.device().name(), "dtype": codec.dtype().name(), "codebooks": codebooks,
+            "model": codec.name(), "device": codec.device().name(), "dtype": codec.stored().name(), "codebooks": codebooks,
             "frames": codes.frames(), "seconds": seconds, "bitrate_kbps": kbps, "real_time_factor": factor,
         }));
     }

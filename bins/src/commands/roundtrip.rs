@@ -106,7 +106,7 @@ impl Report<'_> {
         let mut value = json!({
             "model": self.codec.name(),
             "device": self.codec.device().name(),
-            "dtype": self.codec.dtype().name(),
+            "dtype": self.codec.stored().name(),
             "codebooks": self.codebooks,
             "seconds": self.seconds,
             "bitrate_kbps": self.kbps(),
@@ -138,7 +138,7 @@ impl Report<'_> {
         let mut lines = vec![
             ("input", format!("{input}, {:.2} s", self.seconds)),
             ("output", output.display().to_string()),
-            ("model", format!("{} on {}, {}", self.codec.name(), self.codec.device().name(), self.codec.dtype())),
+            ("model", format!("{} on {}, {}", self.codec.name(), self.codec.device().name(), self.codec.stored().name())),
             ("bitrate", format!("{:.2} kbit/s, {} {}", self.kbps(), self.codebooks, self.rates())),
             ("SI-SDR", format!("{:.2} dB", w.si_sdr_db)),
             ("rho", format!("{:.3}", w.rho)),

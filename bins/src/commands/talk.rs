@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use serde_json::json;
 use swara_engine::codec::{Codec, Session as CodecSession};
-use swara_engine::lm::{Drawing, Drawn, Lm, Session};
+use swara_engine::lm::{self, Drawing, Drawn, Lm, Session};
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
 use swara_loader::tokenizer::{TextStream, Tokenizer};
 use swara_loader::weights::{TensorRef, Weights, save};
 
-use crate::cli::{Common, Format, Talk};
+use crate::cli::{Common, Dtype, Format, Talk};
 use crate::codec::{self, Times};
 use crate::commands::peak_rss_mb;
 use crate::failure::{Failure, Result};
@@ -22,7 +22,13 @@ const DUMPED_LOGITS: usize = 10;
 
 pub fn run(common: &Common, args: &Talk) -> Result {
     let device = common.open_device()?;
-    let format = args.format.map_or_else(|| common.dtype.unwrap_or(DType::F32).into(), |format| format.of(common.dtype));
+    let format = match (args.format, common.dtype) {
+        (Some(format), Some(Dtype::Int8)) => format.of(None)?, // --dtype is the codec's
+        (Some(format), _) => format.of(common.dtype()?)?,
+        (None, Some(Dtype::Int8)) => lm::Format::int8(DType::F32),
+        (None, Some(Dtype::Of(dtype))) => dtype.into(),
+        (None, None) => DType::F32.into(),
+    };
     let lm = Lm::open(&args.model, &device, format)?;
     if lm.config().dep_q == 0 || lm.config().heard() == 0 {
         return Err(Failure::file("cannot talk", "a model that does not both hear and speak", &args.model));

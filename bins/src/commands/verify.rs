@@ -1,10 +1,11 @@
+use swara_kernels::Error;
 use swara_kernels::ops::REGISTRY;
-use swara_kernels::{DType, Error};
 use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::mutants::{Equivalents, Fate};
 use swara_verify::{CodeMatch, Outcome, Report, golden};
 
 use crate::cli::{Common, Verify};
+use crate::codec;
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
@@ -19,7 +20,7 @@ pub fn run(common: &Common, args: &Verify) -> Result {
     let asked = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
     if REGISTRY.iter().any(|op| asked(op.name)) {
         let (seed, chosen) = (args.seed.unwrap_or_else(fresh_seed), args.shapes.as_deref());
-        let selection = Selection { ops: &args.names, dtype: common.dtype, shapes: chosen, bench: args.large, seed: Some(seed) };
+        let selection = Selection { ops: &args.names, dtype: common.dtype()?, shapes: chosen, bench: args.large, seed: Some(seed) };
         terminal::note(format!("fresh inputs: --seed {seed} draws them again"));
         report.append(harness::run(&subject, selection, |op, done, total| {
             bar.set_length(total as u64);
@@ -31,7 +32,7 @@ pub fn run(common: &Common, args: &Verify) -> Result {
         }
     }
     match &args.golden {
-        Some(dir) => report.append(golden::run(dir, subject.first(), common.dtype.unwrap_or(DType::F32), &args.names)?),
+        Some(dir) => report.append(golden::run(dir, subject.first(), codec::stored(common, subject.first())?, &args.names)?),
         None => report.skip("reference outputs", "no folder given; --golden verify/golden compares with those of a checkout"),
     }
     bar.finish_and_clear();

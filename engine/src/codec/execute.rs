@@ -5,6 +5,7 @@ use swara_kernels::ops::conv1d::{self, Epilogue, Fused, Prologue, Ring};
 use swara_kernels::ops::{conv_transpose1d, elementwise, layer_norm, pad};
 use swara_kernels::{DType, Device, Tensor, span};
 
+use super::Stored;
 use super::model::{Activation, Before, Conv, Layer, Upsample};
 use super::whole::{Noise, ReadyLstm, ReadyNoise, ReadyWindowed};
 use crate::transformer::{LayerNorm, ReadyBlock};
@@ -45,10 +46,13 @@ pub(super) struct ReadyConv {
 
 impl ReadyConv {
     pub fn new(layer: &Conv, from: &mut Reader) -> Result<ReadyConv> {
-        let weight = from.weight(&format!("{}.weight", layer.name))?;
+        let name = format!("{}.weight", layer.name);
         Ok(ReadyConv {
             activate: Activate::new(&layer.activation, from)?,
-            weight: conv1d::Weight::new(&weight, &layer.geometry)?,
+            weight: match from.filters(&name, layer.geometry.groups)? {
+                Some(codes) => conv1d::Weight::quantized(&codes, layer.taps)?,
+                None => conv1d::Weight::new(&from.weight(&name)?, &layer.geometry)?,
+            },
             bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
             norm: GroupNorm::new(&layer.norm, from)?,
             layer: layer.clone(),
@@ -103,10 +107,13 @@ struct ReadyUpsample {
 
 impl ReadyUpsample {
     fn new(layer: &Upsample, from: &mut Reader) -> Result<ReadyUpsample> {
-        let weight = from.weight(&format!("{}.weight", layer.name))?;
+        let name = format!("{}.weight", layer.name);
         Ok(ReadyUpsample {
             activate: Activate::new(&layer.activation, from)?,
-            weight: conv_transpose1d::Weight::new(&weight, &layer.geometry)?,
+            weight: match from.filters(&name, layer.geometry.groups)? {
+                Some(codes) => conv_transpose1d::Weight::quantized(&codes, layer.taps, &layer.geometry)?,
+                None => conv_transpose1d::Weight::new(&from.weight(&name)?, &layer.geometry)?,
+            },
             bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
             norm: GroupNorm::new(&layer.norm, from)?,
             layer: layer.clone(),
@@ -170,9 +177,10 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// `weights` are folded, by name, in memory layout; they are stored in `dtype`. The CPU computes in f32 beside bf16.
-    pub fn new(layers: &[Layer], weights: &Weights, device: &Device, dtype: DType) -> Result<Stack> {
-        let mut from = Reader::new(weights, device, dtype);
+    /// `weights` are folded, by name, in memory layout; they are kept as `stored` says. The CPU computes in f32 beside bf16.
+    pub fn new(layers: &[Layer], weights: &Weights, device: &Device, stored: Stored) -> Result<Stack> {
+        let mut from = Reader::new(weights, device, stored.dtype);
+        from.bits = stored.bits();
         let ready = |layer: &Layer| -> Result<Ready> {
             Ok(match layer {
                 Layer::Conv(only) => Ready::Conv(ReadyConv::new(only, &mut from)?),

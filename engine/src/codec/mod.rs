@@ -27,6 +27,7 @@ pub use config::{Config, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};
 pub use session::Session;
 use swara_kernels::ops::elementwise;
+use swara_kernels::quantized::Bits;
 use swara_kernels::{DType, Device, Tensor, span};
 pub use whole::Noise;
 
@@ -55,7 +56,35 @@ pub struct Codec {
     decoder: Stack,
     quantizer: Quantizer,
     device: Device,
-    dtype: DType,
+    stored: Stored,
+}
+
+/// How a codec's weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Of what is no codes, and of values; on the CPU values beside bf16 are in f32.
+    pub dtype: DType,
+    /// Filters and matrices in codes of eight bits, a scale an output: on the CPU, where products are those of the codes' values.
+    pub int8: bool,
+}
+
+impl Stored {
+    /// f32 beside codes of eight bits.
+    pub const INT8: Stored = Stored { dtype: DType::F32, int8: true };
+
+    pub fn name(self) -> &'static str {
+        if self.int8 { "int8" } else { self.dtype.name() }
+    }
+
+    fn bits(self) -> Option<Bits> {
+        self.int8.then_some(Bits::Eight)
+    }
+}
+
+impl From<DType> for Stored {
+    fn from(dtype: DType) -> Stored {
+        Stored { dtype, int8: false }
+    }
 }
 
 impl Codec {
@@ -65,20 +94,30 @@ impl Codec {
     const MAX_WHOLE: usize = 1 << 26;
 
     /// Reads a checkpoint written by training or `convert`, or a published Mimi: a file, or a directory that holds one.
-    pub fn open(path: &Path, device: &Device, dtype: DType) -> Result<Codec> {
-        checkpoint::open(path, device, dtype)
+    ///
+    /// # Errors
+    /// What the file lacks or contradicts; codes beside another device than the CPU.
+    pub fn open(path: &Path, device: &Device, stored: impl Into<Stored>) -> Result<Codec> {
+        checkpoint::open(path, device, stored.into())
     }
 
     /// As [`Codec::open`], from a whole safetensors file in memory.
-    pub fn from_bytes(name: &str, bytes: &[u8], device: &Device, dtype: DType) -> Result<Codec> {
-        checkpoint::from_bytes(name, bytes, device, dtype)
+    pub fn from_bytes(name: &str, bytes: &[u8], device: &Device, stored: impl Into<Stored>) -> Result<Codec> {
+        checkpoint::from_bytes(name, bytes, device, stored.into())
     }
 
     /// A DAC-style codec, from folded `weights` in memory layout and, for `ema` quantisers, the embeddings `[K, D]` of every stage.
-    pub fn new(name: &str, config: Config, weights: Weights, codebooks: Vec<Tensor>, device: &Device, dtype: DType) -> Result<Codec> {
+    pub fn new(
+        name: &str,
+        config: Config,
+        weights: Weights,
+        codebooks: Vec<Tensor>,
+        device: &Device,
+        stored: impl Into<Stored>,
+    ) -> Result<Codec> {
         config.check()?;
         let quantizer = Quantizer::new(&config, &weights, codebooks)?;
-        Codec::assemble(name, Model::new(&config), &weights, quantizer, device, dtype)
+        Codec::assemble(name, Model::new(&config), &weights, quantizer, device, stored.into())
     }
 
     pub(crate) fn assemble(
@@ -87,11 +126,14 @@ impl Codec {
         weights: &Weights,
         quantizer: Quantizer,
         device: &Device,
-        dtype: DType,
+        stored: Stored,
     ) -> Result<Codec> {
-        let stack = |layers: &[Layer]| Stack::new(layers, weights, device, dtype);
+        if stored.int8 && *device != Device::Cpu {
+            return Err(Error::Argument(format!("a codec in 8 bits on {}: the CPU alone has convolutions of codes", device.name())));
+        }
+        let stack = |layers: &[Layer]| Stack::new(layers, weights, device, stored);
         let (encoder, decoder) = (stack(&model.encoder)?, stack(&model.decoder)?);
-        Ok(Codec { name: name.to_owned(), model, encoder, decoder, quantizer, device: device.clone(), dtype })
+        Ok(Codec { name: name.to_owned(), model, encoder, decoder, quantizer, device: device.clone(), stored })
     }
 
     pub fn name(&self) -> &str {
@@ -112,8 +154,8 @@ impl Codec {
     }
 
     /// Of the weights.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    pub fn stored(&self) -> Stored {
+        self.stored
     }
 
     /// What a decoder with layers of noise is given from now on; without them of no consequence.
@@ -123,7 +165,7 @@ impl Codec {
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.
     fn values(&self) -> DType {
-        values_dtype(&self.device, self.dtype)
+        values_dtype(&self.device, self.stored.dtype)
     }
 
     /// Size of all weights and of the first `codebooks` codebooks, which a frame of so many reads once.
@@ -257,7 +299,7 @@ impl Codec {
         self.check_whole(batch.saturating_mul(frames).saturating_mul(format.hop))?;
         let z = self.quantizer.decode(&codes.copy()?.reshape([batch * frames, columns])?)?;
         let z = z.reshape([batch, frames * format.latents(), format.latent])?;
-        let z = elementwise::convert(&z, self.dtype)?;
+        let z = elementwise::convert(&z, self.stored.dtype)?;
         observe("quantizer", &z)?;
         self.decoder.run(&z, None, observe)
     }

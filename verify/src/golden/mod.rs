@@ -13,6 +13,7 @@ mod spectral;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use swara_engine::codec::Stored;
 use swara_kernels::tolerance::{Comparison, Tolerance, Worst};
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights::Weights;
@@ -58,7 +59,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("encodec", published::codec),
 ];
 
-type Typed = fn(&Dump, &Device, DType, &mut Outcome) -> Result;
+type Typed = fn(&Dump, &Device, Stored, &mut Outcome) -> Result;
 
 /// Families that are compared in narrower types as well.
 const TYPED: &[(&str, Typed)] = &[("mimi", published::codec_in)];
@@ -68,10 +69,11 @@ pub fn families() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(name, _)| *name)
 }
 
-/// Compares every dump below `dir` of the families that `names` lists (all if empty) on `device`, in `dtype`.
+/// Compares every dump below `dir` of the families that `names` lists (all if empty) on `device`, with weights as `stored` says.
 ///
 /// Fails if `dir` cannot be read; a family without dumps is reported as skipped.
-pub fn run(dir: &Path, device: &Device, dtype: DType, names: &[String]) -> Result<Report> {
+pub fn run(dir: &Path, device: &Device, stored: impl Into<Stored>, names: &[String]) -> Result<Report> {
+    let stored = stored.into();
     let mut report = Report::default();
     let device_name = device.name();
     if !dir.is_dir() {
@@ -82,8 +84,8 @@ pub fn run(dir: &Path, device: &Device, dtype: DType, names: &[String]) -> Resul
             continue;
         }
         let typed = TYPED.iter().find(|(name, _)| name == family);
-        if dtype != DType::F32 && typed.is_none() {
-            report.skip(format!("{family} references"), format!("compared in f32, not in {dtype}"));
+        if stored != DType::F32.into() && typed.is_none() {
+            report.skip(format!("{family} references"), format!("compared in f32, not in {}", stored.name()));
             continue;
         }
         let files = dumps(&dir.join(family))?;
@@ -92,9 +94,9 @@ pub fn run(dir: &Path, device: &Device, dtype: DType, names: &[String]) -> Resul
         }
         for path in files {
             let dump = Dump::open(&path)?;
-            let mut outcome = Outcome::new(family, &dump.name, dtype.name(), &device_name);
+            let mut outcome = Outcome::new(family, &dump.name, stored.name(), &device_name);
             let compared = match typed {
-                Some((_, compare)) => compare(&dump, device, dtype, &mut outcome),
+                Some((_, compare)) => compare(&dump, device, stored, &mut outcome),
                 None => compare(&dump, device, &mut outcome),
             };
             match compared {

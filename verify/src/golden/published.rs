@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use swara_engine::codec::model::Layer;
-use swara_engine::codec::{Codec, Noise, Session};
+use swara_engine::codec::{Codec, Noise, Session, Stored};
 use swara_kernels::tolerance::Tolerance;
 use swara_kernels::{DType, Device, Tensor};
 
@@ -21,19 +21,23 @@ const SNAKE_GAIN: f64 = 1.5;
 /// Products whose roundings come to those of a Snake: 9 roundoffs / a (kernels/src/ops/snake/cases.rs) beside 2 sqrt(n), a = 1.
 const SNAKE: f64 = 20.25;
 
+/// Twice the deviation that codes of eight bits give a weight, of the weights' own: the largest of some thousands in a row is four times
+/// that, a step the 127th of it, and an error of up to half a step has a deviation of its `12^-1/2`.
+const CODE: f64 = 2.0 * 4.0 / 127.0 * 0.288_675;
+
 /// [`codec_in`] f32.
 pub fn codec(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
-    codec_in(dump, device, DType::F32, outcome)
+    codec_in(dump, device, DType::F32.into(), outcome)
 }
 
 /// A codec: the output of every layer, codes, and waves of all or some codebooks, for each layout that lies in the folder of its
 /// weights. As a stream if it can, else the whole signal at once; or else the first of its pieces layer by layer, and all of them.
 /// In a type narrower than the reference's f32, how many codes agree is reported, not judged.
-pub fn codec_in(dump: &Dump, device: &Device, dtype: DType, outcome: &mut Outcome) -> Result {
+pub fn codec_in(dump: &Dump, device: &Device, stored: Stored, outcome: &mut Outcome) -> Result {
     let mut layouts = layouts(dump)?;
     layouts.sort();
     for path in layouts {
-        let mut codec = Codec::open(&path, device, dtype)?;
+        let mut codec = Codec::open(&path, device, stored)?;
         codec.set_noise(Noise::Silent);
         let case = Case::new(dump, &codec)?;
         let layout = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -103,7 +107,7 @@ impl<'a> Case<'a> {
         // Part of the last convolution here, a module of its own there.
         let tanh = matches!(self.codec.layers().find(|layer| layer.name() == name), Some(Layer::Conv(conv)) if conv.tanh);
         let then: fn(f64) -> f64 = if tanh { f64::tanh } else { |v| v };
-        let compared = self.dump.check_mapped(outcome, module, order, then, found, budget.tolerance(self.codec.dtype()));
+        let compared = self.dump.check_mapped(outcome, module, order, then, found, budget.tolerance(self.codec.stored()));
         match compared {
             Ok(()) if outcome.pass => {}
             Ok(()) => outcome.fail(format!("first layer at fault: {name}")),
@@ -134,7 +138,7 @@ impl<'a> Case<'a> {
         let found = found.to_vec::<i32>()?;
         let (expected, margin) = (self.by_frame("codes", self.codebooks)?, self.by_frame("margin", self.codebooks)?);
         let columns = self.codec.format().columns(self.codebooks);
-        if self.codec.dtype() != DType::F32 {
+        if self.codec.stored() != DType::F32.into() {
             let agreeing = |k: usize| {
                 let of_codebook = found.iter().zip(&expected).skip(k).step_by(columns);
                 of_codebook.filter(|&(&found, &expected)| f64::from(found) == expected).count()
@@ -204,9 +208,9 @@ impl<'a> Case<'a> {
         }
         let peak = expected.iter().fold(0.0, |peak: f64, v| peak.max(v.abs()));
         let found: Vec<f64> = y.iter().map(|&v| f64::from(v)).collect();
-        let tolerance = match self.codec.dtype() {
-            DType::F32 => Tolerance::EXACT.plus(WAVE * peak),
-            dtype => budget.tolerance(dtype),
+        let tolerance = match self.codec.stored() {
+            stored if stored == DType::F32.into() => Tolerance::EXACT.plus(WAVE * peak),
+            stored => budget.tolerance(stored),
         };
         outcome.add(&format!("{layout} {wave}"), tolerance.compare(&found, &expected));
         Ok(())
@@ -272,8 +276,12 @@ impl Budget {
         self.narrow += layer.map_or(0, |layer| layer.products() * if found.dtype() == DType::F32 { 1 } else { 3 });
     }
 
-    fn tolerance(&self, dtype: DType) -> Tolerance {
+    fn tolerance(&self, stored: Stored) -> Tolerance {
         let tolerance = Tolerance::accumulate(self.depth.ceil() as usize);
-        if dtype == DType::F32 { tolerance } else { tolerance.via(dtype, self.narrow) }
+        match stored {
+            Stored { int8: true, .. } => tolerance.via_errors(CODE, self.narrow),
+            Stored { dtype: DType::F32, .. } => tolerance,
+            Stored { dtype, .. } => tolerance.via(dtype, self.narrow),
+        }
     }
 }

@@ -37,7 +37,8 @@ impl Work {
             None => case.bench == large,
         };
         let runs_here = |case: &Case| device != Device::Cpu || !matches!(case.dtype, DType::BF16 | DType::F16);
-        let wanted = |case: &Case| common.dtype.is_none_or(|dtype| dtype == case.dtype) && chosen(case) && runs_here(case);
+        let dtype = common.dtype()?;
+        let wanted = |case: &Case| dtype.is_none_or(|dtype| dtype == case.dtype) && chosen(case) && runs_here(case);
         let cases = |op: &'static Op| (op.cases)().into_iter().filter(wanted).map(move |case| (op, case));
         let cases: Vec<_> = ops.iter().flat_map(|op| cases(op)).collect();
         if cases.is_empty() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use swara_kernels::ops::{codebook, weight_norm};
-use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_kernels::{Device, Shape, Tensor};
 use swara_loader::weights;
 
 use super::encodec::Config as EncodecConfig;
@@ -17,7 +17,7 @@ use super::mimi::Config as MimiConfig;
 use super::model::{Layout, Model, TensorSpec};
 use super::quantizer::{USAGE_EPSILON, codebook_tensors, parameter_tensors};
 use super::snac::Config as SnacConfig;
-use super::{Codec, Config};
+use super::{Codec, Config, Stored};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -26,13 +26,13 @@ pub const METADATA_CONFIG: &str = "config";
 /// Metadata key of the model's name.
 pub const METADATA_MODEL: &str = "model";
 
-pub(super) fn open(path: &Path, device: &Device, dtype: DType) -> Result<Codec> {
+pub(super) fn open(path: &Path, device: &Device, stored: Stored) -> Result<Codec> {
     let name = path.file_stem().map_or_else(|| "codec".into(), |s| s.to_string_lossy().into_owned());
-    load(&weights::Weights::open(path)?, &name, device, dtype)
+    load(&weights::Weights::open(path)?, &name, device, stored)
 }
 
-pub(super) fn from_bytes(name: &str, bytes: &[u8], device: &Device, dtype: DType) -> Result<Codec> {
-    load(&weights::Weights::from_bytes(name, bytes)?, name, device, dtype)
+pub(super) fn from_bytes(name: &str, bytes: &[u8], device: &Device, stored: Stored) -> Result<Codec> {
+    load(&weights::Weights::from_bytes(name, bytes)?, name, device, stored)
 }
 
 /// What a file of weights is of, by its names.
@@ -78,7 +78,7 @@ pub fn family(file: &weights::Weights) -> Option<&'static str> {
     Some(Family::of(file)?.name())
 }
 
-fn load(file: &weights::Weights, name: &str, device: &Device, dtype: DType) -> Result<Codec> {
+fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) -> Result<Codec> {
     let name = file.metadata().get(METADATA_MODEL).map_or(name, String::as_str);
     let config = match file.metadata().get(METADATA_CONFIG) {
         Some(config) => Some(config.clone()),
@@ -92,7 +92,7 @@ fn load(file: &weights::Weights, name: &str, device: &Device, dtype: DType) -> R
     };
     let (model, weights, quantizer) = match family {
         Family::Mimi(naming) => mimi::load(file, &naming, config.map(MimiConfig::from_json).transpose()?, device)?,
-        Family::Own => return own(file, name, Config::from_json(need(file, config)?)?, device, dtype),
+        Family::Own => return own(file, name, Config::from_json(need(file, config)?)?, device, stored),
         Family::Snac => snac::load(file, &SnacConfig::from_json(need(file, config)?)?, device)?,
         Family::Encodec(naming) => {
             let implicit = naming.config(file).filter(|_| config.is_none());
@@ -105,10 +105,10 @@ fn load(file: &weights::Weights, name: &str, device: &Device, dtype: DType) -> R
         Family::Dac(naming) => {
             let config = dac::config(need(file, config)?)?;
             let weights = dac::load(file, naming, &config, device)?;
-            return Codec::new(name, config, weights, Vec::new(), device, dtype);
+            return Codec::new(name, config, weights, Vec::new(), device, stored);
         }
     };
-    Codec::assemble(name, model, &weights, quantizer, device, dtype)
+    Codec::assemble(name, model, &weights, quantizer, device, stored)
 }
 
 fn need<'c>(file: &weights::Weights, config: Option<&'c str>) -> Result<&'c str> {
@@ -123,7 +123,7 @@ fn kwargs(file: &weights::Weights) -> Option<String> {
 }
 
 /// A codec as training writes it.
-fn own(file: &weights::Weights, name: &str, config: Config, device: &Device, dtype: DType) -> Result<Codec> {
+fn own(file: &weights::Weights, name: &str, config: Config, device: &Device, stored: Stored) -> Result<Codec> {
     let model = Model::new(&config);
     let mut specs = model.tensors(true);
     specs.extend(parameter_tensors(&config, true));
@@ -144,7 +144,7 @@ fn own(file: &weights::Weights, name: &str, config: Config, device: &Device, dty
             .map(|pair| Ok(codebook::embedding(&read(&pair[0])?, &read(&pair[1])?, USAGE_EPSILON)?))
             .collect::<Result<Vec<_>>>()?,
     };
-    Codec::new(name, config, tensors, codebooks, device, dtype)
+    Codec::new(name, config, tensors, codebooks, device, stored)
 }
 
 pub(crate) fn embedding_spec(k: usize, size: usize, dim: usize) -> TensorSpec {

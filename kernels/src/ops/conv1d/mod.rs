@@ -24,6 +24,7 @@ use crate::case::Op;
 use crate::cpu::gemm::Packed;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::{check, elementwise};
+use crate::quantized::Quantized;
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
@@ -109,7 +110,8 @@ impl Prologue<'_> {
 /// elsewhere.
 pub struct Weight {
     shape: Shape,
-    dtype: DType,
+    /// None: codes, which suit any.
+    dtype: Option<DType>,
     device: Device,
     groups: usize,
     storage: Storage,
@@ -139,7 +141,18 @@ impl Weight {
             (Device::Cpu, DType::BF16) => return Weight::new(&elementwise::convert(weight, DType::F32)?, geometry),
             _ => Storage::Plain(weight.copy()?),
         };
-        Ok(Weight { shape, dtype: weight.dtype(), device: weight.device(), groups, storage })
+        Ok(Weight { shape, dtype: Some(weight.dtype()), device: weight.device(), groups, storage })
+    }
+
+    /// As [`Weight::new`], of codes `[Cout, K Cin]`, for one group. The CPU alone has such.
+    pub fn quantized(weight: &Quantized, taps: usize) -> Result<Weight> {
+        let (outputs, depth) = weight.extents("conv1d")?;
+        if taps == 0 || !depth.is_multiple_of(taps) {
+            return Err(Error::shape("conv1d", "codes", format!("[_, a multiple of {taps} taps]"), weight.codes.shape()));
+        }
+        let shape = Shape::try_from(&[taps, depth / taps, outputs][..])?;
+        let storage = Storage::Packed(Packed::quantized(weight)?);
+        Ok(Weight { shape, dtype: None, device: Device::Cpu, groups: 1, storage })
     }
 
     /// `[K, Cin / groups, Cout]`
@@ -147,9 +160,12 @@ impl Weight {
         self.shape
     }
 
-    /// Size of the values as given.
+    /// Size of the values as given, or of the codes.
     pub fn bytes(&self) -> usize {
-        self.shape.elements() * self.dtype.bytes()
+        match (&self.storage, self.dtype) {
+            (Storage::Packed(packed), None) => packed.bytes(),
+            (_, dtype) => self.shape.elements() * dtype.map_or(0, DType::bytes),
+        }
     }
 }
 

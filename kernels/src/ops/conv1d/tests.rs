@@ -3,7 +3,8 @@
 use super::*;
 use crate::case::SplitMix;
 use crate::ops::conv_transpose1d;
-use crate::ops::testing::{devices, float_types};
+use crate::ops::testing::{devices, float_types, normal};
+use crate::quantized::Bits;
 
 struct Signal {
     values: Vec<f64>,
@@ -156,5 +157,46 @@ fn a_prepared_weight_computes_the_bits_of_its_tensor() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Codes `[cout, taps cin]` with a scale a row, and the filters `[taps, cin, cout]` that they stand for.
+fn coded(taps: usize, cin: usize, cout: usize) -> Result<(Quantized, Tensor)> {
+    let depth = taps * cin;
+    let mut rng = SplitMix(depth as u64);
+    let codes: Vec<u8> = (0..cout * depth).map(|_| rng.next() as u8).collect();
+    let scales: Vec<f32> = (0..cout).map(|_| 0.5 + rng.uniform() as f32).collect();
+    let value = |at: usize| f32::from(codes[at % cout * depth + at / cout] as i8) * scales[at % cout];
+    let values: Vec<f32> = (0..depth * cout).map(value).collect();
+    let codes = Tensor::from_slice(&Device::Cpu, &codes, [cout, depth])?;
+    let scales = Tensor::from_slice(&Device::Cpu, &scales, [cout, 1])?;
+    Ok((Quantized { bits: Bits::Eight, codes, scales, mins: None }, Tensor::from_slice(&Device::Cpu, &values, [taps, cin, cout])?))
+}
+
+#[test]
+fn codes_compute_the_bits_of_their_values() -> Result<()> {
+    for (taps, cin, cout, stride) in [(1, 1, 1, 1), (7, 33, 65, 1), (4, 64, 31, 2), (3, 127, 33, 2), (8, 31, 127, 4), (5, 12, 96, 3)] {
+        let (codes, values) = coded(taps, cin, cout)?;
+        let x = elementwise::convert(&normal([2, 31, cin], 1), DType::F32)?;
+        let geometry = Geometry { stride, pad_left: taps - 1, ..Geometry::default() };
+        let [found, expected] = [&Weight::quantized(&codes, taps)?, &Weight::new(&values, &geometry)?]
+            .map(|weight| forward(&x, weight, &geometry, Fused::default()).unwrap().to_vec::<f32>().unwrap());
+        assert_eq!(found, expected, "{taps} taps, {cin} to {cout}, stride {stride}");
+
+        let geometry = conv_transpose1d::Geometry::padded(stride, 0, 0);
+        let coded = conv_transpose1d::Weight::quantized(&codes, taps, &geometry)?;
+        let valued = conv_transpose1d::Weight::new(&values, &geometry)?;
+        let [found, expected] = [&coded, &valued]
+            .map(|weight| conv_transpose1d::forward(&x, weight, &geometry, Default::default()).unwrap().to_vec::<f32>().unwrap());
+        assert_eq!(found, expected, "{taps} taps, {cin} to {cout}, transposed by {stride}");
+    }
+    let (codes, _) = coded(3, 4, 5)?;
+    assert!(Weight::quantized(&codes, 0).is_err() && Weight::quantized(&codes, 5).is_err());
+    let grouped = conv_transpose1d::Geometry { groups: 2, ..conv_transpose1d::Geometry::padded(1, 0, 0) };
+    assert!(conv_transpose1d::Weight::quantized(&codes, 3, &grouped).is_err());
+    let geometry = conv_transpose1d::Geometry::padded(1, 0, 0);
+    let mins = Tensor::from_slice(&Device::Cpu, &[0f32; 5], [5, 1])?;
+    let with_minima = Quantized { mins: Some(mins), ..coded(3, 4, 5)?.0 };
+    assert!(conv_transpose1d::Weight::quantized(&with_minima, 3, &geometry).is_err());
     Ok(())
 }

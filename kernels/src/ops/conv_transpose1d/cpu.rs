@@ -1,13 +1,35 @@
-use super::{AnyWeight, Extents, Fused, Geometry};
+use super::{AnyWeight, Extents, Fused, Geometry, NAME};
 use crate::cpu::gemm::Packed;
 use crate::ops::conv1d::cpu::{Activate, Upsample, Weights, correlate, past, polyphase, transpose_taps, upsample};
 use crate::ops::conv1d::{self, Ring};
+use crate::quantized::{Bits, Quantized};
 use crate::tensor::Scratch;
-use crate::{Element, Real, Result, Tensor};
+use crate::{DType, Device, Element, Error, Real, Result, Tensor};
 
 pub(super) fn pack<W: Element>(weight: &Tensor, stride: usize) -> Result<Packed> {
     let ws = weight.shape();
     polyphase(weight.as_slice::<W>()?, (ws[0], ws[1], ws[2]), stride)
+}
+
+/// Codes `[Cout, K Cin]` as rows `(phase, o)` of columns `(m, i)`: the transpose of [`polyphase`].
+pub(super) fn phases(weight: &Quantized, taps: usize, stride: usize) -> Result<Quantized> {
+    let (cout, depth) = weight.extents(NAME)?;
+    if weight.bits != Bits::Eight || weight.scales.shape().last_dim() != 1 || weight.mins.is_some() {
+        return Err(Error::argument(NAME, "codes other than of eight bits, with one scale a row and no minima"));
+    }
+    let (cin, history) = (depth / taps, taps.div_ceil(stride));
+    let from = weight.codes.as_slice::<u8>()?;
+    let mut codes = Tensor::zeros(&Device::Cpu, DType::U8, [stride * cout, history * cin])?;
+    for (at, to) in codes.as_mut_slice::<u8>()?.chunks_exact_mut(cin.max(1)).enumerate() {
+        let (row, m) = (at / history, at % history);
+        let (phase, o) = (row / cout, row % cout);
+        let k = phase + stride * (history - 1 - m);
+        if k < taps {
+            to.copy_from_slice(&from[o * depth + k * cin..][..cin]);
+        }
+    }
+    let scales = Tensor::from_slice(&Device::Cpu, &weight.scales.as_slice::<f32>()?.repeat(stride), [stride * cout, 1])?;
+    Ok(Quantized { bits: Bits::Eight, codes, scales, mins: None })
 }
 
 pub(super) fn forward<T: Real>(

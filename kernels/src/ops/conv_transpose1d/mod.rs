@@ -21,6 +21,7 @@ use crate::cpu::gemm::Packed;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::conv1d::{self, Prologue, Ring};
 use crate::ops::{check, elementwise};
+use crate::quantized::Quantized;
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source =
@@ -73,7 +74,8 @@ pub struct Fused<'a> {
 /// it is elsewhere.
 pub struct Weight {
     shape: Shape,
-    dtype: DType,
+    /// None: codes, which suit any.
+    dtype: Option<DType>,
     device: Device,
     stride: usize,
     groups: usize,
@@ -100,7 +102,20 @@ impl Weight {
             (Device::Cpu, DType::BF16) => return Weight::new(&elementwise::convert(weight, DType::F32)?, geometry),
             _ => Storage::Plain(weight.copy()?),
         };
-        Ok(Weight { shape, dtype: weight.dtype(), device: weight.device(), stride: geometry.stride, groups: geometry.groups, storage })
+        let dtype = Some(weight.dtype());
+        Ok(Weight { shape, dtype, device: weight.device(), stride: geometry.stride, groups: geometry.groups, storage })
+    }
+
+    /// As [`Weight::new`], of codes `[Cout, K Cin]` of eight bits with one scale a row, for one group. The CPU alone has such.
+    pub fn quantized(weight: &Quantized, taps: usize, geometry: &Geometry) -> Result<Weight> {
+        let (outputs, depth) = weight.extents(NAME)?;
+        if taps == 0 || !depth.is_multiple_of(taps) || geometry.groups != 1 {
+            return Err(Error::shape(NAME, "codes", format!("[_, a multiple of {taps} taps], of one group"), weight.codes.shape()));
+        }
+        let shape = Shape::try_from(&[taps, depth / taps, outputs][..])?;
+        check_weight(shape, geometry)?;
+        let storage = Storage::Packed(Packed::quantized(&cpu::phases(weight, taps, geometry.stride)?)?);
+        Ok(Weight { shape, dtype: None, device: Device::Cpu, stride: geometry.stride, groups: 1, storage })
     }
 
     /// `[K, Cin, Cout / groups]`
@@ -108,9 +123,12 @@ impl Weight {
         self.shape
     }
 
-    /// Size of the values as given.
+    /// Size of the values as given, or of the codes.
     pub fn bytes(&self) -> usize {
-        self.shape.elements() * self.dtype.bytes()
+        match (&self.storage, self.dtype) {
+            (Storage::Packed(packed), None) => packed.bytes(),
+            (_, dtype) => self.shape.elements() * dtype.map_or(0, DType::bytes),
+        }
     }
 }
 
