@@ -25,6 +25,7 @@ const TAIL: f64 = 0.05;
 const NEVER_BOUND: &[(&str, &str)] = &[
     ("matmul_nn_128x128_f32", "is chosen for many tiles only: compute-bound"),
     ("linear_128x128_f32", "likewise"),
+    ("linear_tf32x3_128x128_f32", "likewise"),
     ("clip_scale", "one number"),
     ("delay_", "a few numbers a stream"),
 ];

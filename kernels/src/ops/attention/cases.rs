@@ -56,6 +56,7 @@ pub(super) fn cases() -> Vec<Case> {
             ([1, 130, 2, 2, 64], 1_000, all),
             ([2, 300, 2, 1, 128], 300, Mask::CAUSAL),
             ([1, 700, 2, 2, 64], 700, windowed(250)),
+            ([1, 520, 4, 1, 64], 520, windowed(1)),
             ([1, 520, 4, 1, 128], 520, windowed(1)),
             ([1, 200, 3, 3, 40], 200, Mask::CAUSAL), // heads that no tile fits
         ] {
