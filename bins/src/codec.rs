@@ -9,7 +9,7 @@ use swara_engine::codec::{Codec, Codes, Session, Stored};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::audio::AudioReader;
 
-use crate::cli::{Common, Dtype};
+use crate::common::{Common, Dtype};
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
@@ -21,6 +21,25 @@ pub const CLIP: &[u8] = include_bytes!("../data/clip.flac");
 
 /// Frames taken at a time where nobody waits for each.
 const CHUNK: usize = 64;
+
+/// Opens `model`: the bundled one by its name, a file, or a folder.
+pub fn open(common: &Common, model: &str) -> Result<Codec> {
+    let device = common.open_device()?;
+    let path = Path::new(model);
+    if model == BUNDLED && !path.exists() {
+        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, &device, stored(common, &device)?)?);
+    }
+    open_file(common, &device, path).map_err(|failure| if path.exists() { failure } else { failure.hint(format!("bundled: {BUNDLED}")) })
+}
+
+/// Opens a file or a folder.
+pub fn open_file(common: &Common, device: &Device, path: &Path) -> Result<Codec> {
+    let stored = stored(common, device)?;
+    if !path.exists() {
+        return Err(Failure::file("cannot open model", "no such file", path));
+    }
+    Ok(Codec::open(path, device, stored)?)
+}
 
 /// How a codec's weights are kept on `device`, as --dtype has it.
 pub fn stored(common: &Common, device: &Device) -> Result<Stored> {
@@ -37,20 +56,6 @@ pub fn stored(common: &Common, device: &Device) -> Result<Stored> {
     })
 }
 
-/// Opens `model`: the bundled one by its name, a file, or a folder.
-pub fn open(common: &Common, model: &str) -> Result<Codec> {
-    let device = common.open_device()?;
-    let stored = stored(common, &device)?;
-    let path = Path::new(model);
-    if model == BUNDLED && !path.exists() {
-        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, &device, stored)?);
-    }
-    if !path.exists() {
-        return Err(Failure::file("cannot open model", "no such file", path).hint(format!("bundled: {BUNDLED}")));
-    }
-    Ok(Codec::open(path, &device, stored)?)
-}
-
 /// How many codebooks to use: those asked for, or all.
 pub fn codebooks(codec: &Codec, asked: Option<usize>) -> Result<usize> {
     let has = codec.codebooks();
@@ -61,11 +66,17 @@ pub fn codebooks(codec: &Codec, asked: Option<usize>) -> Result<usize> {
     }
 }
 
-/// Wall times of one kind of work.
+/// Wall times of one kind of work: of all calls, or of the last ones where there are very many.
 #[derive(Default)]
 pub struct Times {
     calls: Vec<Duration>,
+    count: usize,
+    total: Duration,
+    longest: Duration,
 }
+
+/// Calls whose times are kept: three hours of 80 ms frames, in 2 MB.
+const KEPT_CALLS: usize = 1 << 17;
 
 impl Times {
     pub fn time<T>(&mut self, device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -77,11 +88,23 @@ impl Times {
     }
 
     pub fn push(&mut self, call: Duration) {
-        self.calls.push(call);
+        match self.calls.get_mut(self.count % KEPT_CALLS) {
+            Some(oldest) => *oldest = call,
+            None => self.calls.push(call),
+        }
+        self.count += 1;
+        self.total += call;
+        self.longest = self.longest.max(call);
     }
 
+    /// Of all calls.
     pub fn total(&self) -> Duration {
-        self.calls.iter().sum()
+        self.total
+    }
+
+    /// Of all calls, in ms.
+    pub fn max_ms(&self) -> f64 {
+        self.longest.as_secs_f64() * 1e3
     }
 
     /// The time in ms that a share of the calls stays within.
@@ -247,24 +270,24 @@ pub fn decode_piece(pipe: &mut Pipe, codes: &[i32]) -> Result<Vec<f32>> {
     pipe.decode(codes)
 }
 
-impl From<swara_engine::Error> for Failure {
-    fn from(error: swara_engine::Error) -> Failure {
-        match error {
-            swara_engine::Error::Kernel(error) => error.into(),
-            swara_engine::Error::Loader(error) => error.into(),
-            error => Failure::work(error.to_string()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn percentiles_are_of_the_calls() {
-        let times = Times { calls: (1..=100).rev().map(Duration::from_millis).collect() };
-        assert_eq!((times.percentile_ms(0.5), times.percentile_ms(0.99)), (51.0, 100.0));
+        let mut times = Times::default();
+        (1..=100).rev().for_each(|ms| times.push(Duration::from_millis(ms)));
+        assert_eq!((times.percentile_ms(0.5), times.percentile_ms(0.99), times.max_ms()), (51.0, 100.0, 100.0));
+        assert_eq!(times.total(), Duration::from_millis(5050));
         assert_eq!(Times::default().percentile_ms(0.5), 0.0);
+    }
+
+    #[test]
+    fn of_very_many_calls_the_last_are_kept() {
+        let mut times = Times::default();
+        times.push(Duration::from_millis(9));
+        (0..2 * KEPT_CALLS).for_each(|_| times.push(Duration::from_millis(1)));
+        assert_eq!((times.calls.len(), times.percentile_ms(1.0), times.max_ms()), (KEPT_CALLS, 1.0, 9.0));
     }
 }

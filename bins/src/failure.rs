@@ -1,5 +1,13 @@
+//! How commands fail.
+
 use std::fmt;
+use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
+
+use swara_benches::compare::BadResults;
+use swara_benches::turns;
+use swara_verify::golden;
 
 use crate::terminal::printable;
 
@@ -78,6 +86,16 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What a process ends with, having said why.
+pub fn exit(result: Result) -> ExitCode {
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    let text = failure.to_string();
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+    ExitCode::from(failure.exit_code())
+}
+
 fn one_line(text: &str) -> String {
     let joined = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     printable(&joined)
@@ -96,6 +114,40 @@ impl From<swara_kernels::Error> for Failure {
             _ => None,
         };
         Failure { message: error.to_string(), hint, kind: Kind::Work }
+    }
+}
+
+impl From<swara_engine::Error> for Failure {
+    fn from(error: swara_engine::Error) -> Failure {
+        match error {
+            swara_engine::Error::Kernel(error) => error.into(),
+            swara_engine::Error::Loader(error) => error.into(),
+            error => Failure::work(error.to_string()),
+        }
+    }
+}
+
+impl From<BadResults> for Failure {
+    fn from(BadResults(why): BadResults) -> Failure {
+        Failure::work(why)
+    }
+}
+
+impl From<turns::Error> for Failure {
+    fn from(error: turns::Error) -> Failure {
+        match error {
+            turns::Error::Kernels(error) => error.into(),
+            turns::Error::Worker(why) => Failure::work(format!("bench: {why}")),
+        }
+    }
+}
+
+impl From<golden::Error> for Failure {
+    fn from(error: golden::Error) -> Failure {
+        match error {
+            golden::Error::Kernel(error @ swara_kernels::Error::Unavailable { .. }) => error.into(),
+            error => Failure::work(error.to_string()),
+        }
     }
 }
 

@@ -1,40 +1,26 @@
 //! `swara`: neural audio codecs from the command line.
 
 mod cli;
-mod codec;
 mod commands;
-mod failure;
 mod picture;
-mod terminal;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
+use swara::failure::{self, Result, exit};
+use swara::{codec, dialogue, process, terminal};
 
 use cli::{Bench, Cli, Command, Train};
-use failure::{Failure, Result};
 
 fn main() -> ExitCode {
-    let result = match Cli::try_parse() {
+    exit(match Cli::try_parse() {
         Ok(cli) => run(cli),
-        Err(error) => usage(&error),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let text = failure.to_string();
-            if !text.is_empty() {
-                let _ = writeln!(std::io::stderr(), "{text}");
-            }
-            ExitCode::from(failure.exit_code())
-        }
-    }
+        Err(error) => terminal::usage(&error, "swara --help, or swara COMMAND --help"),
+    })
 }
 
 fn run(mut cli: Cli) -> Result {
-    cli.common.json |= cli.command.json();
+    cli.common.json = cli.json || cli.command.json();
     cli.common.apply()?;
     let common = &cli.common;
     match cli.command {
@@ -55,21 +41,5 @@ fn run(mut cli: Cli) -> Result {
         Command::Profile(args) => commands::profile::run(common, &args),
         Command::Quantize(args) => commands::quantize::run(common, &args),
         Command::Doctor(_) => commands::doctor::run(common),
-    }
-}
-
-/// Help goes to standard output; a usage error becomes one line and a hint.
-fn usage(error: &clap::Error) -> Result {
-    let text = error.to_string();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => terminal::say(text.trim_end()),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            Err(Failure::usage("no command given").hint("swara --help lists the commands"))
-        }
-        _ => {
-            let first = text.split("\n\n").next().unwrap_or_default();
-            let message = first.strip_prefix("error: ").unwrap_or(first).lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            Err(Failure::usage(message).hint("swara --help, or swara COMMAND --help"))
-        }
     }
 }

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -29,6 +30,22 @@ pub fn printable(text: &str) -> String {
 pub fn say(text: impl AsRef<str>) -> Result {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", printable(text.as_ref())).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))
+}
+
+/// Help goes to standard output; a usage error becomes one line and a hint.
+pub fn usage(error: &clap::Error, hint: &str) -> Result {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => say(text.trim_end()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Failure::usage("no command given").hint("swara --help lists the commands"))
+        }
+        _ => {
+            let first = text.split("\n\n").next().unwrap_or_default();
+            let message = first.strip_prefix("error: ").unwrap_or(first).lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            Err(Failure::usage(message).hint(hint))
+        }
+    }
 }
 
 /// A part of a result, shown at once.

@@ -2,12 +2,8 @@
 
 mod common;
 
-use common::{Room, samples, wav};
+use common::{Room, golden, samples, vocabulary, wav};
 use swara_loader::weights::{TensorRef, Weights, save};
-
-fn golden(name: &str) -> String {
-    format!("{}/../verify/golden/{name}", env!("CARGO_MANIFEST_DIR"))
-}
 
 /// The codes that the first stream of the case hears, as a codes file.
 fn user_codes(room: &Room) -> Weights {
@@ -17,12 +13,6 @@ fn user_codes(room: &Room) -> Weights {
     let codes: Vec<i32> = (0..width).flat_map(|k| (0..steps).map(move |t| t * width + k)).map(|i| user[i]).collect();
     save(room.path("user.safetensors"), &[TensorRef::i32("codes", &[width, steps], &codes)], &Default::default()).unwrap();
     case
-}
-
-/// A sentencepiece model with pieces of this text and kind.
-fn vocabulary(pieces: impl Iterator<Item = (String, u8)>) -> Vec<u8> {
-    let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2, bytes.len() as u8], bytes].concat();
-    pieces.flat_map(|(text, kind)| field(1, &[field(1, text.as_bytes()), vec![3 << 3, kind]].concat())).collect()
 }
 
 #[test]

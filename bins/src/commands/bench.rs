@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use swara_benches::ceilings::Ceilings;
 use swara_benches::codec::Streams;
-use swara_benches::compare::{BadResults, Verdict};
+use swara_benches::compare::Verdict;
 use swara_benches::kernels::Selection;
 use swara_benches::lm::Times;
 use swara_benches::{ceilings, picture, turns};
@@ -18,9 +18,9 @@ use swara_loader::{input, output};
 
 use crate::cli::{BenchCodec, BenchCompare, BenchKernels, BenchLm, BenchPlot, Common, Results};
 use crate::codec as models;
-use crate::commands::peak_rss_mb;
 use crate::failure::{Failure, Result};
 use crate::picture::{Canvas, Pixels, save};
+use crate::process::peak_rss_mb;
 use crate::terminal;
 
 pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
@@ -367,19 +367,4 @@ fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result {
     let mut text = serde_json::to_vec_pretty(rows).map_err(|e| Failure::work(format!("cannot write results: {e}")))?;
     text.push(b'\n');
     Ok(output::write(path, &text)?)
-}
-
-impl From<BadResults> for Failure {
-    fn from(BadResults(why): BadResults) -> Failure {
-        Failure::work(why)
-    }
-}
-
-impl From<turns::Error> for Failure {
-    fn from(error: turns::Error) -> Failure {
-        match error {
-            turns::Error::Kernels(error) => error.into(),
-            turns::Error::Worker(why) => Failure::work(format!("bench: {why}")),
-        }
-    }
 }

@@ -1,4 +1,3 @@
-use swara_kernels::Error;
 use swara_kernels::ops::REGISTRY;
 use swara_verify::harness::{self, Selection, Subject};
 use swara_verify::mutants::{Equivalents, Fate};
@@ -198,13 +197,4 @@ fn print_traffic(report: &Report, wanted: &str) -> Result {
     }
     let head = ["kernel", "case", "launches", "read", "written", "cost", "moved/cost", "coalesced", "asked/moved", "conflicts"];
     terminal::say(terminal::table(&head, &rows))
-}
-
-impl From<golden::Error> for Failure {
-    fn from(error: golden::Error) -> Failure {
-        match error {
-            golden::Error::Kernel(error @ Error::Unavailable { .. }) => error.into(),
-            error => Failure::work(error.to_string()),
-        }
-    }
 }

@@ -1,8 +1,9 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use swara_engine::train::{TrainConfig, Trainer};
@@ -34,11 +35,37 @@ impl Room {
         Command::new(env!("CARGO_BIN_EXE_swara")).args(args).current_dir(self.folder.path()).output().unwrap()
     }
 
+    /// Runs `swara-live` here, which hears `input`.
+    pub fn live(&self, args: &[&str], input: &[u8]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swara-live"));
+        let command = command.args(args).current_dir(self.folder.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        std::thread::scope(|scope| {
+            // It may end before it has heard everything.
+            scope.spawn(move || drop(stdin.write_all(input)));
+            child.wait_with_output().unwrap()
+        })
+    }
+
     /// Runs `swara`, which must fail with this code, saying one line that contains `says`, and change nothing here.
     #[track_caller]
     pub fn refuses(&self, args: &[&str], code: i32, says: &str) {
         let before = self.contents();
         let output = self.swara(args);
+        self.refused(args, output, before, code, says);
+    }
+
+    /// As [`Room::refuses`], of `swara-live` with nothing to hear.
+    #[track_caller]
+    pub fn live_refuses(&self, args: &[&str], code: i32, says: &str) {
+        let before = self.contents();
+        let output = self.live(args, &[]);
+        self.refused(args, output, before, code, says);
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str], output: Output, before: BTreeMap<PathBuf, Vec<u8>>, code: i32, says: &str) {
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
         let lines: Vec<&str> = error.lines().filter(|l| !l.starts_with("device: ") && !l.starts_with("fresh inputs: ")).collect();
@@ -146,4 +173,15 @@ pub fn wav(room: &Room, name: &str, rate: u32, channels: u16, samples: &[f32]) -
     }
     writer.finalize().unwrap();
     path
+}
+
+/// A reference output.
+pub fn golden(name: &str) -> String {
+    format!("{}/../verify/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A sentencepiece model with pieces of this text and kind.
+pub fn vocabulary(pieces: impl Iterator<Item = (String, u8)>) -> Vec<u8> {
+    let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2, bytes.len() as u8], bytes].concat();
+    pieces.flat_map(|(text, kind)| field(1, &[field(1, text.as_bytes()), vec![3 << 3, kind]].concat())).collect()
 }

@@ -1,0 +1,258 @@
+//! `swara-live`: a live full-duplex conversation with Moshi, from standard input to standard output.
+
+mod pcm;
+mod queue;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use serde_json::{Value, json};
+use swara::codec::{self, Times};
+use swara::common::{Common, Format, Sampling};
+use swara::dialogue::{self, Dialogue, Heard};
+use swara::failure::{Failure, Result, exit};
+use swara::process::{Cpus, lock_memory, peak_rss_mb};
+use swara::terminal;
+use swara_engine::codec::Codec;
+use swara_loader::output::AtomicFile;
+
+use pcm::{Damage, Frames, Pcm};
+use queue::{Overload, Queue};
+
+/// A live full-duplex conversation: mono PCM in 80 ms frames on standard input, as much of the reply on standard output, its words on standard
+/// error. Where there is no reply yet, it is silence. At the end of its input it says how long frames took.
+#[derive(Parser)]
+#[command(name = "swara-live", version)]
+struct Live {
+    #[command(flatten)]
+    common: Common,
+    /// Language model: a folder with its config.json, or a file
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Codec of what is heard and said: a file, or a folder
+    #[arg(long, value_name = "FILE")]
+    mimi: PathBuf,
+    /// Of its weights; what the file has as codes stays so. By default --dtype, which is else the type of what is no codes: bf16
+    #[arg(long, value_name = "FORMAT")]
+    weights: Option<Format>,
+    /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Of what comes and goes, in Hz; it must be the codec's
+    #[arg(long, value_name = "HZ", default_value_t = 24000)]
+    rate: u32,
+    /// Of the samples that come and go, little-endian; what is beyond full scale is clipped, and no number is silence
+    #[arg(long, value_name = "PCM", default_value = "s16")]
+    format: Pcm,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Input comes as it is spoken: a frame that finds the queue full drops the one that has waited longest, whose reply is silence, so that
+    /// lag never grows; without this flag input waits and nothing is dropped, as is right for files
+    #[arg(long)]
+    realtime: bool,
+    /// Frames that may wait for the model: with --realtime, as many times 80 ms is all the lag there can be
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    queue: u16,
+    /// Run on these CPUs alone, such as 0,2-3
+    #[arg(long, value_name = "CPUS")]
+    affinity: Option<Cpus>,
+    /// Keep all memory from being paged out
+    #[arg(long)]
+    mlock: bool,
+    /// Write what is said at the end as one JSON object
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    exit(match Live::try_parse() {
+        Ok(live) => run(&live, began),
+        Err(error) => terminal::usage(&error, "swara-live --help"),
+    })
+}
+
+fn run(args: &Live, began: Instant) -> Result {
+    let common = &args.common;
+    for (stream, is_terminal) in [("input", std::io::stdin().is_terminal()), ("output", std::io::stdout().is_terminal())] {
+        if is_terminal {
+            return Err(Failure::usage(format!("standard {stream} is a terminal, and samples are no text")));
+        }
+    }
+    // Before there are threads, which inherit it.
+    args.affinity.as_ref().map_or(Ok(()), Cpus::bind)?;
+    common.apply()?;
+    let report = args.json.as_ref().map(AtomicFile::create).transpose()?;
+    let device = common.open_device()?;
+    let codec = codec::open_file(common, &device, &args.mimi)?;
+    let format = common.lm_format(args.weights)?;
+    let lm = dialogue::open_lm(&args.model, &device, format)?;
+    dialogue::check_codec(&codec, &lm, &args.mimi)?;
+    if args.rate != codec.format().sample_rate {
+        return Err(Failure::usage(format!("--rate: {} Hz, the codec has {}", args.rate, codec.format().sample_rate)));
+    }
+    let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
+    let queue = listen(args, &codec)?;
+    let dialogue = Dialogue::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.live()?;
+    if args.mlock {
+        lock_memory()?;
+    }
+    let mut conversation = Conversation::new(args, &codec, dialogue, began);
+    conversation.run(&queue)?;
+    conversation.finish(args, &queue, report)
+}
+
+/// Starts to read standard input into a queue.
+fn listen(args: &Live, codec: &Codec) -> Result<Arc<Queue>> {
+    let overload = if args.realtime { Overload::DropOldest } else { Overload::Wait };
+    let queue = Arc::new(Queue::new(args.queue.into(), overload));
+    let (filled, pcm, hop) = (queue.clone(), args.format, codec.format().hop);
+    // Left alone when the process ends: it may never come back from reading.
+    std::thread::Builder::new()
+        .name("listen".to_owned())
+        .spawn(move || {
+            let mut frames = Frames::new(std::io::stdin().lock(), pcm, hop);
+            filled.end(loop {
+                match frames.next() {
+                    Ok(Some(frame)) => filled.push(frame),
+                    Ok(None) => break Ok(frames.damage),
+                    Err(e) => break Err(e),
+                }
+            });
+        })
+        .map_err(|e| Failure::work(format!("cannot start threads: {e}")))?;
+    Ok(queue)
+}
+
+/// One stream, what is written of it and how long that took.
+struct Conversation<'a> {
+    dialogue: Dialogue<'a>,
+    pcm: Pcm,
+    /// A frame lasts.
+    period: Duration,
+    bytes: Vec<u8>,
+    realtime: bool,
+    frames: u64,
+    /// Frames whose reply was written more than a frame after they had come; without --realtime, after they were taken.
+    late: u64,
+    /// From when a frame had come to when its reply was written.
+    lag: Times,
+    began: Instant,
+    ready: Duration,
+    first_reply: Option<Duration>,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(args: &Live, codec: &Codec, dialogue: Dialogue<'a>, began: Instant) -> Conversation<'a> {
+        let format = codec.format();
+        Conversation {
+            dialogue,
+            pcm: args.format,
+            period: Duration::from_secs_f64(format.hop as f64 / f64::from(format.sample_rate)),
+            bytes: Vec::new(),
+            realtime: args.realtime,
+            frames: 0,
+            late: 0,
+            lag: Times::default(),
+            began,
+            ready: began.elapsed(),
+            first_reply: None,
+        }
+    }
+
+    fn run(&mut self, queue: &Queue) -> Result {
+        while let Some(next) = queue.pop() {
+            let since = if self.realtime { next.since } else { Instant::now() };
+            let turn = self.dialogue.step(Heard::Samples(&next.frame.samples))?;
+            self.bytes.clear();
+            self.silence(next.missed);
+            match &turn.samples {
+                Some(samples) => self.pcm.write(&samples[..next.frame.real], &mut self.bytes),
+                None => self.silence(next.frame.real),
+            }
+            let mut out = std::io::stdout().lock();
+            out.write_all(&self.bytes).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))?;
+            drop(out);
+            if turn.samples.is_some() {
+                self.first_reply.get_or_insert(self.began.elapsed());
+            }
+            let lag = since.elapsed();
+            self.lag.push(lag);
+            self.late += u64::from(lag > self.period);
+            self.frames += 1;
+            terminal::murmur(&turn.words);
+        }
+        Ok(())
+    }
+
+    /// Of the bytes to write.
+    fn silence(&mut self, samples: usize) {
+        self.bytes.resize(self.bytes.len() + samples * self.pcm.bytes(), 0);
+    }
+
+    fn finish(mut self, args: &Live, queue: &Queue, report: Option<AtomicFile>) -> Result {
+        if let Some(words) = self.dialogue.last_words() {
+            terminal::murmur(&words);
+        }
+        let (end, dropped) = queue.finish();
+        terminal::note(self.summary(dropped));
+        if let Some(mut file) = report {
+            file.write(format!("{}\n", self.json(args, dropped)).as_bytes())?;
+            file.commit()?;
+        }
+        let Damage { stray, not_finite, clipped } = end.map_err(|e| Failure::work(format!("cannot read: {e} (standard input)")))?;
+        for (count, what) in [
+            (stray as u64, "bytes at the end are no whole sample and were not heard"),
+            (not_finite, "samples were no finite numbers and were heard as silence"),
+            (clipped, "samples were beyond full scale and were clipped"),
+        ] {
+            if count > 0 {
+                terminal::warn(format!("{count} {what}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Kinds of work, and their times.
+    fn times(&self) -> Vec<(&'static str, &Times)> {
+        let speech = self.dialogue.speech.iter();
+        let mut times: Vec<_> = speech.clone().map(|speech| ("encode", &speech.encode_times)).collect();
+        times.push(("lm", &self.dialogue.lm_times));
+        times.extend(speech.map(|speech| ("decode", &speech.decode_times)));
+        times.push(("total", &self.dialogue.total_times));
+        times.push(("lag", &self.lag));
+        times
+    }
+
+    fn summary(&self, dropped: u64) -> String {
+        let ms = |t: Option<Duration>| t.map_or("-".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1e3));
+        let row = |(what, times): (&str, &Times)| {
+            let figures = [times.percentile_ms(0.5), times.percentile_ms(0.99), times.max_ms()];
+            [what.to_owned()].into_iter().chain(figures.iter().map(|ms| format!("{ms:.2}"))).collect::<Vec<_>>()
+        };
+        let rows: Vec<_> = self.times().into_iter().map(row).collect();
+        let (frames, late) = (self.frames, self.late);
+        format!(
+            "{}\n{frames} frames answered, {late} late, {dropped} dropped; ready {} after the start, first reply {}",
+            terminal::table(&["ms a frame", "p50", "p99", "max"], &rows),
+            ms(Some(self.ready)),
+            ms(self.first_reply),
+        )
+    }
+
+    fn json(&self, args: &Live, dropped: u64) -> Value {
+        let times = self.times().into_iter().flat_map(|(what, times)| {
+            let figures = [("p50", times.percentile_ms(0.5)), ("p99", times.percentile_ms(0.99)), ("max", times.max_ms())];
+            figures.map(|(share, ms)| (format!("{what}_{share}"), ms.into()))
+        });
+        json!({
+            "frames": self.frames, "late": self.late, "dropped": dropped, "realtime": args.realtime, "queue": args.queue,
+            "ready_ms": self.ready.as_secs_f64() * 1e3, "first_reply_ms": self.first_reply.map(|t| t.as_secs_f64() * 1e3),
+            "frame_ms": times.collect::<serde_json::Map<String, Value>>(), "peak_rss_mb": peak_rss_mb(),
+        })
+    }
+}
