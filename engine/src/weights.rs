@@ -15,7 +15,7 @@ use crate::{Error, Result};
 pub type Weights = BTreeMap<String, Tensor>;
 
 /// Gives a model's tensors by name, in memory layout.
-pub(crate) trait Source {
+pub(crate) trait Source: Sync {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor>;
 
     /// The codes of a matrix that is kept so.
@@ -95,6 +95,11 @@ impl<'a> Reader<'a> {
     /// Weights are stored in `dtype`. The CPU computes in f32 beside bf16.
     pub fn new(source: &'a dyn Source, device: &Device, dtype: DType) -> Reader<'a> {
         Reader { source, dtype, values: values_dtype(device, dtype), bytes: 0, bits: None }
+    }
+
+    /// A reader of the same, for another thread, that counts its own.
+    pub fn beside(&self) -> Reader<'a> {
+        Reader { bytes: 0, ..*self }
     }
 
     /// Of weights.

@@ -228,14 +228,17 @@ impl Published<'_> {
         found.ok_or_else(|| Error::MissingTensor(name.to_owned()))
     }
 
-    /// All of a matrix that is codes.
-    fn codes(&self, place: &Place) -> Result<Option<Codes>> {
+    /// A matrix that is codes, and the rows to take of that, if not all.
+    fn codes<'p>(&self, place: &'p Place) -> Result<Option<(Codes, Option<&'p Range<usize>>)>> {
         let &[rows, columns] = &place.published[..] else { return Ok(None) };
-        let codes = self.file.quantized(&place.name)?;
-        match codes.as_ref().map(|codes| [codes.rows(), codes.columns()]).filter(|found| *found != [rows, columns]) {
-            None => Ok(codes),
+        let (codes, expected, rows) = match &place.rows {
+            Some(part) if !packed(self.file, &place.name) => (self.file.quantized_rows(&place.name, part.clone())?, part.len(), None),
+            part => (self.file.quantized(&place.name)?, rows, part.as_ref()),
+        };
+        match codes.as_ref().map(|codes| [codes.rows(), codes.columns()]).filter(|found| *found != [expected, columns]) {
+            None => Ok(codes.map(|codes| (codes, rows))),
             Some(found) => {
-                let why = format!("the codes of tensor {} are {found:?}, expected {:?}", place.name, place.published);
+                let why = format!("the codes of tensor {} are {found:?}, expected {:?}", place.name, [expected, columns]);
                 Err(Error::File { path: self.file.path().to_owned(), why })
             }
         }
@@ -245,14 +248,12 @@ impl Published<'_> {
 impl Source for Published<'_> {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let (shape, place) = self.place(name)?;
-        let all = match self.codes(place)? {
-            Some(codes) => codes.dequantize().into(),
-            None => self.file.to_f32(&place.name)?,
+        let (read, rows) = match (self.codes(place)?, &place.rows) {
+            (Some((codes, rows)), _) => (codes.dequantize().into(), rows),
+            (None, Some(rows)) => (self.file.to_f32_rows(&place.name, rows.clone())?, None),
+            (None, None) => (self.file.to_f32(&place.name)?, None),
         };
-        let values = match &place.rows {
-            Some(rows) => &all[rows.start * shape[1]..rows.end * shape[1]],
-            None => &all[..],
-        };
+        let values = rows.map_or(&read[..], |rows| &read[rows.start * shape[1]..rows.end * shape[1]]);
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let why = format!("element {at} of tensor {} is {}", place.name, values[at]);
             return Err(Error::File { path: self.file.path().to_owned(), why });
@@ -263,6 +264,6 @@ impl Source for Published<'_> {
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
         let (_, place) = self.place(name)?;
-        self.codes(place)?.map(|codes| upload(self.device, &codes, place.rows.as_ref())).transpose()
+        self.codes(place)?.map(|(codes, rows)| upload(self.device, &codes, rows)).transpose()
     }
 }

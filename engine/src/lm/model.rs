@@ -1,5 +1,6 @@
 //! The layers of a language model over audio codes, with their weights.
 
+use swara_kernels::cpu::parallel;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
 use swara_kernels::ops::{elementwise, layer_norm};
@@ -251,6 +252,29 @@ impl Depth {
     }
 }
 
+/// Blocks with their weights. On the CPU each thread reads some: most of it is copying into memory that the system has yet to give.
+fn ready(blocks: &[Block], device: &Device, from: &Reader) -> Result<Vec<ReadyBlock>> {
+    let some = &|blocks: &[Block]| -> Result<Vec<ReadyBlock>> {
+        let mut from = from.beside();
+        blocks.iter().map(|block| ReadyBlock::new(block, device, &mut from)).collect()
+    };
+    let threads = if *device == Device::Cpu { parallel::threads() } else { 1 };
+    let (mine, others) = blocks.split_at(blocks.len().div_ceil(threads.max(1)).min(blocks.len()));
+    std::thread::scope(|scope| {
+        let read = |part| std::thread::Builder::new().spawn_scoped(scope, move || some(part)).map_err(|_| part);
+        // What no thread could be had for is read here.
+        let others: Vec<_> = others.chunks(mine.len().max(1)).map(read).collect();
+        let mut ready = some(mine)?;
+        for part in others {
+            ready.extend(match part {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                Err(part) => some(part)?,
+            });
+        }
+        Ok(ready)
+    })
+}
+
 /// All layers with their weights.
 pub(super) fn read(
     layers: &Layers,
@@ -260,12 +284,11 @@ pub(super) fn read(
     mut from: Reader,
 ) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
-    let ready = |blocks: &[Block], from: &mut Reader| blocks.iter().map(|b| ReadyBlock::new(b, device, from)).collect::<Result<Vec<_>>>();
     let shape = config.temporal()?;
     let fed = Rows::read(&layers.fed, device, from)?;
     release_idle();
     from.bits = format.temporal;
-    let blocks = ready(&layers.temporal, from)?;
+    let blocks = ready(&layers.temporal, device, from)?;
     release_idle();
     from.bits = format.heads;
     let temporal = Temporal {
@@ -289,7 +312,7 @@ pub(super) fn read(
     let depth = Depth {
         said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
         inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
-        blocks: depth.blocks.iter().map(|set| ready(set, from)).collect::<Result<_>>()?,
+        blocks: depth.blocks.iter().map(|set| ready(set, device, from)).collect::<Result<_>>()?,
         norms,
         linears,
     };

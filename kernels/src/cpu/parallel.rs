@@ -2,6 +2,11 @@
 
 use super::team::{grain, run};
 
+/// How many there are to share work.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 /// Calls `f(first_row, rows)` on disjoint runs of rows of `width` elements that together cover `out`.
 pub fn for_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
     if out.is_empty() || width == 0 {

@@ -51,6 +51,33 @@ fn bitsandbytes_matrices_are_read_and_made_as_the_package_does() {
 }
 
 #[test]
+fn some_rows_are_those_of_the_whole() {
+    for (file, names) in [("ggml.safetensors", &["x"][..]), ("bitsandbytes.safetensors", &["layer.weight", "x", "values"])] {
+        let weights = golden(file);
+        for name in names {
+            let (rows, all) = (weights.info(name).unwrap().1[0], weights.to_f32(name).unwrap());
+            let whole = weights.quantized(name).unwrap();
+            for part in [0..rows, 0..0, 1..rows, rows - 1..rows] {
+                let columns = all.len() / rows;
+                let expected = &all[part.start * columns..part.end * columns];
+                assert_eq!(bits(&weights.to_f32_rows(name, part.clone()).unwrap()), bits(expected), "{name} {part:?}");
+                let codes = weights.quantized_rows(name, part.clone()).unwrap();
+                assert_eq!(codes.is_some(), whole.is_some());
+                if let (Some(codes), Some(whole)) = (codes, &whole) {
+                    assert_eq!(codes.rows(), part.len());
+                    assert_eq!(bits(&codes.dequantize()), bits(&whole.dequantize()[part.start * columns..part.end * columns]));
+                }
+            }
+            assert!(weights.to_f32_rows(name, 0..rows + 1).unwrap_err().to_string().contains("rows"), "{name}");
+            assert!(weights.to_f32_rows(name, 1..usize::MAX).is_err());
+        }
+    }
+    let weights = golden("bitsandbytes.safetensors");
+    let rows = weights.info("layer.weight").unwrap().1[0];
+    assert!(weights.quantized_rows("layer.weight", 1..rows + 1).unwrap_err().to_string().contains("rows"));
+}
+
+#[test]
 fn packed_layers_are_found_and_read_exactly() {
     for method in ["gptq", "awq"] {
         let weights = golden(&format!("{method}.safetensors"));

@@ -313,11 +313,8 @@ impl Weights {
 
     /// The tensor as f32, whatever its dtype; borrowed where it is f32 already, dequantised where it has ggml's blocks.
     pub fn to_f32(&self, name: &str) -> Result<Cow<'_, [f32]>> {
-        let view = self.view(name)?;
-        if view.dtype.block() > 1 {
-            return Ok(Cow::Owned(self.blocks(name, &view)?.dequantize()));
-        }
-        view.to_f32().ok_or_else(|| self.dtype_error(name, "one that converts to f32", view.dtype))
+        let rows = quantized::matrix(self.view(name)?.shape)[0];
+        self.to_f32_rows(name, 0..rows)
     }
 
     /// The tensor, which must be I32.

@@ -1,5 +1,8 @@
 //! Which of a file's tensors make a quantised matrix.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use super::{Dtype, TensorView, Weights};
 use crate::quantized::Quantized;
 use crate::{QuantizedError, Result, WeightsError};
@@ -17,25 +20,54 @@ impl Weights {
     /// No such tensor; tensors that do not fit each other, with what [`Quantized`] says to them; a `config.json` that declares
     /// zero points as `gptq_v2` has them, which the tensors do not show.
     pub fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
-        let Some((dtype, shape)) = self.info(name) else {
-            return match name.strip_suffix("weight") {
-                Some(layer) if self.contains(&format!("{layer}qweight")) => self.packed(layer).map(Some),
-                _ => Err(self.fail(WeightsError::NoTensor(name.into()))),
-            };
-        };
-        let scb = format!("{name}_scb");
-        if dtype.block() > 1 {
-            return self.blocks(name, &self.view(name)?).map(Some);
+        match (self.info(name), name.strip_suffix("weight")) {
+            (Some((_, shape)), _) => self.quantized_rows(name, 0..matrix(shape)[0]),
+            (None, Some(layer)) if self.contains(&format!("{layer}qweight")) => self.packed(layer).map(Some),
+            (None, _) => Err(self.fail(WeightsError::NoTensor(name.into()))),
         }
-        if dtype != Dtype::I8 || !self.contains(&scb) {
-            return Ok(None);
-        }
-        let (codes, scb) = (bytemuck::cast_slice(self.view(name)?.bytes), self.to_f32(&scb)?);
-        Quantized::from_bitsandbytes(matrix(shape), codes, &scb).map(Some).map_err(|why| self.misfit(name, why))
     }
 
-    pub(super) fn blocks(&self, name: &str, view: &TensorView) -> Result<Quantized> {
-        Quantized::from_blocks(view.dtype, matrix(view.shape), view.bytes).map_err(|why| self.misfit(name, why))
+    /// [`quantized`](Self::quantized) of some rows, and no others are read: of blocks and of bitsandbytes' codes.
+    ///
+    /// # Errors
+    /// As there; rows beyond the last.
+    pub fn quantized_rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Quantized>> {
+        let view = self.view(name)?;
+        if view.dtype.block() > 1 {
+            return self.blocks(name, &view, rows).map(Some);
+        }
+        let scb = format!("{name}_scb");
+        if view.dtype != Dtype::I8 || !self.contains(&scb) {
+            return Ok(None);
+        }
+        let (codes, scb) = (bytemuck::cast_slice(self.rows(name, &view, &rows)?), self.to_f32(&scb)?);
+        let scb = scb.get(rows).unwrap_or_default();
+        Quantized::from_bitsandbytes([scb.len(), matrix(view.shape)[1]], codes, scb).map(Some).map_err(|why| self.misfit(name, why))
+    }
+
+    /// [`to_f32`](Self::to_f32) of some rows, and no others are read.
+    ///
+    /// # Errors
+    /// As there; rows beyond the last.
+    pub fn to_f32_rows(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [f32]>> {
+        let view = self.view(name)?;
+        if view.dtype.block() > 1 {
+            return Ok(Cow::Owned(self.blocks(name, &view, rows)?.dequantize()));
+        }
+        let part = TensorView { bytes: self.rows(name, &view, &rows)?, ..view };
+        part.to_f32().ok_or_else(|| self.dtype_error(name, "one that converts to f32", view.dtype))
+    }
+
+    fn rows<'v>(&self, name: &str, view: &TensorView<'v>, rows: &Range<usize>) -> Result<&'v [u8]> {
+        let all = matrix(view.shape)[0];
+        let row = view.bytes.len().checked_div(all).unwrap_or(0);
+        let part = (rows.end <= all).then(|| view.bytes.get(rows.start * row..rows.end * row)).flatten();
+        part.ok_or_else(|| self.misfit(name, QuantizedError::Length { what: "rows", expected: rows.end, found: all }))
+    }
+
+    fn blocks(&self, name: &str, view: &TensorView, rows: Range<usize>) -> Result<Quantized> {
+        let shape = [rows.len(), matrix(view.shape)[1]];
+        Quantized::from_blocks(view.dtype, shape, self.rows(name, view, &rows)?).map_err(|why| self.misfit(name, why))
     }
 
     fn packed(&self, layer: &str) -> Result<Quantized> {
@@ -69,7 +101,7 @@ impl Weights {
     }
 }
 
-fn matrix(shape: &[usize]) -> [usize; 2] {
+pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
     let (columns, outer) = shape.split_last().unwrap_or((&1, &[]));
     [outer.iter().fold(1, |a, &b| a.saturating_mul(b)), *columns]
 }
