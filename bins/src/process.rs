@@ -96,6 +96,30 @@ pub fn lock_memory() -> Result {
     Err(Failure::usage("--mlock: for Linux only"))
 }
 
+/// Has memory that is freed kept for what comes next: giving it back and getting it anew, page by page, costs more than what is done with it,
+/// most of all while a model is read. For before there are threads.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn keep_freed_memory() {
+    // SAFETY: sets two numbers of the allocator's. Where it refuses, all is as before.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+    }
+}
+
+/// Gives back once what is kept.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn release_freed_memory() {
+    // SAFETY: pages that nothing is in.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn keep_freed_memory() {}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn release_freed_memory() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

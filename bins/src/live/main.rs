@@ -15,9 +15,11 @@ use swara::codec::{self, Times};
 use swara::common::{Common, Format, Sampling};
 use swara::dialogue::{self, Dialogue, Heard};
 use swara::failure::{Failure, Result, exit};
-use swara::process::{Cpus, lock_memory, peak_rss_mb};
+use swara::process::{Cpus, keep_freed_memory, lock_memory, peak_rss_mb, release_freed_memory};
 use swara::terminal;
 use swara_engine::codec::Codec;
+use swara_engine::lm::Lm;
+use swara_kernels::Device;
 use swara_loader::output::AtomicFile;
 
 use pcm::{Damage, Frames, Pcm};
@@ -83,14 +85,13 @@ fn run(args: &Live, began: Instant) -> Result {
             return Err(Failure::usage(format!("standard {stream} is a terminal, and samples are no text")));
         }
     }
+    keep_freed_memory();
     // Before there are threads, which inherit it.
     args.affinity.as_ref().map_or(Ok(()), Cpus::bind)?;
     common.apply()?;
     let report = args.json.as_ref().map(AtomicFile::create).transpose()?;
     let device = common.open_device()?;
-    let codec = codec::open_file(common, &device, &args.mimi)?;
-    let format = common.lm_format(args.weights)?;
-    let lm = dialogue::open_lm(&args.model, &device, format)?;
+    let (codec, lm) = open(args, &device)?;
     dialogue::check_codec(&codec, &lm, &args.mimi)?;
     if args.rate != codec.format().sample_rate {
         return Err(Failure::usage(format!("--rate: {} Hz, the codec has {}", args.rate, codec.format().sample_rate)));
@@ -98,12 +99,30 @@ fn run(args: &Live, began: Instant) -> Result {
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
     let dialogue = Dialogue::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.live()?;
+    release_freed_memory();
     if args.mlock {
         lock_memory()?;
     }
     let mut conversation = Conversation::new(args, &codec, dialogue, began);
     conversation.run(&queue)?;
     conversation.finish(args, &queue, report)
+}
+
+/// Both models, on the CPU side by side.
+fn open(args: &Live, device: &Device) -> Result<(Codec, Lm)> {
+    let format = args.common.lm_format(args.weights)?;
+    let codec = || codec::open_file(&args.common, device, &args.mimi);
+    let lm = || dialogue::open_lm(&args.model, device, format);
+    std::thread::scope(|scope| {
+        let other = match device {
+            Device::Cpu => std::thread::Builder::new().spawn_scoped(scope, codec).ok(),
+            Device::Cuda(_) => None,
+        };
+        let Some(other) = other else { return Ok((codec()?, lm()?)) };
+        let lm = lm();
+        let codec = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((codec?, lm?))
+    })
 }
 
 /// Starts to read standard input into a queue.
