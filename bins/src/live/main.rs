@@ -56,8 +56,8 @@ struct Live {
     /// lag never grows; without this flag input waits and nothing is dropped, as is right for files
     #[arg(long)]
     realtime: bool,
-    /// Frames that may wait for the model: with --realtime, as many times 80 ms is all the lag there can be
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Frames that may wait for the model: with --realtime, lag is at most that of so many and of the one that is worked on
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
     queue: u16,
     /// Run on these CPUs alone, such as 0,2-3
     #[arg(long, value_name = "CPUS")]

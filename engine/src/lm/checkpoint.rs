@@ -222,14 +222,17 @@ struct Published<'a> {
     device: &'a Device,
 }
 
+/// Codes, and the rows to take of them, if not all.
+type CodesAndRows<'p> = (Codes, Option<&'p Range<usize>>);
+
 impl Published<'_> {
     fn place(&self, name: &str) -> Result<(&[usize], &Place)> {
         let found = self.tensors.get(name).and_then(|(shape, places)| Some((&shape[..], places.first()?)));
         found.ok_or_else(|| Error::MissingTensor(name.to_owned()))
     }
 
-    /// A matrix that is codes, and the rows to take of that, if not all.
-    fn codes<'p>(&self, place: &'p Place) -> Result<Option<(Codes, Option<&'p Range<usize>>)>> {
+    /// A matrix that is codes.
+    fn codes<'p>(&self, place: &'p Place) -> Result<Option<CodesAndRows<'p>>> {
         let &[rows, columns] = &place.published[..] else { return Ok(None) };
         let (codes, expected, rows) = match &place.rows {
             Some(part) if !packed(self.file, &place.name) => (self.file.quantized_rows(&place.name, part.clone())?, part.len(), None),
