@@ -47,7 +47,7 @@ struct Live {
     /// Of what comes and goes, in Hz; it must be the codec's
     #[arg(long, value_name = "HZ", default_value_t = 24000)]
     rate: u32,
-    /// Of the samples that come and go, little-endian; what is beyond full scale is clipped, and no number is silence
+    /// Of the samples that come and go, little-endian; what is beyond full scale is clipped, what is not finite is silence
     #[arg(long, value_name = "PCM", default_value = "s16")]
     format: Pcm,
     #[command(flatten)]
