@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -269,4 +269,54 @@ fn what_does_not_fit_is_refused_before_anything_is_heard() {
     let output = Command::new(env!("CARGO_BIN_EXE_swara-live")).args(args).stdin(folder).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && error.lines().last().unwrap().starts_with("error: cannot read: "), "{error}");
+}
+
+/// Memory in KiB that a process has.
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn ten_minutes_of_frames_change_neither_memory_nor_latency() {
+    const FRAMES: usize = 10 * 60 * 25 / 2; // of 80 ms
+    const RUN: usize = 125;
+    let (model, mimi) = models();
+    let fixed = ["--model", &model, "--mimi", &mimi, "--device", "cpu", "--threads", "1", "--quiet"];
+    let mut live = Command::new(env!("CARGO_BIN_EXE_swara-live")).args(fixed).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ear, mut mouth) = (live.stdin.take().unwrap(), live.stdout.take().unwrap());
+    let heard = s16(&samples(FRAMES * HOP));
+    let mut runs = Vec::new();
+    // Frame by frame, as a call is: none waits in a pipe.
+    for frames in heard.chunks(RUN * HOP * 2) {
+        let began = std::time::Instant::now();
+        for frame in frames.chunks(HOP * 2) {
+            ear.write_all(frame).unwrap();
+            mouth.read_exact(&mut vec![0; frame.len()]).unwrap();
+        }
+        runs.push((began.elapsed(), resident(live.id())));
+    }
+    drop(ear);
+    let mut rest = Vec::new();
+    mouth.read_to_end(&mut rest).unwrap();
+    assert!(live.wait().unwrap().success());
+    assert!(rest.is_empty(), "as much is said as was heard");
+
+    let third = runs.len() / 3;
+    let (first, last) = (&runs[..third], &runs[runs.len() - third..]);
+    let median = |runs: &[(std::time::Duration, u64)]| {
+        let mut times: Vec<_> = runs.iter().map(|&(time, _)| time).collect();
+        times.sort();
+        times[times.len() / 2]
+    };
+    println!(
+        "{RUN} frames: {:?} in the first third, {:?} in the last; {} then {} KiB",
+        median(first),
+        median(last),
+        first[third - 1].1,
+        last[third - 1].1
+    );
+    assert!(median(last) < 2 * median(first), "{runs:?}");
+    assert!(last[third - 1].1 <= first[third - 1].1 + 1024, "{runs:?}");
 }
