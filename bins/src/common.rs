@@ -18,8 +18,8 @@ const MAX_THREADS: u64 = 1024;
 pub struct Common {
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help = "auto, cpu, cuda[:N] or emulator[:sm_XX]")]
     device: String,
-    /// Storage type of weights and activations: f32, bf16 or f16; on the CPU f32, or bf16 for the weights alone, or int8 for those of a
-    /// codec
+    /// Storage type of weights and activations: f32, bf16 or f16; on the CPU f32, or bf16 for the weights alone; int8 there for those
+    /// of a codec, and of a language model beside it
     #[arg(long, global = true, value_name = "TYPE", value_parser = dtype)]
     pub dtype: Option<Dtype>,
     /// CPU threads; all cores by default
@@ -95,7 +95,7 @@ impl Common {
         match self.dtype {
             None => Ok(None),
             Some(Dtype::Of(dtype)) => Ok(Some(dtype)),
-            Some(Dtype::Int8) => Err(Failure::usage("--dtype: int8 is for a codec's weights".to_owned())),
+            Some(Dtype::Int8) => Err(Failure::usage("--dtype: int8 is for the weights of models, on the CPU".to_owned())),
         }
     }
 
@@ -104,9 +104,14 @@ impl Common {
         match (asked, self.dtype) {
             (Some(format), Some(Dtype::Int8)) => format.of(None), // --dtype is the codec's
             (Some(format), _) => format.of(self.dtype()?),
-            (None, Some(Dtype::Int8)) => Ok(lm::Format::int8(DType::F32)),
+            (None, Some(Dtype::Int8)) => Format::Int8.of(None),
             (None, _) => Ok(self.dtype()?.unwrap_or(DType::F32).into()),
         }
+    }
+
+    /// What --dtype int8 says of a language model beside a codec.
+    pub fn lm_int8(&self) -> Option<Format> {
+        (self.dtype == Some(Dtype::Int8)).then_some(Format::Int8)
     }
 
     /// As given on the command line.

@@ -240,7 +240,7 @@ __device__ __forceinline__ void copy_tile(void* to, const TensorMap& map, int ro
                  "l"(&map), "r"(shared_address(&barrier)), "r"(column), "r"(row)
                  : "memory");
 }
-// Before the first product, and whenever registers of sums were touched since.
+// Before the first product, and whenever registers of sums or of a were touched since; those of a may be only after the wait.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Returns when at most the N youngest committed groups of products go on; `sums` are those that may be touched from here on.
@@ -253,6 +253,13 @@ __device__ __forceinline__ void wgmma_wait(float (&sums)[REGISTERS]) {
     wgmma_wait<N>();
 #pragma unroll
     for (int i = 0; i < REGISTERS; ++i) asm volatile("" : "+f"(sums[i])::"memory"); // no use of them moves up
+}
+// `others` are not used before, either.
+template <int N, int REGISTERS, int OTHERS>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[REGISTERS], float (&others)[OTHERS]) {
+    wgmma_wait<N>(sums);
+#pragma unroll
+    for (int i = 0; i < OTHERS; ++i) asm volatile("" : "+f"(others[i])::"memory");
 }
 
 // Registers a thread of these four warps has from here on; a block has as many as it was launched with.
@@ -643,6 +650,10 @@ SWARA_UNSEEN void wgmma_wait(SWARA_HERE) {
 }
 template <int N, int REGISTERS>
 void wgmma_wait(float (&)[REGISTERS], SWARA_HERE) {
+    wgmma_wait<N>(file, line);
+}
+template <int N, int REGISTERS, int OTHERS>
+void wgmma_wait(float (&)[REGISTERS], float (&)[OTHERS], SWARA_HERE) {
     wgmma_wait<N>(file, line);
 }
 #define SWARA_WGMMA(type, element, n, count)                                                                                   \

@@ -187,7 +187,10 @@ fn compile(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, path: &str, text: &str, targe
             figures.code = Some(*code.get(name).ok_or_else(|| format!("{path}: nvdisasm shows no code of {name}"))?);
         }
     }
-    let warnings = compiled.log.lines().filter(|line| line.contains(": warning") || line.starts_with("ptxas warning"));
+    let warnings = compiled
+        .log
+        .lines()
+        .filter(|line| line.contains(": warning") || line.starts_with("ptxas warning") || line.contains("Performance Loss"));
     Ok(Report { kernels, warnings: warnings.map(|line| format!("{target}: {line}")).collect() })
 }
 

@@ -222,7 +222,7 @@ impl Conversation<'_> {
         let (frames, model, total) = (self.steps, &self.dialogue.lm_times, &self.dialogue.total_times);
         if common.json {
             return terminal::say_json(&json!({
-                "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "format": args.format.map(Format::name), "seed": args.sampling.seed,
+                "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "format": args.format.or(common.lm_int8()).map(Format::name), "seed": args.sampling.seed,
                 "steps": frames, "seconds": seconds,
                 "frame_ms": {
                     "encode_p50": encode.percentile_ms(0.5), "lm_p50": model.percentile_ms(0.5),

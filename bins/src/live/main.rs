@@ -3,7 +3,7 @@
 mod pcm;
 mod queue;
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -165,6 +165,11 @@ struct Conversation<'a> {
     first_reply: Option<Duration>,
 }
 
+/// Writes so many samples of silence, however many were missed.
+fn silence(out: &mut impl Write, samples: usize, pcm: Pcm) -> std::io::Result<()> {
+    std::io::copy(&mut std::io::repeat(0).take((samples as u64).saturating_mul(pcm.bytes() as u64)), out).map(drop)
+}
+
 impl<'a> Conversation<'a> {
     fn new(args: &Live, codec: &Codec, dialogue: Dialogue<'a>, began: Instant) -> Conversation<'a> {
         let format = codec.format();
@@ -188,13 +193,14 @@ impl<'a> Conversation<'a> {
             let since = if self.realtime { next.since } else { Instant::now() };
             let turn = self.dialogue.step(Heard::Samples(&next.frame.samples))?;
             self.bytes.clear();
-            self.silence(next.missed);
+            let mut missed = next.missed;
             match &turn.samples {
                 Some(samples) => self.pcm.write(&samples[..next.frame.real], &mut self.bytes),
-                None => self.silence(next.frame.real),
+                None => missed += next.frame.real,
             }
             let mut out = std::io::stdout().lock();
-            out.write_all(&self.bytes).and_then(|()| out.flush()).map_err(|e| Failure::stdout(&e))?;
+            let written = silence(&mut out, missed, self.pcm).and_then(|()| out.write_all(&self.bytes)).and_then(|()| out.flush());
+            written.map_err(|e| Failure::stdout(&e))?;
             drop(out);
             if turn.samples.is_some() {
                 self.first_reply.get_or_insert(self.began.elapsed());
@@ -206,11 +212,6 @@ impl<'a> Conversation<'a> {
             terminal::murmur(&turn.words);
         }
         Ok(())
-    }
-
-    /// Of the bytes to write.
-    fn silence(&mut self, samples: usize) {
-        self.bytes.resize(self.bytes.len() + samples * self.pcm.bytes(), 0);
     }
 
     fn finish(mut self, args: &Live, queue: &Queue, report: Option<AtomicFile>) -> Result {

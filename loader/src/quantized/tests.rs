@@ -78,6 +78,22 @@ fn some_rows_are_those_of_the_whole() {
 }
 
 #[test]
+fn codes_want_a_scale_for_every_row() {
+    let dir = tempfile::tempdir().unwrap();
+    for scales in [0, 2, 4, 5] {
+        let path = dir.path().join(format!("{scales}.safetensors"));
+        let (codes, scb, shape) = ([1i8; 12], vec![1f32; scales], [scales]);
+        let tensors = [
+            TensorRef { name: "x", dtype: Dtype::I8, shape: &[3, 4], bytes: bytemuck::cast_slice(&codes) },
+            TensorRef::f32("x_scb", &shape, &scb),
+        ];
+        save(&path, &tensors, &Default::default()).unwrap();
+        let error = Weights::open(&path).unwrap().quantized("x").unwrap_err().to_string();
+        assert!(error.contains("scales"), "{scales}: {error}");
+    }
+}
+
+#[test]
 fn packed_layers_are_found_and_read_exactly() {
     for method in ["gptq", "awq"] {
         let weights = golden(&format!("{method}.safetensors"));

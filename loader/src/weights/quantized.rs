@@ -41,8 +41,11 @@ impl Weights {
             return Ok(None);
         }
         let (codes, scb) = (bytemuck::cast_slice(self.rows(name, &view, &rows)?), self.to_f32(&scb)?);
-        let scb = scb.get(rows).unwrap_or_default();
-        Quantized::from_bitsandbytes([scb.len(), matrix(view.shape)[1]], codes, scb).map(Some).map_err(|why| self.misfit(name, why))
+        let [all, columns] = matrix(view.shape);
+        if scb.len() != all {
+            return Err(self.misfit(name, QuantizedError::Length { what: "scales", expected: all, found: scb.len() }));
+        }
+        Quantized::from_bitsandbytes([rows.len(), columns], codes, &scb[rows]).map(Some).map_err(|why| self.misfit(name, why))
     }
 
     /// [`to_f32`](Self::to_f32) of some rows, and no others are read.
@@ -61,7 +64,7 @@ impl Weights {
     fn rows<'v>(&self, name: &str, view: &TensorView<'v>, rows: &Range<usize>) -> Result<&'v [u8]> {
         let all = matrix(view.shape)[0];
         let row = view.bytes.len().checked_div(all).unwrap_or(0);
-        let part = (rows.end <= all).then(|| view.bytes.get(rows.start * row..rows.end * row)).flatten();
+        let part = (rows.start <= rows.end && rows.end <= all).then(|| view.bytes.get(rows.start * row..rows.end * row)).flatten();
         part.ok_or_else(|| self.misfit(name, QuantizedError::Length { what: "rows", expected: rows.end, found: all }))
     }
 

@@ -52,12 +52,14 @@ pub(super) fn cases() -> Vec<Case> {
     for dtype in [DType::BF16, DType::F16] {
         for (shape, keys, mask) in [
             ([1, 1, 1, 1, 64], 1, all),
-            ([2, 31, 2, 1, 64], 31, Mask::CAUSAL),
-            ([1, 130, 2, 2, 64], 1_000, all),
-            ([2, 300, 2, 1, 128], 300, Mask::CAUSAL),
-            ([1, 700, 2, 2, 64], 700, windowed(250)),
-            ([1, 520, 4, 1, 64], 520, windowed(1)),
-            ([1, 520, 4, 1, 128], 520, windowed(1)),
+            ([1, 31, 2, 1, 64], 31, Mask::CAUSAL),
+            ([1, 130, 1, 1, 64], 700, all),
+            ([1, 300, 2, 1, 128], 300, Mask::CAUSAL),
+            ([2, 256, 1, 1, 64], 256, Mask::CAUSAL),
+            ([2, 70, 2, 1, 64], 70, Mask::CAUSAL), // streams that are no whole tiles
+            ([1, 400, 1, 1, 64], 400, windowed(140)),
+            ([1, 260, 4, 1, 64], 260, windowed(1)),
+            ([1, 260, 4, 1, 128], 260, windowed(1)),
             ([1, 200, 3, 3, 40], 200, Mask::CAUSAL), // heads that no tile fits
         ] {
             cases.push(sequences(Kernel::Wgmma, shape, keys, mask, dtype, false));

@@ -137,13 +137,15 @@ pub fn forward(
     v: &Tensor,
     mask: Mask,
 ) -> Result<()> {
-    if kernel == Kernel::Wgmma && gpu.driver().arch() == Arch(90) && matches!(extents(q)[3], 64 | 128) {
+    let [batch, keys, kv_heads, dim] = extents(k);
+    // Else a tile would bring keys of the next stream, and what is not finite in them.
+    let apart = batch == 1 || keys.is_multiple_of(WGMMA_ROWS);
+    if kernel == Kernel::Wgmma && gpu.driver().arch() == Arch(90) && matches!(dim, 64 | 128) && apart {
         let tiles = [q, k, v].map(tiles);
         if tiles.iter().all(Tiles::fits) {
             return by_wgmma(gpu, y, logsum, [extents(q), extents(k)], tiles, mask);
         }
     }
-    let (keys, kv_heads) = (k.shape()[1], k.shape()[2]);
     let problem =
         Problem { q, k, v, seen: None, mask: None, kv_heads, keys, window: mask.window.unwrap_or(0).min(keys), causal: mask.causal };
     problem.launch(gpu, y, Some(&*logsum), 1)

@@ -1,7 +1,7 @@
 // Attention over whole sequences by Hopper's own means: wgmma on tiles that its copy engine (TMA) brings. As attention.cu otherwise.
 //
 // Tensors    q, y [B, T, Hq, D]; k, v [B, S, Hkv, D] through tensor maps, as matrices [B T, Hq D] and [B S, Hkv D]; D is 64 or 128. What a
-//            tile has of the next stream, or past the end, has no weight.
+//            tile has past the last key is zero and has no weight: of several streams, S is a multiple of 128.
 // Mapping    a block for 128 queries of a head, those that see most keys first. Two groups of four warps have 64 each; one thread of a
 //            third starts copies.
 // Memory     keys and values by 128, whole rows as tiles of 64 columns, swizzled: four slots of 256 D bytes in shared memory, keys and values
@@ -153,7 +153,7 @@ __device__ __forceinline__ void attention_wgmma(T* y, float* logsum, const Tenso
         wgmma_wait<1>(scores);
         release(2 * n + 2);
         weigh(n + 1, rescale);
-        wgmma_wait<0>(sums);
+        wgmma_wait<0>(sums, scores);  // weights of the products that end here are not overwritten before
         release(2 * n + 1);
 #pragma unroll
         for (int i = 0; i < D / 2; i++) sums[i] *= rescale[i / 2 % 2];

@@ -55,7 +55,8 @@ pub enum Kernel {
     /// Tensor cores for bf16 and f16 (`mma.sync`).
     #[default]
     Mma,
-    /// Hopper's own instructions (`wgmma`, copies by TMA): bf16 and f16 on sm_90, heads of 64 or 128. Elsewhere, and for what else there
+    /// Hopper's own instructions (`wgmma`, copies by TMA): bf16 and f16 on sm_90, heads of 64 or 128, one sequence or as many keys as
+    /// are a multiple of 128. Elsewhere, and for what else there
     /// is, as [`Kernel::Mma`]. No GPU has run it yet ([`crate::ops::UNPROVEN`]), so nothing chooses it by itself.
     Wgmma,
 }

@@ -55,8 +55,8 @@ pub enum Product {
     FewRows,
     /// Tiles, on tensor cores for bf16 and f16: for training and long inputs.
     Tiles,
-    /// As [`Product::Tiles`], f32 on tensor cores as well from sm_80: each product as three of tf32, as exact as f32 but for the order
-    /// of sums. Infinities, and what rounds to one in tf32, become NaN.
+    /// As [`Product::Tiles`], f32 on tensor cores as well from sm_80: each product as three of tf32, with an
+    /// error of at most 2^-21. Infinities, and what rounds to one in tf32, become NaN.
     Tf32x3,
     /// Tiles by Hopper's own instructions (`wgmma`, copies by TMA): bf16 and f16 on sm_90, `K` a multiple of 8. Elsewhere, and for
     /// what else there is, as [`Product::Tiles`]. No GPU has run it yet ([`crate::ops::UNPROVEN`]), so nothing chooses it by itself.
