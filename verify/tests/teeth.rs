@@ -56,7 +56,7 @@ const BREAKS: &[(&str, &str, &str)] = &[
     // A bias that is added twice.
     ("cuda/linear.cuh", "if (bias) sum += bias[n];", "if (bias) sum += 2 * bias[n];"),
     // Sums that are not rescaled when a larger score comes.
-    ("src/ops/attention/attention.cu", "sum = fmaf(sum, rescale, weights);", "sum += weights;"),
+    ("cuda/attention.cuh", "sum = fmaf(sum, rescale, weights);", "sum += weights;"),
     // A reflection that repeats the end.
     ("src/ops/pad/pad.cu", "2 * (reflected - 1) - p", "2 * reflected - 1 - p"),
     // A column that is read a step too early.
