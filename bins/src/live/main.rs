@@ -276,3 +276,19 @@ impl<'a> Conversation<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_takes_no_memory() {
+        let mut full = [1u8; 4096];
+        let refused = silence(&mut &mut full[..], usize::MAX, Pcm::F32).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WriteZero);
+        assert_eq!(full, [0; 4096]);
+        let mut some = Vec::new();
+        silence(&mut some, 5, Pcm::S16).unwrap();
+        assert_eq!(some, [0; 10]);
+    }
+}
