@@ -268,43 +268,39 @@ fn a_window_wants_its_capacity() -> Result<()> {
 
 #[test]
 fn a_row_of_a_sequence_has_the_same_bits_beside_any_others() -> Result<()> {
-    let Ok(emulator) = Device::open("emulator:sm_90") else {
-        println!("skipped: the emulator");
-        return Ok(());
-    };
     const WIDTH: usize = 2 * 64;
-    for dtype in [DType::BF16, DType::F16] {
-        let x: Vec<Vec<f64>> = (0..3).map(|seed| normal([2, 256, 2, 64], seed + 1).to_f64()).collect::<Result<_>>()?;
-        let run = |streams: std::ops::Range<usize>, tokens: usize| -> Result<Vec<f64>> {
-            let part = |values: &[f64]| -> Result<Tensor> {
-                let rows = streams.clone().flat_map(|b| &values[b * 256 * WIDTH..][..tokens * WIDTH]);
-                Tensor::from_f64(&emulator, dtype, &rows.copied().collect::<Vec<_>>(), [streams.len(), tokens, 2, 64])
+    let x: Vec<Vec<f64>> = (0..3).map(|seed| normal([2, 256, 2, 64], seed + 1).to_f64()).collect::<Result<_>>()?;
+    for device in devices()? {
+        for &dtype in float_types(&device) {
+            let run = |streams: std::ops::Range<usize>, tokens: usize| -> Result<Vec<f64>> {
+                let part = |values: &[f64]| -> Result<Tensor> {
+                    let rows = streams.clone().flat_map(|b| &values[b * 256 * WIDTH..][..tokens * WIDTH]);
+                    Tensor::from_f64(&device, dtype, &rows.copied().collect::<Vec<_>>(), [streams.len(), tokens, 2, 64])
+                };
+                let mask = Mask { causal: true, window: Some(150) };
+                forward_by(Kernel::Wgmma, &part(&x[0])?, &part(&x[1])?, &part(&x[2])?, mask)?.0.to_f64()
             };
-            let mask = Mask { causal: true, window: Some(150) };
-            forward_by(Kernel::Wgmma, &part(&x[0])?, &part(&x[1])?, &part(&x[2])?, mask)?.0.to_f64()
-        };
-        let both = run(0..2, 256)?;
-        assert_eq!(run(0..1, 256)?, both[..256 * WIDTH], "{dtype}: the first by itself");
-        assert_eq!(run(1..2, 256)?, both[256 * WIDTH..], "{dtype}: the second");
-        assert_eq!(run(0..1, 131)?, both[..131 * WIDTH], "{dtype}: 131 tokens");
+            let both = run(0..2, 256)?;
+            assert_eq!(run(0..1, 256)?, both[..256 * WIDTH], "{device:?} {dtype}: the first by itself");
+            assert_eq!(run(1..2, 256)?, both[256 * WIDTH..], "{device:?} {dtype}: the second");
+            assert_eq!(run(0..1, 131)?, both[..131 * WIDTH], "{device:?} {dtype}: 131 tokens");
+        }
     }
     Ok(())
 }
 
 #[test]
 fn what_is_not_finite_stays_in_its_stream() -> Result<()> {
-    let Ok(emulator) = Device::open("emulator:sm_90") else {
-        println!("skipped: the emulator");
-        return Ok(());
-    };
-    for kernel in [Kernel::Mma, Kernel::Wgmma] {
-        for tokens in [100, 128] {
+    for device in devices()? {
+        for (&dtype, tokens) in float_types(&device).iter().flat_map(|dtype| [(dtype, 100), (dtype, 128)]) {
             let mut values = vec![1.0; 2 * tokens * 64];
             values[tokens * 64..].fill(f64::NAN);
-            let x = Tensor::from_f64(&emulator, DType::BF16, &values, [2, tokens, 1, 64])?;
-            let y = forward_by(kernel, &x, &x, &x, Mask::default())?.0.to_f64()?;
-            assert!(y[..tokens * 64].iter().all(|&y| y == 1.0), "{kernel:?}, {tokens} tokens");
-            assert!(y[tokens * 64..].iter().all(|y| y.is_nan()), "{kernel:?}, {tokens} tokens");
+            let x = Tensor::from_f64(&device, dtype, &values, [2, tokens, 1, 64])?;
+            for kernel in [Kernel::Mma, Kernel::Wgmma] {
+                let y = forward_by(kernel, &x, &x, &x, Mask::default())?.0.to_f64()?;
+                assert!(y[..tokens * 64].iter().all(|y| (y - 1.0).abs() < 1e-5), "{device:?} {dtype} {kernel:?}, {tokens} tokens");
+                assert!(y[tokens * 64..].iter().all(|y| y.is_nan()), "{device:?} {dtype} {kernel:?}, {tokens} tokens");
+            }
         }
     }
     Ok(())
