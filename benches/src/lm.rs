@@ -19,6 +19,9 @@ pub struct Row {
     pub batch: usize,
     /// Steps that attention sees at most.
     pub context: usize,
+    /// What keys and values are kept as.
+    #[serde(default)]
+    pub kv: String,
     pub step_ms_p50: f64,
     pub step_ms_p99: f64,
     pub step_ms_max: f64,
@@ -87,6 +90,7 @@ impl Times {
             device: lm.device().name(),
             batch: *batch,
             context: lm.config().context.unwrap_or(1),
+            kv: lm.kept().name().to_owned(),
             step_ms_p50: steps.quantile(0.5) * 1e3,
             step_ms_p99: steps.quantile(0.99) * 1e3,
             step_ms_max: steps.quantile(1.0) * 1e3,

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Format, Sampling, joined};
+pub use swara::common::{Common, Format, Memory, Sampling, joined};
 use swara_kernels::driver::emulator::Schedule;
 use swara_loader::dataset::{IdRule, Loudness};
 
@@ -147,6 +147,8 @@ pub struct Talk {
     /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    pub memory: Memory,
     #[command(flatten)]
     pub sampling: Sampling,
     /// Codes of what the model hears, in place of IN.wav
@@ -383,9 +385,8 @@ pub struct BenchLm {
     /// Streams that advance together; may be repeated
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch: Vec<u16>,
-    /// Steps that attention sees, instead of the configuration's
-    #[arg(long, value_name = "N", requires = "random", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub context: Option<u32>,
+    #[command(flatten)]
+    pub memory: Memory,
     /// Steps to time
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use swara_engine::codec::Stored;
 use swara_engine::lm::{self, Drawing, Drawn, Lm};
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::{DType, Device};
 
 use crate::failure::{Failure, Result};
@@ -191,6 +192,29 @@ impl Format {
             None => Ok(own.into()),
         }
     }
+}
+
+/// What a language model remembers.
+#[derive(Args)]
+pub struct Memory {
+    /// Keys and values that a language model remembers: int8 with a scale for every step and head, or a type, on the CPU f32 or bf16; by
+    /// default the type that it computes in
+    #[arg(long, value_name = "TYPE", value_parser = kept)]
+    pub kv: Option<Kept>,
+    /// Steps that it remembers at most, instead of its configuration's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub context: Option<u32>,
+}
+
+impl Memory {
+    pub fn of(&self, format: lm::Format) -> lm::Format {
+        lm::Format { kept: self.kv, context: self.context.map(|n| n as usize), ..format }
+    }
+}
+
+fn kept(text: &str) -> std::result::Result<Kept, String> {
+    let known = [DType::F32, DType::BF16, DType::F16].into_iter().find(|dtype| dtype.name() == text).map(Kept::Values);
+    known.or((text == "int8").then_some(Kept::Int8)).ok_or_else(|| "expected f32, bf16, f16 or int8".to_owned())
 }
 
 /// How tokens are drawn.

@@ -48,6 +48,11 @@ const GROUPS: [usize; 2] = [64, 32];
 /// Fewer weights than that are read in no time, and panels of codes are wide.
 const LEAST_CODES: usize = 1 << 12;
 
+/// `tensor`, converted unless it is of that type.
+pub(crate) fn as_type(tensor: Tensor, dtype: DType) -> Result<Tensor> {
+    Ok(if tensor.dtype() == dtype { tensor } else { elementwise::convert(&tensor, dtype)? })
+}
+
 /// Rounds to the nearest codes: of 8 bits with a scale a row, of 4 with a scale for every 64 columns, or 32, or a row.
 fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]) -> Result<codes::Quantized> {
     let columns = shape[1];
@@ -125,7 +130,14 @@ impl<'a> Reader<'a> {
                 let &[rows, columns] = &*values.shape() else {
                     return Err(Error::Argument(format!("tensor {name} of shape {:?} is no matrix", values.shape())));
                 };
-                upload(&values.device(), &quantize(name, [rows, columns], bits, &values.to_vec()?)?, None)?
+                let device = values.device();
+                // A matrix may be a tenth of a model: no copy of it where it can be seen.
+                let codes = match device {
+                    Device::Cpu => quantize(name, [rows, columns], bits, values.as_slice()?)?,
+                    Device::Cuda(_) => quantize(name, [rows, columns], bits, &values.to_vec()?)?,
+                };
+                drop(values);
+                upload(&device, &codes, None)?
             }
             (Some(codes), _) => codes,
         };

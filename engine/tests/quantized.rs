@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use swara_engine::lm::{Drawing, Drawn, Format, Lm, Session};
+use swara_engine::lm::{Config, Drawing, Drawn, Format, Lm, Session};
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::quantized::Quantized;
 use swara_loader::weights::{Dtype, TensorRef, Weights, save};
@@ -237,7 +238,8 @@ fn matrices_in_a_gguf_file() {
 #[test]
 fn the_emulator_says_the_same() {
     let emulator = Device::open("emulator").unwrap();
-    for format in [Format::int8(DType::F32), Format::int4_all(DType::F32)] {
+    let remembering = Format { kept: Some(Kept::Int8), ..DType::F32.into() };
+    for format in [Format::int8(DType::F32), Format::int4_all(DType::F32), remembering] {
         let [cpu, emulated] = [&Device::Cpu, &emulator].map(|device| said(&open(|_, _, _| None, format, device)));
         for (step, ((tokens, logits), (found, near))) in cpu.iter().zip(&emulated).enumerate() {
             assert_eq!(tokens, found, "{format:?}: step {step}");
@@ -269,9 +271,14 @@ fn codes_of_another_shape_are_an_error() {
 #[test]
 fn fewer_bits_stay_near() {
     let whole = open(|_, _, _| None, DType::F32.into(), &Device::Cpu);
-    for (format, divergence, agreement) in
-        [(Format::int8(DType::F32), 1e-4, 0.97), (Format::int4(DType::F32), 1e-2, 0.75), (Format::int4_all(DType::F32), 1e-2, 0.75)]
-    {
+    let remembering = |kept| Format { kept: Some(kept), ..DType::F32.into() };
+    for (format, divergence, agreement) in [
+        (Format::int8(DType::F32), 1e-4, 0.97),
+        (Format::int4(DType::F32), 1e-2, 0.75),
+        (Format::int4_all(DType::F32), 1e-2, 0.75),
+        (remembering(Kept::Int8), 1e-5, 0.97),
+        (remembering(DType::BF16.into()), 1e-5, 0.97),
+    ] {
         let lm = open(|_, _, _| None, format, &Device::Cpu);
         const STREAMS: usize = 64;
         let drawing: Vec<Drawing> = (0..STREAMS as u64).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
@@ -297,6 +304,36 @@ fn fewer_bits_stay_near() {
         println!("{format:?}: divergence {mean:.2e}, {:.1} % agree, of {seen}", 100.0 * share);
         assert!(mean < divergence && share > agreement && seen > 100, "{format:?}: {mean} {share} {seen}");
     }
+}
+
+#[test]
+fn keys_and_values_are_kept_as_asked_or_not_at_all() {
+    let open = |kept| {
+        let config = Config::from_json(CONFIG).unwrap();
+        Lm::random(config, &Device::Cpu, Format { kept, ..DType::F32.into() })
+    };
+    // A factor for the 16 values of a head.
+    let step = |kept| {
+        let lm = open(kept).unwrap();
+        lm.bytes_per_step(1) - lm.bytes_per_step(0)
+    };
+    let [values, half, codes] = [None, Some(DType::BF16.into()), Some(Kept::Int8)].map(step);
+    assert_eq!((values, 8 * codes), (2 * half, 5 * half), "{values} {half} {codes}");
+    for kept in [DType::F16, DType::F64, DType::I32, DType::U8] {
+        let error = open(Some(kept.into())).err().unwrap().to_string();
+        assert!(error.contains(&format!("keys and values in {kept}")), "{error}");
+    }
+}
+
+#[test]
+fn a_context_that_is_asked_for_is_that_of_the_model() {
+    let config = Config::from_json(CONFIG).unwrap();
+    let asked = Format { context: Some(3), ..DType::F32.into() };
+    let less = Config { context: Some(3), ..config.clone() };
+    let random = |config: &Config, format: Format| said(&Lm::random(config.clone(), &Device::Cpu, format).unwrap());
+    assert_eq!(random(&config, asked), random(&less, DType::F32.into()));
+    assert_ne!(random(&config, asked), random(&config, DType::F32.into()));
+    assert!(Lm::random(config, &Device::Cpu, Format { context: Some(0), ..asked }).is_err());
 }
 
 fn probabilities(logits: &[f32]) -> Vec<f64> {

@@ -1,4 +1,4 @@
-// Vectors of float, bf16 or f16 that are floats in registers, and the walk of a kernel whose elements are alone.
+// Vectors of float, bf16, f16 or codes of 8 bits that are floats in registers, and the walk of a kernel whose elements are alone.
 //
 //   LANES<T>                          elements in 16 bytes
 //   load_vector<T, N>(dst, src)       N = 1: a scalar; otherwise N elements of 16 or 8 bytes in one load, src aligned to as much
@@ -21,8 +21,10 @@ __device__ __forceinline__ void unpack(float (&dst)[N], const unsigned (&words)[
     for (int i = 0; i < N; i++) {
         if constexpr (sizeof(T) == 4)
             dst[i] = __uint_as_float(words[i]);
-        else
+        else if constexpr (sizeof(T) == 2)
             dst[i] = to_float(T{(uint16_t)(words[i / 2] >> (16 * (i % 2)))});
+        else
+            dst[i] = to_float((T)(words[i / 4] >> (8 * (i % 4))));
     }
 }
 

@@ -116,20 +116,21 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
     for format in &args.format {
         // Else the peak of one format would be that of those before it.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
-        let lm = language_model(args, &device, format.of(common.dtype()?)?)?;
+        let lm = language_model(args, &device, args.memory.of(format.of(common.dtype()?)?))?;
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
         rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, peak_rss_mb())));
         measured = Some(ceilings);
     }
     let Some(ceilings) = measured else { return Err(Failure::usage("bench: no format")) };
-    let head = ["config", "format", "streams", "context", "step ms", "p99", "max", "MB/step", "GB/s", "ceiling", "launches", "peak MB"];
+    let head =
+        ["config", "format", "streams", "context", "kv", "step ms", "p99", "max", "MB/step", "GB/s", "ceiling", "launches", "peak MB"];
     report(common, &args.results, "lm", &device, &ceilings, &rows, &head, |r| {
         let times = [r.step_ms_p50, r.step_ms_p99, r.step_ms_max].map(|v| format!("{v:.2}"));
         let rate = r.share_of_ceiling * r.ceiling_gb_s;
         let launches = r.launches_per_step.map_or("-".to_owned(), |n| n.to_string());
         let peak = r.peak_rss_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
-        [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string()]
+        [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone()]
             .into_iter()
             .chain(times)
             .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak])
@@ -141,7 +142,6 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
 const CONFIG_BYTES: u64 = 1 << 20;
 
 fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Lm> {
-    let context = |config: Config| Config { context: args.context.map(|n| n as usize).or(config.context), ..config };
     if let Some(path) = &args.model {
         return Ok(Lm::open(path, device, format)?);
     }
@@ -150,7 +150,7 @@ fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result
         "moshi-1b" => Config::moshi_1b(),
         file => Config::from_json(&input::read_text(file, "read configuration", CONFIG_BYTES)?)?,
     };
-    Ok(Lm::random(context(config), device, format)?)
+    Ok(Lm::random(config, device, format)?)
 }
 
 /// A time on the emulator says nothing about a GPU, so none is given.

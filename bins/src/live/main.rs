@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::{Value, json};
 use swara::codec::{self, Times};
-use swara::common::{Common, Format, Sampling};
+use swara::common::{Common, Format, Memory, Sampling};
 use swara::dialogue::{self, Dialogue, Heard};
 use swara::failure::{Failure, Result, exit};
 use swara::process::{Cpus, keep_freed_memory, lock_memory, peak_rss_mb, release_freed_memory};
@@ -50,6 +50,8 @@ struct Live {
     /// Of the samples that come and go, little-endian; what is beyond full scale is clipped, what is not finite is silence
     #[arg(long, value_name = "PCM", default_value = "s16")]
     format: Pcm,
+    #[command(flatten)]
+    memory: Memory,
     #[command(flatten)]
     sampling: Sampling,
     /// Input comes as it is spoken: a frame that finds the queue full drops the one that has waited longest, whose reply is silence, so that
@@ -110,7 +112,7 @@ fn run(args: &Live, began: Instant) -> Result {
 
 /// Both models, on the CPU side by side.
 fn open(args: &Live, device: &Device) -> Result<(Codec, Lm)> {
-    let format = args.common.lm_format(args.weights)?;
+    let format = args.memory.of(args.common.lm_format(args.weights)?);
     let codec = || codec::open_file(&args.common, device, &args.mimi);
     let lm = || dialogue::open_lm(&args.model, device, format);
     std::thread::scope(|scope| {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use swara_kernels::ops::elementwise;
 use swara_kernels::quantized::Quantized;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::quantized::Quantized as Codes;
@@ -12,14 +11,14 @@ use swara_loader::weights;
 
 use super::model::Layers;
 use super::{Config, Format, Lm};
-use crate::weights::{Source, upload};
+use crate::weights::{Source, as_type, upload};
 use crate::{Error, Result};
 
 pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
-    let (config, layers, tensors) = find(&file)?;
-    Lm::assemble(name, config, &layers, &Published { file: &file, tensors, device }, device, format)
+    let (config, tensors) = find(&file)?;
+    Lm::assemble(name, config, &Published { file: &file, tensors, device }, device, format)
 }
 
 /// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other.
@@ -41,7 +40,7 @@ pub enum Part {
 /// # Errors
 /// As [`check`].
 pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
-    let (_, _, places) = find(file)?;
+    let (_, places) = find(file)?;
     let part = |name: &str, shape: &[usize]| match name.split('.').next()? {
         _ if shape.len() != 2 => None,
         "transformer" => Some(Part::Temporal),
@@ -56,7 +55,7 @@ pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
 /// Shape and places of every tensor of ours.
 type Places = BTreeMap<String, (Vec<usize>, Vec<Place>)>;
 
-fn find(file: &weights::Weights) -> Result<(Config, Layers, Places)> {
+fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     let Some(layout) = Layout::of(file) else {
         return Err(Error::File { path: file.path().to_owned(), why: "names that are no language model's".into() });
     };
@@ -78,7 +77,7 @@ fn find(file: &weights::Weights) -> Result<(Config, Layers, Places)> {
         expected.insert("depformer_in.0.weight".to_owned(), vec![config.depformer_dim, config.dim]);
     }
     file.check(expected)?;
-    Ok((config, layers, tensors))
+    Ok((config, tensors))
 }
 
 /// The tensors that hold one of ours, or the codes of one and what makes values of them.
@@ -262,7 +261,7 @@ impl Source for Published<'_> {
             return Err(Error::File { path: self.file.path().to_owned(), why });
         }
         let tensor = Tensor::from_slice(self.device, values, Shape::try_from(shape)?)?;
-        Ok(elementwise::convert(&tensor, dtype)?)
+        as_type(tensor, dtype)
     }
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {

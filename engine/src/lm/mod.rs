@@ -15,12 +15,12 @@ pub use checkpoint::{Layout, Part, check, matrices};
 pub use config::{Config, Drawn, Widths};
 pub use session::{Drawing, Session, Step};
 use swara_kernels::case::SplitMix;
-use swara_kernels::ops::elementwise;
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::quantized::Bits;
 use swara_kernels::{DType, Device, Shape, Tensor};
 
 use self::model::{Depth, Layers, Temporal};
-use crate::weights::{Reader, Source, values_dtype};
+use crate::weights::{Reader, Source, as_type, values_dtype};
 use crate::{Error, Result};
 
 /// How a model's numbers are kept. Matrices that a file has as codes stay what they are.
@@ -33,12 +33,16 @@ pub struct Format {
     pub temporal: Option<Bits>,
     pub depth: Option<Bits>,
     pub heads: Option<Bits>,
+    /// Keys and values of the steps that are remembered; by default as what is between the layers.
+    pub kept: Option<Kept>,
+    /// Steps that one sees, instead of the configuration's.
+    pub context: Option<usize>,
 }
 
 impl Format {
     pub fn int8(dtype: DType) -> Format {
         let bits = Some(Bits::Eight);
-        Format { dtype, temporal: bits, depth: bits, heads: bits }
+        Format { temporal: bits, depth: bits, heads: bits, ..dtype.into() }
     }
 
     /// The depth transformer and what gives logits in 8 bits.
@@ -54,7 +58,7 @@ impl Format {
 
 impl From<DType> for Format {
     fn from(dtype: DType) -> Format {
-        Format { dtype, temporal: None, depth: None, heads: None }
+        Format { dtype, temporal: None, depth: None, heads: None, kept: None, context: None }
     }
 }
 
@@ -83,14 +87,15 @@ impl Lm {
     /// A configuration that does not hold; no memory.
     pub fn random(config: Config, device: &Device, format: impl Into<Format>) -> Result<Lm> {
         config.check()?;
-        let layers = Layers::new(&config)?;
-        let tensors = layers.tensors(&config)?.into_iter().collect();
-        Lm::assemble("random".to_owned(), config, &layers, &Random { tensors, device }, device, format.into())
+        let tensors = Layers::new(&config)?.tensors(&config)?.into_iter().collect();
+        Lm::assemble("random".to_owned(), config, &Random { tensors, device }, device, format.into())
     }
 
-    fn assemble(name: String, config: Config, layers: &Layers, source: &dyn Source, device: &Device, format: Format) -> Result<Lm> {
-        model::check_dtype(device, format.dtype)?;
-        let (temporal, depth) = model::read(layers, &config, device, format, Reader::new(source, device, format.dtype))?;
+    fn assemble(name: String, mut config: Config, source: &dyn Source, device: &Device, format: Format) -> Result<Lm> {
+        model::check_format(device, format)?;
+        config.context = format.context.or(config.context);
+        let layers = Layers::new(&config)?;
+        let (temporal, depth) = model::read(&layers, &config, device, format, Reader::new(source, device, format.dtype))?;
         Ok(Lm { name, config, temporal, depth, device: device.clone(), format })
     }
 
@@ -113,8 +118,13 @@ impl Lm {
     /// What a step of a stream reads that has `seen` steps in memory: every matrix that it multiplies by, keys and values.
     pub fn bytes_per_step(&self, seen: usize) -> usize {
         let depth = |depth: &Depth| (0..self.config.dep_q).map(|k| depth.bytes(&self.config, k)).sum::<usize>();
-        let remembered = self.config.context.map_or(1, |context| seen.min(context)) * self.temporal.remembered(self.values());
+        let remembered = self.config.context.map_or(1, |context| seen.min(context)) * self.temporal.remembered(self.kept());
         self.temporal.bytes() + self.depth.as_ref().map_or(0, depth) + remembered
+    }
+
+    /// What keys and values are kept as.
+    pub fn kept(&self) -> Kept {
+        self.format.kept.unwrap_or(self.values().into())
     }
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.
@@ -146,6 +156,7 @@ impl Source for Random<'_> {
             _ => values.resize(elements, if name.ends_with(".bias") { 0.0 } else { 1.0 }),
         }
         let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&shape[..])?)?;
-        Ok(elementwise::convert(&tensor, dtype)?)
+        drop(values);
+        as_type(tensor, dtype)
     }
 }

@@ -1,6 +1,7 @@
 //! The layers of a language model over audio codes, with their weights.
 
 use swara_kernels::cpu::parallel;
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
 use swara_kernels::ops::{elementwise, layer_norm};
@@ -9,7 +10,7 @@ use swara_kernels::{DType, Device, Tensor, release_idle};
 use super::Format;
 use super::config::{Config, Shape};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
-use crate::weights::Reader;
+use crate::weights::{Reader, values_dtype};
 use crate::{Error, Result};
 
 /// Of the norm behind an embedding.
@@ -216,8 +217,8 @@ impl Temporal {
     }
 
     /// Keys and values of a step, in bytes.
-    pub fn remembered(&self, values: DType) -> usize {
-        self.blocks.iter().map(|block| 2 * block.layer.kv_heads * block.layer.head_dim * values.bytes()).sum()
+    pub fn remembered(&self, kept: Kept) -> usize {
+        self.blocks.iter().map(|block| 2 * block.layer.kv_heads * kept.bytes(block.layer.head_dim)).sum()
     }
 
     pub fn norm(&self, x: &Tensor) -> Result<Tensor> {
@@ -320,10 +321,20 @@ pub(super) fn read(
     Ok((temporal, Some(depth)))
 }
 
-/// Types that a model can be kept in on `device`.
-pub(super) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
+/// What a model can be kept in on `device`.
+pub(super) fn check_format(device: &Device, format: Format) -> Result<()> {
+    let dtype = format.dtype;
     match (device, dtype) {
-        (Device::Cpu, DType::F32 | DType::F64 | DType::BF16) | (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => Ok(()),
-        _ => Err(Error::Argument(format!("a language model in {dtype} on {device:?}"))),
+        (Device::Cpu, DType::F32 | DType::F64 | DType::BF16) | (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => {}
+        _ => return Err(Error::Argument(format!("a language model in {dtype} on {device:?}"))),
+    }
+    if format.context == Some(0) {
+        return Err(Error::Argument("a language model that sees no step".to_owned()));
+    }
+    match format.kept {
+        Some(Kept::Values(kept)) if kept != values_dtype(device, dtype) && !(*device == Device::Cpu && kept == DType::BF16) => {
+            Err(Error::Argument(format!("keys and values in {kept} beside a language model in {dtype} on {device:?}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-use swara_kernels::ops::attention::{KvCache, Positions};
+use swara_kernels::ops::attention::{Kept, KvCache, Positions};
 use swara_kernels::ops::delay::{self, Tokens};
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::{DType, Tensor, span};
@@ -60,13 +60,13 @@ impl<'a> Session<'a> {
     /// Streams that draw as `drawing` says, one entry for each.
     pub fn new(lm: &'a Lm, drawing: &[Drawing]) -> Result<Session<'a>> {
         let (config, device, batch) = (&lm.config, &lm.device, drawing.len());
-        let caches = |shape: &Shape, capacity: usize| -> Result<Vec<KvCache>> {
-            let cache = |_| Ok(KvCache::new(device, lm.values(), batch, shape.kv_heads, capacity, shape.head_dim())?);
+        let caches = |shape: &Shape, capacity: usize, kept: Kept| -> Result<Vec<KvCache>> {
+            let cache = |_| Ok(KvCache::new(device, kept, batch, shape.kv_heads, capacity, shape.head_dim())?);
             (0..shape.layers).map(cache).collect()
         };
         let (mut depth_caches, mut depth_positions) = (Vec::new(), Vec::new());
         if lm.depth.is_some() {
-            depth_caches = caches(&config.depth()?, config.dep_q)?;
+            depth_caches = caches(&config.depth()?, config.dep_q, lm.values().into())?;
             let at = |k: usize| Ok(Positions::at(device, &vec![k as i32; batch])?);
             depth_positions = (0..config.dep_q).map(at).collect::<Result<_>>()?;
         }
@@ -79,7 +79,7 @@ impl<'a> Session<'a> {
             batch,
             tokens: Tokens::new(device, batch, &config.delays, &config.initial(), 1 + config.dep_q)?,
             positions: Positions::new(device, batch)?,
-            caches: caches(&config.temporal()?, config.context.unwrap_or(1))?,
+            caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept())?,
             depth_caches,
             depth_positions,
             samplers: (0..=config.dep_q).map(sampler).collect::<Result<_>>()?,

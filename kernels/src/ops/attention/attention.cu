@@ -20,6 +20,11 @@
 // order, depends on its position alone. Keys that a row does not see have weight zero, which changes no bit. So few and many
 // rows, streams in any chunks, and all neighbours in a batch give the same bits.
 //
+// Keys and values of a ring may be codes of 8 bits, with a factor for every token of a head: attention_few_D_int8 and so on.
+// Codes are exact in every type, so the factors of keys multiply scores. Those of values multiply weights in float, but on tensor
+// cores values, for a weight times a factor may be too small for f16; there codes come to shared memory as they are, and are
+// widened when they are wanted.
+//
 // Two cores: attend_mma (16-bit types: scores and sums by mma.sync m16n8k16, weights rounded to the type for the second) and
 // attend_fma (f32, and bf16 on sm_75: a lane has a key for scores, and a run of the head for sums).
 //
@@ -36,12 +41,15 @@
 // Floats from one partial sum to the next: whole sectors.
 __device__ __forceinline__ int partial_pitch(int dim) { return (dim + 9) / 8 * 8; }
 
-template <class T>
+// C: what keys and values are stored as, T or int8_t.
+template <class T, class C>
 struct Problem {
     T* y;
     float* logsum;   // [B, Hq, T] in base 2, or null
     float* partial;  // [B, Hkv, T G, spans, pitch]: sums, their largest score, the sum of weights; or null
-    const T *q, *k, *v;
+    const T* q;
+    const C *k, *v;
+    const float *k_factors, *v_factors;  // of codes, [B, Hkv, capacity]
     const int* seen;  // null: sequences, not rings
     const unsigned char* mask;
     int tokens, heads, kv_heads, keys, dim, window, causal, span;  // keys: S or the capacity; window, span: 0 for none
@@ -50,15 +58,16 @@ struct Problem {
     __device__ int group() const { return heads / kv_heads; }
     __device__ int rows() const { return tokens * group(); }
     __device__ bool vectors() const { return dim % LANES<T> == 0; }
+    static constexpr bool CODES = sizeof(C) == 1;
 };
 
 // A block's rows.
-template <class T>
+template <class T, class C>
 struct Rows {
-    const Problem<T>& a;
+    const Problem<T, C>& a;
     int batch, kv_head, row, seen;  // the first row; what the stream saw before
 
-    __device__ Rows(const Problem<T>& a, int tile) : a(a) {
+    __device__ Rows(const Problem<T, C>& a, int tile) : a(a) {
         const int tiles = (a.rows() + tile - 1) / tile, head = blockIdx.x / tiles;
         batch = head / a.kv_heads, kv_head = head % a.kv_heads;
         row = blockIdx.x % tiles * tile;
@@ -94,6 +103,10 @@ struct Rows {
         if (a.seen == nullptr) return (((int64_t)batch * a.keys + p) * a.kv_heads + kv_head) * a.dim;
         return (((int64_t)batch * a.kv_heads + kv_head) * a.keys + (unsigned)p % (unsigned)a.keys) * a.dim;
     }
+    // The factor of the key or value of position `p`.
+    __device__ float factor(const float* factors, int p) const {
+        return factors[((int64_t)batch * a.kv_heads + kv_head) * a.keys + (unsigned)p % (unsigned)a.keys];
+    }
     __device__ int64_t key_stride() const { return a.seen == nullptr ? (int64_t)a.kv_heads * a.dim : a.dim; }
 
     __device__ float* partial(int r) const {
@@ -111,8 +124,8 @@ struct Rows {
 template <int COUNT, int WIDTH, int PITCH, int THREADS, class T, class S, class F>
 __device__ __forceinline__ void load_rows(S* tile, int dim, bool vectors, const T* any, F source) {
     if (vectors) {
-        constexpr int N = LANES<T>, ACROSS = WIDTH / N;
-#pragma unroll 4
+        constexpr int N = LANES<T>, ACROSS = WIDTH / N, AT_ONCE = N <= 8 ? 4 : sizeof(S) > 1 ? 1 : 2;
+#pragma unroll AT_ONCE
         for (int i = threadIdx.x; i < COUNT * ACROSS; i += THREADS) {
             const int row = i / ACROSS, d = i % ACROSS * N;
             const T* const from = source(row);
@@ -131,25 +144,43 @@ __device__ __forceinline__ void load_rows(S* tile, int dim, bool vectors, const 
         for (int i = threadIdx.x; i < COUNT * WIDTH; i += THREADS) {
             const int row = i / WIDTH, d = i % WIDTH;
             const T* const from = source(row);
-            const float value = from != nullptr && d < dim ? to_float(from[d]) : 0.0f;
-            tile[row * PITCH + d] = from_float<S>(value);
+            const bool valid = from != nullptr && d < dim;
+            if constexpr (sizeof(T) == sizeof(S))
+                tile[row * PITCH + d] = valid ? from[d] : T{};
+            else
+                tile[row * PITCH + d] = valid ? to_float(from[d]) : 0.0f;
         }
     }
 }
 
 // tile[i] = the key or value of position block + i, if it is one of `seen`.
-template <int COUNT, int WIDTH, int PITCH, int THREADS, class T, class S>
-__device__ __forceinline__ void load_keys(S* tile, const T* from, const Rows<T>& rows, Seen seen, int block) {
-    const T* const first = from + rows.key(block);
+template <int COUNT, int WIDTH, int PITCH, int THREADS, class T, class C, class S>
+__device__ __forceinline__ void load_keys(S* tile, const C* from, const Rows<T, C>& rows, Seen seen, int block) {
+    const C* const first = from + rows.key(block);
     const int64_t stride = rows.key_stride();
-    load_rows<COUNT, WIDTH, PITCH, THREADS>(tile, rows.a.dim, rows.a.vectors(), from, [&](int i) -> const T* {
+    load_rows<COUNT, WIDTH, PITCH, THREADS>(tile, rows.a.dim, rows.a.dim % LANES<C> == 0, from, [&](int i) -> const C* {
         return block + i >= seen.first && block + i < seen.end ? first + i * stride : nullptr;
     });
 }
 
+// tile[i][d] = codes[i][d] factor(i), COUNT rows of WIDTH.
+template <int COUNT, int WIDTH, int PITCH, int THREADS, class T, class F>
+__device__ __forceinline__ void widen(T* tile, const int8_t* codes, F factor) {
+    constexpr int N = LANES<T>, ACROSS = WIDTH / N;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < COUNT * ACROSS; i += THREADS) {
+        float values[N];
+        load_vector(values, codes + i * N);
+        const float by = factor(i / ACROSS);
+#pragma unroll
+        for (int e = 0; e < N; e++) values[e] *= by;
+        store_vector(tile + i / ACROSS * PITCH + i % ACROSS * N, values);
+    }
+}
+
 // y[row] = tile row, for the COUNT rows of a warp from `first`.
-template <int COUNT, int PITCH, class T>
-__device__ __forceinline__ void store_rows(const Rows<T>& rows, int first, const T* tile) {
+template <int COUNT, int PITCH, class T, class C>
+__device__ __forceinline__ void store_rows(const Rows<T, C>& rows, int first, const T* tile) {
     const int lane = threadIdx.x % 32, dim = rows.a.dim;
     if (rows.a.vectors()) {
         const int across = dim / LANES<T>;
@@ -166,8 +197,8 @@ __device__ __forceinline__ void store_rows(const Rows<T>& rows, int first, const
     }
 }
 
-template <class T>
-__device__ __forceinline__ void zero_rows(const Rows<T>& rows, int count) {
+template <class T, class C>
+__device__ __forceinline__ void zero_rows(const Rows<T, C>& rows, int count) {
     if (rows.a.partial != nullptr) return;  // attention_combine does
     for (int i = threadIdx.x; i < count * rows.a.dim; i += blockDim.x) {
         const int r = rows.row + i / rows.a.dim;
@@ -176,42 +207,71 @@ __device__ __forceinline__ void zero_rows(const Rows<T>& rows, int count) {
 }
 
 // Keys of this block's span that its rows see.
-template <class T>
-__device__ __forceinline__ Seen in_span(const Rows<T>& rows, Seen all) {
+template <class T, class C>
+__device__ __forceinline__ Seen in_span(const Rows<T, C>& rows, Seen all) {
     const int span = rows.a.span;
     if (span == 0) return all;
     const int first = (all.first / span + (int)blockIdx.y) * span;
     return {max(all.first, first), min(all.end, first + span)};
 }
 
-template <class T, int D, int WARPS>
-__device__ __forceinline__ void attend_mma(const Problem<T>& a) {
+template <class T, class C, int D, int WARPS>
+__device__ __forceinline__ void attend_mma(const Problem<T, C>& a) {
+    constexpr bool CODES = Problem<T, C>::CODES;
     constexpr int KEYS = 64, PITCH = D + 8, THREADS = 32 * WARPS, TILE = 16 * WARPS;
     DYNAMIC_SHARED(T, shared);
-    T *const keys = shared, *const values = keys + KEYS * PITCH, *const queries = values + KEYS * PITCH;
-    const Rows<T> rows(a, TILE);
+    // Codes are widened to one tile, first keys and then values.
+    T *const keys = shared, *const values = CODES ? keys : keys + KEYS * PITCH, *const queries = values + KEYS * PITCH;
+    // As they come, [KEYS, D] twice, and their factors, [KEYS] twice.
+    int8_t *const key_codes = reinterpret_cast<int8_t*>(queries + TILE * PITCH), *const value_codes = key_codes + KEYS * D;
+    float *const key_factors = reinterpret_cast<float*>(value_codes + KEYS * D), *const value_factors = key_factors + KEYS;
+    const Rows<T, C> rows(a, TILE);
     if (rows.masked()) return zero_rows(rows, TILE);
     const int lane = threadIdx.x % 32, warp_row = rows.row + threadIdx.x / 32 * 16;
     T* const warp_queries = queries + threadIdx.x / 32 * 16 * PITCH;
     const Seen all = in_span(rows, rows.keys(rows.row, rows.row + TILE));
     const Seen mine[2] = {rows.keys(warp_row + lane / 4), rows.keys(warp_row + lane / 4 + 8)};
-    const auto load = [&](T* tile, const T* from, int block) {
-        if (block < all.end) load_keys<KEYS, D, PITCH, THREADS>(tile, from, rows, all, block);
+    // Starts the copy of a block's keys, or its values; `arrive` ends it.
+    const auto load = [&](bool is_key, int block) {
+        const C* const from = is_key ? a.k : a.v;
+        if (block < all.end) {
+            if constexpr (CODES) {
+                const float* const factors = is_key ? a.k_factors : a.v_factors;
+                load_keys<KEYS, D, D, THREADS>(is_key ? key_codes : value_codes, from, rows, all, block);
+#pragma unroll 1
+                for (int i = threadIdx.x; i < KEYS; i += THREADS) {
+                    const bool seen = block + i >= all.first && block + i < all.end;
+                    (is_key ? key_factors : value_factors)[i] = seen ? rows.factor(factors, block + i) : 0.0f;
+                }
+            } else {
+                load_keys<KEYS, D, PITCH, THREADS>(is_key ? keys : values, from, rows, all, block);
+            }
+        }
         cp_async_commit();
+    };
+    const auto arrive = [&](bool is_key) {
+        cp_async_wait<1>();
+        __syncthreads();
+        if constexpr (CODES) {
+            if (is_key)
+                widen<KEYS, D, PITCH, THREADS>(keys, key_codes, [](int) { return 1.0f; });
+            else
+                widen<KEYS, D, PITCH, THREADS>(values, value_codes, [&](int i) { return value_factors[i]; });
+            __syncthreads();
+        }
     };
     load_rows<TILE, D, PITCH, THREADS>(queries, a.dim, a.vectors(), a.q, [&](int i) -> const T* {
         return rows.row + i < a.rows() ? a.q + rows.at(rows.row + i) : nullptr;
     });
     const int begin = all.first / KEYS * KEYS;
-    load(keys, a.k, begin);
+    load(true, begin);
 
     Softmax softmax[2];
     float sums[D / 8][4] = {};
     unsigned q[D / 16][4];
     for (int block = begin; block < all.end; block += KEYS) {
-        load(values, a.v, block);
-        cp_async_wait<1>();
-        __syncthreads();
+        load(false, block);
+        arrive(true);
         if (block == begin) {
 #pragma unroll
             for (int d = 0; d < D / 16; d++) load_a<false, PITCH>(q[d], warp_queries, 0, d * 16);
@@ -227,10 +287,17 @@ __device__ __forceinline__ void attend_mma(const Problem<T>& a) {
                 multiply_accumulate(scores[2 * n + 1], q[d], b[1], T{});
             }
         }
-        __syncthreads();  // the keys were read
-        load(keys, a.k, block + KEYS);
-
         // A lane has columns 2 t, 2 t + 1 of every eight, of two rows.
+        if constexpr (CODES) {
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) scores[n][e] *= key_factors[n * 8 + lane % 4 * 2 + e % 2];
+            }
+        }
+        __syncthreads();  // the keys were read
+        load(true, block + KEYS);
+
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const auto score = [&](int n, int e) -> float& { return scores[n][2 * half + e]; };
@@ -239,8 +306,7 @@ __device__ __forceinline__ void attend_mma(const Problem<T>& a) {
             for (int d = 0; d < D / 8; d++) sums[d][2 * half] *= rescale, sums[d][2 * half + 1] *= rescale;
         }
 
-        cp_async_wait<1>();
-        __syncthreads();
+        arrive(false);
 #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             const unsigned weights[4] = {pack2(scores[2 * n][0], scores[2 * n][1], T{}), pack2(scores[2 * n][2], scores[2 * n][3], T{}),
@@ -292,12 +358,13 @@ __device__ __forceinline__ void attend_mma(const Problem<T>& a) {
 }
 
 // A warp has R rows.
-template <class T, int D, int WARPS, int R>
-__device__ __forceinline__ void attend_fma(const Problem<T>& a) {
+template <class T, class C, int D, int WARPS, int R>
+__device__ __forceinline__ void attend_fma(const Problem<T, C>& a) {
+    constexpr bool CODES = Problem<T, C>::CODES;
     constexpr int KEYS = 32, PITCH = D + 4, THREADS = 32 * WARPS, TILE = R * WARPS, RUN = D / 32;
     DYNAMIC_SHARED(float, shared);
     float *const keys = shared, *const values = keys + KEYS * PITCH, *const queries = values + KEYS * PITCH;
-    const Rows<T> rows(a, TILE);
+    const Rows<T, C> rows(a, TILE);
     if (rows.masked()) return zero_rows(rows, TILE);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = rows.row + warp * R;
     float* const warp_queries = queries + warp * R * D;
@@ -306,7 +373,7 @@ __device__ __forceinline__ void attend_fma(const Problem<T>& a) {
     Seen mine[R];
 #pragma unroll
     for (int r = 0; r < R; r++) mine[r] = rows.keys(warp_row + r);
-    const auto load = [&](float* tile, const T* from, int block) {
+    const auto load = [&](float* tile, const C* from, int block) {
         if (block < all.end) load_keys<KEYS, D, PITCH, THREADS>(tile, from, rows, all, block);
         cp_async_commit();
     };
@@ -339,6 +406,14 @@ __device__ __forceinline__ void attend_fma(const Problem<T>& a) {
         load(keys, a.k, block + KEYS);
 
         const int p = block + lane;
+        float value_factor = 0.0f;
+        if constexpr (CODES) {
+            const bool seen = p >= all.first && p < all.end;
+            const float key_factor = seen ? rows.factor(a.k_factors, p) : 0.0f;
+            value_factor = seen ? rows.factor(a.v_factors, p) : 0.0f;
+#pragma unroll
+            for (int r = 0; r < R; r++) scores[r] *= key_factor;
+        }
 #pragma unroll
         for (int r = 0; r < R; r++) {
             const float score = p < mine[r].first || p >= mine[r].end ? minus_infinity() : scores[r];
@@ -348,7 +423,7 @@ __device__ __forceinline__ void attend_fma(const Problem<T>& a) {
             const float rescale = softmax[r].raise(largest * a.scale);
             const float weight = softmax[r].weight(score, a.scale);
             softmax[r].add(rescale, weight);
-            weights[r * KEYS + lane] = weight;
+            weights[r * KEYS + lane] = CODES ? weight * value_factor : weight;
 #pragma unroll
             for (int e = 0; e < RUN; e++) sums[r][e] *= rescale;
         }
@@ -413,12 +488,12 @@ __device__ __forceinline__ void attend_fma(const Problem<T>& a) {
     }
 }
 
-template <class T, int D, bool MANY>
-__device__ __forceinline__ void attend(const Problem<T>& a) {
+template <class T, class C, int D, bool MANY>
+__device__ __forceinline__ void attend(const Problem<T, C>& a) {
     if constexpr (TensorCore<T>::available)
-        attend_mma<T, D, MANY ? 4 : 1>(a);
+        attend_mma<T, C, D, MANY ? 4 : 1>(a);
     else
-        attend_fma<T, D, MANY ? 4 : 1, MANY ? 8 : 2>(a);
+        attend_fma<T, C, D, MANY ? 4 : 1, MANY ? 8 : 2>(a);
 }
 
 // y of a row from its spans, in order. grid: rows (b, kv head, row); block: elements of the head.
@@ -454,12 +529,13 @@ extern "C" __global__ void __launch_bounds__(256) attention_advance(int* seen, c
     seen[b] = reset ? 0 : (int)((unsigned)seen[b] + tokens);
 }
 
-#define ATTENTION_KERNEL(NAME, T, D, MANY)                                                                                     \
+#define ATTENTION_KERNEL(NAME, T, C, D, MANY)                                                                                  \
     extern "C" __global__ void __launch_bounds__(MANY ? 128 : 32)                                                              \
-        NAME(T* y, float* logsum, float* partial, const T* q, const T* k, const T* v, const int* seen,                         \
-             const unsigned char* mask, int tokens, int heads, int kv_heads, int keys, int dim, int window, int causal,        \
-             int span, float scale) {                                                                                          \
-        attend<T, D, MANY>({y, logsum, partial, q, k, v, seen, mask, tokens, heads, kv_heads, keys, dim, window, causal, span, scale}); \
+        NAME(T* y, float* logsum, float* partial, const T* q, const C* k, const C* v, const float* k_factors,                  \
+             const float* v_factors, const int* seen, const unsigned char* mask, int tokens, int heads, int kv_heads,          \
+             int keys, int dim, int window, int causal, int span, float scale) {                                               \
+        attend<T, C, D, MANY>({y, logsum, partial, q, k, v, k_factors, v_factors, seen, mask, tokens, heads, kv_heads, keys,   \
+                               dim, window, causal, span, scale});                                                             \
     }
 
 #define GRADIENT_KERNEL(NAME, T, D, KEYS)                                                                                      \
@@ -479,18 +555,25 @@ extern "C" __global__ void __launch_bounds__(256) attention_advance(int* seen, c
         attention_delta_##SUFFIX(float* delta, const T* dy, const T* y, uint64_t rows, int tokens, int heads, int dim) {       \
         deltas(delta, dy, y, rows, tokens, heads, dim);                                                                        \
     }                                                                                                                          \
-    ATTENTION_KERNEL(attention_few_64_##SUFFIX, T, 64, false)                                                                  \
-    ATTENTION_KERNEL(attention_many_64_##SUFFIX, T, 64, true)                                                                  \
-    ATTENTION_KERNEL(attention_few_128_##SUFFIX, T, 128, false)                                                                \
-    ATTENTION_KERNEL(attention_many_128_##SUFFIX, T, 128, true)                                                                \
+    ATTENTION_KERNEL(attention_few_64_##SUFFIX, T, T, 64, false)                                                               \
+    ATTENTION_KERNEL(attention_few_64_int8_##SUFFIX, T, int8_t, 64, false)                                                     \
+    ATTENTION_KERNEL(attention_many_64_##SUFFIX, T, T, 64, true)                                                               \
+    ATTENTION_KERNEL(attention_many_64_int8_##SUFFIX, T, int8_t, 64, true)                                                     \
+    ATTENTION_KERNEL(attention_few_128_##SUFFIX, T, T, 128, false)                                                             \
+    ATTENTION_KERNEL(attention_few_128_int8_##SUFFIX, T, int8_t, 128, false)                                                   \
+    ATTENTION_KERNEL(attention_many_128_##SUFFIX, T, T, 128, true)                                                             \
+    ATTENTION_KERNEL(attention_many_128_int8_##SUFFIX, T, int8_t, 128, true)                                                   \
     extern "C" __global__ void __launch_bounds__(128)                                                                          \
         attention_combine_##SUFFIX(T* y, const float* partial, const unsigned char* mask, int tokens, int heads, int kv_heads, \
                                    int dim, int spans) {                                                                       \
         combine(y, partial, mask, tokens, heads, kv_heads, dim, spans);                                                        \
     }
 
+// kernels: attention_few_64_int8_f32 attention_many_64_int8_f32 attention_few_128_int8_f32 attention_many_128_int8_f32
 // kernels: attention_few_64_f32 attention_many_64_f32 attention_few_128_f32 attention_many_128_f32 attention_combine_f32
+// kernels: attention_few_64_int8_bf16 attention_many_64_int8_bf16 attention_few_128_int8_bf16 attention_many_128_int8_bf16
 // kernels: attention_few_64_bf16 attention_many_64_bf16 attention_few_128_bf16 attention_many_128_bf16 attention_combine_bf16
+// kernels: attention_few_64_int8_f16 attention_many_64_int8_f16 attention_few_128_int8_f16 attention_many_128_int8_f16
 // kernels: attention_few_64_f16 attention_many_64_f16 attention_few_128_f16 attention_many_128_f16 attention_combine_f16
 // kernels: attention_delta_f32 attention_dq_64_f32 attention_dkv_64_f32 attention_dq_128_f32 attention_dkv_128_f32
 // kernels: attention_delta_bf16 attention_dq_64_bf16 attention_dkv_64_bf16 attention_dq_128_bf16 attention_dkv_128_bf16

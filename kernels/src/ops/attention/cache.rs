@@ -1,7 +1,9 @@
 //! What a stream remembers: how many tokens it has seen, and the keys and values of the last of them.
 
+use super::Kept;
 use super::{NAME, cpu, cuda};
 use crate::ops::check;
+use crate::ops::elementwise::convert;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Capacities are rounded up to this many tokens, so that a block of keys that starts at a multiple of it never wraps.
@@ -59,24 +61,36 @@ impl Positions {
 /// On the CPU the keys of 16 tokens side by side are stored transposed, `[.., capacity / 16, D, 16]`, so that their scores
 /// are one vector.
 pub struct KvCache {
+    kept: Kept,
     pub(crate) keys: Tensor,
     pub(crate) values: Tensor,
+    /// Of the codes of keys and of values, f32 `[B, Hkv, capacity]`.
+    pub(crate) factors: Option<[Tensor; 2]>,
 }
 
 impl KvCache {
     /// Room for at least `capacity` tokens of each stream. A window that `T` tokens at a time look back over wants
     /// `window + T - 1`.
-    pub fn new(device: &Device, dtype: DType, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<KvCache> {
+    pub fn new(device: &Device, kept: impl Into<Kept>, batch: usize, kv_heads: usize, capacity: usize, head_dim: usize) -> Result<KvCache> {
         let rounded = capacity.checked_next_multiple_of(KEY_BLOCK).filter(|&n| n > 0 && n <= i32::MAX as usize);
         let capacity = rounded.ok_or_else(|| Error::argument(NAME, format!("a cache of {capacity} tokens")))?;
         if kv_heads == 0 || head_dim == 0 || head_dim > super::MAX_HEAD_DIM {
             return Err(Error::argument(NAME, format!("a cache of {kv_heads} heads of {head_dim}, at most {}", super::MAX_HEAD_DIM)));
         }
-        if !dtype.is_float() {
-            return Err(Error::dtype(NAME, "cache", "a floating type", dtype));
-        }
+        let kept = kept.into();
+        let dtype = match kept {
+            Kept::Values(dtype) if dtype.is_float() => dtype,
+            Kept::Values(dtype) => return Err(Error::dtype(NAME, "cache", "a floating type", dtype)),
+            Kept::Int8 => DType::U8,
+        };
         let ring = || Tensor::zeros(device, dtype, [batch, kv_heads, capacity, head_dim]);
-        Ok(KvCache { keys: ring()?, values: ring()? })
+        let factors = || Tensor::zeros(device, DType::F32, [batch, kv_heads, capacity]);
+        let factors = (kept == Kept::Int8).then(|| Ok::<_, Error>([factors()?, factors()?])).transpose()?;
+        Ok(KvCache { kept, keys: ring()?, values: ring()?, factors })
+    }
+
+    pub fn kept(&self) -> Kept {
+        self.kept
     }
 
     pub fn batch(&self) -> usize {
@@ -96,25 +110,28 @@ impl KvCache {
         self.keys.shape()[3]
     }
 
-    /// With these keys and values, `[B, Hkv, capacity, D]` of whole blocks.
-    pub(crate) fn of(keys: &Tensor, values: &Tensor) -> Result<KvCache> {
+    /// With these keys and values, `[B, Hkv, capacity, D]` of whole blocks; codes with their factors.
+    pub(crate) fn of(keys: &Tensor, values: &Tensor, factors: Option<[&Tensor; 2]>) -> Result<KvCache> {
         let keys = match keys.device() {
-            Device::Cpu => crate::dispatch_real!(NAME, keys.dtype(), T => cpu::stored::<T>(keys))?,
+            Device::Cpu => cpu::stored(keys)?,
             Device::Cuda(_) => keys.copy()?,
         };
-        Ok(KvCache { keys, values: values.copy()? })
+        let kept = if factors.is_some() { Kept::Int8 } else { keys.dtype().into() };
+        let factors =
+            factors.map(|[keys, values]| Ok::<_, Error>([convert(keys, DType::F32)?, convert(values, DType::F32)?])).transpose()?;
+        Ok(KvCache { kept, keys, values: values.copy()?, factors })
     }
 
-    /// The keys, `[B, Hkv, capacity, D]` on every device.
+    /// The keys, or their codes, `[B, Hkv, capacity, D]` on every device.
     pub(crate) fn keys(&self) -> Result<Tensor> {
         match self.keys.device() {
-            Device::Cpu => crate::dispatch_real!(NAME, self.keys.dtype(), T => cpu::keys::<T>(&self.keys)),
+            Device::Cpu => cpu::keys(&self.keys),
             Device::Cuda(_) => self.keys.copy(),
         }
     }
 
     pub fn bytes(&self) -> usize {
-        self.keys.bytes() + self.values.bytes()
+        [&self.keys, &self.values].into_iter().chain(self.factors.iter().flatten()).map(Tensor::bytes).sum()
     }
 
     /// That it takes `tokens` more of `x` at `positions`.
@@ -126,7 +143,15 @@ impl KvCache {
         if tokens > self.capacity() {
             return Err(Error::argument(op, format!("{tokens} tokens at once do not fit a cache of {}", self.capacity())));
         }
-        check::alike(op, x, "cache", &self.keys)?;
+        if self.keys.device() != x.device() {
+            return Err(Error::DeviceMismatch { op, operand: "cache" });
+        }
+        match self.kept {
+            Kept::Values(dtype) if dtype != x.dtype() && !(dtype == DType::BF16 && x.device() == Device::Cpu) => {
+                return Err(Error::dtype(op, "cache", x.dtype().name(), dtype));
+            }
+            _ => {}
+        }
         if positions.batch() != batch {
             return Err(Error::shape(op, "positions", format!("[{batch}]"), positions.seen.shape()));
         }

@@ -1,5 +1,5 @@
 use super::cuda::spans;
-use super::{Kernel, KvCache, Mask, Positions, backward, forward, forward_by, step};
+use super::{Kept, Kernel, KvCache, Mask, Positions, backward, forward, forward_by, step};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input};
 use crate::tolerance::Tolerance;
@@ -41,13 +41,17 @@ pub(super) fn cases() -> Vec<Case> {
             ([2, 20, 1, 1, 80], 1100, Some(1025)),
             ([2, 2, 2, 1, 64], LONG_AGO, None),
         ] {
-            cases.push(stream(shape, seen, window, dtype, false));
+            for kept in [Kept::Values(dtype), Kept::Int8] {
+                cases.push(stream(shape, seen, window, dtype, kept, false));
+            }
         }
         cases.push(sequences(Kernel::Mma, [4, 2048, 16, 16, 64], 2048, Mask::CAUSAL, dtype, true));
         cases.push(sequences(Kernel::Mma, [1, 4096, 32, 8, 128], 4096, Mask::CAUSAL, dtype, true));
         cases.push(gradients([1, 2048, 16, 16, 64], 2048, Mask::CAUSAL, dtype, true));
-        cases.push(stream([64, 2, 8, 8, 64], 300, Some(250), dtype, true));
-        cases.push(stream([8, 1, 32, 32, 128], 3000, Some(3000), dtype, true));
+        for kept in [Kept::Values(dtype), Kept::Int8] {
+            cases.push(stream([64, 2, 8, 8, 64], 300, Some(250), dtype, kept, true));
+            cases.push(stream([8, 1, 32, 32, 128], 3000, Some(3000), dtype, kept, true));
+        }
     }
     for dtype in [DType::BF16, DType::F16] {
         for (shape, keys, mask) in [
@@ -157,7 +161,7 @@ fn gradients(shape: Extents, keys: usize, mask: Mask, dtype: DType, bench: bool)
 }
 
 /// A step of streams that have seen `seen` tokens, the last of several masked.
-fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, bench: bool) -> Case {
+fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, kept: Kept, bench: bool) -> Case {
     let [batch, tokens, heads, kv_heads, dim] = shape;
     let all = if seen == LONG_AGO { super::KEY_BLOCK } else { seen + tokens };
     let capacity = window.map_or(all, |w| w + tokens - 1).next_multiple_of(super::KEY_BLOCK);
@@ -167,29 +171,44 @@ fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, benc
     let runs = if batch > 1 && !bench { batch - 1 } else { batch };
     let flag = Fill::Values((0..batch).map(|b| (b < runs) as u8 as f64).collect());
     let seen = |b: usize| (seen as f64 - b as f64).max(0.0);
-    let inputs = vec![
+    // Factors that make values of bytes about as large as others.
+    let (codes, factors) =
+        (kept == Kept::Int8, |name| Input::new(name, [batch, kv_heads, capacity], Fill::Uniform(0.01, 0.02)).integer(DType::F32));
+    let ring = |name| if codes { Input::new(name, kv, Fill::Below(256)).integer(DType::U8) } else { Input::normal(name, kv) };
+    let mut inputs = vec![
         Input::normal("q", [batch, tokens, heads, dim]),
-        Input::normal("keys", kv),
-        Input::normal("values", kv),
+        ring("keys"),
+        ring("values"),
         Input::new("seen", [batch], Fill::Values((0..batch.max(1)).map(seen).collect())).integer(DType::I32),
         Input::new("mask", [batch], flag).integer(DType::U8),
     ];
+    if codes {
+        inputs.extend([factors("key factors"), factors("value factors")]);
+    }
     let spans = spans(window.unwrap_or(capacity), tokens);
     let partial = if spans == 1 { 0 } else { 8 * runs * heads * tokens * spans * (dim + 2) };
-    let values = batch * tokens * heads * dim + runs * (tokens * heads * dim + 2 * kv_heads * visited * dim);
+    let values = (batch + runs) * tokens * heads * dim;
+    // Factors round scores, and values once more.
+    let tolerance = tolerance(dtype, reach, dim, 1.0).via(dtype, codes.into());
     Case {
-        label: label("step", shape) + &format!(" window {}", window.map_or("all".into(), |w| w.to_string())),
+        label: label("step", shape)
+            + &format!(" window {}", window.map_or("all".into(), |w| w.to_string()))
+            + if codes { " of codes" } else { "" },
         dtype,
         inputs,
-        outputs: vec![("y", Check::Within(tolerance(dtype, reach, dim, 1.0))), ("seen", Check::Exact)],
+        outputs: vec![("y", Check::Within(tolerance)), ("seen", Check::Exact)],
         run: Box::new(move |i| {
-            let cache = KvCache::of(&i[1], &i[2])?;
+            let factors = if i.len() > 5 { Some([&i[5], &i[6]]) } else { None };
+            let cache = KvCache::of(&i[1], &i[2], factors)?;
             let mut positions = Positions { seen: i[3].copy()? };
             let y = step(&i[0], &cache, &positions, window, Some(&i[4]))?;
             positions.advance(tokens, Some(&i[4]))?;
             Ok(vec![y, positions.seen])
         }),
-        cost: Cost { bytes: values * dtype.bytes() + partial + 14 * batch, flops: 4 * runs * heads * dim * tokens * reach },
+        cost: Cost {
+            bytes: values * dtype.bytes() + 2 * runs * kv_heads * visited * kept.bytes(dim) + partial + 14 * batch,
+            flops: 4 * runs * heads * dim * tokens * reach,
+        },
         bench,
     }
 }

@@ -1,8 +1,8 @@
-use super::{KvCache, Mask, Positions, Saved};
+use super::{Kept, KvCache, Mask, Positions, Saved, Stored};
 use crate::cpu::vector::{Kernel, Vector};
 use crate::cpu::{parallel, prefetch};
 use crate::tensor::Scratch;
-use crate::{DType, Real, Result, Tensor};
+use crate::{DType, Real, Result, Tensor, dispatch_real};
 
 /// Tokens whose keys are stored side by side: a vector of scores.
 const PANEL: usize = 16;
@@ -26,27 +26,35 @@ pub fn reset(seen: &mut [i32], mask: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Stores the key of `slot` in the ring of one head: see [`KvCache`].
-pub fn put_key<T: Real>(ring: &mut [T], slot: usize, key: &[T]) {
+/// Stores the key of `slot`, as long as `key`, in the ring of one head: see [`KvCache`].
+pub fn put_key<W: Copy>(ring: &mut [W], slot: usize, key: impl ExactSizeIterator<Item = W>) {
     let panel = &mut ring[slot / PANEL * PANEL * key.len()..];
-    panel[slot % PANEL..].iter_mut().step_by(PANEL).zip(key).for_each(|(to, &k)| *to = k);
+    panel[slot % PANEL..].iter_mut().step_by(PANEL).zip(key).for_each(|(to, k)| *to = k);
 }
 
 /// The keys of a cache, `[B, Hkv, capacity, D]`.
-pub fn keys<T: Real>(stored: &Tensor) -> Result<Tensor> {
-    turn_panels::<T>(stored, stored.shape().last_dim(), PANEL)
+pub fn keys(stored: &Tensor) -> Result<Tensor> {
+    turn_panels(stored, stored.shape().last_dim(), PANEL)
 }
 
 /// And back.
-pub fn stored<T: Real>(keys: &Tensor) -> Result<Tensor> {
-    turn_panels::<T>(keys, PANEL, keys.shape().last_dim())
+pub fn stored(keys: &Tensor) -> Result<Tensor> {
+    turn_panels(keys, PANEL, keys.shape().last_dim())
 }
 
 /// Panels of `columns` rows of `rows`, transposed.
-fn turn_panels<T: Real>(x: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
+fn turn_panels(x: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
+    match x.dtype() {
+        DType::U8 => turned::<i8>(x, rows, columns),
+        DType::BF16 => turned::<half::bf16>(x, rows, columns),
+        dtype => dispatch_real!("attention", dtype, T => turned::<T>(x, rows, columns)),
+    }
+}
+
+fn turned<W: Stored>(x: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
     let mut y = x.empty_like()?;
-    let panels = x.as_slice::<T>()?.chunks_exact(rows * columns);
-    for (x, y) in panels.zip(y.as_mut_slice::<T>()?.chunks_exact_mut(rows * columns)) {
+    let panels = W::slice(x)?.chunks_exact(rows * columns);
+    for (x, y) in panels.zip(W::slice_mut(&mut y)?.chunks_exact_mut(rows * columns)) {
         for (i, y) in y.iter_mut().enumerate() {
             *y = x[i % rows * columns + i / rows];
         }
@@ -56,11 +64,13 @@ fn turn_panels<T: Real>(x: &Tensor, rows: usize, columns: usize) -> Result<Tenso
 
 /// The ring of one stream and head.
 #[derive(Clone, Copy)]
-struct Ring<'a, T> {
+struct Ring<'a, W> {
     /// `[capacity / PANEL, dim, PANEL]`
-    keys: &'a [T],
+    keys: &'a [W],
     /// `[capacity, dim]`
-    values: &'a [T],
+    values: &'a [W],
+    /// Of the codes of keys and of values, `[capacity]`.
+    factors: Option<[&'a [f32]; 2]>,
     capacity: usize,
     dim: usize,
 }
@@ -82,7 +92,22 @@ impl Mask {
     }
 }
 
-pub fn step<T: Real>(
+pub fn step<T: Real + Stored>(
+    y: &mut Tensor,
+    q: &Tensor,
+    cache: &KvCache,
+    positions: &Positions,
+    window: Option<usize>,
+    mask: Option<&Tensor>,
+) -> Result<()> {
+    match cache.kept() {
+        Kept::Int8 => step_over::<T, i8>(y, q, cache, positions, window, mask),
+        Kept::Values(DType::BF16) => step_over::<T, half::bf16>(y, q, cache, positions, window, mask),
+        Kept::Values(_) => step_over::<T, T>(y, q, cache, positions, window, mask),
+    }
+}
+
+fn step_over<T: Real, W: Stored>(
     y: &mut Tensor,
     q: &Tensor,
     cache: &KvCache,
@@ -94,13 +119,19 @@ pub fn step<T: Real>(
     let (kv_heads, capacity) = (cache.kv_heads(), cache.capacity());
     let (q, seen) = (q.as_slice::<T>()?, positions.seen.as_slice::<i32>()?);
     let mask = mask.map(Tensor::as_slice::<u8>).transpose()?;
-    let (keys, values) = (cache.keys.as_slice::<T>()?, cache.values.as_slice::<T>()?);
+    let (keys, values) = (W::slice(&cache.keys)?, W::slice(&cache.values)?);
+    let factors = match &cache.factors {
+        Some([keys, values]) => Some([keys.as_slice::<f32>()?, values.as_slice::<f32>()?]),
+        None => None,
+    };
     let reach = window.unwrap_or(capacity).min(capacity);
     let size = capacity * dim;
     let layout = Layout { tokens, heads, kv_heads, dim, reach };
     let ring = |b: usize, h: usize| {
-        let at = (b * kv_heads + h) * size;
-        mask.is_none_or(|mask| mask[b] != 0).then(|| Ring { keys: &keys[at..][..size], values: &values[at..][..size], capacity, dim })
+        let head = b * kv_heads + h;
+        let (keys, values) = (&keys[head * size..][..size], &values[head * size..][..size]);
+        let factors = factors.map(|f| f.map(|f| &f[head * capacity..][..capacity]));
+        mask.is_none_or(|mask| mask[b] != 0).then_some(Ring { keys, values, factors, capacity, dim })
     };
     let span = |b: usize, t: usize| {
         let seen = seen[b] as u32 as usize;
@@ -112,7 +143,7 @@ pub fn step<T: Real>(
     Ok(())
 }
 
-pub fn forward<T: Real>(y: &mut Tensor, logsum: &mut Tensor, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<()> {
+pub fn forward<T: Real + Stored>(y: &mut Tensor, logsum: &mut Tensor, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<()> {
     let ([_, tokens, heads, dim], [_, length, kv_heads, _]) = (extents(q), extents(k));
     let (q, k, v) = (q.as_slice::<T>()?, k.as_slice::<T>()?, v.as_slice::<T>()?);
     // Rings that never turn.
@@ -124,7 +155,7 @@ pub fn forward<T: Real>(y: &mut Tensor, logsum: &mut Tensor, q: &Tensor, k: &Ten
     for (i, (keys, values)) in keys.chunks_exact_mut(size).zip(values.chunks_exact_mut(size)).enumerate() {
         for s in 0..length {
             let at = ((i / kv_heads * length + s) * kv_heads + i % kv_heads) * dim;
-            put_key(keys, s, &k[at..][..dim]);
+            put_key(keys, s, k[at..][..dim].iter().copied());
             values[s * dim..][..dim].copy_from_slice(&v[at..][..dim]);
         }
     }
@@ -132,7 +163,7 @@ pub fn forward<T: Real>(y: &mut Tensor, logsum: &mut Tensor, q: &Tensor, k: &Ten
     let [keys, values] = &rings;
     let ring = |b: usize, h: usize| {
         let at = (b * kv_heads + h) * size;
-        Some(Ring { keys: &keys[at..][..size], values: &values[at..][..size], capacity, dim })
+        Some(Ring { keys: &keys[at..][..size], values: &values[at..][..size], factors: None, capacity, dim })
     };
     let span = |_, t: usize| mask.keys(t, length);
     layout.attend(y.as_mut_slice::<T>()?, Some(logsum.as_mut_slice::<T>()?), q, ring, span);
@@ -156,12 +187,12 @@ struct Layout {
 impl Layout {
     /// `y [B, T, Hq, D]` and, if wanted, `logsum [B, Hq, T]` of `q [B, T, Hq, D]`, for the ring of (stream, head), zero without
     /// one, and what (stream, token) sees of it.
-    fn attend<'a, T: Real>(
+    fn attend<'a, T: Real, W: Stored>(
         &self,
         y: &mut [T],
         mut logsum: Option<&mut [T]>,
         q: &[T],
-        ring: impl Fn(usize, usize) -> Option<Ring<'a, T>> + Sync + Send,
+        ring: impl Fn(usize, usize) -> Option<Ring<'a, W>> + Sync + Send,
         span: impl Fn(usize, usize) -> Span + Sync + Send,
     ) {
         let &Layout { tokens, heads, kv_heads, dim, reach } = self;
@@ -180,10 +211,10 @@ impl Layout {
             };
             let mut scores = Scratch::<T>::new(ROWS * width);
             match out.len() / run {
-                1 => attend::<T, 1>(out, ring, row, &mut scores),
-                2 => attend::<T, 2>(out, ring, row, &mut scores),
-                3 => attend::<T, 3>(out, ring, row, &mut scores),
-                _ => attend::<T, 4>(out, ring, row, &mut scores),
+                1 => attend::<T, W, 1>(out, ring, row, &mut scores),
+                2 => attend::<T, W, 2>(out, ring, row, &mut scores),
+                3 => attend::<T, W, 3>(out, ring, row, &mut scores),
+                _ => attend::<T, W, 4>(out, ring, row, &mut scores),
             }
         });
         for (i, y) in y.chunks_exact_mut(dim).enumerate() {
@@ -198,7 +229,7 @@ impl Layout {
 }
 
 /// `out [R, dim + 1]` for rows of queries.
-fn attend<'a, T: Real, const R: usize>(out: &mut [T], ring: Ring<T>, row: impl Fn(usize) -> (&'a [T], Span), scores: &mut [T]) {
+fn attend<'a, T: Real, W: Stored, const R: usize>(out: &mut [T], ring: Ring<W>, row: impl Fn(usize) -> (&'a [T], Span), scores: &mut [T]) {
     let rows: [(&[T], Span); R] = std::array::from_fn(row);
     let (q, spans) = (rows.map(|(q, _)| q), rows.map(|(_, span)| span));
     let first = spans.iter().map(|s| s.first).min().unwrap_or(0);
@@ -210,9 +241,9 @@ fn attend<'a, T: Real, const R: usize>(out: &mut [T], ring: Ring<T>, row: impl F
 }
 
 /// Rows of queries that see some of the positions `range`, which are scored from `base` on.
-struct Attend<'a, T, const R: usize> {
+struct Attend<'a, T, W, const R: usize> {
     out: &'a mut [T],
-    ring: Ring<'a, T>,
+    ring: Ring<'a, W>,
     q: [&'a [T]; R],
     spans: [Span; R],
     range: Span,
@@ -222,7 +253,7 @@ struct Attend<'a, T, const R: usize> {
     scores: &'a mut [T],
 }
 
-impl<T: Real, const R: usize> Kernel<T> for Attend<'_, T, R> {
+impl<T: Real, W: Stored, const R: usize> Kernel<T> for Attend<'_, T, W, R> {
     #[inline(always)]
     fn run<V: Vector<Scalar = T>>(mut self) {
         let registers = self.width / V::LANES;
@@ -247,6 +278,7 @@ impl<T: Real, const R: usize> Kernel<T> for Attend<'_, T, R> {
             *inverse = sum.recip();
             self.out[r * (dim + 1) + dim] = largest + sum.log2();
         }
+        self.weigh_codes();
         let mut d = 0;
         while d + 4 * V::LANES <= dim {
             self.sum::<V, 4>(d, inverse);
@@ -263,15 +295,18 @@ impl<T: Real, const R: usize> Kernel<T> for Attend<'_, T, R> {
     }
 }
 
-impl<T: Real, const R: usize> Attend<'_, T, R> {
+impl<T: Real, W: Stored, const R: usize> Attend<'_, T, W, R> {
     /// `N` registers of scores from register `first` on: `q . key`, each a chain over the elements of the head.
     #[inline(always)]
     fn score<V: Vector<Scalar = T>, const N: usize>(&mut self, first: usize) {
-        let Ring { keys, capacity, dim, .. } = self.ring;
-        let keys: [&[T]; N] = std::array::from_fn(
+        let Ring { keys, factors, capacity, dim, .. } = self.ring;
+        let position = |n: usize| self.base + (first + n) * V::LANES;
+        let factors: Option<[&[f32]; N]> =
+            factors.map(|[factors, _]| std::array::from_fn(|n| &factors[position(n) % capacity..][..V::LANES]));
+        let keys: [&[W]; N] = std::array::from_fn(
             #[inline(always)]
             |n| {
-                let position = self.base + (first + n) * V::LANES;
+                let position = position(n);
                 let panel = &keys[position / PANEL % (capacity / PANEL) * PANEL * dim..][..PANEL * dim];
                 &panel[position % PANEL..]
             },
@@ -282,14 +317,14 @@ impl<T: Real, const R: usize> Attend<'_, T, R> {
         );
         let to = &mut self.scores[first * V::LANES..][..(R - 1) * self.width + N * V::LANES];
         // SAFETY: this CPU has the registers; a key has an element in each of `dim` rows of its panel, with `V::LANES` of them side
-        // by side, as `PANEL` is a multiple; a query has `dim` elements; `to` was just cut to what is stored.
+        // by side, as `PANEL` is a multiple, and so many factors; a query has `dim` elements; `to` was just cut to what is stored.
         unsafe {
             let mut sums = [[V::splat(T::zero()); N]; R];
             for d in 0..dim {
                 let mut key = [V::splat(T::zero()); N];
                 for (key, keys) in key.iter_mut().zip(&keys) {
                     let at = keys.as_ptr().add(d * PANEL);
-                    *key = V::load(at);
+                    *key = W::load(at);
                     // What follows, as far as the ring does not start again.
                     prefetch(at.wrapping_add(N * V::LANES * dim));
                 }
@@ -301,16 +336,36 @@ impl<T: Real, const R: usize> Attend<'_, T, R> {
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
-                for (n, sum) in sums.iter().enumerate() {
+                for (n, &sum) in sums.iter().enumerate() {
+                    let sum = match &factors {
+                        Some(factors) => V::splat(T::zero()).fma(sum, V::load_single(factors[n].as_ptr())),
+                        None => sum,
+                    };
                     sum.store(to.as_mut_ptr().add(r * self.width + n * V::LANES));
                 }
             }
         }
     }
 
+    /// Weights of codes are weights of values.
+    #[inline(always)]
+    fn weigh_codes(&mut self) {
+        let (Span { first, end }, Some([_, factors])) = (self.range, self.ring.factors) else { return };
+        for row in self.scores.chunks_exact_mut(self.width) {
+            let mut at = first;
+            while at < end {
+                let slot = at % factors.len();
+                let run = (end - at).min(factors.len() - slot);
+                let weights = &mut row[at - self.base..][..run];
+                weights.iter_mut().zip(&factors[slot..]).for_each(|(weight, &factor)| *weight = *weight * T::of(factor.into()));
+                at += run;
+            }
+        }
+    }
+
     /// Stretches of the values of the positions, each with the first of these, counted from `base`.
     #[inline(always)]
-    fn stretches(&self) -> impl Iterator<Item = (&[T], usize)> {
+    fn stretches(&self) -> impl Iterator<Item = (&[W], usize)> + use<'_, T, W, R> {
         let (Span { first, end }, Ring { values, capacity, dim, .. }) = (self.range, self.ring);
         let mut at = first;
         std::iter::from_fn(
@@ -340,7 +395,7 @@ impl<T: Real, const R: usize> Attend<'_, T, R> {
                     let value = value.as_ptr().add(d);
                     let mut register = [V::splat(T::zero()); N];
                     for (n, register) in register.iter_mut().enumerate() {
-                        *register = V::load(value.add(n * V::LANES));
+                        *register = W::load(value.add(n * V::LANES));
                         prefetch(value.wrapping_add(AHEAD * dim + n * V::LANES));
                     }
                     for (r, sums) in sums.iter_mut().enumerate() {
@@ -369,7 +424,7 @@ impl<T: Real, const R: usize> Attend<'_, T, R> {
             for (values, from) in self.stretches() {
                 let weights = &self.scores[r * self.width + from..];
                 for (value, &weight) in values.chunks_exact(dim).zip(weights) {
-                    sum = weight.mul_add(value[d], sum);
+                    sum = weight.mul_add(value[d].value(), sum);
                 }
             }
             self.out[r * (dim + 1) + d] = sum * inverse;

@@ -22,6 +22,8 @@ struct Problem<'a> {
     q: &'a Tensor,
     k: &'a Tensor,
     v: &'a Tensor,
+    /// Of codes.
+    factors: Option<&'a [Tensor; 2]>,
     /// Of rings.
     seen: Option<&'a Tensor>,
     mask: Option<&'a Tensor>,
@@ -41,7 +43,8 @@ impl Problem<'_> {
         let many = rows > if tensor_core { 16 } else { 4 };
         let warps = if many { 4 } else { 1 };
         let (tile, shared_bytes) = if tensor_core {
-            (16 * warps, (2 * 64 + 16 * warps) * (padded + 8) * 2)
+            let (tiles, codes) = if self.factors.is_some() { (1, 2 * 64 * (padded + 4)) } else { (2, 0) };
+            (16 * warps, (tiles * 64 + 16 * warps) * (padded + 8) * 2 + codes)
         } else {
             let tile = if many { 8 * warps } else { 2 };
             (tile, (2 * 32 * (padded + 4) + tile * (padded + 32)) * 4)
@@ -51,7 +54,8 @@ impl Problem<'_> {
             1 => None,
             _ => Some(Tensor::empty(&Device::Cuda(gpu.clone()), DType::F32, [streams, rows, spans, partial_pitch(dim)])?),
         };
-        let name = format!("attention_{}_{padded}", if many { "many" } else { "few" });
+        let codes = if self.factors.is_some() { "_int8" } else { "" };
+        let name = format!("attention_{}_{padded}{codes}", if many { "many" } else { "few" });
         let grid = [index(NAME, streams.saturating_mul(rows.div_ceil(tile)))? as u32, spans as u32, 1];
         let launch = Launch { grid, block: [32 * warps as u32, 1, 1], shared_bytes: shared_bytes as u32, cooperative: false };
         let extents = [tokens, heads, self.kv_heads, self.keys, dim, self.window];
@@ -64,6 +68,8 @@ impl Problem<'_> {
             self.q,
             self.k,
             self.v,
+            self.factors.map(|[keys, _]| keys),
+            self.factors.map(|[_, values]| values),
             self.seen,
             self.mask,
             index(NAME, tokens)?,
@@ -116,6 +122,7 @@ pub fn step(
         q,
         k: &cache.keys,
         v: &cache.values,
+        factors: cache.factors.as_ref(),
         seen: Some(&positions.seen),
         mask,
         kv_heads,
@@ -146,8 +153,18 @@ pub fn forward(
             return by_wgmma(gpu, y, logsum, [extents(q), extents(k)], tiles, mask);
         }
     }
-    let problem =
-        Problem { q, k, v, seen: None, mask: None, kv_heads, keys, window: mask.window.unwrap_or(0).min(keys), causal: mask.causal };
+    let problem = Problem {
+        q,
+        k,
+        v,
+        factors: None,
+        seen: None,
+        mask: None,
+        kv_heads,
+        keys,
+        window: mask.window.unwrap_or(0).min(keys),
+        causal: mask.causal,
+    };
     problem.launch(gpu, y, Some(&*logsum), 1)
 }
 

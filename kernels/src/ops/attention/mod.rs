@@ -18,10 +18,13 @@ mod cache;
 mod cases;
 pub(crate) mod cpu;
 mod cuda;
+mod kept;
 #[cfg(test)]
 mod tests;
 
 pub use cache::{KEY_BLOCK, KvCache, Positions};
+pub use kept::Kept;
+pub(crate) use kept::{Stored, factors};
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};

@@ -42,7 +42,7 @@ impl Stream {
     fn run(
         &self,
         device: &Device,
-        dtype: DType,
+        (dtype, kept): (DType, Kept),
         window: Option<usize>,
         capacity: usize,
         longest: usize,
@@ -50,7 +50,7 @@ impl Stream {
     ) -> Result<Vec<Vec<f64>>> {
         let mut rng = SplitMix(seed);
         let rope = Rope::new(device, self.dim, 10_000.0, Style::Interleaved)?;
-        let mut cache = KvCache::new(device, dtype, self.batch, self.kv_heads, capacity, self.dim)?;
+        let mut cache = KvCache::new(device, kept, self.batch, self.kv_heads, capacity, self.dim)?;
         let mut positions = Positions::new(device, self.batch)?;
         let mut at = vec![0; self.batch];
         let mut out = vec![Vec::new(); self.batch];
@@ -104,6 +104,12 @@ impl Stream {
     }
 }
 
+/// What a cache beside values of `dtype` may keep.
+fn kinds(device: &Device, dtype: DType) -> Vec<Kept> {
+    let half = (*device == Device::Cpu).then_some(Kept::Values(DType::BF16));
+    [Kept::Values(dtype), Kept::Int8].into_iter().chain(half).collect()
+}
+
 #[test]
 fn streams_are_what_the_definition_says() -> Result<()> {
     for (shape, window, capacity) in [
@@ -113,7 +119,7 @@ fn streams_are_what_the_definition_says() -> Result<()> {
         ([1, 90, 1, 1, 34], Some(1), 1),
     ] {
         let stream = Stream::new(shape);
-        let found = stream.run(&Device::Cpu, DType::F64, window, capacity, capacity.min(3), 1)?;
+        let found = stream.run(&Device::Cpu, (DType::F64, DType::F64.into()), window, capacity, capacity.min(3), 1)?;
         for (found, expected) in found.iter().zip(&stream.expected(window)) {
             assert_eq!(found.len(), expected.len());
             for (at, (f, e)) in found.iter().zip(expected).enumerate() {
@@ -133,12 +139,62 @@ fn chunks_and_masks_change_no_bit_past_the_window() -> Result<()> {
             // A few chunks a device: an emulated step takes its time.
             let chunks: &[usize] = if device == Device::Cpu { &[2, 5, 64, 130] } else { &[70] };
             for &dtype in float_types(&device) {
-                let few = if window > 1000 { 20 } else { 1 };
-                let expected = stream.run(&device, dtype, Some(window), window + few - 1, few, 1)?;
-                for &longest in chunks {
-                    let found = stream.run(&device, dtype, Some(window), window + longest - 1, longest, longest as u64)?;
-                    assert!(found == expected, "{device:?} {dtype} {shape:?} in chunks of {longest}");
+                for kept in kinds(&device, dtype) {
+                    let few = if window > 1000 { 20 } else { 1 };
+                    let expected = stream.run(&device, (dtype, kept), Some(window), window + few - 1, few, 1)?;
+                    for &longest in chunks {
+                        let found = stream.run(&device, (dtype, kept), Some(window), window + longest - 1, longest, longest as u64)?;
+                        assert!(found == expected, "{device:?} {dtype} kept as {kept:?}, {shape:?} in chunks of {longest}");
+                    }
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_kept_in_fewer_bits_errs_by_their_rounding() -> Result<()> {
+    let stream = Stream::new([2, 150, 4, 2, 64]);
+    let window = Some(100);
+    let expected = stream.expected(window);
+    for device in devices()? {
+        let dtype = if device == Device::Cpu { DType::F64 } else { DType::F32 };
+        for kept in kinds(&device, dtype) {
+            // Of values up to 2. A mean over keys errs by that of a value at most, and by as much again for each deviation of 1.15
+            // that a score has for its key's error: its weights move by that and values are up to 2.
+            let bound = match kept {
+                Kept::Int8 => 2.0 / 254.0,
+                Kept::Values(DType::BF16) => 2.0 / 512.0,
+                Kept::Values(_) => 1e-4,
+            };
+            let found = stream.run(&device, (dtype, kept), window, 199, 7, 5)?;
+            let errors = found.concat().into_iter().zip(expected.concat()).map(|(f, e)| (f - e).abs());
+            let (count, (square, most)) = (expected.concat().len(), errors.fold((0.0, 0f64), |(s, m), e| (s + e * e, m.max(e))));
+            let rms = (square / count as f64).sqrt();
+            assert!(rms < bound / 2.0 && most < 4.0 * bound, "{device:?} {kept:?}: {rms:e} {most:e}");
+            assert_eq!(rms > bound / 100.0, kept != Kept::Values(dtype), "{device:?} {kept:?}: {rms:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_token_that_is_not_finite_is_seen_by_those_that_see_it() -> Result<()> {
+    for device in devices()? {
+        for what in [f32::NAN, f32::INFINITY] {
+            for part in [1, 2] {
+                let rope = Rope::new(&device, 8, 1e4, Style::Interleaved)?;
+                let mut cache = KvCache::new(&device, Kept::Int8, 1, 1, 4, 8)?;
+                let mut positions = Positions::new(&device, 1)?;
+                let mut seen = Vec::new();
+                for t in 0..6 {
+                    let row: Vec<f32> = (0..24).map(|i| if t == 1 && i == part * 8 + 3 { what } else { 1.0 + i as f32 }).collect();
+                    let q = rope::append(&Tensor::from_slice(&device, &row, [1, 1, 24])?, &rope, &mut cache, &positions, None)?;
+                    seen.push(step(&q, &cache, &positions, Some(3), None)?.to_vec::<f32>()?.iter().any(|v| v.is_nan()));
+                    positions.advance(1, None)?;
+                }
+                assert_eq!(seen, [false, true, true, true, false, false], "{device:?} {what}");
             }
         }
     }

@@ -1,6 +1,6 @@
 use super::{Rope, Style, append, backward, forward, frequencies, halves};
 use crate::case::{Case, Check, Cost, Fill, Input};
-use crate::ops::attention::{KvCache, Positions};
+use crate::ops::attention::{Kept, KvCache, Positions};
 use crate::tolerance::{ROUNDOFF, Tolerance};
 use crate::{DType, Tensor};
 
@@ -22,11 +22,15 @@ pub(super) fn cases() -> Vec<Case> {
             for (shape, kv_heads) in
                 [([1, 2, 8, 64], 8), ([3, 31, 4, 64], 2), ([2, 70, 3, 10], 1), ([2, 127, 6, 32], 3), ([1, 1, 32, 128], 32)]
             {
-                cases.push(appending(shape, kv_heads, style, dtype, false));
+                for kept in [Kept::Values(dtype), Kept::Int8] {
+                    cases.push(appending(shape, kv_heads, style, dtype, kept, false));
+                }
             }
         }
         cases.push(rotation([8, 2048, 32, 128], Style::Interleaved, dtype, true));
-        cases.push(appending([64, 64, 8, 64], 8, Style::HalfSplit, dtype, true));
+        for kept in [Kept::Values(dtype), Kept::Int8] {
+            cases.push(appending([64, 64, 8, 64], 8, Style::HalfSplit, dtype, kept, true));
+        }
     }
     cases
 }
@@ -44,6 +48,12 @@ fn seen(batch: usize) -> Input {
 /// As an input, for the host has no part in a recorded run.
 fn turns(dim: usize) -> Input {
     let halves = frequencies(dim, 10_000.0).into_iter().flat_map(halves).map(f64::from).collect();
+    Input::new("frequencies", [dim / 2, 2], Fill::Values(halves)).integer(DType::I32)
+}
+
+/// No, one, two or three quarters of a turn a token.
+fn quarters(dim: usize) -> Input {
+    let halves = (0..dim / 2).flat_map(|i| [0, ((i as u32 % 4) << 30) as i32]).map(f64::from).collect();
     Input::new("frequencies", [dim / 2, 2], Fill::Values(halves)).integer(DType::I32)
 }
 
@@ -79,32 +89,43 @@ fn rotation(shape: [usize; 4], style: Style, dtype: DType, bench: bool) -> Case 
     }
 }
 
-fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, bench: bool) -> Case {
+fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, kept: Kept, bench: bool) -> Case {
     let [batch, tokens, heads, dim] = shape;
     let width = (heads + 2 * kv_heads) * dim;
     // The last stream of several sits out.
     let mask = Fill::Values((0..batch).map(|b| (batch == 1 || b + 1 < batch) as u8 as f64).collect());
-    let written = batch.min(1).max(batch - (batch > 1) as usize) * tokens * 2 * kv_heads * dim;
-    let outputs =
-        if bench { vec![("q", turned(dtype))] } else { vec![("q", turned(dtype)), ("keys", turned(dtype)), ("values", Check::Exact)] };
+    let runs = batch - (batch > 1) as usize;
+    let (read, written) = (runs * tokens * 2 * kv_heads * dim * dtype.bytes(), runs * tokens * 2 * kv_heads * kept.bytes(dim));
+    let mut outputs = vec![("q", turned(dtype))];
+    match kept {
+        _ if bench => {}
+        Kept::Values(_) => outputs.extend([("keys", turned(dtype)), ("values", Check::Exact)]),
+        // Keys are turned by quarters, so that no rounding moves a code.
+        Kept::Int8 => outputs.extend(["keys", "values", "key factors", "value factors"].map(|name| (name, Check::Exact))),
+    }
     Case {
-        label: label("append", shape, style) + &format!(" to {kv_heads}"),
+        label: label("append", shape, style) + &format!(" to {kv_heads}") + if kept == Kept::Int8 { " as codes" } else { "" },
         dtype,
         inputs: vec![
             Input::new("qkv", [batch, tokens, width], Fill::Uniform(-LIMIT, LIMIT)),
             seen(batch),
             Input::new("mask", [batch], mask).integer(DType::U8),
-            turns(dim),
+            if kept == Kept::Int8 { quarters(dim) } else { turns(dim) },
         ],
         outputs,
         run: Box::new(move |i| {
             let rope = rope(&i[3], style)?;
-            let mut cache = KvCache::new(&i[0].device(), i[0].dtype(), batch, kv_heads, tokens, dim)?;
+            let kept = if kept == Kept::Int8 { kept } else { i[0].dtype().into() };
+            let mut cache = KvCache::new(&i[0].device(), kept, batch, kv_heads, tokens, dim)?;
             let q = append(&i[0], &rope, &mut cache, &positions(&i[1])?, Some(&i[2]))?;
-            Ok(if bench { vec![q] } else { vec![q, cache.keys()?, cache.values] })
+            if bench {
+                return Ok(vec![q]);
+            }
+            let keys = cache.keys()?;
+            Ok([q, keys, cache.values].into_iter().chain(cache.factors.into_iter().flatten()).collect())
         }),
         cost: Cost {
-            bytes: (batch * tokens * (heads * dim + heads * dim) + 2 * written) * dtype.bytes() + 4 * (dim + batch) + batch,
+            bytes: 2 * batch * tokens * heads * dim * dtype.bytes() + read + written + 4 * (dim + batch) + batch,
             flops: 3 * batch * tokens * (heads + kv_heads) * dim,
         },
         bench,

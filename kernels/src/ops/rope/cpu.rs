@@ -1,8 +1,8 @@
 use super::{Rope, Style};
 use crate::cpu::parallel;
-use crate::ops::attention::{KvCache, Positions, cpu::put_key};
+use crate::ops::attention::{Kept, KvCache, Positions, Stored, cpu::put_key, factors};
 use crate::tensor::Scratch;
-use crate::{Real, Result, Tensor};
+use crate::{DType, Real, Result, Tensor};
 
 /// Cosines, then sines, of the pairs of a head: `[T, 2, D / 2]` from `position` on. `back` turns the other way.
 fn turns<T: Real>(rope: &Rope, position: i32, tokens: usize, back: bool) -> Result<Scratch<T>> {
@@ -55,7 +55,22 @@ pub fn rotate<T: Real>(y: &mut Tensor, x: &Tensor, rope: &Rope, positions: &Posi
     Ok(())
 }
 
-pub fn append<T: Real>(
+pub fn append<T: Real + Stored>(
+    q: &mut Tensor,
+    qkv: &Tensor,
+    rope: &Rope,
+    cache: &mut KvCache,
+    positions: &Positions,
+    mask: Option<&Tensor>,
+) -> Result<()> {
+    match cache.kept() {
+        Kept::Int8 => append_to::<T, i8>(q, qkv, rope, cache, positions, mask),
+        Kept::Values(DType::BF16) => append_to::<T, half::bf16>(q, qkv, rope, cache, positions, mask),
+        Kept::Values(_) => append_to::<T, T>(q, qkv, rope, cache, positions, mask),
+    }
+}
+
+fn append_to<T: Real, W: Stored>(
     q: &mut Tensor,
     qkv: &Tensor,
     rope: &Rope,
@@ -68,7 +83,11 @@ pub fn append<T: Real>(
     let mask = mask.map(Tensor::as_slice::<u8>).transpose()?;
     let (queries, width) = (heads * dim, (heads + 2 * kv_heads) * dim);
     let (q, qkv, seen) = (q.as_mut_slice::<T>()?, qkv.as_slice::<T>()?, positions.seen.as_slice::<i32>()?);
-    let (keys, values) = (cache.keys.as_mut_slice::<T>()?, cache.values.as_mut_slice::<T>()?);
+    let (keys, values) = (W::slice_mut(&mut cache.keys)?, W::slice_mut(&mut cache.values)?);
+    let mut scales = match &mut cache.factors {
+        Some([keys, values]) => Some([keys.as_mut_slice::<f32>()?, values.as_mut_slice::<f32>()?]),
+        None => None,
+    };
     if tokens == 0 {
         return Ok(());
     }
@@ -90,9 +109,16 @@ pub fn append<T: Real>(
         for (h, (keys, values)) in rings.take(kv_heads).enumerate() {
             for (t, row) in qkv.chunks_exact(width).enumerate() {
                 let slot = (seen[b] as u32 as usize + t) % capacity;
+                let value = &row[queries + (kv_heads + h) * dim..][..dim];
                 turn(style, &mut key, &row[queries + h * dim..][..dim], &turns[t * dim..][..dim]);
-                put_key(keys, slot, &key);
-                values[slot * dim..][..dim].copy_from_slice(&row[queries + (kv_heads + h) * dim..][..dim]);
+                let mut inverses = [0.0; 2];
+                if let Some(scales) = &mut scales {
+                    for ((scales, inverse), row) in scales.iter_mut().zip(&mut inverses).zip([&key, value]) {
+                        [scales[(b * kv_heads + h) * capacity + slot], *inverse] = factors(row);
+                    }
+                }
+                put_key(keys, slot, key.iter().map(|&k| W::of(k, inverses[0])));
+                values[slot * dim..][..dim].iter_mut().zip(value).for_each(|(to, &v)| *to = W::of(v, inverses[1]));
             }
         }
     }

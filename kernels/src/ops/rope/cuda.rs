@@ -35,25 +35,22 @@ pub fn append(
     let (kv_heads, capacity) = (cache.kv_heads(), cache.capacity());
     let width = index(NAME, qkv.shape().last_dim())? as usize;
     let launch = tokens(batch, time, width, qkv.dtype().bytes())?;
-    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append", qkv)?)?;
     let (keys, values) = (&mut cache.keys, &mut cache.values);
-    let half_split = (rope.style == Style::HalfSplit) as i32;
-    let args = args![
-        q,
-        keys,
-        values,
-        qkv,
-        &rope.frequencies,
-        &positions.seen,
-        mask,
-        time as i32,
-        heads as i32,
-        kv_heads as i32,
-        index(NAME, capacity)?,
-        dim as i32,
-        half_split,
-    ];
-    // SAFETY: the parameters of rope_append_*; a block for each of the B T rows of qkv; no two of the at most `capacity`
+    let (frequencies, seen, half_split) = (&rope.frequencies, &positions.seen, (rope.style == Style::HalfSplit) as i32);
+    let [time, heads, kv_heads, capacity, dim] = [time as i32, heads as i32, kv_heads as i32, index(NAME, capacity)?, dim as i32];
+    // SAFETY, of both: the parameters of the kernel; a block for each of the B T rows of qkv; no two of the at most `capacity`
     // tokens of a stream have the same slot.
-    unsafe { kernel.launch(launch, args) }
+    match &mut cache.factors {
+        None => {
+            let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append", qkv)?)?;
+            let args = args![q, keys, values, qkv, frequencies, seen, mask, time, heads, kv_heads, capacity, dim, half_split];
+            unsafe { kernel.launch(launch, args) }
+        }
+        Some([of_keys, of_values]) => {
+            let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append_int8", qkv)?)?;
+            let args =
+                args![q, keys, values, of_keys, of_values, qkv, frequencies, seen, mask, time, heads, kv_heads, capacity, dim, half_split];
+            unsafe { kernel.launch(launch, args) }
+        }
+    }
 }

@@ -8,6 +8,7 @@
 //
 //   rope_rotate   y = x turned, or turned back.
 //   rope_append   q and k of qkv turned; k and v into the rings of the streams that `mask` lets run.
+//   rope_append_int8   k and v as codes of 8 bits, with a factor [B, Hkv, capacity] for each: their largest over 127.
 //
 // grid: tokens (b, t). block: its heads, 16 bytes a thread at a time (half-split: 16 bytes of each half; element by element
 // where rows are no whole vectors). Cosines and sines of the token are computed once, into shared memory.
@@ -110,6 +111,63 @@ struct Rings {
     int heads, kv_heads, capacity, dim;
 };
 
+// Queries alone, and a warp for each head of keys or values.
+template <class T>
+struct CodeRings {
+    T* q;
+    int8_t *keys, *values;
+    float *key_factors, *value_factors;
+    const T* qkv;
+    int heads, kv_heads, capacity, dim;
+};
+
+// Heads whose largest value is below are zero; the inverse of others is finite. kept.rs has the same.
+constexpr float SMALLEST = 1e-30f;
+
+template <class T, int N, bool HALF_SPLIT>
+__device__ __forceinline__ void append_codes(const CodeRings<T>& r, const Turns& turns, int stream, int slot, bool runs) {
+    constexpr int PAIRS = MAX_PAIRS / 32;
+    const int items = r.dim / ITEM<N, HALF_SPLIT>, all = r.heads + 2 * r.kv_heads, pairs = r.dim / 2;
+    const T* const row = r.qkv + (uint64_t)blockIdx.x * all * r.dim;
+    for (int i = threadIdx.x; i < r.heads * items; i += blockDim.x) {
+        const uint64_t head = (uint64_t)i / items * r.dim;
+        turns.item<T, N, HALF_SPLIT>(r.q + (uint64_t)blockIdx.x * r.heads * r.dim + head, row + head, i % items, r.dim);
+    }
+    if (!runs) return;
+    const int lane = threadIdx.x % 32;
+    for (int head = threadIdx.x / 32; head < 2 * r.kv_heads; head += blockDim.x / 32) {
+        const bool key = head < r.kv_heads;
+        const T* const x = row + (r.heads + head) * r.dim;
+        const uint64_t token = ((uint64_t)stream * r.kv_heads + head % r.kv_heads) * r.capacity + slot;
+        const int apart = HALF_SPLIT ? pairs : 1;
+        float a[PAIRS][1], b[PAIRS][1];
+        unsigned largest = 0;  // as integers, of which that of a NaN is largest
+#pragma unroll
+        for (int j = 0; j < PAIRS; j++) {
+            const int pair = lane + 32 * j, at = HALF_SPLIT ? pair : 2 * pair;
+            a[j][0] = b[j][0] = 0.0f;
+            if (pair >= pairs) continue;
+            a[j][0] = to_float(x[at]), b[j][0] = to_float(x[at + apart]);
+            if (key) turns.turn(a[j], b[j], pair);
+            largest = max(largest, max(__float_as_uint(fabsf(a[j][0])), __float_as_uint(fabsf(b[j][0]))));
+        }
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+        const float most = __uint_as_float(largest);
+        const bool nothing = most < SMALLEST;
+        const float inverse = nothing ? 0.0f : 127.0f / most;
+        int8_t* const to = (key ? r.keys : r.values) + token * r.dim;
+#pragma unroll
+        for (int j = 0; j < PAIRS; j++) {
+            const int pair = lane + 32 * j, at = HALF_SPLIT ? pair : 2 * pair;
+            if (pair >= pairs) continue;
+            to[at] = (int8_t)(int)rintf(a[j][0] * inverse);
+            to[at + apart] = (int8_t)(int)rintf(b[j][0] * inverse);
+        }
+        if (lane == 0) (key ? r.key_factors : r.value_factors)[token] = nothing ? 0.0f : most / 127.0f;
+    }
+}
+
 template <class T, int N, bool HALF_SPLIT>
 __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, int stream, int slot, bool runs) {
     const int items = r.dim / ITEM<N, HALF_SPLIT>, heads = r.heads + 2 * r.kv_heads;
@@ -174,8 +232,22 @@ __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, in
         const int slot = position % (unsigned)capacity;                                                                        \
         const bool runs = mask == nullptr || mask[stream] != 0;                                                                \
         FOR_STYLE(T, append, rings, turns, stream, slot, runs)                                                                 \
+    }                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256)                                                                          \
+        rope_append_int8_##SUFFIX(T* q, int8_t* keys, int8_t* values, float* key_factors, float* value_factors, const T* qkv,  \
+                                  const uint64_t* frequency, const int* seen, const unsigned char* mask, int tokens,           \
+                                  int heads, int kv_heads, int capacity, int dim, int half_split) {                            \
+        __shared__ Turns turns;                                                                                                \
+        const int stream = blockIdx.x / tokens;                                                                                \
+        const unsigned position = (unsigned)seen[stream] + blockIdx.x % tokens;                                                \
+        turns.fill(frequency, position, dim / 2, 1.0f);                                                                        \
+        const CodeRings<T> rings = {q, keys, values, key_factors, value_factors, qkv, heads, kv_heads, capacity, dim};         \
+        const int slot = position % (unsigned)capacity;                                                                        \
+        const bool runs = mask == nullptr || mask[stream] != 0;                                                                \
+        FOR_STYLE(T, append_codes, rings, turns, stream, slot, runs)                                                           \
     }
 
+// kernels: rope_append_int8_f32 rope_append_int8_bf16 rope_append_int8_f16
 // kernels: rope_rotate_f32 rope_append_f32 rope_rotate_bf16 rope_append_bf16 rope_rotate_f16 rope_append_f16
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
