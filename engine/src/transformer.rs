@@ -44,6 +44,48 @@ pub struct Rotary {
     /// Longest period, over `2 pi`.
     pub theta: f64,
     pub style: Style,
+    pub scaling: Option<Llama3>,
+}
+
+impl Rotary {
+    /// Without scaling.
+    pub fn new(theta: f64, style: Style) -> Rotary {
+        Rotary { theta, style, scaling: None }
+    }
+
+    fn rope(&self, device: &Device, head_dim: usize) -> Result<Rope> {
+        let Some(scaling) = self.scaling else { return Ok(Rope::new(device, head_dim, self.theta, self.style)?) };
+        let scaled: Vec<f64> = rope::frequencies(head_dim, self.theta).into_iter().map(|f| scaling.frequency(f)).collect();
+        Ok(Rope::with_frequencies(device, &scaled, self.style)?)
+    }
+}
+
+/// Slower turns for a context `factor` times as long as that of the first training: Llama 3.1's scaling.
+///
+/// With `n = original frequency / 2 pi`, the turns within the `original` context:
+/// ```text
+/// frequency                                                   n > high
+/// frequency / factor                                          n < low
+/// ((1 - s) / factor + s) frequency, s = (n - low) / (high - low)       between
+/// ```
+/// Only `original / low` and `original / high` count, so that files may have the same scaling in other numbers.
+/// Source: `_compute_llama3_parameters` in `transformers`' modeling_rope_utils.py.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Llama3 {
+    pub factor: f64,
+    /// Turns.
+    pub low: f64,
+    pub high: f64,
+    /// Tokens.
+    pub original: f64,
+}
+
+impl Llama3 {
+    fn frequency(&self, frequency: f64) -> f64 {
+        let turns = self.original * frequency / std::f64::consts::TAU;
+        let kept = ((turns - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
+        ((1.0 - kept) / self.factor + kept) * frequency
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +207,7 @@ impl ReadyBlock {
             false => None,
         };
         let rope = match layer.rotary {
-            Some(Rotary { theta, style }) => Rope::new(device, layer.head_dim, theta, style)?,
+            Some(rotary) => rotary.rope(device, layer.head_dim)?,
             // Nothing is turned by no angle.
             None => Rope::with_frequencies(device, &vec![0.0; layer.head_dim / 2], Style::Interleaved)?,
         };
@@ -192,5 +234,23 @@ impl ReadyBlock {
         };
         let wide = linear::forward(&self.norms[1].run(&x, layer.epsilon)?, &self.widen, Fused { activation, ..Default::default() })?;
         Ok(linear::forward(&wide, &self.narrow, Fused { scale: scale(1), residual: Some(&x), ..Default::default() })?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_write_a_scaling_are_one() {
+        let published = Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192.0 };
+        let by_transformers = Llama3 { low: 0.125, high: 0.5, original: 1024.0, ..published };
+        for frequency in rope::frequencies(64, 500_000.0) {
+            assert!((published.frequency(frequency) / by_transformers.frequency(frequency) - 1.0).abs() < 1e-12);
+        }
+        assert_eq!([1.0, 1e-6].map(|f| published.frequency(f) / f), [1.0, 1.0 / 32.0]);
+        // 2.5 turns are half-way.
+        let half = 2.5 * std::f64::consts::TAU / 8192.0;
+        assert!((published.frequency(half) / half - 33.0 / 64.0).abs() < 1e-12);
     }
 }

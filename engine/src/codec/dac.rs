@@ -58,7 +58,7 @@ fn transformer(config: &Config, name: &str) -> Vec<Layer> {
             head_dim: config.latent / t.heads,
             hidden: t.hidden,
             window: Some(t.window),
-            rotary: Some(Rotary { theta: 10_000.0, style: Style::Interleaved }),
+            rotary: Some(Rotary::new(10_000.0, Style::Interleaved)),
             norm: Norm::Layer,
             epsilon: 1e-5,
             feed_forward: FeedForward::Gelu,

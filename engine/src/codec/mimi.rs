@@ -265,7 +265,7 @@ impl Builder<'_> {
                 head_dim: c.hidden_size / c.num_attention_heads,
                 hidden: c.intermediate_size,
                 window: Some(c.sliding_window),
-                rotary: Some(Rotary { theta: c.rope_theta, style: Style::Interleaved }),
+                rotary: Some(Rotary::new(c.rope_theta, Style::Interleaved)),
                 norm: Norm::Layer,
                 epsilon: c.norm_eps,
                 feed_forward: FeedForward::Gelu,

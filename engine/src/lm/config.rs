@@ -406,8 +406,8 @@ fn rotary(key: &str, name: &str, theta: f64) -> Result<Option<Rotary>> {
         return Err(Error::Config(format!("a longest period of {theta}")));
     }
     match name {
-        "rope" => Ok(Some(Rotary { theta, style: Style::Interleaved })),
-        "rope_concat" => Ok(Some(Rotary { theta, style: Style::HalfSplit })),
+        "rope" => Ok(Some(Rotary::new(theta, Style::Interleaved))),
+        "rope_concat" => Ok(Some(Rotary::new(theta, Style::HalfSplit))),
         "none" => Ok(None),
         _ => Err(Error::Config(format!("{key} is {name:?}, expected rope, rope_concat or none"))),
     }

@@ -74,7 +74,8 @@ impl Rope {
     }
 }
 
-fn frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
+/// `theta^(-2 i / D)` of each pair.
+pub fn frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
     (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
 }
 
