@@ -2,6 +2,7 @@
 
 pub mod codec;
 mod config;
+pub mod csm;
 mod error;
 pub mod lm;
 pub mod metrics;

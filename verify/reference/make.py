@@ -28,7 +28,7 @@ FAMILIES = [
     "dac_hf",
     "metrics",
 ]
-PUBLISHED = ["mimi", "moshi_lm", "published_dac", "published_encodec", "published_snac", "quantized"]
+PUBLISHED = ["csm", "mimi", "moshi_lm", "published_dac", "published_encodec", "published_snac", "quantized"]
 
 
 def main():

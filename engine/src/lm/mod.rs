@@ -5,7 +5,7 @@
 
 mod checkpoint;
 mod config;
-mod model;
+pub(crate) mod model;
 mod session;
 
 use std::collections::BTreeMap;
@@ -134,9 +134,9 @@ impl Lm {
 }
 
 /// Uniform weights of the variance that keeps a signal's, and factors of one.
-struct Random<'a> {
-    tensors: BTreeMap<String, Vec<usize>>,
-    device: &'a Device,
+pub(crate) struct Random<'a> {
+    pub tensors: BTreeMap<String, Vec<usize>>,
+    pub device: &'a Device,
 }
 
 impl Source for Random<'_> {

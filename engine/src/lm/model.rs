@@ -142,7 +142,7 @@ fn blocks(shape: &Shape, hidden: usize, window: Option<usize>, name: impl Fn(usi
 }
 
 /// An empty vector for so many values.
-pub(super) fn room(values: usize) -> Result<Vec<f32>> {
+pub(crate) fn room(values: usize) -> Result<Vec<f32>> {
     let mut room = Vec::new();
     let reserved = room.try_reserve_exact(values);
     reserved.map_err(|_| Error::Argument(format!("no memory for {values} values of a language model")))?;
@@ -150,7 +150,7 @@ pub(super) fn room(values: usize) -> Result<Vec<f32>> {
 }
 
 /// Tables one below the other.
-pub(super) struct Rows {
+pub(crate) struct Rows {
     weight: Tensor,
     tables: Tables,
 }
@@ -165,7 +165,17 @@ impl Rows {
             rows.extend(embedding.read(from)?.to_vec::<f32>()?);
         }
         let rows = Tensor::from_slice(device, &rows, [tables.rows(), width])?;
-        Ok(Rows { weight: elementwise::convert(&rows, from.dtype())?, tables })
+        Rows::new(&rows, tables, from.dtype())
+    }
+
+    /// `rows` are f32.
+    pub fn new(rows: &Tensor, tables: Tables, dtype: DType) -> Result<Rows> {
+        Ok(Rows { weight: elementwise::convert(rows, dtype)?, tables })
+    }
+
+    /// That each of the ids `[.., K]` is one of its table, or none.
+    pub fn check(&self, ids: &[i32]) -> Result<()> {
+        Ok(self.tables.check(ids)?)
     }
 
     /// `[B, 1, width]`: the rows of the ids, added up.
@@ -177,13 +187,13 @@ impl Rows {
 }
 
 /// `x W^T + b`.
-pub(super) struct Dense {
+pub(crate) struct Dense {
     weight: Matrix,
     bias: Option<Tensor>,
 }
 
 impl Dense {
-    fn read(name: &str, bias: bool, from: &mut Reader) -> Result<Dense> {
+    pub fn read(name: &str, bias: bool, from: &mut Reader) -> Result<Dense> {
         Ok(Dense {
             weight: from.matrix(&format!("{name}.weight"))?,
             bias: bias.then(|| from.parameter(&format!("{name}.bias"))).transpose()?,
@@ -254,7 +264,7 @@ impl Depth {
 }
 
 /// Blocks with their weights. On the CPU each thread reads some: most of it is copying into memory that the system has yet to give.
-fn ready(blocks: &[Block], device: &Device, from: &Reader) -> Result<Vec<ReadyBlock>> {
+pub(crate) fn ready(blocks: &[Block], device: &Device, from: &Reader) -> Result<Vec<ReadyBlock>> {
     let some = &|blocks: &[Block]| -> Result<Vec<ReadyBlock>> {
         let mut from = from.beside();
         blocks.iter().map(|block| ReadyBlock::new(block, device, &mut from)).collect()
@@ -322,7 +332,7 @@ pub(super) fn read(
 }
 
 /// What a model can be kept in on `device`.
-pub(super) fn check_format(device: &Device, format: Format) -> Result<()> {
+pub(crate) fn check_format(device: &Device, format: Format) -> Result<()> {
     let dtype = format.dtype;
     match (device, dtype) {
         (Device::Cpu, DType::F32 | DType::F64 | DType::BF16) | (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => {}

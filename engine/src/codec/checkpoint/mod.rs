@@ -82,8 +82,9 @@ fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) ->
     let name = file.metadata().get(METADATA_MODEL).map_or(name, String::as_str);
     let config = match file.metadata().get(METADATA_CONFIG) {
         Some(config) => Some(config.clone()),
-        // The original DAC keeps its arguments in the file.
-        None => file.config()?.map(|config| config.to_string()).or_else(|| kwargs(file)),
+        // The original DAC keeps its arguments in the file. A larger model's configuration
+        // has its codec's within it.
+        None => file.config()?.map(|config| config.get("codec_config").unwrap_or(&config).to_string()).or_else(|| kwargs(file)),
     };
     let config = config.as_deref();
     let Some(family) = Family::of(file) else {

@@ -1,0 +1,251 @@
+//! Checkpoints of CSM: published names and layouts.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use swara_kernels::ops::elementwise;
+use swara_kernels::ops::rope::Style;
+use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::weights;
+
+use super::{Config, Csm, model};
+use crate::lm::Format;
+use crate::weights::Source;
+use crate::{Error, Result};
+
+/// What stands before the names of a codec beside the model.
+const CODEC: &str = "codec_model.";
+
+pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Csm> {
+    let file = weights::Weights::open(path)?;
+    let name = path.file_stem().map_or_else(|| "csm".into(), |s| s.to_string_lossy().into_owned());
+    let (layout, config, places) = find(&file)?;
+    Csm::assemble(name, config, layout, &Published { file: &file, places, device }, device, format)
+}
+
+/// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other but a codec's; and
+/// whether there is a codec.
+///
+/// # Errors
+/// What is no CSM, or not all of one.
+pub fn check(file: &weights::Weights) -> Result<(Config, bool)> {
+    let codec = file.names().any(|name| name.starts_with(CODEC));
+    find(file).map(|(_, config, _)| (config, codec))
+}
+
+/// Whose names a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `transformers`: rows of queries and keys in the order of [`Style::HalfSplit`].
+    HuggingFace,
+    /// Sesame's, with torchtune's layers: [`Style::Interleaved`].
+    Original,
+}
+
+impl Layout {
+    /// None if this is no CSM.
+    pub fn of(file: &weights::Weights) -> Option<Layout> {
+        let has = |prefix: &str| file.names().any(|name| name.starts_with(prefix));
+        match (has("backbone_model.layers."), has("backbone.layers.") && has("decoder.layers.")) {
+            (true, _) => Some(Layout::HuggingFace),
+            (_, true) => Some(Layout::Original),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::HuggingFace => "CSM, in the names of transformers",
+            Layout::Original => "CSM, in its original names",
+        }
+    }
+
+    pub(super) fn style(self) -> Style {
+        match self {
+            Layout::HuggingFace => Style::HalfSplit,
+            Layout::Original => Style::Interleaved,
+        }
+    }
+
+    /// What a file calls a tensor of ours, but for those that are parts of one, or made of several.
+    fn published(self, name: &str) -> String {
+        /// Ours, transformers', the original.
+        const NAMES: [[&str; 3]; 8] = [
+            ["text_emb.weight", "embed_text_tokens.weight", "text_embeddings.weight"],
+            ["audio_emb.weight", "backbone_model.embed_tokens.embed_audio_tokens.weight", "audio_embeddings.weight"],
+            ["depth_in.weight", "depth_decoder.model.inputs_embeds_projector.weight", "projection.weight"],
+            ["heads.0.weight", "lm_head.weight", "codebook0_head.weight"],
+            ["heads", "depth_decoder.codebooks_head.weight", "audio_head"],
+            ["depth_emb.weight", "depth_decoder.model.embed_tokens.weight", "audio_embeddings.weight"],
+            ["backbone.norm.alpha", "backbone_model.norm.weight", "backbone.norm.scale"],
+            ["decoder.norm.alpha", "depth_decoder.model.norm.weight", "decoder.norm.scale"],
+        ];
+        const PARTS: [[&str; 3]; 11] = [
+            ["backbone.layers.", "backbone_model.layers.", "backbone.layers."],
+            ["decoder.layers.", "depth_decoder.model.layers.", "decoder.layers."],
+            [".self_attn.out_proj.", ".self_attn.o_proj.", ".attn.output_proj."],
+            [".self_attn.q.", ".self_attn.q_proj.", ".attn.q_proj."],
+            [".self_attn.k.", ".self_attn.k_proj.", ".attn.k_proj."],
+            [".self_attn.v.", ".self_attn.v_proj.", ".attn.v_proj."],
+            [".gating.linear_out.", ".mlp.down_proj.", ".mlp.w2."],
+            [".gating.gate.", ".mlp.gate_proj.", ".mlp.w1."],
+            [".gating.up.", ".mlp.up_proj.", ".mlp.w3."],
+            [".norm1.alpha", ".input_layernorm.weight", ".sa_norm.scale"],
+            [".norm2.alpha", ".post_attention_layernorm.weight", ".mlp_norm.scale"],
+        ];
+        let which = match self {
+            Layout::HuggingFace => 1,
+            Layout::Original => 2,
+        };
+        match NAMES.iter().find(|names| names[0] == name) {
+            Some(names) => names[which].to_owned(),
+            None => PARTS.iter().fold(name.to_owned(), |name, part| name.replace(part[0], part[which])),
+        }
+    }
+
+    /// Where a tensor of ours of this shape lies.
+    fn place(self, config: &Config, name: &str, shape: &[usize]) -> Place {
+        let piece = |name: &str, shape: &[usize]| Piece { name: self.published(name), shape: shape.to_vec(), rows: None };
+        let number = |prefix: &str| name.strip_prefix(prefix)?.strip_suffix(".weight")?.parse::<usize>().ok();
+        let (mut pieces, mut transposed) = (Vec::new(), false);
+        if let Some(k) = number("heads.").filter(|&k| k > 0) {
+            let (rows, columns) = (shape[1], shape[0]);
+            let rows = Some((k - 1) * rows..k * rows);
+            pieces.push(Piece { rows, ..piece("heads", &[config.num_codebooks - 1, shape[1], columns]) });
+            transposed = true;
+        } else if let Some(k) = number("depth_emb.") {
+            let name = if config.tie_codebooks_embeddings { "audio_emb.weight" } else { "depth_emb.weight" };
+            pieces
+                .push(Piece { rows: Some(k * shape[0]..(k + 1) * shape[0]), ..piece(name, &[config.num_codebooks * shape[0], shape[1]]) });
+        } else if let Some(layer) = name.strip_suffix(".self_attn.in_proj_weight") {
+            let llama = if layer.starts_with("backbone.") { &config.backbone } else { &config.depth };
+            let kv = llama.num_key_value_heads * llama.head_dim;
+            for (part, rows) in [("q", shape[0] - 2 * kv), ("k", kv), ("v", kv)] {
+                pieces.push(piece(&format!("{layer}.self_attn.{part}.weight"), &[rows, shape[1]]));
+            }
+        } else if let Some(layer) = name.strip_suffix(".gating.linear_in.weight") {
+            pieces.extend(["gate", "up"].map(|part| piece(&format!("{layer}.gating.{part}.weight"), &[shape[0] / 2, shape[1]])));
+        } else {
+            pieces.push(piece(name, shape));
+        }
+        Place { shape: shape.to_vec(), pieces, transposed }
+    }
+}
+
+/// Where one of our tensors lies in a file: pieces one below the other.
+struct Place {
+    shape: Vec<usize>,
+    pieces: Vec<Piece>,
+    /// Whether the file has it `[columns, rows]`.
+    transposed: bool,
+}
+
+/// A tensor of a file.
+struct Piece {
+    name: String,
+    shape: Vec<usize>,
+    /// Rows of it, if not all: those before its last axis.
+    rows: Option<Range<usize>>,
+}
+
+type Places = BTreeMap<String, Place>;
+
+fn find(file: &weights::Weights) -> Result<(Layout, Config, Places)> {
+    let Some(layout) = Layout::of(file) else {
+        return Err(Error::File { path: file.path().to_owned(), why: "names that are no CSM's".into() });
+    };
+    let mut config = match file.config()? {
+        Some(json) => Config::from_json(&json.to_string())?,
+        None => Config::csm_1b(),
+    };
+    // There is but one table in the original.
+    config.tie_codebooks_embeddings |= layout == Layout::Original;
+    let places: Places =
+        model::tensors(&config).into_iter().map(|(name, shape)| (name.clone(), layout.place(&config, &name, &shape))).collect();
+    let mut expected: BTreeMap<String, Vec<usize>> =
+        places.values().flat_map(|place| &place.pieces).map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
+    // The table that is the backbone's may be there once more.
+    let again = layout.published("depth_emb.weight");
+    if file.contains(&again) {
+        expected.insert(again, vec![config.num_codebooks * config.vocab_size, config.backbone.hidden_size]);
+    }
+    let mut mismatch = file.compare(expected);
+    mismatch.unknown.retain(|(name, _)| !name.starts_with(CODEC));
+    match mismatch.is_empty() {
+        true => Ok((layout, config, places)),
+        false => Err(Error::Loader(swara_loader::Error::Mismatch { path: file.path().to_owned(), mismatch })),
+    }
+}
+
+/// Tensors of a file.
+struct Published<'a> {
+    file: &'a weights::Weights,
+    places: Places,
+    device: &'a Device,
+}
+
+impl Published<'_> {
+    fn piece(&self, piece: &Piece) -> Result<Cow<'_, [f32]>> {
+        let values = match &piece.rows {
+            Some(rows) => self.file.to_f32_rows(&piece.name, rows.clone())?,
+            None => self.file.to_f32(&piece.name)?,
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(at) => {
+                let of = piece.rows.as_ref().map_or_else(String::new, |rows| format!(" of rows {rows:?}"));
+                let why = format!("element {at}{of} of tensor {} is {}", piece.name, values[at]);
+                Err(Error::File { path: self.file.path().to_owned(), why })
+            }
+        }
+    }
+}
+
+impl Source for Published<'_> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let place = self.places.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
+        let pieces = place.pieces.iter().map(|piece| self.piece(piece)).collect::<Result<Vec<_>>>()?;
+        let values = match &pieces[..] {
+            [whole] if place.transposed => Cow::Owned(transposed(whole, place.shape[0])),
+            [whole] => Cow::Borrowed(&whole[..]),
+            _ => Cow::Owned(pieces.concat()),
+        };
+        let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&place.shape[..])?)?;
+        Ok(elementwise::convert(&tensor, dtype)?)
+    }
+}
+
+/// `[rows, columns]` of values `[columns, rows]`.
+fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
+    (0..rows).flat_map(|row| values[row..].iter().step_by(rows).copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_the_published_ones() {
+        for (ours, transformers, original) in [
+            (
+                "backbone.layers.3.self_attn.q.weight",
+                "backbone_model.layers.3.self_attn.q_proj.weight",
+                "backbone.layers.3.attn.q_proj.weight",
+            ),
+            ("decoder.layers.0.gating.up.weight", "depth_decoder.model.layers.0.mlp.up_proj.weight", "decoder.layers.0.mlp.w3.weight"),
+            (
+                "decoder.layers.0.norm2.alpha",
+                "depth_decoder.model.layers.0.post_attention_layernorm.weight",
+                "decoder.layers.0.mlp_norm.scale",
+            ),
+            ("backbone.norm.alpha", "backbone_model.norm.weight", "backbone.norm.scale"),
+            ("heads", "depth_decoder.codebooks_head.weight", "audio_head"),
+        ] {
+            assert_eq!(Layout::HuggingFace.published(ours), transformers);
+            assert_eq!(Layout::Original.published(ours), original);
+        }
+        assert_eq!(transposed(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 3), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    }
+}

@@ -1,0 +1,162 @@
+use swara_kernels::ops::attention::{KvCache, Positions};
+use swara_kernels::ops::embedding::NONE;
+use swara_kernels::ops::sample::{self, Sampler, Settings};
+use swara_kernels::ops::{elementwise, pad};
+use swara_kernels::{Tensor, span};
+
+use super::{Csm, Llama};
+use crate::{Error, Result};
+
+/// `batch` streams through a model, each masked out or begun anew as it comes.
+///
+/// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
+/// others'. A stream that has taken more than `max_position_embeddings` rows sees the last so many.
+pub struct Session<'a> {
+    csm: &'a Csm,
+    batch: usize,
+    positions: Positions,
+    caches: Vec<KvCache>,
+    depth_caches: Vec<KvCache>,
+    /// Of the first two rows of a frame, then of each further one.
+    depth_positions: Vec<Positions>,
+    /// Of each code.
+    samplers: Vec<Sampler>,
+    /// i32 `[B, K + 1]`: the frame at work, as a row.
+    said: Tensor,
+}
+
+/// What a step gave.
+pub struct Step {
+    /// i32 `[B, K + 1]`: the next frame, as a row to be fed.
+    pub said: Tensor,
+    /// `[B, vocab_size]` of each code.
+    pub logits: Vec<Tensor>,
+}
+
+impl<'a> Session<'a> {
+    /// Rows of a prompt that the layers take at a time: bounds memory, and the weights are read once for so many.
+    const PROMPT_ROWS: usize = 64;
+
+    /// Streams that draw as `drawing` says, one entry for each; the codes of a frame are told apart by [`Settings::sequence`].
+    ///
+    /// # Errors
+    /// A temperature that is no number; no memory.
+    pub fn new(csm: &'a Csm, drawing: &[Settings]) -> Result<Session<'a>> {
+        let (config, device, batch) = (&csm.config, &csm.device, drawing.len());
+        let caches = |llama: &Llama, capacity: usize| -> Result<Vec<KvCache>> {
+            let cache = |_| Ok(KvCache::new(device, csm.values(), batch, llama.num_key_value_heads, capacity, llama.head_dim)?);
+            (0..llama.num_hidden_layers).map(cache).collect()
+        };
+        let at = |row: usize| Ok(Positions::at(device, &vec![row as i32; batch])?);
+        let sampler = |k: usize| {
+            let settings: Vec<Settings> = drawing.iter().map(|d| Settings { sequence: k as u32, ..*d }).collect();
+            Ok(Sampler::new(device, &settings)?)
+        };
+        let width = config.num_codebooks + 1;
+        Ok(Session {
+            csm,
+            batch,
+            positions: Positions::new(device, batch)?,
+            caches: caches(&config.backbone, config.max_position_embeddings + Self::PROMPT_ROWS - 1)?,
+            depth_caches: caches(&config.depth, config.num_codebooks)?,
+            depth_positions: [0].into_iter().chain(2..config.num_codebooks).map(at).collect::<Result<_>>()?,
+            samplers: (0..config.num_codebooks).map(sampler).collect::<Result<_>>()?,
+            said: Tensor::from_slice(device, &vec![NONE; batch * width], [batch, width])?,
+        })
+    }
+
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Takes the rows `ids` (i32 `[T, K + 1]` of each stream in turn) before the one that [`Session::step`] is given first. In one
+    /// call or several, they leave the same behind but for the order of sums.
+    ///
+    /// # Errors
+    /// A number of ids that is not that; an id that the model does not know.
+    pub fn prompt(&mut self, ids: &[i32], mask: Option<&Tensor>) -> Result<()> {
+        let _span = span::step("prompt");
+        let (csm, batch, width) = (self.csm, self.batch, self.csm.config.num_codebooks + 1);
+        if batch == 0 || !ids.len().is_multiple_of(batch * width) {
+            return Err(Error::Argument(format!("{} ids are not rows of {width} of each of {batch} streams", ids.len())));
+        }
+        csm.backbone.fed.check(ids)?;
+        let rows = ids.len() / (batch * width);
+        for first in (0..rows).step_by(Self::PROMPT_ROWS) {
+            let count = Self::PROMPT_ROWS.min(rows - first);
+            let of = |stream: usize| &ids[(stream * rows + first) * width..][..count * width];
+            let part: Vec<i32> = (0..batch).flat_map(of).copied().collect();
+            let part = Tensor::from_slice(&csm.device, &part, [batch * count, width])?;
+            csm.device.step(|| {
+                let x = csm.backbone.fed.sum((&part, 0))?.reshape([batch, count, csm.config.backbone.hidden_size])?;
+                self.think(x, mask).map(drop)
+            })?;
+            self.positions.advance(count, mask)?;
+        }
+        Ok(())
+    }
+
+    /// The next frame of every stream, after `row` (i32 `[B, K + 1]`): the last of the prompt, then [`Step::said`].
+    ///
+    /// # Errors
+    /// A shape that is not that; on the CPU an id that the model does not know.
+    pub fn step(&mut self, row: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
+        let _span = span::step("csm");
+        let csm = self.csm;
+        if *row.shape() != [self.batch, csm.config.num_codebooks + 1] {
+            return Err(Error::Argument(format!("a row of ids is {row:?}, expected [{}, {}]", self.batch, csm.config.num_codebooks + 1)));
+        }
+        csm.device.step(|| {
+            let x = csm.backbone.fed.sum((row, 0))?;
+            let x = self.think(x, mask)?;
+            self.positions.advance(1, mask)?;
+            let h = csm.backbone.transformer.norm(&x)?;
+            let mut logits = vec![self.draw(0, csm.backbone.head.run(&h, None)?, mask)?];
+            self.say(&h, &mut logits, mask)?;
+            Ok(Step { said: self.said.copy()?, logits })
+        })
+    }
+
+    /// `[B, T, width]` through the backbone's layers.
+    fn think(&mut self, mut x: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        for (block, cache) in self.csm.backbone.transformer.blocks.iter().zip(&mut self.caches) {
+            x = block.run(&x, cache, &self.positions, mask)?;
+        }
+        Ok(x)
+    }
+
+    /// Draws the codes of a frame after its first, one after the other.
+    fn say(&mut self, h: &Tensor, logits: &mut Vec<Tensor>, mask: Option<&Tensor>) -> Result<()> {
+        let depth = &self.csm.depth;
+        for (k, head) in depth.heads.iter().enumerate() {
+            let said = depth.said[k].sum((&self.said, k))?;
+            let mut y = match k {
+                // Two rows at once, so that the weights are read once; a single row is padded with zeros.
+                0 => elementwise::add(&pad::reflect(&depth.input.run(h, None)?, 0, 1)?, &pad::reflect(&said, 1, 0)?)?,
+                _ => said,
+            };
+            for (block, cache) in depth.transformer.blocks.iter().zip(&mut self.depth_caches) {
+                y = block.run(&y, cache, &self.depth_positions[k], None)?;
+            }
+            if k == 0 {
+                y = pad::reflect(&y, -1, 0)?;
+            }
+            let drawn = self.draw(k + 1, head.run(&depth.transformer.norm(&y)?, None)?, mask)?;
+            logits.push(drawn);
+        }
+        Ok(())
+    }
+
+    /// Draws code `k`, and gives its logits `[B, V]`.
+    fn draw(&mut self, k: usize, logits: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let logits = logits.reshape([self.batch, self.csm.config.vocab_size])?;
+        sample::draw(&mut self.said, k, &logits, &mut self.samplers[k], mask)?;
+        Ok(logits)
+    }
+
+    /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
+    pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
+        self.samplers.iter_mut().try_for_each(|sampler| sampler.reset(mask))?;
+        Ok(self.positions.reset(mask)?)
+    }
+}
