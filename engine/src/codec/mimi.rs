@@ -18,7 +18,11 @@ use crate::{Error, Result};
 #[serde(default)]
 pub struct Config {
     pub sampling_rate: u32,
-    pub frame_rate: f64,
+    /// Without one, or null, the ratios say it.
+    pub frame_rate: Option<f64>,
+    /// As transformers writes it since 4.57.
+    #[serde(rename = "_frame_rate")]
+    pub frame_rate_since: Option<f64>,
     pub audio_channels: usize,
     pub hidden_size: usize,
     pub num_filters: usize,
@@ -51,7 +55,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             sampling_rate: 24000,
-            frame_rate: 12.5,
+            frame_rate: None,
+            frame_rate_since: None,
             audio_channels: 1,
             hidden_size: 512,
             num_filters: 64,
@@ -146,10 +151,11 @@ impl Config {
     /// Stride between the transformers and the quantiser.
     fn downsampling(&self) -> Result<usize> {
         let latents = self.upsampling_ratios.iter().fold(self.sampling_rate as f64, |rate, &ratio| rate / ratio as f64);
-        let stride = latents / self.frame_rate;
+        let frame_rate = self.frame_rate.or(self.frame_rate_since).unwrap_or(latents / 2.0);
+        let stride = latents / frame_rate;
         match stride.round() {
             whole if (1.0..=64.0).contains(&whole) && (stride - whole).abs() < 1e-6 => Ok(whole as usize),
-            _ => Err(Error::Config(format!("frame_rate {} does not divide the {latents} latents a second", self.frame_rate))),
+            _ => Err(Error::Config(format!("frame_rate {frame_rate} does not divide the {latents} latents a second"))),
         }
     }
 
