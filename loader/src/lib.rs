@@ -10,6 +10,7 @@
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
 //! | [`tokenizer`] | the vocabulary of a sentencepiece model | |
+//! | [`tokenizer_json`] | the `tokenizer.json` of `transformers` | |
 //! | [`input`] | small files, whole | |
 //! | [`output`] | | any file: whole, or not at all |
 //!
@@ -28,6 +29,7 @@ pub mod loudness;
 pub mod output;
 pub mod quantized;
 pub mod tokenizer;
+pub mod tokenizer_json;
 pub mod weights;
 
 pub use error::{AudioError, CodesError, DatasetError, Error, GgufError, QuantizedError, Result, TorchError, WeightsError};
