@@ -3,8 +3,12 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use swara_engine::csm::{self, Csm};
 use swara_engine::lm::{Drawing, Drawn, Lm, Session};
 use swara_engine::{Error, Result};
+use swara_kernels::ops::embedding::NONE;
+use swara_kernels::ops::attention::Kept;
+use swara_kernels::ops::sample::Settings;
 use swara_kernels::{Device, Tensor};
 
 use crate::ceilings::Ceilings;
@@ -42,6 +46,89 @@ pub struct Row {
     pub peak_rss_mb: Option<f64>,
 }
 
+/// What makes steps.
+pub enum Model {
+    Moshi(Lm),
+    Csm(Csm),
+}
+
+impl Model {
+    fn device(&self) -> &Device {
+        match self {
+            Model::Moshi(lm) => lm.device(),
+            Model::Csm(csm) => csm.device(),
+        }
+    }
+
+    /// Steps that attention sees at most.
+    fn context(&self) -> usize {
+        match self {
+            Model::Moshi(lm) => lm.config().context.unwrap_or(1),
+            Model::Csm(csm) => csm.config().max_position_embeddings,
+        }
+    }
+
+    fn kept(&self) -> Kept {
+        match self {
+            Model::Moshi(lm) => lm.kept(),
+            Model::Csm(csm) => csm.kept(),
+        }
+    }
+
+    fn bytes_per_step(&self, seen: usize) -> usize {
+        match self {
+            Model::Moshi(lm) => lm.bytes_per_step(seen),
+            Model::Csm(csm) => csm.bytes_per_step(seen),
+        }
+    }
+
+    /// The steps of so many streams, which draw as they do by default.
+    fn streams(&self, batch: usize) -> Result<Streams<'_>> {
+        Ok(match self {
+            Model::Moshi(lm) => {
+                let drawing: Vec<Drawing> = (0..batch as u64).map(|stream| Drawing::seeded(&Drawn::default(), stream)).collect();
+                Streams::Moshi(lm, Session::new(lm, &drawing)?)
+            }
+            Model::Csm(csm) => {
+                let settings = |seed| Settings { temperature: 0.9, top_k: 50, seed, sequence: 0 };
+                let drawing: Vec<Settings> = (0..batch as u64).map(settings).collect();
+                Streams::Csm(csm, csm::Session::new(csm, &drawing)?)
+            }
+        })
+    }
+}
+
+enum Streams<'a> {
+    Moshi(&'a Lm, Session<'a>),
+    Csm(&'a Csm, csm::Session<'a>),
+}
+
+impl Streams<'_> {
+    /// One step of codes made up, from host memory to host memory; its seconds.
+    fn step(&mut self, batch: usize, step: usize) -> Result<f64> {
+        let codes = |width: usize, card: usize| -> Vec<i32> { (0..batch * width).map(|i| ((step * 31 + i * 17) % card) as i32).collect() };
+        match self {
+            Streams::Moshi(lm, session) => {
+                let (heard, card) = (lm.config().heard(), lm.config().card);
+                let codes = codes(heard, card);
+                let start = Instant::now();
+                let codes = Tensor::from_slice(lm.device(), &codes, [batch, heard])?;
+                session.step(&codes, None)?.complete.to_vec::<i32>()?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+            Streams::Csm(csm, session) => {
+                let width = csm.config().num_codebooks + 1;
+                let mut row = codes(width, csm.config().vocab_size);
+                row.iter_mut().skip(width - 1).step_by(width).for_each(|text| *text = NONE);
+                let start = Instant::now();
+                let row = Tensor::from_slice(csm.device(), &row, [batch, width])?;
+                session.step(&row, None)?.said.to_vec::<i32>()?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+        }
+    }
+}
+
 /// Steps that are not timed.
 const WARMUP: usize = 5;
 
@@ -53,11 +140,9 @@ pub struct Times {
 }
 
 impl Times {
-    pub fn take(lm: &Lm, batch: usize, steps: usize) -> Result<Times> {
-        let drawing: Vec<Drawing> = (0..batch as u64).map(|stream| Drawing::seeded(&Drawn::default(), stream)).collect();
-        let mut session = Session::new(lm, &drawing)?;
-        let (heard, card) = (lm.config().heard(), lm.config().card);
-        let launched = || match lm.device() {
+    pub fn take(model: &Model, batch: usize, steps: usize) -> Result<Times> {
+        let mut streams = model.streams(batch)?;
+        let launched = || match model.device() {
             Device::Cpu => None,
             Device::Cuda(cuda) => Some(cuda.launches()),
         };
@@ -66,12 +151,9 @@ impl Times {
             if step == WARMUP {
                 before = launched();
             }
-            let codes: Vec<i32> = (0..batch * heard).map(|i| ((step * 31 + i * 17) % card) as i32).collect();
-            let start = Instant::now();
-            let codes = Tensor::from_slice(lm.device(), &codes, [batch, heard])?;
-            session.step(&codes, None)?.complete.to_vec::<i32>()?;
+            let taken = streams.step(batch, step)?;
             if step >= WARMUP {
-                seconds.push(start.elapsed().as_secs_f64());
+                seconds.push(taken);
             }
         }
         let launches = before.zip(launched()).map(|(before, after)| (after - before) / steps.max(1) as u64);
@@ -79,7 +161,7 @@ impl Times {
         Ok(Times { batch, steps, launches })
     }
 
-    pub fn row(&self, lm: &Lm, config: &str, format: &str, ceilings: &Ceilings, peak_rss_mb: Option<f64>) -> Row {
+    pub fn row(&self, lm: &Model, config: &str, format: &str, ceilings: &Ceilings, peak_rss_mb: Option<f64>) -> Row {
         let Times { batch, steps, launches } = self;
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2) - lm.bytes_per_step(0);
         let bytes = lm.bytes_per_step(0) + batch * remembered;
@@ -89,7 +171,7 @@ impl Times {
             format: format.to_owned(),
             device: lm.device().name(),
             batch: *batch,
-            context: lm.config().context.unwrap_or(1),
+            context: lm.context(),
             kv: lm.kept().name().to_owned(),
             step_ms_p50: steps.quantile(0.5) * 1e3,
             step_ms_p99: steps.quantile(0.99) * 1e3,

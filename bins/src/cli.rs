@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Format, Memory, Sampling, joined};
+pub use swara::common::{Common, Format, Memory, Sampling, joined, temperature};
 use swara_kernels::driver::emulator::Schedule;
 use swara_loader::dataset::{IdRule, Loudness};
 
@@ -30,6 +30,8 @@ pub enum Command {
     Decode(Decode),
     /// A full-duplex conversation over a file: one reply frame for each frame heard
     Talk(Talk),
+    /// Text to speech by CSM, in the voice of a conversation so far
+    Speak(Speak),
     /// Train a model
     #[command(subcommand)]
     Train(Train),
@@ -60,6 +62,7 @@ impl Command {
             Command::Encode(args) => &args.report,
             Command::Decode(args) => &args.report,
             Command::Talk(args) => &args.report,
+            Command::Speak(args) => &args.report,
             Command::Train(Train::Codec(args)) => &args.report,
             Command::Verify(args) => &args.report,
             Command::Prepare(args) => &args.report,
@@ -155,6 +158,57 @@ pub struct Talk {
     #[arg(long, value_name = "IN.safetensors")]
     pub user_codes: Option<PathBuf>,
     /// Write text, codes and the first text logits
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub dump: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Speak {
+    #[command(flatten)]
+    pub report: Report,
+    /// What is said
+    #[arg(value_name = "OUT.wav", required_unless_present = "dump")]
+    pub output: Option<PathBuf>,
+    /// CSM: a folder with its config.json, or a file
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Codec of what is said and heard; by default the one in the model's own files
+    #[arg(long, value_name = "FILE")]
+    pub mimi: Option<String>,
+    /// Of its weights. By default --dtype, which is else the type of what is no codes: bf16
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Vocabulary of its text; by default the tokenizer.json in the model's folder
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// What to say
+    #[arg(long, required_unless_present = "prompt_ids")]
+    pub text: Option<String>,
+    /// Who says it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speaker: u32,
+    /// What was said before, and its words; may be repeated. Words that begin with [N] are of speaker N, others of --speaker
+    #[arg(long, value_name = "WAV=TEXT")]
+    pub context: Vec<String>,
+    /// Most frames of 80 ms; by default 90 s, or what the model's memory has room for
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1125))]
+    pub frames: Option<u16>,
+    /// The most probable code every time
+    #[arg(long, conflicts_with_all = ["temp", "top_k", "seed"])]
+    pub greedy: bool,
+    /// Temperature
+    #[arg(long, value_name = "T", default_value_t = 0.9, value_parser = temperature)]
+    pub temp: f32,
+    /// Draw from the K most probable; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 50)]
+    pub top_k: usize,
+    /// Seed of what is drawn
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Rows of a prompt in place of text and context: `ids` i32 [R, K + 1], codes and then text, and `mask` u8, which of them are there
+    #[arg(long, value_name = "IN.safetensors", conflicts_with_all = ["text", "context", "speaker", "tokenizer"])]
+    pub prompt_ids: Option<PathBuf>,
+    /// Write the codes
     #[arg(long, value_name = "OUT.safetensors")]
     pub dump: Option<PathBuf>,
 }
@@ -370,13 +424,13 @@ pub enum QuantizeFormat {
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("weights").required(true).args(["model", "random"]))]
 pub struct BenchLm {
-    /// A folder, as for `swara talk`
+    /// A folder, as for `swara talk` or `swara speak`
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Random weights of the shape --config: speed and memory need no others
     #[arg(long)]
     pub random: bool,
-    /// moshi-7b, moshi-1b (rows of 1024, 24 layers), or a file like moshi's config.json
+    /// moshi-7b, moshi-1b (rows of 1024, 24 layers), csm-1b, or a file like moshi's config.json
     #[arg(long, value_name = "NAME|FILE", default_value = "moshi-1b", conflicts_with = "model")]
     pub config: String,
     /// Of the weights; may be repeated. What a file has as codes stays so

@@ -254,6 +254,6 @@ impl Sampling {
     }
 }
 
-fn temperature(text: &str) -> std::result::Result<f32, String> {
+pub fn temperature(text: &str) -> std::result::Result<f32, String> {
     text.parse().ok().filter(|t: &f32| (0.0..=100.0).contains(t)).ok_or_else(|| "expected 0 to 100".to_owned())
 }

@@ -28,6 +28,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Encode(args) => commands::encode::run(common, &args),
         Command::Decode(args) => commands::decode::run(common, &args),
         Command::Talk(args) => commands::talk::run(common, &args),
+        Command::Speak(args) => commands::speak::run(common, &args),
         Command::Train(Train::Codec(args)) => commands::train::codec(common, &args),
         Command::Verify(args) => commands::verify::run(common, &args),
         Command::Prepare(args) => commands::prepare::run(common, &args),

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use swara_kernels::Device;
+
 use crate::failure::{Failure, Result};
 
 /// Most memory in MiB that this process ever had, where the system says.
@@ -9,6 +11,14 @@ pub fn peak_rss_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kb| kb / 1024.0)
+}
+
+/// Most memory in MiB that was ever had of a GPU.
+pub fn peak_vram_mb(device: &Device) -> Option<f64> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(cuda) => Some(cuda.reserved_bytes() as f64 / (1 << 20) as f64),
+    }
 }
 
 /// CPUs that a set may name.

@@ -9,11 +9,13 @@ use swara_benches::ceilings::Ceilings;
 use swara_benches::codec::Streams;
 use swara_benches::compare::Verdict;
 use swara_benches::kernels::Selection;
-use swara_benches::lm::Times;
+use swara_benches::lm::{Model, Times};
 use swara_benches::{ceilings, picture, turns};
+use swara_engine::csm::{self, Csm};
 use swara_engine::lm::{self, Config, Lm};
 use swara_kernels::Device;
 use swara_kernels::ops::REGISTRY;
+use swara_loader::weights::Weights;
 use swara_loader::{input, output};
 
 use crate::cli::{BenchCodec, BenchCompare, BenchKernels, BenchLm, BenchPlot, Common, Results};
@@ -141,16 +143,22 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
 /// Of a model's configuration.
 const CONFIG_BYTES: u64 = 1 << 20;
 
-fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Lm> {
+fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Model> {
     if let Some(path) = &args.model {
-        return Ok(Lm::open(path, device, format)?);
+        return Ok(match csm::Layout::of(&Weights::open(path)?) {
+            Some(_) => Model::Csm(Csm::open(path, device, format)?),
+            None => Model::Moshi(Lm::open(path, device, format)?),
+        });
     }
     let config = match args.config.as_str() {
+        "csm-1b" => {
+            return Ok(Model::Csm(Csm::random(csm::Config::csm_1b(), device, format)?));
+        }
         "moshi-7b" => Config::moshi(),
         "moshi-1b" => Config::moshi_1b(),
         file => Config::from_json(&input::read_text(file, "read configuration", CONFIG_BYTES)?)?,
     };
-    Ok(Lm::random(config, device, format)?)
+    Ok(Model::Moshi(Lm::random(config, device, format)?))
 }
 
 /// A time on the emulator says nothing about a GPU, so none is given.

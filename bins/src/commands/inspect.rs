@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde_json::json;
 use swara_engine::codec::{self, Codec};
-use swara_engine::lm;
+use swara_engine::{csm, lm};
 use swara_kernels::{DType, Device};
 use swara_loader::audio::{AudioReader, EXTENSIONS};
 use swara_loader::codes::Codes;
@@ -129,6 +129,23 @@ fn model(weights: &Weights) -> String {
                 c.card,
                 c.dep_q,
                 c.depformer_dim
+            ),
+            Err(error) => format!("{} that does not run: {error}", layout.name()),
+        };
+    }
+    if let Some(layout) = csm::Layout::of(weights) {
+        return match csm::check(weights) {
+            Ok((c, codec)) => format!(
+                "{}, complete{}: {} layers of {}, {} of {} codes a frame, depth decoder of {} layers of {}, memory of {} rows",
+                layout.name(),
+                if codec { ", with a codec" } else { "" },
+                c.backbone.num_hidden_layers,
+                c.backbone.hidden_size,
+                c.num_codebooks,
+                c.vocab_size,
+                c.depth.num_hidden_layers,
+                c.depth.hidden_size,
+                c.max_position_embeddings
             ),
             Err(error) => format!("{} that does not run: {error}", layout.name()),
         };

@@ -8,6 +8,7 @@ pub mod prepare;
 pub mod profile;
 pub mod quantize;
 pub mod roundtrip;
+pub mod speak;
 pub mod talk;
 pub mod train;
 pub mod verify;

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use serde_json::json;
 use swara_engine::lm::Lm;
+use swara_kernels::DType;
 use swara_kernels::ops::elementwise;
-use swara_kernels::{DType, Device};
 use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
 use swara_loader::weights::{TensorRef, Weights, save};
 
@@ -13,7 +13,7 @@ use crate::cli::{Common, Format, Talk};
 use crate::codec::{self, Times};
 use crate::dialogue::{self, Dialogue, Heard, Turn};
 use crate::failure::{Failure, Result};
-use crate::process::peak_rss_mb;
+use crate::process::{peak_rss_mb, peak_vram_mb};
 use crate::terminal;
 
 /// Steps whose text logits are dumped.
@@ -243,12 +243,5 @@ impl Conversation<'_> {
             total.percentile_ms(0.99),
         ));
         Ok(())
-    }
-}
-
-fn peak_vram_mb(device: &Device) -> Option<f64> {
-    match device {
-        Device::Cpu => None,
-        Device::Cuda(cuda) => Some(cuda.reserved_bytes() as f64 / (1 << 20) as f64),
     }
 }

@@ -17,12 +17,13 @@ use std::path::Path;
 pub use checkpoint::{Layout, check};
 pub use config::{Config, Llama};
 pub use session::{Session, Step};
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::{DType, Device};
 
 use self::model::{Backbone, Depth};
-use crate::Result;
 use crate::lm::{Format, Random};
 use crate::weights::{Reader, Source, values_dtype};
+use crate::{Error, Result};
 
 /// A model on a device, ready to speak.
 pub struct Csm {
@@ -56,8 +57,9 @@ impl Csm {
         Csm::assemble("random".to_owned(), config, Layout::HuggingFace, &Random { tensors, device }, device, format.into())
     }
 
-    fn assemble(name: String, config: Config, layout: Layout, source: &dyn Source, device: &Device, format: Format) -> Result<Csm> {
+    fn assemble(name: String, mut config: Config, layout: Layout, source: &dyn Source, device: &Device, format: Format) -> Result<Csm> {
         crate::lm::model::check_format(device, format)?;
+        config.max_position_embeddings = format.context.unwrap_or(config.max_position_embeddings);
         let (backbone, depth) = model::read(&config, layout.style(), device, format, Reader::new(source, device, format.dtype))?;
         Ok(Csm { name, config, backbone, depth, device: device.clone(), format })
     }
@@ -78,6 +80,18 @@ impl Csm {
         self.format
     }
 
+    /// That `ids` are whole rows of what the model knows.
+    ///
+    /// # Errors
+    /// Another number of ids; one that its table does not have.
+    pub fn check_rows(&self, ids: &[i32]) -> Result<()> {
+        let width = self.config.num_codebooks + 1;
+        match ids.len().is_multiple_of(width) {
+            true => self.backbone.fed.check(ids),
+            false => Err(Error::Argument(format!("{} ids are not rows of {width}", ids.len()))),
+        }
+    }
+
     /// Whether `codes` of a frame say that nothing more is said: all are `codebook_eos_token_id`. (`transformers` does not look at the
     /// last code before it stops, but leaves such a frame in what is heard.)
     pub fn ends(&self, codes: &[i32]) -> bool {
@@ -86,8 +100,13 @@ impl Csm {
 
     /// What a step of a stream reads that has `seen` rows in memory: every matrix as often as it multiplies by it, keys and values.
     pub fn bytes_per_step(&self, seen: usize) -> usize {
-        let remembered = seen.min(self.config.max_position_embeddings) * self.backbone.remembered(self.values());
+        let remembered = seen.min(self.config.max_position_embeddings) * self.backbone.remembered(self.kept());
         self.backbone.bytes() + self.depth.bytes() + remembered
+    }
+
+    /// What keys and values are kept as.
+    pub fn kept(&self) -> Kept {
+        self.format.kept.unwrap_or(self.values().into())
     }
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.

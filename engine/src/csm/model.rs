@@ -1,5 +1,6 @@
 //! The layers of a CSM, with their weights.
 
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::Tables;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
 use swara_kernels::ops::rope::Style;
@@ -78,8 +79,8 @@ impl Backbone {
     }
 
     /// Keys and values of a row, in bytes.
-    pub fn remembered(&self, values: DType) -> usize {
-        self.transformer.blocks.iter().map(|block| 2 * block.layer.kv_heads * block.layer.head_dim * values.bytes()).sum()
+    pub fn remembered(&self, kept: Kept) -> usize {
+        self.transformer.blocks.iter().map(|block| 2 * block.layer.kv_heads * kept.bytes(block.layer.head_dim)).sum()
     }
 }
 

@@ -1,4 +1,4 @@
-use swara_kernels::ops::attention::{KvCache, Positions};
+use swara_kernels::ops::attention::{Kept, KvCache, Positions};
 use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::ops::{elementwise, pad};
@@ -43,8 +43,8 @@ impl<'a> Session<'a> {
     /// A temperature that is no number; no memory.
     pub fn new(csm: &'a Csm, drawing: &[Settings]) -> Result<Session<'a>> {
         let (config, device, batch) = (&csm.config, &csm.device, drawing.len());
-        let caches = |llama: &Llama, capacity: usize| -> Result<Vec<KvCache>> {
-            let cache = |_| Ok(KvCache::new(device, csm.values(), batch, llama.num_key_value_heads, capacity, llama.head_dim)?);
+        let caches = |llama: &Llama, capacity: usize, kept: Kept| -> Result<Vec<KvCache>> {
+            let cache = |_| Ok(KvCache::new(device, kept, batch, llama.num_key_value_heads, capacity, llama.head_dim)?);
             (0..llama.num_hidden_layers).map(cache).collect()
         };
         let at = |row: usize| Ok(Positions::at(device, &vec![row as i32; batch])?);
@@ -57,8 +57,8 @@ impl<'a> Session<'a> {
             csm,
             batch,
             positions: Positions::new(device, batch)?,
-            caches: caches(&config.backbone, config.max_position_embeddings + Self::PROMPT_ROWS - 1)?,
-            depth_caches: caches(&config.depth, config.num_codebooks)?,
+            caches: caches(&config.backbone, config.max_position_embeddings + Self::PROMPT_ROWS - 1, csm.kept())?,
+            depth_caches: caches(&config.depth, config.num_codebooks, csm.values().into())?,
             depth_positions: [0].into_iter().chain(2..config.num_codebooks).map(at).collect::<Result<_>>()?,
             samplers: (0..config.num_codebooks).map(sampler).collect::<Result<_>>()?,
             said: Tensor::from_slice(device, &vec![NONE; batch * width], [batch, width])?,
@@ -80,7 +80,7 @@ impl<'a> Session<'a> {
         if batch == 0 || !ids.len().is_multiple_of(batch * width) {
             return Err(Error::Argument(format!("{} ids are not rows of {width} of each of {batch} streams", ids.len())));
         }
-        csm.backbone.fed.check(ids)?;
+        csm.check_rows(ids)?;
         let rows = ids.len() / (batch * width);
         for first in (0..rows).step_by(Self::PROMPT_ROWS) {
             let count = Self::PROMPT_ROWS.min(rows - first);
