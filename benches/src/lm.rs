@@ -87,20 +87,20 @@ impl Model {
         Ok(match self {
             Model::Moshi(lm) => {
                 let drawing: Vec<Drawing> = (0..batch as u64).map(|stream| Drawing::seeded(&Drawn::default(), stream)).collect();
-                Streams::Moshi(lm, Session::new(lm, &drawing)?)
+                Streams::Moshi(lm, Box::new(Session::new(lm, &drawing)?))
             }
             Model::Csm(csm) => {
                 let settings = |seed| Settings { temperature: 0.9, top_k: 50, seed, sequence: 0 };
                 let drawing: Vec<Settings> = (0..batch as u64).map(settings).collect();
-                Streams::Csm(csm, csm::Session::new(csm, &drawing)?)
+                Streams::Csm(csm, Box::new(csm::Session::new(csm, &drawing)?))
             }
         })
     }
 }
 
 enum Streams<'a> {
-    Moshi(&'a Lm, Session<'a>),
-    Csm(&'a Csm, csm::Session<'a>),
+    Moshi(&'a Lm, Box<Session<'a>>),
+    Csm(&'a Csm, Box<csm::Session<'a>>),
 }
 
 impl Streams<'_> {

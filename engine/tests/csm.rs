@@ -103,7 +103,7 @@ fn frames_and_logits_equal_transformers_on_the_cpu_and_on_the_emulator() {
         for (frame, said) in said.iter().enumerate() {
             assert_eq!(*said, case.codes(frame), "frame {frame} on {device:?}");
         }
-        assert!(worst.iter().all(|&w| w < 2e-5), "{device:?}: logits are off by {worst:?} of their spread");
+        assert!(worst.iter().all(|&w| w < 5e-5), "{device:?}: logits are off by {worst:?} of their spread");
     }
 }
 
