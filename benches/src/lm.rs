@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use swara_engine::csm::{self, Csm};
 use swara_engine::lm::{Drawing, Drawn, Lm, Session};
 use swara_engine::{Error, Result};
-use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::attention::Kept;
+use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::Settings;
 use swara_kernels::{Device, Tensor};
 

@@ -4,7 +4,7 @@ use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::Tables;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
 use swara_kernels::ops::rope::Style;
-use swara_kernels::{DType, Device, Tensor, release_idle};
+use swara_kernels::{Device, Tensor, release_idle};
 
 use super::{Config, Llama};
 use crate::Result;

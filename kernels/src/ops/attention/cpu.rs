@@ -357,7 +357,7 @@ impl<T: Real, W: Stored, const R: usize> Attend<'_, T, W, R> {
                 let slot = at % factors.len();
                 let run = (end - at).min(factors.len() - slot);
                 let weights = &mut row[at - self.base..][..run];
-                weights.iter_mut().zip(&factors[slot..]).for_each(|(weight, &factor)| *weight = *weight * T::of(factor.into()));
+                weights.iter_mut().zip(&factors[slot..]).for_each(|(weight, &factor)| *weight *= T::of(factor.into()));
                 at += run;
             }
         }
