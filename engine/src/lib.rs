@@ -6,6 +6,7 @@ pub mod csm;
 mod error;
 pub mod lm;
 pub mod metrics;
+pub mod rounding;
 pub mod tape;
 pub mod train;
 pub mod transformer;

@@ -38,6 +38,14 @@ pub struct Block {
     pub scaled: bool,
 }
 
+/// Matrices of a block.
+pub(crate) const PLACES: usize = 4;
+
+/// Which of a block's norms the input of a matrix comes from, if from one.
+pub(crate) fn norm_before(place: usize) -> Option<usize> {
+    [Some(1), None, Some(2), None][place]
+}
+
 /// Rotary embedding of positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rotary {
@@ -127,6 +135,12 @@ impl Block {
     /// Rows of the projection to queries, keys and values.
     pub fn projected(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// The matrices, in the order in which [`ReadyBlock::observed`] comes to them.
+    pub(crate) fn matrices(&self) -> [String; PLACES] {
+        let [widen, narrow] = self.feed_forward.names();
+        ["self_attn.in_proj_weight", "self_attn.out_proj.weight", widen, narrow].map(|part| format!("{}.{part}", self.name))
     }
 
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
@@ -221,18 +235,36 @@ impl ReadyBlock {
 
     /// The next rows `x [B, T, width]` of the streams at `positions`, which the caller advances after all blocks.
     pub fn run(&self, x: &Tensor, cache: &mut KvCache, positions: &Positions, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.observed(x, cache, positions, mask, |_, _| Ok(()))
+    }
+
+    /// As [`run`](Self::run), and `observe` sees what each of the matrices is multiplied with.
+    pub fn observed(
+        &self,
+        x: &Tensor,
+        cache: &mut KvCache,
+        positions: &Positions,
+        mask: Option<&Tensor>,
+        mut observe: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let _span = span::layer(&self.layer.name);
         let layer = &self.layer;
         let scale = |i: usize| self.scales.as_ref().map(|scales| &scales[i]);
-        let qkv = linear::forward(&self.norms[0].run(x, layer.epsilon)?, &self.project, Fused::default())?;
+        let normed = self.norms[0].run(x, layer.epsilon)?;
+        observe(0, &normed)?;
+        let qkv = linear::forward(&normed, &self.project, Fused::default())?;
         let q = rope::append(&qkv, &self.rope, cache, positions, mask)?;
         let seen = attention::step(&q, cache, positions, layer.window, mask)?;
+        observe(1, &seen)?;
         let x = linear::forward(&seen, &self.out, Fused { scale: scale(0), residual: Some(x), ..Default::default() })?;
         let activation = match layer.feed_forward {
             FeedForward::Gelu => Activation::Gelu,
             FeedForward::SiluGate => Activation::SiluGate,
         };
-        let wide = linear::forward(&self.norms[1].run(&x, layer.epsilon)?, &self.widen, Fused { activation, ..Default::default() })?;
+        let normed = self.norms[1].run(&x, layer.epsilon)?;
+        observe(2, &normed)?;
+        let wide = linear::forward(&normed, &self.widen, Fused { activation, ..Default::default() })?;
+        observe(3, &wide)?;
         Ok(linear::forward(&wide, &self.narrow, Fused { scale: scale(1), residual: Some(&x), ..Default::default() })?)
     }
 }

@@ -27,6 +27,7 @@ FAMILIES = [
     "codec",
     "dac_hf",
     "metrics",
+    "rounding",
 ]
 PUBLISHED = ["csm", "mimi", "moshi_lm", "published_dac", "published_encodec", "published_snac", "quantized"]
 

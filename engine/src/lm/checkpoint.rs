@@ -17,8 +17,8 @@ use crate::{Error, Result};
 pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
-    let (config, tensors) = find(&file)?;
-    Lm::assemble(name, config, &Published { file: &file, tensors, device }, device, format)
+    let (config, published) = Published::open(&file, device)?;
+    Lm::assemble(name, config, &published, device, format)
 }
 
 /// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other.
@@ -41,15 +41,19 @@ pub enum Part {
 /// As [`check`].
 pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
     let (_, places) = find(file)?;
-    let part = |name: &str, shape: &[usize]| match name.split('.').next()? {
+    let matrices = places.iter().filter_map(|(name, (shape, places))| Some((part(name, shape)?, places)));
+    Ok(matrices.flat_map(|(part, places)| places.iter().map(move |place| (place.name.clone(), part))).collect())
+}
+
+/// Of a tensor of ours; none if it is no matrix, or a table.
+pub(super) fn part(name: &str, shape: &[usize]) -> Option<Part> {
+    match name.split('.').next()? {
         _ if shape.len() != 2 => None,
         "transformer" => Some(Part::Temporal),
         "depformer" | "depformer_in" => Some(Part::Depth),
         "text_linear" | "linears" | "extra_heads" => Some(Part::Head),
         _ => None,
-    };
-    let matrices = places.iter().filter_map(|(name, (shape, places))| Some((part(name, shape)?, places)));
-    Ok(matrices.flat_map(|(part, places)| places.iter().map(move |place| (place.name.clone(), part))).collect())
+    }
 }
 
 /// Shape and places of every tensor of ours.
@@ -109,11 +113,11 @@ pub enum Layout {
 }
 
 /// Where a tensor lies in a file.
-struct Place {
-    name: String,
+pub(super) struct Place {
+    pub name: String,
     published: Vec<usize>,
     /// Rows of it, if not all.
-    rows: Option<Range<usize>>,
+    pub rows: Option<Range<usize>>,
 }
 
 impl Place {
@@ -215,7 +219,7 @@ fn candle(config: &Config, name: &str) -> Vec<String> {
 }
 
 /// Tensors of a file.
-struct Published<'a> {
+pub(super) struct Published<'a> {
     file: &'a weights::Weights,
     tensors: Places,
     device: &'a Device,
@@ -224,10 +228,25 @@ struct Published<'a> {
 /// Codes, and the rows to take of them, if not all.
 type CodesAndRows<'p> = (Codes, Option<&'p Range<usize>>);
 
-impl Published<'_> {
+impl<'a> Published<'a> {
+    /// Of the model that a file holds; its configuration and layers.
+    pub fn open(file: &'a weights::Weights, device: &'a Device) -> Result<(Config, Published<'a>)> {
+        let (config, tensors) = find(file)?;
+        Ok((config, Published { file, tensors, device }))
+    }
+
+    pub fn file(&self) -> &weights::Weights {
+        self.file
+    }
+
+    /// Shape of a tensor of ours, and where it is: at least once.
+    pub fn places(&self, name: &str) -> Result<(&[usize], &[Place])> {
+        let found = self.tensors.get(name).filter(|(_, places)| !places.is_empty());
+        found.map(|(shape, places)| (&shape[..], &places[..])).ok_or_else(|| Error::MissingTensor(name.to_owned()))
+    }
+
     fn place(&self, name: &str) -> Result<(&[usize], &Place)> {
-        let found = self.tensors.get(name).and_then(|(shape, places)| Some((&shape[..], places.first()?)));
-        found.ok_or_else(|| Error::MissingTensor(name.to_owned()))
+        self.places(name).map(|(shape, places)| (shape, &places[0]))
     }
 
     /// A matrix that is codes.

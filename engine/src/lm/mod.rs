@@ -3,6 +3,7 @@
 //!
 //! Source: Défossez et al. 2024 (Moshi); `LMModel` and `LMGen` of the package `moshi`.
 
+mod calibration;
 mod checkpoint;
 mod config;
 pub(crate) mod model;
@@ -11,6 +12,7 @@ mod session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use calibration::{Conversation, Seen, Site, observe};
 pub use checkpoint::{Layout, Part, check, matrices};
 pub use config::{Config, Drawn, Widths};
 pub use session::{Drawing, Session, Step};

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 const EMBEDDING_EPSILON: f64 = 1e-5;
 
 /// Rows for ids, of low rank or full.
-struct Embedding {
+pub(super) struct Embedding {
     name: String,
     rows: usize,
     rank: Option<usize>,
@@ -55,17 +55,17 @@ impl Embedding {
 /// What the model is made of, by name and shape.
 pub(super) struct Layers {
     /// Text, then the audio columns: in this order they are added up.
-    fed: Vec<Embedding>,
-    temporal: Vec<Block>,
-    depth: Option<DepthLayers>,
+    pub fed: Vec<Embedding>,
+    pub temporal: Vec<Block>,
+    pub depth: Option<DepthLayers>,
 }
 
-struct DepthLayers {
+pub(super) struct DepthLayers {
     /// Of the text, then of the codes but the last.
-    said: Vec<Embedding>,
+    pub said: Vec<Embedding>,
     /// Of each set of weights.
-    blocks: Vec<Vec<Block>>,
-    norm: Option<(Norm, f64)>,
+    pub blocks: Vec<Vec<Block>>,
+    pub norm: Option<(Norm, f64)>,
 }
 
 impl Layers {
@@ -156,7 +156,7 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
+    pub fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
         let sizes: Vec<usize> = embeddings.iter().map(|e| e.rows).collect();
         let tables = Tables::new(device, &sizes)?;
         let width = embeddings.first().map_or(0, |e| e.width);

@@ -19,6 +19,7 @@ mod round;
 mod tests;
 
 pub use packed::Gptq;
+pub use round::Scale;
 
 use crate::QuantizedError;
 
@@ -144,6 +145,25 @@ impl Quantized {
             }
         }
         values
+    }
+}
+
+impl Quantized {
+    /// Matrices of as many columns, bits and groups, one below the other.
+    ///
+    /// # Errors
+    /// None, or matrices that are not alike.
+    pub fn stack(parts: &[Quantized]) -> Result<Quantized, QuantizedError> {
+        let Some(first) = parts.first() else { return Err(QuantizedError::Columns { found: 0, multiple: 1 }) };
+        let kind = |part: &Quantized| (part.shape[1], part.bits, part.group, part.mins.is_some());
+        if parts.iter().any(|part| kind(part) != kind(first)) {
+            return Err(QuantizedError::Unfit { layout: "one matrix" });
+        }
+        let rows = parts.iter().map(Quantized::rows).sum();
+        let mins = parts.iter().map(|part| part.mins.as_deref()).collect::<Option<Vec<_>>>();
+        let all = |of: fn(&Quantized) -> &[f32]| parts.iter().flat_map(of).copied().collect();
+        let codes = parts.iter().flat_map(|part| &part.codes).copied().collect();
+        Quantized::new([rows, first.shape[1]], first.bits, first.group, all(Quantized::scales), mins.map(|m| m.concat()), codes)
     }
 }
 

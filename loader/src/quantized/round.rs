@@ -6,6 +6,52 @@ use super::ggml::GROUP;
 use super::{Bits, Quantized, count, expect, groups};
 use crate::QuantizedError;
 
+/// The scale of a group, and the code that it gives a value: those of [`Quantized::int4`] and [`Quantized::int8`], for who rounds
+/// value by value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    bits: Bits,
+    scale: f32,
+    inverse: f32,
+}
+
+impl Scale {
+    /// For values that reach as far as `values` do, times `clip`: what is beyond is clipped.
+    pub fn new(bits: Bits, values: &[f32], clip: f32) -> Scale {
+        let furthest = furthest(values) * clip;
+        match bits {
+            Bits::Four => {
+                let scale = furthest / -8.0;
+                Scale { bits, scale, inverse: inverse(scale) }
+            }
+            Bits::Eight => Scale { bits, scale: furthest.abs() * (1.0 / 127.0), inverse: 127.0 / furthest.abs() },
+        }
+    }
+
+    /// With values of a scale that is kept in f16; codes stay what they are.
+    pub fn in_f16(self) -> Scale {
+        Scale { scale: f16::from_f32(self.scale).to_f32(), ..self }
+    }
+
+    pub fn scale(self) -> f32 {
+        self.scale
+    }
+
+    pub fn code(self, value: f32) -> u8 {
+        match self.bits {
+            Bits::Four => ((value * self.inverse + 8.5) as u8).min(15),
+            Bits::Eight => (value * self.inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8,
+        }
+    }
+
+    pub fn value(self, code: u8) -> f32 {
+        match self.bits {
+            Bits::Four => self.scale * f32::from(code as i8 - 8),
+            Bits::Eight => self.scale * f32::from(code as i8),
+        }
+    }
+}
+
 impl Quantized {
     /// 8 bits, symmetric: `scale = absmax * f32(1/127)`, codes of -127 to 127, ties to even. With a group of all columns, the codes
     /// and scales of bitsandbytes' `int8_vectorwise_quant` for weights that f16 can hold.
@@ -14,10 +60,9 @@ impl Quantized {
     /// A group that does not divide the columns; another number of values; a value that is not finite.
     pub fn int8(shape: [usize; 2], group: usize, values: &[f32]) -> Result<Self, QuantizedError> {
         encode(shape, Bits::Eight, group, values, |values, codes| {
-            let absmax = furthest(values).abs();
-            let inverse = 127.0 / absmax;
-            codes.extend(values.iter().map(|v| (v * inverse).round_ties_even() as i8 as u8));
-            absmax * (1.0 / 127.0)
+            let scale = Scale::new(Bits::Eight, values, 1.0);
+            codes.extend(values.iter().map(|&v| scale.code(v)));
+            scale.scale
         })
     }
 
@@ -75,11 +120,9 @@ fn encode(
 }
 
 fn four_bits(values: &[f32], codes: &mut Vec<u8>) -> f32 {
-    let scale = furthest(values) / -8.0;
-    let inverse = inverse(scale);
-    let code = |v: f32| ((v * inverse + 8.5) as u8).min(15);
-    codes.extend(values.as_chunks::<2>().0.iter().map(|&[a, b]| code(a) | code(b) << 4));
-    scale
+    let scale = Scale::new(Bits::Four, values, 1.0);
+    codes.extend(values.as_chunks::<2>().0.iter().map(|&[a, b]| scale.code(a) | scale.code(b) << 4));
+    scale.scale
 }
 
 /// The first of the greatest magnitude.
