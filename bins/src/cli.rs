@@ -46,7 +46,7 @@ pub enum Command {
     /// Time kernels or the codec beside what this machine can do at most
     #[command(subcommand)]
     Bench(Bench),
-    /// Round a language model's matrices to few bits: the nearest codes
+    /// Round a language model's matrices to few bits: to the nearest codes, or by what goes into them
     Quantize(Quantize),
     /// See what a kernel is made of and where the time goes: compiler reports, Nsight, timelines
     Profile(Profile),
@@ -397,7 +397,7 @@ pub struct Quantize {
     /// Language model: a folder with its config.json, or a file
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Folder for model.safetensors, the configuration and the vocabulary
+    /// Folder for model.safetensors or model.gguf, the configuration and the vocabulary
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     #[arg(long)]
@@ -405,6 +405,50 @@ pub struct Quantize {
     /// Columns that share a scale of 4 bits
     #[arg(long, value_name = "N", default_value = "64", value_parser = group)]
     pub group: u16,
+    /// How codes are found
+    #[arg(long, value_enum, default_value = "rtn")]
+    pub method: Method,
+    /// Conversations that gptq and awq learn from, and that errors of outputs are measured with: a file or a folder of codes
+    /// (safetensors: `codes` i32 [K, T] of all columns, the model's own first, with `text` i32 [T]; or of those that it hears, and it
+    /// answers) or of audio, which it hears and answers
+    #[arg(long, value_name = "FILE|DIR")]
+    pub calib: Option<PathBuf>,
+    /// Codec that makes codes of audio in --calib
+    #[arg(long, value_name = "FILE", requires = "calib")]
+    pub mimi: Option<String>,
+    /// Steps of --calib at most
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub steps: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Method {
+    /// Each value's nearest
+    Rtn,
+    /// Errors of a column are made up for by the columns after it
+    Gptq,
+    /// Columns with large inputs are kept finer: they are multiplied, and the norm before them divided; and groups are clipped
+    Awq,
+}
+
+impl Method {
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Rtn => "rtn",
+            Method::Gptq => "gptq",
+            Method::Awq => "awq",
+        }
+    }
+}
+
+impl From<Method> for swara_engine::rounding::Method {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Rtn => Self::Nearest,
+            Method::Gptq => Self::Gptq,
+            Method::Awq => Self::Awq,
+        }
+    }
 }
 
 fn group(text: &str) -> std::result::Result<u16, String> {
@@ -419,6 +463,21 @@ pub enum QuantizeFormat {
     Int4,
     /// The depth transformer in 4 bits as well
     Int4All,
+    /// GGUF: all matrices in ggml's Q8_0
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// GGUF: the temporal transformer in Q4_0, other matrices in Q8_0
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// GGUF: the temporal transformer in Q4_K, other matrices in Q8_0; nearest codes only
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+impl QuantizeFormat {
+    pub fn is_gguf(self) -> bool {
+        matches!(self, QuantizeFormat::Q8_0 | QuantizeFormat::Q4_0 | QuantizeFormat::Q4K)
+    }
 }
 
 #[derive(Args)]

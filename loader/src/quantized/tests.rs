@@ -32,6 +32,43 @@ fn rounding_gives_the_blocks_of_ggml() {
     let blocks = |dtype, name| Quantized::from_blocks(dtype, shape, weights.view(name).unwrap().bytes).unwrap();
     assert!(same(&Quantized::q8_0(shape, &x).unwrap(), &blocks(Dtype::Q8_0, "q8_0")));
     assert!(same(&Quantized::q4_0(shape, &x).unwrap(), &blocks(Dtype::Q4_0, "q4_0")));
+    // And so are their bytes.
+    let (eight, four) = (Quantized::q8_0(shape, &x).unwrap(), Quantized::q4_0(shape, &x).unwrap());
+    assert!(eight.to_blocks(Dtype::Q8_0).unwrap() == weights.view("q8_0").unwrap().bytes);
+    assert!(four.to_blocks(Dtype::Q4_0).unwrap() == weights.view("q4_0").unwrap().bytes);
+    let int4 = Quantized::int4(shape, 64, &x).unwrap();
+    for (matrix, dtype) in [(&eight, Dtype::Q4_0), (&four, Dtype::Q8_0), (&four, Dtype::Q4K), (&int4, Dtype::Q4_0)] {
+        assert!(matches!(matrix.to_blocks(dtype), Err(QuantizedError::Unfit { .. })), "{dtype:?}");
+    }
+    // Scales that f16 has not.
+    assert!(Quantized::int4([1, 32], 32, &[0.1; 32]).unwrap().to_blocks(Dtype::Q4_0).is_err());
+}
+
+#[test]
+fn blocks_of_q4_k_hold_the_nearest_codes() {
+    let mut x: Vec<f32> = (0..3 * 512).map(|i| ((i * 37 % 101) as f32 - 40.0) * [1e-3, 0.7, 0.0, 5.0][i / 32 % 4]).collect();
+    x[512..544].fill(3.0);
+    x[544..576].fill(-3.0);
+    let blocks = Quantized::q4_k_blocks([3, 512], &x).unwrap();
+    let found = Quantized::from_blocks(Dtype::Q4K, [3, 512], &blocks).unwrap();
+    let (scales, mins) = (found.scales(), found.mins().unwrap());
+    for (at, values) in x.chunks_exact(256).enumerate() {
+        // Half a 63rd of the greatest, that a scale or a minimum may be off by.
+        let unit = |of: &[f32]| of[at * 8..][..8].iter().fold(0.0f32, |a, &b| a.max(b)) / 63.0;
+        let off = 0.502 * (15.0 * unit(scales) + unit(mins)) + 0.002 * mins[at * 8..][..8].iter().fold(0.0f32, |a, &b| a.max(b));
+        for (i, (v, q)) in values.iter().zip(&found.dequantize()[at * 256..]).enumerate() {
+            assert!((v - q).abs() <= 0.502 * scales[at * 8 + i / 32] + off, "{at}, {i}: {v} {q}");
+        }
+    }
+    let (error, energy) = x.iter().zip(found.dequantize()).fold((0.0, 0.0), |(e, n), (v, q)| (e + (v - q).powi(2), n + v * v));
+    assert!((error / energy).sqrt() < 0.05, "{error} {energy}");
+    assert_eq!(
+        Quantized::from_blocks(Dtype::Q4K, [1, 256], &Quantized::q4_k_blocks([1, 256], &[0.0; 256]).unwrap()).unwrap().dequantize(),
+        [0.0; 256]
+    );
+    assert!(matches!(Quantized::q4_k_blocks([1, 32], &[0.0; 32]), Err(QuantizedError::Columns { .. })));
+    assert!(matches!(Quantized::q4_k_blocks([1, 256], &[f32::NAN; 256]), Err(QuantizedError::NonFinite { .. })));
+    assert!(matches!(Quantized::q4_k_blocks([1, 256], &[1e30; 256]), Err(QuantizedError::NonFinite { .. })));
 }
 
 #[test]

@@ -12,10 +12,12 @@
 
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+pub use self::write::save_gguf_each;
 use super::entry::{Base, Entry, byte_count};
 use super::header::{Header, MAX_HEADER, tile};
 use super::{Dtype, Format};
@@ -33,6 +35,21 @@ const MAX_DEPTH: usize = 4;
 const U32: u32 = 4;
 const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
+
+/// Numbers of the types that we read, in ggml.h.
+const KINDS: [(u32, Dtype); 11] = [
+    (0, Dtype::F32),
+    (1, Dtype::F16),
+    (2, Dtype::Q4_0),
+    (8, Dtype::Q8_0),
+    (12, Dtype::Q4K),
+    (24, Dtype::I8),
+    (25, Dtype::I16),
+    (26, Dtype::I32),
+    (27, Dtype::I64),
+    (28, Dtype::F64),
+    (30, Dtype::Bf16),
+];
 
 /// True for a file that [`parse`] is for.
 pub(super) fn recognises(file: &[u8]) -> bool {
@@ -137,23 +154,11 @@ fn dtype(kind: u32) -> Result<Dtype, String> {
         (40, "NVFP4"),
         (41, "Q1_0"),
     ];
-    Ok(match kind {
-        0 => Dtype::F32,
-        1 => Dtype::F16,
-        2 => Dtype::Q4_0,
-        8 => Dtype::Q8_0,
-        12 => Dtype::Q4K,
-        24 => Dtype::I8,
-        25 => Dtype::I16,
-        26 => Dtype::I32,
-        27 => Dtype::I64,
-        28 => Dtype::F64,
-        30 => Dtype::Bf16,
-        _ => {
-            let name = OTHERS.iter().find(|(other, _)| *other == kind);
-            return Err(name.map_or_else(|| format!("ggml type {kind}"), |(_, name)| (*name).to_owned()));
-        }
-    })
+    if let Some((_, dtype)) = KINDS.iter().find(|(known, _)| *known == kind) {
+        return Ok(*dtype);
+    }
+    let name = OTHERS.iter().find(|(other, _)| *other == kind);
+    Err(name.map_or_else(|| format!("ggml type {kind}"), |(_, name)| (*name).to_owned()))
 }
 
 struct Reader<'a> {

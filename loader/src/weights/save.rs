@@ -99,7 +99,7 @@ pub fn save_each<'a, E: From<Error>>(
 }
 
 impl Planned {
-    fn misfit(&self, expected: Option<usize>, found: usize) -> WeightsError {
+    pub(super) fn misfit(&self, expected: Option<usize>, found: usize) -> WeightsError {
         WeightsError::SaveSize {
             tensor: self.name.clone(),
             shape: self.shape.clone(),

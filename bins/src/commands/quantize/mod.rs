@@ -1,0 +1,279 @@
+mod calibration;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+use swara_engine::lm::{self, Part};
+use swara_engine::rounding::Loss;
+use swara_loader::QuantizedError;
+use swara_loader::quantized::{Bits, Quantized};
+use swara_loader::weights::{Dtype, Planned, Weights, save_each, save_gguf_each};
+
+use self::calibration::Calibrated;
+use crate::cli::{Common, Method, Quantize, QuantizeFormat};
+use crate::failure::{Failure, Result};
+use crate::terminal;
+
+/// How a matrix is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// 8 bits: `NAME` and `NAME_scb`.
+    Bitsandbytes,
+    /// 4 bits in groups of so many columns: `*qweight`, `*qzeros`, `*scales`.
+    Gptq(usize),
+    /// ggml's, of this type.
+    Blocks(Dtype),
+}
+
+/// Bytes of one tensor of the file that is written.
+#[derive(Clone, Copy)]
+enum Content {
+    /// As it is.
+    Copied,
+    Codes,
+    Zeros,
+    Scales,
+}
+
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    name: &'a str,
+    shape: [usize; 2],
+    layout: Layout,
+}
+
+impl Matrix<'_> {
+    /// The nearest codes.
+    fn quantize(&self, file: &Weights) -> Result<(Vec<f32>, Quantized)> {
+        let values = file.to_f32(self.name)?.into_owned();
+        let quantized = match self.layout {
+            Layout::Bitsandbytes => Quantized::int8(self.shape, self.shape[1], &values),
+            Layout::Gptq(group) => Quantized::int4(self.shape, group, &values),
+            Layout::Blocks(Dtype::Q8_0) => Quantized::q8_0(self.shape, &values),
+            Layout::Blocks(Dtype::Q4_0) => Quantized::q4_0(self.shape, &values),
+            Layout::Blocks(dtype) => {
+                Quantized::q4_k_blocks(self.shape, &values).and_then(|blocks| Quantized::from_blocks(dtype, self.shape, &blocks))
+            }
+        };
+        Ok((values, quantized.map_err(|why| self.fail(file, why))?))
+    }
+
+    /// What is written of `codes`.
+    fn bytes(&self, codes: &Quantized, content: Content, file: &Weights) -> Result<Vec<u8>> {
+        let fail = |why| self.fail(file, why);
+        match self.layout {
+            // Scales of scales are not in the codes.
+            Layout::Blocks(Dtype::Q4K) => return Quantized::q4_k_blocks(self.shape, &file.to_f32(self.name)?).map_err(fail),
+            Layout::Blocks(dtype) => return codes.to_blocks(dtype).map_err(fail),
+            Layout::Bitsandbytes | Layout::Gptq(_) => {}
+        }
+        if self.layout == Layout::Bitsandbytes {
+            let (bytes, greatest) = codes.to_bitsandbytes().map_err(fail)?;
+            return Ok(match content {
+                Content::Scales => greatest.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                _ => bytes.to_vec(),
+            });
+        }
+        let packed = codes.to_gptq().map_err(fail)?;
+        let words = |words: Vec<i32>| words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Ok(match content {
+            Content::Scales => packed.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+            Content::Zeros => words(packed.qzeros),
+            _ => words(packed.qweight),
+        })
+    }
+
+    /// The values of codes with the scales that are stored.
+    fn written(&self, codes: &Quantized, file: &Weights) -> Result<Vec<f32>> {
+        let Layout::Gptq(group) = self.layout else { return Ok(codes.dequantize()) };
+        let packed = codes.to_gptq().map_err(|why| self.fail(file, why))?;
+        let scales: Vec<f32> = packed.scales.iter().map(|scale| scale.to_f32()).collect();
+        let found = Quantized::from_gptq(self.shape, group, &packed.qweight, &packed.qzeros, &scales, None);
+        Ok(found.map_err(|why| self.fail(file, why))?.dequantize())
+    }
+
+    fn fail(&self, file: &Weights, why: QuantizedError) -> Failure {
+        Failure::file("cannot quantize", format!("tensor {}: {why}", self.name), file.path())
+    }
+
+    /// Names, types and shapes of what it is written as.
+    fn planned(&self) -> Vec<(Planned, Content)> {
+        let [rows, columns] = self.shape;
+        let planned = |name: String, dtype, shape: &[usize]| Planned { name, dtype, shape: shape.to_vec() };
+        match self.layout {
+            Layout::Bitsandbytes => vec![
+                (planned(self.name.to_owned(), Dtype::I8, &self.shape), Content::Codes),
+                (planned(format!("{}_scb", self.name), Dtype::F32, &[rows]), Content::Scales),
+            ],
+            Layout::Blocks(dtype) => vec![(planned(self.name.to_owned(), dtype, &self.shape), Content::Codes)],
+            Layout::Gptq(group) => {
+                let name = |part: &str| self.name.strip_suffix("weight").unwrap_or(self.name).to_owned() + part;
+                vec![
+                    (planned(name("qweight"), Dtype::I32, &[columns / 8, rows]), Content::Codes),
+                    (planned(name("qzeros"), Dtype::I32, &[columns / group, rows / 8]), Content::Zeros),
+                    (planned(name("scales"), Dtype::F16, &[columns / group, rows]), Content::Scales),
+                ]
+            }
+        }
+    }
+}
+
+/// What rounding did to the matrices of each part.
+type Losses = BTreeMap<String, Loss>;
+
+fn key(part: Part, bits: Bits) -> String {
+    format!("{part:?}, {} bits", if bits == Bits::Four { 4 } else { 8 }).to_lowercase()
+}
+
+pub fn run(common: &Common, args: &Quantize) -> Result {
+    if args.method != Method::Rtn && args.calib.is_none() {
+        return Err(Failure::usage("quantize: --method gptq and awq want --calib"));
+    }
+    if args.format == QuantizeFormat::Q4K && args.calib.is_some() {
+        return Err(Failure::usage("quantize: q4_k has the nearest codes only, without --calib"));
+    }
+    let file = Weights::open(&args.input)?;
+    let folder = &args.output;
+    let path = folder.join(if args.format.is_gguf() { "model.gguf" } else { "model.safetensors" });
+    if same(file.path(), &path) || same(file.path(), folder) {
+        return Err(Failure::usage("quantize: would overwrite what it reads"));
+    }
+    if args.format.is_gguf() && folder.join("model.safetensors").exists() {
+        return Err(Failure::file("cannot quantize", "model.safetensors there would be read instead of model.gguf", folder));
+    }
+    let parts = lm::matrices(&file)?;
+    for name in parts.keys() {
+        if file.quantized(name)?.is_some() {
+            return Err(Failure::file("cannot quantize", format!("tensor {name} has codes already"), file.path()));
+        }
+    }
+    let mut sources: BTreeMap<String, (usize, Content)> = BTreeMap::new();
+    let (mut planned, mut matrices) = (Vec::new(), Vec::new());
+    for name in file.names() {
+        let Some((dtype, shape)) = file.info(name) else { continue };
+        let matrix = match (parts.get(name), shape) {
+            (Some(&part), &[rows, columns]) => {
+                layout(args, part, rows, columns).map(|layout| (Matrix { name, shape: [rows, columns], layout }, part))
+            }
+            _ => None,
+        };
+        let tensors = match matrix {
+            Some((matrix, part)) => {
+                matrices.push((matrix, part));
+                matrix.planned()
+            }
+            None => vec![(Planned { name: name.to_owned(), dtype, shape: shape.to_vec() }, Content::Copied)],
+        };
+        for (tensor, content) in tensors {
+            sources.insert(tensor.name.clone(), (matrices.len().wrapping_sub(1), content));
+            planned.push(tensor);
+        }
+    }
+    let wanted: Vec<Matrix> = matrices.iter().map(|(matrix, _)| *matrix).collect();
+    let calibrated = match &args.calib {
+        Some(from) => calibration::run(common, args, from, &file, &wanted)?,
+        None => Calibrated::default(),
+    };
+    std::fs::create_dir_all(folder).map_err(|e| Failure::file("cannot create folder", e, folder))?;
+
+    let (mut losses, mut counts) = (calibrated.losses.clone(), BTreeMap::<String, usize>::new());
+    let bar = terminal::progress(Some(planned.len() as u64), "quantize");
+    let make = |tensor: &Planned| -> Result<Cow<[u8]>> {
+        bar.inc(1);
+        let (at, content) = sources[&tensor.name];
+        if let Content::Copied = content {
+            return Ok(match calibrated.norms.get(&tensor.name) {
+                Some(bytes) => bytes.as_slice().into(),
+                None => file.view(&tensor.name)?.bytes.into(),
+            });
+        }
+        let (matrix, part) = &matrices[at];
+        let (values, codes) = match calibrated.codes.get(matrix.name) {
+            Some(codes) => (None, Cow::Borrowed(codes)),
+            None => matrix.quantize(&file).map(|(values, codes)| (Some(values), Cow::Owned(codes)))?,
+        };
+        if let Content::Codes = content {
+            *counts.entry(key(*part, codes.bits())).or_default() += 1;
+            if let Some(values) = &values {
+                losses.entry(key(*part, codes.bits())).or_default().add(&Loss::of_values(values, &matrix.written(&codes, &file)?));
+            }
+        }
+        matrix.bytes(&codes, content, &file).map(Cow::Owned)
+    };
+    match args.format.is_gguf() {
+        true => save_gguf_each(&path, planned, &BTreeMap::from([("general.architecture".into(), "moshi".into())]), make)?,
+        false => save_each(&path, planned, file.metadata(), make)?,
+    }
+    bar.finish_and_clear();
+    let beside = if args.input.is_dir() { args.input.as_path() } else { args.input.parent().unwrap_or(Path::new("")) };
+    copy_beside(beside, folder)?;
+    report(common, args, &path, &losses, &counts, calibrated.steps)
+}
+
+/// None for what stays as it is: of rows that ggml has no blocks for.
+fn layout(args: &Quantize, part: Part, rows: usize, columns: usize) -> Option<Layout> {
+    let four = match part {
+        Part::Temporal => !matches!(args.format, QuantizeFormat::Int8 | QuantizeFormat::Q8_0),
+        Part::Depth => args.format == QuantizeFormat::Int4All,
+        Part::Head => false,
+    };
+    if args.format.is_gguf() {
+        let dtype = match four {
+            true if args.format == QuantizeFormat::Q4K && columns.is_multiple_of(Dtype::Q4K.block()) => Dtype::Q4K,
+            true => Dtype::Q4_0,
+            false => Dtype::Q8_0,
+        };
+        return columns.is_multiple_of(dtype.block()).then_some(Layout::Blocks(dtype));
+    }
+    let group = usize::from(args.group);
+    let fits = rows.is_multiple_of(8) && columns.is_multiple_of(8) && columns.is_multiple_of(group);
+    Some(if four && fits { Layout::Gptq(group) } else { Layout::Bitsandbytes })
+}
+
+/// Whether both are there and one.
+fn same(a: &Path, b: &Path) -> bool {
+    std::fs::canonicalize(a).ok().is_some_and(|a| std::fs::canonicalize(b).ok() == Some(a))
+}
+
+/// The configuration, and vocabularies.
+fn copy_beside(from: &Path, to: &Path) -> Result {
+    let from = if from.as_os_str().is_empty() { Path::new(".") } else { from };
+    let entries = std::fs::read_dir(from).map_err(|e| Failure::file("cannot read folder", e, from))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default();
+        let wanted = name == "config.json" || path.extension().is_some_and(|extension| extension == "model");
+        let to = to.join(name);
+        if wanted && path.is_file() && !same(&path, &to) {
+            std::fs::copy(&path, to).map_err(|e| Failure::file("cannot copy", e, &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn report(common: &Common, args: &Quantize, path: &Path, losses: &Losses, counts: &BTreeMap<String, usize>, steps: usize) -> Result {
+    let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
+    let count = |part: &str| counts.get(part).copied().unwrap_or(0);
+    if common.json {
+        let parts = losses.iter().map(|(part, loss)| {
+            let found = json!({
+                "matrices": count(part), "values": loss.values, "relative_error": loss.relative(),
+                "relative_output_error": loss.relative_outputs(),
+            });
+            (part.clone(), found)
+        });
+        let parts: serde_json::Map<_, _> = parts.collect();
+        return terminal::say_json(&json!({
+            "output": path, "bytes": bytes, "group": args.group, "method": args.method.name(), "calibration_steps": steps, "parts": parts,
+        }));
+    }
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let row = |(part, loss): (&String, &Loss)| {
+        let outputs = loss.relative_outputs().map_or_else(|| "-".to_owned(), percent);
+        vec![part.clone(), count(part).to_string(), loss.values.to_string(), percent(loss.relative()), outputs]
+    };
+    let titles = ["part", "matrices", "values", "error", "of outputs"];
+    terminal::say(terminal::table(&titles, &losses.iter().map(row).collect::<Vec<_>>()))?;
+    terminal::say(format!("{} MB in {}", bytes / 1_000_000, path.display()))
+}
