@@ -61,7 +61,8 @@ fn blocks_of_q4_k_hold_the_nearest_codes() {
         }
     }
     let (error, energy) = x.iter().zip(found.dequantize()).fold((0.0, 0.0), |(e, n), (v, q)| (e + (v - q).powi(2), n + v * v));
-    assert!((error / energy).sqrt() < 0.05, "{error} {energy}");
+    // Uniform from -40 to 60, by 15ths: 100 / (15 sqrt(12)) of 30.5.
+    assert!((error / energy).sqrt() < 0.065, "{error} {energy}");
     assert_eq!(
         Quantized::from_blocks(Dtype::Q4K, [1, 256], &Quantized::q4_k_blocks([1, 256], &[0.0; 256]).unwrap()).unwrap().dequantize(),
         [0.0; 256]
