@@ -156,7 +156,7 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    pub fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
+    pub(super) fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
         let sizes: Vec<usize> = embeddings.iter().map(|e| e.rows).collect();
         let tables = Tables::new(device, &sizes)?;
         let width = embeddings.first().map_or(0, |e| e.width);
