@@ -402,7 +402,7 @@ pub struct Quantize {
     pub output: PathBuf,
     #[arg(long)]
     pub format: QuantizeFormat,
-    /// Columns that share a scale of 4 bits
+    /// Columns that share a scale of 4 bits; in GGUF the format says
     #[arg(long, value_name = "N", default_value = "64", value_parser = group)]
     pub group: u16,
     /// How codes are found

@@ -195,12 +195,20 @@ fn every_published_layout_says_the_same() {
         rewritten["rope_scaling"][key] = value.into();
     }
     assert_eq!(says(&original(tensors()), &rewritten), expected);
-    // The table that is the backbone's once more, with what transformers ties over it; and a codec beside.
+    // The tied table by its other name, as `save_pretrained` has it; by both, of which that one holds; and a codec beside.
     let table = tensors()["backbone_model.embed_tokens.embed_audio_tokens.weight"].clone();
     let mut more = tensors();
     more.insert("codec_model.anything".to_owned(), (vec![1], vec![0.0]));
-    more.insert("depth_decoder.model.embed_tokens.weight".to_owned(), (table.0.clone(), vec![0.5; table.1.len()]));
+    let backbone = "backbone_model.embed_tokens.embed_audio_tokens.weight".to_owned();
+    let other = || (table.0.clone(), vec![0.5; table.1.len()]);
+    more.remove(&backbone);
+    more.insert("depth_decoder.model.embed_tokens.weight".to_owned(), table.clone());
     assert_eq!(says(&more, &config()), expected);
+    more.insert(backbone.clone(), other());
+    assert_eq!(says(&more, &config()), expected);
+    more.insert(backbone, table.clone());
+    more.insert("depth_decoder.model.embed_tokens.weight".to_owned(), other());
+    assert_ne!(says(&more, &config()), expected);
     let mut untied = config();
     untied["tie_codebooks_embeddings"] = false.into();
     assert_ne!(says(&more, &untied), expected);

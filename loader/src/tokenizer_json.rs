@@ -20,7 +20,14 @@ impl TokenizerJson {
     pub fn open(path: impl AsRef<Path>) -> Result<TokenizerJson> {
         let path = path.as_ref();
         let bytes = crate::input::read(path, "open tokenizer", MAX_BYTES)?;
-        let inner = guarded(path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
+        let mut inner = guarded(path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
+        // Neither is `transformers`' default, one cuts text and the other may take any memory.
+        inner.with_padding(None);
+        guarded(path, || inner.with_truncation(None).map(drop))?;
+        // A few that replace `a` by `aa` would take any memory; Llama's has none.
+        if inner.get_normalizer().is_some() {
+            return Err(fail(path, "a tokenizer.json with a normalizer, which is not known".into()));
+        }
         Ok(TokenizerJson { path: path.to_owned(), inner })
     }
 
@@ -100,6 +107,29 @@ mod tests {
             assert!(error.contains("tokenizer.json") && !error.contains('\n'), "{error}");
         }
         assert!(TokenizerJson::open(dir.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn what_would_cut_or_fill_up_a_text_has_no_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(golden("weights/tokenizer.json")).unwrap()).unwrap();
+        let with = |key: &str, value: serde_json::Value| {
+            let mut other = whole.clone();
+            other[key] = value;
+            std::fs::write(&path, other.to_string()).unwrap();
+            TokenizerJson::open(&path)
+        };
+        let text = "a text of more than a few ids, and of fewer than a billion";
+        let expected = TokenizerJson::open(golden("weights/tokenizer.json")).unwrap().encode(text).unwrap();
+        let pad = serde_json::json!({ "strategy": { "Fixed": 4000000000u32 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "x" });
+        let cut = serde_json::json!({ "direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0 });
+        for (key, value) in [("padding", pad), ("truncation", cut)] {
+            assert_eq!(with(key, value).unwrap().encode(text).unwrap(), expected, "{key}");
+        }
+        let error = with("normalizer", serde_json::json!({ "type": "Lowercase" })).err().unwrap().to_string();
+        assert!(error.contains("normalizer"), "{error}");
     }
 
     #[test]

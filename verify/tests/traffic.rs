@@ -26,6 +26,8 @@ const NEVER_BOUND: &[(&str, &str)] = &[
     ("matmul_nn_128x128_f32", "is chosen for many tiles only: compute-bound"),
     ("linear_128x128_f32", "likewise"),
     ("linear_tf32x3_128x128_f32", "likewise"),
+    ("attention_many_64_int8_f32", "its rows have more products than codes have bytes"),
+    ("attention_many_128_int8_f32", "likewise"),
     ("clip_scale", "one number"),
     ("delay_", "a few numbers a stream"),
 ];
@@ -54,6 +56,8 @@ const SCATTERED: &[(&str, &str, &str)] = &[
     ("attention", "x34 ", "odd rows"),
     ("attention", "x33 ", "odd rows"),
     ("attention", "x10 ", "odd rows"),
+    ("attention_many_128_int8", "x80 window 1025", "80 codes begin amid a sector"),
+    ("rope_append_int8", "x6x32", "the factor of 32 codes is four bytes of a sector"),
     ("rvq", "5x130", "odd rows"),
     ("rvq", "31x33", "odd rows"),
     ("rvq_decode", "33x16", "a stage's codes lie a row of ten codes apart, for every 64 bytes"),

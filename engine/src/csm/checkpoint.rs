@@ -162,14 +162,24 @@ fn find(file: &weights::Weights) -> Result<(Layout, Config, Places)> {
     };
     // There is but one table in the original.
     config.tie_codebooks_embeddings |= layout == Layout::Original;
-    let places: Places =
+    if layout == Layout::Original {
+        // Sesame's configuration does not say what all its transformers have.
+        for llama in [&mut config.backbone, &mut config.depth] {
+            llama.rope_scaling.get_or_insert(super::config::SCALING);
+        }
+    }
+    let mut places: Places =
         model::tensors(&config).into_iter().map(|(name, shape)| (name.clone(), layout.place(&config, &name, &shape))).collect();
+    // Of two tied tables a file may have either name, or both; `transformers` ties the backbone's to the depth decoder's.
+    let names = ["audio_emb.weight", "depth_emb.weight"].map(|name| layout.published(name));
+    let [table, depth] = &names;
+    if config.tie_codebooks_embeddings && file.contains(depth) {
+        places.values_mut().flat_map(|place| &mut place.pieces).filter(|p| p.name == *table).for_each(|p| p.name.clone_from(depth));
+    }
     let mut expected: BTreeMap<String, Vec<usize>> =
         places.values().flat_map(|place| &place.pieces).map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
-    // The table that is the backbone's may be there once more.
-    let again = layout.published("depth_emb.weight");
-    if file.contains(&again) {
-        expected.insert(again, vec![config.num_codebooks * config.vocab_size, config.backbone.hidden_size]);
+    for name in names.into_iter().filter(|name| file.contains(name)) {
+        expected.insert(name, vec![config.num_codebooks * config.vocab_size, config.backbone.hidden_size]);
     }
     let mut mismatch = file.compare(expected);
     mismatch.unknown.retain(|(name, _)| !name.starts_with(CODEC));

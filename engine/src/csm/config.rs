@@ -39,7 +39,7 @@ pub struct Llama {
 }
 
 /// Scaling of both transformers as published.
-const SCALING: Llama3 = Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192.0 };
+pub(super) const SCALING: Llama3 = Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192.0 };
 
 impl Llama {
     /// Llama 3.2 of 1 billion parameters.
@@ -150,7 +150,7 @@ impl Llama {
 }
 
 impl Config {
-    /// CSM of 1 billion parameters, as first published without a configuration.
+    /// CSM of 1 billion parameters, as published.
     pub fn csm_1b() -> Config {
         Config {
             backbone: Llama { rope_scaling: Some(SCALING), ..Llama::BACKBONE },

@@ -60,6 +60,7 @@ impl Csm {
     fn assemble(name: String, mut config: Config, layout: Layout, source: &dyn Source, device: &Device, format: Format) -> Result<Csm> {
         crate::lm::model::check_format(device, format)?;
         config.max_position_embeddings = format.context.unwrap_or(config.max_position_embeddings);
+        config.check()?;
         let (backbone, depth) = model::read(&config, layout.style(), device, format, Reader::new(source, device, format.dtype))?;
         Ok(Csm { name, config, backbone, depth, device: device.clone(), format })
     }

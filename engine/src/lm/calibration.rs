@@ -317,7 +317,9 @@ struct Inputs([Arc<Vec<f32>>; transformer::PLACES]);
 
 impl Inputs {
     fn add(&mut self, place: usize, x: &Tensor) -> Result<()> {
-        Arc::make_mut(&mut self.0[place]).extend_from_slice(x.as_slice()?);
+        let (x, all) = (x.as_slice()?, Arc::make_mut(&mut self.0[place]));
+        all.try_reserve(x.len()).map_err(|_| Error::Argument("no memory for the inputs of matrices".to_owned()))?;
+        all.extend_from_slice(x);
         Ok(())
     }
 }

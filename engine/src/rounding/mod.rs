@@ -115,11 +115,16 @@ pub struct Rounded {
 
 /// Codes of `matrices`, which all have the inputs that `norm`, if any, gives them, and which alone have them.
 ///
-/// Takes 20 bytes for each pair of columns, and the largest matrix a few times over.
+/// Takes 20 bytes for each pair of columns - AWQ behind a norm 12 more for every matrix -, and the largest matrix a few times over.
 ///
 /// # Errors
 /// Shapes that do not fit; values or inputs that are not finite; no inputs.
 pub fn round(method: Method, matrices: &[Observed], norm: Option<&Norm>) -> Result<Rounded> {
+    let columns = matrices.first().map_or(0, |matrix| matrix.columns);
+    let alike = |norm: &Norm| norm.tensors.iter().all(|tensor| tensor.len() == columns);
+    if matrices.iter().any(|matrix| matrix.columns != columns) || !norm.is_none_or(alike) {
+        return Err(Error::Argument(format!("matrices or a norm of other columns than {columns}")));
+    }
     let folded = match (method, norm) {
         (Method::Awq, Some(norm)) => fold(norm, &factors(matrices)?),
         _ => None,
@@ -231,13 +236,14 @@ fn fold(norm: &Norm, s: &[f32]) -> Option<(Norm, Vec<f32>)> {
         _ => return None,
     };
     let (weight, others) = norm.tensors.split_first()?;
-    let divided = |(&v, &s): (&f32, &f32)| {
+    let divided = |(c, (&v, &s)): (usize, (&f32, &f32))| {
         let found = kept(v / s);
         let by = v / found;
-        // A factor of 0, or what becomes one, stays what it is.
-        if by.is_normal() && found.is_normal() { (found, by) } else { (v, 1.0) }
+        // A factor of 0, or what becomes one, stays what it is, and so does one whose bias would be too large.
+        let fits = by.is_normal() && found.is_normal() && others.iter().all(|other| kept(other[c] / by).is_finite());
+        if fits { (found, by) } else { (v, 1.0) }
     };
-    let (weight, by): (Vec<f32>, Vec<f32>) = weight.iter().zip(s).map(divided).unzip();
+    let (weight, by): (Vec<f32>, Vec<f32>) = weight.iter().zip(s).enumerate().map(divided).unzip();
     let others = others.iter().map(|v| v.iter().zip(&by).map(|(v, by)| kept(v / by)).collect());
     Some((Norm { tensors: [weight].into_iter().chain(others).collect(), dtype: norm.dtype }, by))
 }

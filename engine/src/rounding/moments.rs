@@ -83,6 +83,9 @@ impl Measure {
             let y = linear::forward(&x, &self.second, Fused::default())?;
             sum += rows.iter().zip(y.as_slice::<f32>()?).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
         }
-        Ok(sum.max(0.0))
+        match sum.is_finite() {
+            true => Ok(sum.max(0.0)),
+            false => Err(Error::Argument("outputs that are not finite".to_owned())),
+        }
     }
 }

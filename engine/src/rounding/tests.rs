@@ -83,8 +83,27 @@ fn a_norm_of_half_precision_keeps_what_it_can() {
         let exact = new.tensors[0][3] * by[3];
         assert!((exact + 2.0).abs() < 1e-6, "{dtype:?}: {exact}");
         assert_eq!(new.tensors[1][1], 0.25);
+        assert!((new.tensors[1][0] * 3.0 - 0.25).abs() < 2e-3, "{dtype:?}: {}", new.tensors[1][0]);
     }
     assert!(fold(&Norm { tensors: vec![vec![1.0]], dtype: Dtype::F64 }, &[1.0]).is_none());
+}
+
+#[test]
+fn a_bias_that_would_become_infinite_keeps_its_factor() {
+    let norm = Norm { tensors: vec![vec![1.0, 1.0], vec![60000.0, 1.0]], dtype: Dtype::F16 };
+    let (new, by) = fold(&norm, &[0.5, 0.5]).unwrap();
+    assert_eq!((new.tensors, by), (vec![vec![1.0, 2.0], vec![60000.0, 2.0]], vec![1.0, 0.5]));
+}
+
+#[test]
+fn matrices_and_norms_of_other_columns_are_errors() {
+    let of = |columns: usize| Observed { target: FOUR, columns, values: values(8, columns, 1), inputs: Arc::new(vec![1.0; 2 * columns]) };
+    let norm = |n: usize| Norm { tensors: vec![vec![1.0; n]], dtype: Dtype::F32 };
+    for method in [Method::Nearest, Method::Gptq, Method::Awq] {
+        assert!(round(method, &[of(64), of(32)], None).is_err());
+        assert!(round(method, &[of(64)], Some(&norm(32))).is_err());
+        assert!(round(method, &[of(64)], Some(&norm(64))).is_ok());
+    }
 }
 
 #[test]

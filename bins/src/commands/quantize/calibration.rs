@@ -18,7 +18,7 @@ use crate::failure::{Failure, Result};
 use crate::terminal;
 
 /// Columns that share a scale in ggml's blocks.
-const GGML_GROUP: usize = 32;
+pub const GGML_GROUP: usize = 32;
 
 /// What is written instead of what the file has.
 #[derive(Default)]

@@ -140,8 +140,10 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     if same(file.path(), &path) || same(file.path(), folder) {
         return Err(Failure::usage("quantize: would overwrite what it reads"));
     }
-    if args.format.is_gguf() && folder.join("model.safetensors").exists() {
-        return Err(Failure::file("cannot quantize", "model.safetensors there would be read instead of model.gguf", folder));
+    if args.format.is_gguf()
+        && let Some(other) = rival(folder)
+    {
+        return Err(Failure::file("cannot quantize", format!("{other} there would be read instead of model.gguf"), folder));
     }
     let parts = lm::matrices(&file)?;
     for name in parts.keys() {
@@ -252,6 +254,14 @@ fn copy_beside(from: &Path, to: &Path) -> Result {
     Ok(())
 }
 
+/// Other weights in a folder that is to have `model.gguf`.
+fn rival(folder: &Path) -> Option<String> {
+    const WEIGHTS: [&str; 7] = ["safetensors", "bin", "pth", "th", "pt", "ckpt", "gguf"];
+    let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let weights = |name: &String| Path::new(name).extension().is_some_and(|e| WEIGHTS.iter().any(|known| e == *known));
+    names.into_iter().find(|name| name != "model.gguf" && (weights(name) || name.ends_with(".index.json")))
+}
+
 fn report(common: &Common, args: &Quantize, path: &Path, losses: &Losses, counts: &BTreeMap<String, usize>, steps: usize) -> Result {
     let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     let count = |part: &str| counts.get(part).copied().unwrap_or(0);
@@ -265,7 +275,7 @@ fn report(common: &Common, args: &Quantize, path: &Path, losses: &Losses, counts
         });
         let parts: serde_json::Map<_, _> = parts.collect();
         return terminal::say_json(&json!({
-            "output": path, "bytes": bytes, "group": args.group, "method": args.method.name(), "calibration_steps": steps, "parts": parts,
+            "output": path, "bytes": bytes, "group": if args.format.is_gguf() { calibration::GGML_GROUP } else { args.group.into() }, "method": args.method.name(), "calibration_steps": steps, "parts": parts,
         }));
     }
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);

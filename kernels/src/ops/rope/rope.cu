@@ -139,15 +139,22 @@ __device__ __forceinline__ void append_codes(const CodeRings<T>& r, const Turns&
         const bool key = head < r.kv_heads;
         const T* const x = row + (r.heads + head) * r.dim;
         const uint64_t token = ((uint64_t)stream * r.kv_heads + head % r.kv_heads) * r.capacity + slot;
-        const int apart = HALF_SPLIT ? pairs : 1;
         float a[PAIRS][1], b[PAIRS][1];
         unsigned largest = 0;  // as integers, of which that of a NaN is largest
 #pragma unroll
         for (int j = 0; j < PAIRS; j++) {
-            const int pair = lane + 32 * j, at = HALF_SPLIT ? pair : 2 * pair;
+            const int pair = lane + 32 * j;
             a[j][0] = b[j][0] = 0.0f;
             if (pair >= pairs) continue;
-            a[j][0] = to_float(x[at]), b[j][0] = to_float(x[at + apart]);
+            if constexpr (HALF_SPLIT) {
+                a[j][0] = to_float(x[pair]), b[j][0] = to_float(x[pair + pairs]);
+            } else {
+                struct alignas(2 * sizeof(T)) Pair {
+                    T a, b;
+                };
+                const Pair both = reinterpret_cast<const Pair*>(x)[pair];
+                a[j][0] = to_float(both.a), b[j][0] = to_float(both.b);
+            }
             if (key) turns.turn(a[j], b[j], pair);
             largest = max(largest, max(__float_as_uint(fabsf(a[j][0])), __float_as_uint(fabsf(b[j][0]))));
         }
@@ -158,11 +165,14 @@ __device__ __forceinline__ void append_codes(const CodeRings<T>& r, const Turns&
         const float inverse = nothing ? 0.0f : 127.0f / most;
         int8_t* const to = (key ? r.keys : r.values) + token * r.dim;
 #pragma unroll
-        for (int j = 0; j < PAIRS; j++) {
-            const int pair = lane + 32 * j, at = HALF_SPLIT ? pair : 2 * pair;
+        for (int j = PAIRS - 1; j >= 0; j--) {
+            const int pair = lane + 32 * j;
             if (pair >= pairs) continue;
-            to[at] = (int8_t)(int)rintf(a[j][0] * inverse);
-            to[at + apart] = (int8_t)(int)rintf(b[j][0] * inverse);
+            const int8_t first = (int8_t)(int)rintf(a[j][0] * inverse), second = (int8_t)(int)rintf(b[j][0] * inverse);
+            if constexpr (HALF_SPLIT)
+                to[pair] = first, to[pair + pairs] = second;
+            else
+                reinterpret_cast<uint16_t*>(to)[pair] = (uint16_t)((uint8_t)first | (unsigned)(uint8_t)second << 8);
         }
         if (lane == 0) (key ? r.key_factors : r.value_factors)[token] = nothing ? 0.0f : most / 127.0f;
     }
