@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use swara_kernels::ops::elementwise;
 use swara_kernels::ops::rope::Style;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights;
 
 use super::{Config, Csm, model};
 use crate::lm::Format;
-use crate::weights::Source;
+use crate::weights::{Source, as_type};
 use crate::{Error, Result};
 
 /// What stands before the names of a codec beside the model.
@@ -223,7 +222,8 @@ impl Source for Published<'_> {
             _ => Cow::Owned(pieces.concat()),
         };
         let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&place.shape[..])?)?;
-        Ok(elementwise::convert(&tensor, dtype)?)
+        drop(values);
+        as_type(tensor, dtype)
     }
 }
 
