@@ -18,6 +18,11 @@ pub type Weights = BTreeMap<String, Tensor>;
 pub(crate) trait Source: Sync {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor>;
 
+    /// The tensor itself, where it is in memory already.
+    fn there(&self, _name: &str) -> Option<&Tensor> {
+        None
+    }
+
     /// The codes of a matrix that is kept so.
     fn quantized(&self, _name: &str) -> Result<Option<Quantized>> {
         Ok(None)
@@ -66,7 +71,52 @@ fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]) -> Result
     quantized.map_err(|why| Error::Argument(format!("tensor {name} in {bits:?}-bit codes: {why}")))
 }
 
+/// A tensor that its source keeps, or that was read for the one who asked.
+pub(crate) enum Held<'a> {
+    There(&'a Tensor),
+    Read(Tensor),
+}
+
+impl Held<'_> {
+    pub fn into_tensor(self) -> Result<Tensor> {
+        match self {
+            Held::There(tensor) => Ok(tensor.copy()?),
+            Held::Read(tensor) => Ok(tensor),
+        }
+    }
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Tensor;
+    fn deref(&self) -> &Tensor {
+        match self {
+            Held::There(tensor) => tensor,
+            Held::Read(tensor) => tensor,
+        }
+    }
+}
+
+/// `[columns, rows]` of `[rows, columns]`, block by block, so that what is fetched is used.
+pub(crate) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const BLOCK: usize = 16;
+    let mut out = vec![0.0; values.len()];
+    for row in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            for c in column..columns.min(column + BLOCK) {
+                for r in row..rows.min(row + BLOCK) {
+                    out[c * rows + r] = values[r * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
+
 impl Source for Weights {
+    fn there(&self, name: &str) -> Option<&Tensor> {
+        self.get(name)
+    }
+
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
         Ok(elementwise::convert(find(self, name)?, dtype)?)
     }
@@ -117,16 +167,18 @@ impl<'a> Reader<'a> {
         self.bytes
     }
 
-    pub fn weight(&mut self, name: &str) -> Result<Tensor> {
-        self.read(name, self.dtype)
+    pub fn weight(&mut self, name: &str) -> Result<Held<'a>> {
+        let held = self.hold(name, self.dtype)?;
+        self.bytes += held.bytes();
+        Ok(held)
     }
 
     /// What rows are multiplied by.
     pub fn matrix(&mut self, name: &str) -> Result<Matrix> {
         let codes = match (self.source.quantized(name)?, self.bits) {
-            (None, None) => return Ok(Matrix::new(&self.weight(name)?)?),
+            (None, None) => return Ok(Matrix::new(&*self.weight(name)?)?),
             (None, Some(bits)) => {
-                let values = self.source.read(name, DType::F32)?;
+                let values = self.hold(name, DType::F32)?;
                 let &[rows, columns] = &*values.shape() else {
                     return Err(Error::Argument(format!("tensor {name} of shape {:?} is no matrix", values.shape())));
                 };
@@ -149,13 +201,13 @@ impl<'a> Reader<'a> {
     /// weigh.
     pub fn filters(&mut self, name: &str, groups: usize) -> Result<Option<Quantized>> {
         let Some(bits) = self.bits.filter(|_| groups == 1) else { return Ok(None) };
-        let values = self.source.read(name, DType::F32)?;
+        let values = self.hold(name, DType::F32)?;
         let &[taps, cin, cout] = &*values.shape() else { return Ok(None) };
         if values.elements() < LEAST_CODES {
             return Ok(None);
         }
-        let (depth, values) = (taps * cin, values.to_vec::<f32>()?);
-        let rows: Vec<f32> = (0..values.len()).map(|at| values[at % depth * cout + at / depth]).collect();
+        let depth = taps * cin;
+        let rows = transposed(values.as_slice()?, depth, cout);
         let codes = upload(&Device::Cpu, &quantize(name, [cout, depth], bits, &rows)?, None)?;
         self.bytes += codes.bytes();
         Ok(Some(codes))
@@ -168,6 +220,13 @@ impl<'a> Reader<'a> {
 
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         self.read(name, parameter_dtype(self.values))
+    }
+
+    fn hold(&self, name: &str, dtype: DType) -> Result<Held<'a>> {
+        match self.source.there(name).filter(|tensor| tensor.dtype() == dtype) {
+            Some(tensor) => Ok(Held::There(tensor)),
+            None => Ok(Held::Read(self.source.read(name, dtype)?)),
+        }
     }
 
     fn read(&mut self, name: &str, dtype: DType) -> Result<Tensor> {

@@ -25,14 +25,26 @@ enum Storage {
 impl Tensor {
     /// Contents are whatever was there before (NaN in debug builds); for operations that write every element.
     pub fn empty(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
+        Tensor::allocate(device, dtype, shape.into(), Contents::Any)
+    }
+
+    /// On the CPU, memory that was never used is zero, and is given by the system once something is written there.
+    pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+        let mut t = Tensor::allocate(device, dtype, shape.into(), Contents::Zeros)?;
+        if t.device() != Device::Cpu {
+            t.set_zero()?;
+        }
+        Ok(t)
+    }
+
+    fn allocate(device: &Device, dtype: DType, shape: Shape, contents: Contents) -> Result<Tensor> {
         let bytes = shape
             .checked_elements()
             .and_then(|n| n.checked_mul(dtype.bytes()))
             .filter(|&n| n <= isize::MAX as usize)
             .ok_or_else(|| Error::argument("tensor", format!("shape {shape:?} of {dtype} exceeds the address space")))?;
         let storage = match device {
-            Device::Cpu => Storage::Cpu(CpuBuffer::take(bytes)?),
+            Device::Cpu => Storage::Cpu(CpuBuffer::take(bytes, contents)?),
             Device::Cuda(cuda) => Storage::Cuda(cuda.allocate(bytes)?),
         };
         Ok(Tensor { storage, shape, dtype })
@@ -41,12 +53,6 @@ impl Tensor {
     /// Same device, shape and dtype as `self`, contents unspecified.
     pub fn empty_like(&self) -> Result<Tensor> {
         Tensor::empty(&self.device(), self.dtype, self.shape)
-    }
-
-    pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
-        let mut t = Tensor::empty(device, dtype, shape)?;
-        t.set_zero()?;
-        Ok(t)
     }
 
     pub fn set_zero(&mut self) -> Result<()> {
@@ -151,6 +157,27 @@ impl Tensor {
         Ok(())
     }
 
+    /// Overwrites the rows (of the last axis) from `first` on with those of `part`, of the same device and dtype.
+    pub fn write_rows(&mut self, first: usize, part: &Tensor) -> Result<()> {
+        if part.dtype != self.dtype {
+            return Err(Error::dtype("write", "rows", self.dtype.name(), part.dtype));
+        }
+        let width = self.shape.last_dim();
+        let end = first.checked_add(part.shape.rows()).filter(|&end| end <= self.shape.rows() && part.shape.last_dim() == width);
+        let Some(end) = end else {
+            return Err(Error::shape("write", "rows", format!("such as lie within {:?} from row {first} on", self.shape), part.shape));
+        };
+        let [start, end] = [first, end].map(|row| row * width * self.dtype.bytes());
+        match (&mut self.storage, &part.storage) {
+            (Storage::Cpu(to), Storage::Cpu(from)) => to.bytes_mut()[start..end].copy_from_slice(&from.bytes()[..end - start]),
+            (Storage::Cuda(to), Storage::Cuda(from)) if to.cuda.driver_is(&from.cuda) => {
+                to.cuda.driver().copy(to.ptr + start as u64, from.ptr, end - start)?
+            }
+            _ => return Err(Error::DeviceMismatch { op: "write", operand: "rows" }),
+        }
+        Ok(())
+    }
+
     /// The same elements under another shape of the same size.
     pub fn reshape(mut self, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
@@ -229,6 +256,13 @@ unsafe impl Pod for Line {}
 
 struct CpuBuffer(Vec<Line>);
 
+/// Of memory that is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    Any,
+    Zeros,
+}
+
 thread_local! {
     /// Freed buffers by length. Without it every large activation is an mmap, a page fault a page, and a munmap.
     static POOL: RefCell<CpuPool> = RefCell::default();
@@ -251,21 +285,24 @@ pub fn release_idle() {
 }
 
 impl CpuBuffer {
-    fn take(bytes: usize) -> Result<CpuBuffer> {
+    fn take(bytes: usize, contents: Contents) -> Result<CpuBuffer> {
         let lines = bytes.div_ceil(64);
         let recycled = POOL.with_borrow_mut(|pool| {
             let buffer = pool.free.get_mut(&lines).and_then(Vec::pop);
             pool.lines -= buffer.as_ref().map_or(0, Vec::len);
             buffer
         });
+        let fresh = recycled.is_none();
         let mut buffer = CpuBuffer(match recycled {
             Some(buffer) => buffer,
             None => {
                 zeroed(lines).ok_or_else(|| Error::Driver { device: Device::Cpu.name(), what: format!("out of memory: {bytes} bytes") })?
             }
         });
-        if cfg!(debug_assertions) {
-            buffer.bytes_mut().fill(0xff);
+        match contents {
+            Contents::Zeros if !fresh => buffer.bytes_mut().fill(0),
+            Contents::Any if cfg!(debug_assertions) => buffer.bytes_mut().fill(0xff),
+            Contents::Zeros | Contents::Any => {}
         }
         Ok(buffer)
     }
@@ -287,7 +324,7 @@ fn zeroed(lines: usize) -> Option<Vec<Line>> {
         return bytemuck::allocation::try_zeroed_slice_box(lines).ok().map(<[Line]>::into_vec);
     }
     // SAFETY: the layout is not empty.
-    let start = unsafe { std::alloc::alloc(layout) };
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
     if start.is_null() {
         return None;
     }
@@ -299,10 +336,7 @@ fn zeroed(lines: usize) -> Option<Vec<Line>> {
         unsafe { libc::madvise(start.add(skipped).cast(), (layout.size() - skipped) / page * page, libc::MADV_HUGEPAGE) };
     }
     // SAFETY: the allocation has this size, zeros are lines, and a vector frees it by the same layout.
-    unsafe {
-        start.write_bytes(0, layout.size());
-        Some(Vec::from_raw_parts(start.cast(), lines, lines))
-    }
+    Some(unsafe { Vec::from_raw_parts(start.cast(), lines, lines) })
 }
 
 /// Pooled CPU memory for one call: `n` elements with unspecified contents.
@@ -314,7 +348,7 @@ pub(crate) struct Scratch<T> {
 
 impl<T: Element> Scratch<T> {
     pub(crate) fn new(len: usize) -> Self {
-        let buffer = CpuBuffer::take(len * size_of::<T>()).unwrap_or_else(|_| handle_alloc_error(Layout::new::<T>()));
+        let buffer = CpuBuffer::take(len * size_of::<T>(), Contents::Any).unwrap_or_else(|_| handle_alloc_error(Layout::new::<T>()));
         Scratch { buffer, len, element: std::marker::PhantomData }
     }
 }
@@ -343,5 +377,38 @@ impl Drop for CpuBuffer {
                 pool.free.entry(buffer.len()).or_default().push(buffer);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_zero_in_memory_that_was_used() {
+        for elements in [1000, 3 << 20] {
+            for _ in 0..2 {
+                let mut x = Tensor::zeros(&Device::Cpu, DType::F32, [elements]).unwrap();
+                assert!(x.as_slice::<f32>().unwrap().iter().all(|v| v.to_bits() == 0));
+                x.as_mut_slice::<f32>().unwrap().fill(1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_written_where_they_belong_and_nowhere_else() {
+        for device in crate::ops::testing::devices().unwrap() {
+            let mut x = Tensor::from_slice(&device, &[0f32; 15], [5, 3]).unwrap();
+            let part = Tensor::from_slice(&device, &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]).unwrap();
+            x.write_rows(2, &part).unwrap();
+            assert_eq!(x.to_vec::<f32>().unwrap()[5..13], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0]);
+            for first in [4, 5, usize::MAX] {
+                assert!(matches!(x.write_rows(first, &part), Err(Error::Shape { .. })), "row {first}");
+            }
+            let narrow = Tensor::from_slice(&device, &[1f32; 4], [2, 2]).unwrap();
+            assert!(x.write_rows(0, &narrow).is_err());
+            let other = Tensor::from_slice(&device, &[1i32; 6], [2, 3]).unwrap();
+            assert!(x.write_rows(0, &other).is_err());
+        }
     }
 }

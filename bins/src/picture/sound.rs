@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use realfft::RealFftPlanner;
+use swara_fft::Transform;
 
 use super::axis::Axis;
 use super::canvas::{BLACK, Canvas, Colour, GREY, LINE, Rect, WHITE};
@@ -72,7 +72,7 @@ fn draw_wave(canvas: &mut Canvas, r: Rect, samples: &[f32], longest: usize) {
 /// four windows of 32 ms, so that a long file costs no more than a short one.
 fn spectrogram(samples: &[f32], longest: usize, width: usize, height: usize, sample_rate: u32) -> Vec<f32> {
     let window = ((f64::from(sample_rate) * 0.032) as usize).next_power_of_two().clamp(64, 1 << 15);
-    let fft = RealFftPlanner::<f32>::new().plan_fft_forward(window);
+    let fft = f32::forward_plan(window);
     let hann: Vec<f32> = (0..window).map(|i| 0.5 - 0.5 * (std::f32::consts::TAU * i as f32 / window as f32).cos()).collect();
     let (mut frame, mut spectrum) = (fft.make_input_vec(), fft.make_output_vec());
     let column = longest as f64 / width as f64;

@@ -51,7 +51,7 @@ impl ReadyConv {
             activate: Activate::new(&layer.activation, from)?,
             weight: match from.filters(&name, layer.geometry.groups)? {
                 Some(codes) => conv1d::Weight::quantized(&codes, layer.taps)?,
-                None => conv1d::Weight::new(&from.weight(&name)?, &layer.geometry)?,
+                None => conv1d::Weight::new(&*from.weight(&name)?, &layer.geometry)?,
             },
             bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
             norm: GroupNorm::new(&layer.norm, from)?,
@@ -112,7 +112,7 @@ impl ReadyUpsample {
             activate: Activate::new(&layer.activation, from)?,
             weight: match from.filters(&name, layer.geometry.groups)? {
                 Some(codes) => conv_transpose1d::Weight::quantized(&codes, layer.taps, &layer.geometry)?,
-                None => conv_transpose1d::Weight::new(&from.weight(&name)?, &layer.geometry)?,
+                None => conv_transpose1d::Weight::new(&*from.weight(&name)?, &layer.geometry)?,
             },
             bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
             norm: GroupNorm::new(&layer.norm, from)?,

@@ -97,7 +97,7 @@ impl ReadyWindowed {
             rope: Rope::new(device, layer.head_dim, layer.theta, Style::HalfSplit)?,
             norm: LayerNorm::new(&name("norm"), from)?,
             project: [part(0)?, part(1)?, part(2)?],
-            out: Matrix::new(&from.weight(&name("to_out.weight"))?)?,
+            out: Matrix::new(&*from.weight(&name("to_out.weight"))?)?,
             layer: layer.clone(),
         })
     }
@@ -143,8 +143,8 @@ impl ReadyLstm {
         let mut recurrent = |k: usize| -> Result<Recurrent> {
             let name = |part: &str| format!("{}.{part}_l{k}", layer.name);
             Ok(Recurrent {
-                input: Matrix::new(&from.weight(&name("weight_ih"))?)?,
-                hidden: Matrix::new(&from.weight(&name("weight_hh"))?)?,
+                input: Matrix::new(&*from.weight(&name("weight_ih"))?)?,
+                hidden: Matrix::new(&*from.weight(&name("weight_hh"))?)?,
                 bias: elementwise::add(&from.parameter(&name("bias_ih"))?, &from.parameter(&name("bias_hh"))?)?,
             })
         };

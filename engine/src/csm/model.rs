@@ -1,7 +1,6 @@
 //! The layers of a CSM, with their weights.
 
 use swara_kernels::ops::attention::Kept;
-use swara_kernels::ops::embedding::Tables;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
 use swara_kernels::ops::rope::Style;
 use swara_kernels::{Device, Tensor, release_idle};
@@ -9,9 +8,9 @@ use swara_kernels::{Device, Tensor, release_idle};
 use super::{Config, Llama};
 use crate::Result;
 use crate::lm::Format;
-use crate::lm::model::{Dense, Rows, ready, room};
+use crate::lm::model::{Dense, Rows, ready};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
-use crate::weights::Reader;
+use crate::weights::{Reader, as_type};
 
 /// Tensors by our names, those of layers as [`Block`] has them. What checkpoints stack is taken apart here:
 ///
@@ -122,19 +121,15 @@ pub(super) fn read(config: &Config, style: Style, device: &Device, format: Forma
 fn fed(config: &Config, device: &Device, from: &mut Reader) -> Result<Rows> {
     let mut sizes = vec![config.vocab_size; config.num_codebooks];
     sizes.push(config.text_vocab_size);
-    let (tables, width) = (Tables::new(device, &sizes)?, config.backbone.hidden_size);
-    let mut rows = room(tables.rows().saturating_mul(width))?;
-    for name in ["audio_emb.weight", "text_emb.weight"] {
-        rows.extend(from.parameter(name)?.to_vec::<f32>()?);
-    }
-    Rows::new(&Tensor::from_slice(device, &rows, [tables.rows(), width])?, tables, from.dtype())
+    let tables = ["audio_emb.weight", "text_emb.weight"].into_iter();
+    Rows::stacked(&sizes, tables.map(|name| from.weight(name)?.into_tensor()), device)
 }
 
 fn said(config: &Config, device: &Device, from: &mut Reader) -> Result<Vec<Rows>> {
     let project = Matrix::for_product(&from.parameter("depth_in.weight")?, Product::Tiles)?;
     let table = |k: usize| {
         let rows = linear::forward(&from.parameter(&format!("depth_emb.{k}.weight"))?, &project, Fused::default())?;
-        Rows::new(&rows, Tables::new(device, &[config.vocab_size])?, from.dtype())
+        Rows::stacked(&[config.vocab_size], std::iter::once(as_type(rows, from.dtype())), device)
     };
     (0..config.num_codebooks - 1).map(table).collect()
 }

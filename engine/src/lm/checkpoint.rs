@@ -249,6 +249,12 @@ impl<'a> Published<'a> {
         self.places(name).map(|(shape, places)| (shape, &places[0]))
     }
 
+    fn finite(&self, place: &Place, mut values: impl Iterator<Item = f32> + Clone) -> Result<()> {
+        let Some(at) = values.clone().position(|v| !v.is_finite()) else { return Ok(()) };
+        let why = format!("element {at} of tensor {} is {}", place.name, values.nth(at).unwrap_or_default());
+        Err(Error::File { path: self.file.path().to_owned(), why })
+    }
+
     /// A matrix that is codes.
     fn codes<'p>(&self, place: &'p Place) -> Result<Option<CodesAndRows<'p>>> {
         let &[rows, columns] = &place.published[..] else { return Ok(None) };
@@ -269,16 +275,21 @@ impl<'a> Published<'a> {
 impl Source for Published<'_> {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let (shape, place) = self.place(name)?;
+        if dtype == DType::BF16
+            && self.file.contains(&place.name)
+            && let rows = place.rows.clone().unwrap_or(0..place.published[..place.published.len() - 1].iter().product())
+            && let Some(values) = self.file.bf16_rows(&place.name, rows)?
+        {
+            self.finite(place, values.iter().map(|v| v.to_f32()))?;
+            return Ok(Tensor::from_slice(self.device, &values, Shape::try_from(shape)?)?);
+        }
         let (read, rows) = match (self.codes(place)?, &place.rows) {
             (Some((codes, rows)), _) => (codes.dequantize().into(), rows),
             (None, Some(rows)) => (self.file.to_f32_rows(&place.name, rows.clone())?, None),
             (None, None) => (self.file.to_f32(&place.name)?, None),
         };
         let values = rows.map_or(&read[..], |rows| &read[rows.start * shape[1]..rows.end * shape[1]]);
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            let why = format!("element {at} of tensor {} is {}", place.name, values[at]);
-            return Err(Error::File { path: self.file.path().to_owned(), why });
-        }
+        self.finite(place, values.iter().copied())?;
         let tensor = Tensor::from_slice(self.device, values, Shape::try_from(shape)?)?;
         as_type(tensor, dtype)
     }

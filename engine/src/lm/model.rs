@@ -3,14 +3,14 @@
 use swara_kernels::cpu::parallel;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
+use swara_kernels::ops::layer_norm;
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
-use swara_kernels::ops::{elementwise, layer_norm};
 use swara_kernels::{DType, Device, Tensor, release_idle};
 
 use super::Format;
 use super::config::{Config, Shape};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
-use crate::weights::{Reader, values_dtype};
+use crate::weights::{Reader, as_type, values_dtype};
 use crate::{Error, Result};
 
 /// Of the norm behind an embedding.
@@ -36,9 +36,12 @@ impl Embedding {
         tensors
     }
 
-    /// Rows `[rows, width]` in f32: what follows an embedding is the same for every id.
+    /// Rows `[rows, width]` as they are kept: what follows an embedding is the same for every id.
     fn read(&self, from: &mut Reader) -> Result<Tensor> {
         let name = &self.name;
+        if !self.norm && self.rank.is_none() {
+            return from.weight(&format!("{name}.weight"))?.into_tensor();
+        }
         let mut rows = from.parameter(&format!("{name}.weight"))?;
         if self.norm {
             let [weight, bias] = ["weight", "bias"].map(|part| from.parameter(&format!("{name}.norm.{part}")));
@@ -48,7 +51,7 @@ impl Embedding {
             let widen = Matrix::for_product(&from.parameter(&format!("{name}.low_rank.weight"))?, linear::Product::Tiles)?;
             rows = linear::forward(&rows, &widen, Fused::default())?;
         }
-        Ok(rows)
+        as_type(rows, from.dtype())
     }
 }
 
@@ -157,20 +160,25 @@ pub(crate) struct Rows {
 
 impl Rows {
     pub(super) fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
-        let sizes: Vec<usize> = embeddings.iter().map(|e| e.rows).collect();
-        let tables = Tables::new(device, &sizes)?;
-        let width = embeddings.first().map_or(0, |e| e.width);
-        let mut rows = room(tables.rows().saturating_mul(width))?;
-        for embedding in embeddings {
-            rows.extend(embedding.read(from)?.to_vec::<f32>()?);
-        }
-        let rows = Tensor::from_slice(device, &rows, [tables.rows(), width])?;
-        Rows::new(&rows, tables, from.dtype())
+        let read = embeddings.iter().map(|embedding| embedding.read(from));
+        Rows::stacked(&embeddings.iter().map(|e| e.rows).collect::<Vec<_>>(), read, device)
     }
 
-    /// `rows` are f32.
-    pub fn new(rows: &Tensor, tables: Tables, dtype: DType) -> Result<Rows> {
-        Ok(Rows { weight: elementwise::convert(rows, dtype)?, tables })
+    /// Tables of such `sizes`, in `parts` that are one or several whole ones.
+    pub fn stacked(sizes: &[usize], mut parts: impl ExactSizeIterator<Item = Result<Tensor>>, device: &Device) -> Result<Rows> {
+        let tables = Tables::new(device, sizes)?;
+        let mut weight = parts.next().unwrap_or_else(|| Err(Error::Argument("tables of nothing".to_owned())))?;
+        if parts.len() > 0 {
+            let (mut at, first) = (weight.shape().rows(), weight);
+            weight = Tensor::empty(device, first.dtype(), [tables.rows(), first.shape().last_dim()])?;
+            weight.write_rows(0, &first)?;
+            for part in parts {
+                let part = part?;
+                weight.write_rows(at, &part)?;
+                at += part.shape().rows();
+            }
+        }
+        Ok(Rows { weight, tables })
     }
 
     /// That each of the ids `[.., K]` is one of its table, or none.

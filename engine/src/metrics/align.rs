@@ -1,5 +1,4 @@
-use realfft::RealFftPlanner;
-use realfft::num_complex::Complex;
+use swara_fft::{Complex, Transform};
 
 /// By how many samples `test` is late against `reference`: the lag in `-max_lag..=max_lag` with the largest
 /// cross-correlation. Of equal ones the smallest, so that silence gives 0.
@@ -28,8 +27,7 @@ pub fn lag(reference: &[f32], test: &[f32], max_lag: usize) -> isize {
 fn correlate(x: &[f32], y: &[f32], max_lag: usize, block: usize) -> Vec<f64> {
     let size = (block + 2 * max_lag).next_power_of_two();
     let block = size - 2 * max_lag;
-    let mut planner = RealFftPlanner::<f64>::new();
-    let (forward, inverse) = (planner.plan_fft_forward(size), planner.plan_fft_inverse(size));
+    let (forward, inverse) = (f64::forward_plan(size), f64::inverse_plan(size));
     let (mut xs, mut ys) = (forward.make_output_vec(), forward.make_output_vec());
     let mut sum = vec![Complex::new(0.0, 0.0); xs.len()];
     let mut buffer = forward.make_input_vec();

@@ -1,4 +1,4 @@
-use realfft::RealFftPlanner;
+use swara_fft::{Complex, RealToComplex, Transform};
 use swara_kernels::ops::stft::mel_filters;
 
 /// (mel bands, window) of each scale; hop = window / 4 (DAC, `MelSpectrogramLoss`).
@@ -30,19 +30,19 @@ pub fn mel_distance(reference: &[f32], test: &[f32], sample_rate: u32) -> Option
 
 /// Log mel magnitudes of one frame at a time.
 struct MelFrames {
-    fft: std::sync::Arc<dyn realfft::RealToComplex<f64>>,
+    fft: std::sync::Arc<dyn RealToComplex<f64>>,
     hann: Vec<f64>,
     /// Per band its first bin and its weights from there.
     filters: Vec<(usize, Vec<f64>)>,
     frame: Vec<f64>,
-    spectrum: Vec<realfft::num_complex::Complex<f64>>,
+    spectrum: Vec<Complex<f64>>,
     magnitude: Vec<f64>,
     mel: Vec<f64>,
 }
 
 impl MelFrames {
     fn new(bands: usize, window: usize, sample_rate: u32) -> Self {
-        let fft = RealFftPlanner::<f64>::new().plan_fft_forward(window);
+        let fft = f64::forward_plan(window);
         let bins = window / 2 + 1;
         let weights = mel_filters(sample_rate, window, bands);
         let filter = |band: usize| {

@@ -1,4 +1,4 @@
-use realfft::RealFftPlanner;
+use swara_fft::Transform;
 
 const RATE: u32 = 10_000;
 const FRAME: usize = 256;
@@ -139,7 +139,7 @@ fn drop_silence(x: &[f64], y: &[f64]) -> (Vec<f64>, Vec<f64>) {
 /// Third-octave magnitudes over time, one row a band.
 fn envelopes(signal: &[f64]) -> Vec<Vec<f64>> {
     let window = window();
-    let fft = RealFftPlanner::<f64>::new().plan_fft_forward(FFT);
+    let fft = f64::forward_plan(FFT);
     let mut buffer = fft.make_input_vec();
     let mut spectrum = fft.make_output_vec();
     let nearest = |hz: f64| ((hz * FFT as f64 / f64::from(RATE)).round() as usize).min(FFT / 2);

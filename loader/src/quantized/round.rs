@@ -6,6 +6,9 @@ use super::ggml::GROUP;
 use super::{Bits, Quantized, count, expect, groups};
 use crate::QuantizedError;
 
+/// Numbers of its size are whole, and their lowest byte is that of what was added.
+const WHOLE: f32 = (3 << 22) as f32;
+
 /// The scale of a group, and the code that it gives a value: those of [`Quantized::int4`] and [`Quantized::int8`], for who rounds
 /// value by value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,7 +43,8 @@ impl Scale {
     pub fn code(self, value: f32) -> u8 {
         match self.bits {
             Bits::Four => ((value * self.inverse + 8.5) as u8).min(15),
-            Bits::Eight => (value * self.inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8,
+            // The sum has no bits below one, and the nearest whole number in its lowest: ties to even.
+            Bits::Eight => ((value * self.inverse).clamp(-127.0, 127.0) + WHOLE).to_bits() as u8,
         }
     }
 

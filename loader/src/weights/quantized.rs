@@ -61,6 +61,16 @@ impl Weights {
         part.to_f32().ok_or_else(|| self.dtype_error(name, "one that converts to f32", view.dtype))
     }
 
+    /// Some rows as they are, if they are bf16; else None.
+    ///
+    /// # Errors
+    /// No such tensor; rows beyond the last.
+    pub fn bf16_rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Cow<'_, [half::bf16]>>> {
+        let view = self.view(name)?;
+        let part = TensorView { bytes: self.rows(name, &view, &rows)?, ..view };
+        Ok((view.dtype == Dtype::Bf16).then(|| part.to_pod()))
+    }
+
     fn rows<'v>(&self, name: &str, view: &TensorView<'v>, rows: &Range<usize>) -> Result<&'v [u8]> {
         let all = matrix(view.shape)[0];
         let row = view.bytes.len().checked_div(all).unwrap_or(0);

@@ -152,20 +152,14 @@ impl Packed {
         let group = depth / weight.scales.shape().last_dim();
         let (panels, bits) = (columns.div_ceil(WIDE), weight.bits);
         let (codes, row_bytes) = (weight.codes.as_slice::<u8>()?, bits.bytes(depth));
-        let code = |p: usize, n: usize| match bits {
-            _ if n >= columns => 0,
-            Bits::Eight => codes[n * row_bytes + p],
-            Bits::Four => codes[n * row_bytes + p / 2] >> (4 * (p % 2)) & 15,
-        };
         let mut data = Tensor::empty(&Device::Cpu, DType::U8, [panels, depth, bits.bytes(WIDE)])?;
-        let rows = data.as_mut_slice::<u8>()?.chunks_exact_mut(bits.bytes(WIDE));
-        for (at, row) in rows.enumerate() {
-            let (first, p) = (at / depth * WIDE, at % depth);
-            for (i, byte) in row.iter_mut().enumerate() {
-                *byte = match bits {
-                    Bits::Eight => code(p, first + i),
-                    Bits::Four => code(p, first + i) | code(p, first + WIDE / 2 + i) << 4,
-                };
+        let rows = codes.chunks_exact(row_bytes);
+        for (i, panel) in data.as_mut_slice::<u8>()?.chunks_exact_mut((depth * bits.bytes(WIDE)).max(1)).enumerate() {
+            let mut of_panel: [&[u8]; WIDE] = [&[]; WIDE];
+            of_panel.iter_mut().zip(rows.clone().skip(i * WIDE)).for_each(|(to, row)| *to = row);
+            match bits {
+                Bits::Eight => pack_bytes(panel, &of_panel),
+                Bits::Four => pack_nibbles(panel, &of_panel),
             }
         }
         let packed = |of: &Tensor| -> Result<Tensor> {
@@ -212,6 +206,61 @@ impl Packed {
             (computed, stored) => return Err(Error::dtype("gemm", "B", computed.name(), stored)),
         };
         Ok(Panels::packed(data, self.depth, self.columns))
+    }
+}
+
+/// Rows and columns of bytes that are transposed at once.
+const BLOCK: usize = 8;
+
+/// Bytes of `row` from `at` on; zeros beyond its end.
+fn bytes_from(row: &[u8], at: usize) -> u64 {
+    let rest = row.get(at..).unwrap_or_default();
+    match rest.first_chunk::<BLOCK>() {
+        Some(&bytes) => u64::from_le_bytes(bytes),
+        None => rest.iter().rev().fold(0, |bytes, &byte| bytes << 8 | u64::from(byte)),
+    }
+}
+
+/// Byte `j` of row `i` becomes byte `i` of row `j`.
+fn transpose(mut rows: [u64; BLOCK]) -> [u64; BLOCK] {
+    for (apart, mask) in [(4, 0x0000_0000_ffff_ffff), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ff)] {
+        let bits = 8 * apart;
+        for i in (0..BLOCK).filter(|i| i & apart == 0) {
+            let swapped = (rows[i] >> bits ^ rows[i + apart]) & mask;
+            rows[i + apart] ^= swapped;
+            rows[i] ^= swapped << bits;
+        }
+    }
+    rows
+}
+
+/// `panel [K, WIDE]` of the rows `[K]` of codes, some of which may be empty.
+fn pack_bytes(panel: &mut [u8], rows: &[&[u8]; WIDE]) {
+    for (block, panel) in panel.chunks_mut(BLOCK * WIDE).enumerate() {
+        for (i, rows) in rows.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let columns = transpose(rows.map(|row| bytes_from(row, block * BLOCK)));
+            for (to, codes) in panel.chunks_exact_mut(WIDE).zip(columns) {
+                to[i * BLOCK..][..BLOCK].copy_from_slice(&codes.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// `panel [K, WIDE / 2]` of the rows `[K / 2]` of pairs of codes: columns `i` and `i + WIDE / 2` share a byte.
+fn pack_nibbles(panel: &mut [u8], rows: &[&[u8]; WIDE]) {
+    const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+    const HALF: usize = WIDE / 2;
+    let (low, high) = rows.split_at(HALF);
+    for (block, panel) in panel.chunks_mut(2 * BLOCK * HALF).enumerate() {
+        for i in (0..HALF).step_by(BLOCK) {
+            let pair = |n: usize| [low, high].map(|rows| bytes_from(rows[i + n], block * BLOCK));
+            let pairs: [[u64; 2]; BLOCK] = std::array::from_fn(pair);
+            let even = transpose(pairs.map(|[a, b]| a & LOW | (b & LOW) << 4));
+            let odd = transpose(pairs.map(|[a, b]| a >> 4 & LOW | b & !LOW));
+            for (to, codes) in panel.chunks_exact_mut(HALF).zip(even.into_iter().zip(odd).flat_map(|(even, odd)| [even, odd])) {
+                to[i..][..BLOCK].copy_from_slice(&codes.to_le_bytes());
+            }
+        }
     }
 }
 

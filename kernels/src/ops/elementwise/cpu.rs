@@ -1,6 +1,6 @@
 use super::Binary;
 use crate::cpu::{parallel, partial, vectorised};
-use crate::{Real, Result, Tensor};
+use crate::{Device, Element, Real, Result, Tensor};
 
 pub fn binary<T: Real>(kind: Binary, y: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     match kind {
@@ -40,6 +40,19 @@ fn zip<T: Real>(y: &mut Tensor, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + 
         )
     });
     Ok(())
+}
+
+pub fn convert<T: Element, U: Element>(x: &Tensor, f: impl Fn(T) -> U + Copy + Sync + Send) -> Result<Tensor> {
+    let mut y = Tensor::empty(&Device::Cpu, U::DTYPE, x.shape())?;
+    let x = x.as_slice::<T>()?;
+    parallel::for_rows(y.as_mut_slice::<U>()?, 1, |at, y| {
+        let x = &x[at..][..y.len()];
+        vectorised(
+            #[inline(always)]
+            || y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)),
+        )
+    });
+    Ok(y)
 }
 
 pub fn scale<T: Real>(y: &mut Tensor, x: &Tensor, factor: f64) -> Result<()> {

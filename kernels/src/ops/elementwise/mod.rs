@@ -6,6 +6,8 @@
 //! Any shape unless stated; no broadcasting but [`add_row`]'s. f32, bf16 or f16 on CUDA (one rounding, after f32
 //! arithmetic), f32 or f64 on the CPU.
 
+use half::bf16;
+
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
@@ -107,7 +109,11 @@ pub fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
         return x.copy();
     }
     match x.device() {
-        Device::Cpu => Tensor::from_f64(&Device::Cpu, dtype, &x.to_f64()?, x.shape()),
+        Device::Cpu => match (x.dtype(), dtype) {
+            (DType::F32, DType::BF16) => cpu::convert(x, bf16::from_f32),
+            (DType::BF16, DType::F32) => cpu::convert(x, bf16::to_f32),
+            _ => Tensor::from_f64(&Device::Cpu, dtype, &x.to_f64()?, x.shape()),
+        },
         Device::Cuda(gpu) => {
             let mut y = Tensor::empty(&x.device(), dtype, x.shape())?;
             cuda::convert(&gpu, &mut y, x)?;

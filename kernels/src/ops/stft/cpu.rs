@@ -1,8 +1,5 @@
-use std::sync::{Arc, LazyLock, Mutex};
-
 use rayon::prelude::*;
-use realfft::num_complex::Complex;
-use realfft::{ComplexToReal, FftError, FftNum, RealFftPlanner, RealToComplex};
+use swara_fft::{Complex, FftError, Transform};
 
 use super::{Geometry, NAME, hann};
 use crate::cpu::{parallel, vectorised};
@@ -11,34 +8,7 @@ use crate::{Device, Error, Real, Result, Tensor};
 /// Samples below which a second thread costs more than it saves.
 const GRAIN: usize = 1 << 14;
 
-/// A real type with a cache of transform plans.
-pub trait Transform: Real + FftNum {
-    fn planner() -> &'static Mutex<RealFftPlanner<Self>>;
-
-    fn forward_plan(n: usize) -> Arc<dyn RealToComplex<Self>> {
-        lock(Self::planner()).plan_fft_forward(n)
-    }
-
-    fn inverse_plan(n: usize) -> Arc<dyn ComplexToReal<Self>> {
-        lock(Self::planner()).plan_fft_inverse(n)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-macro_rules! transform {
-    ($($t:ty),*) => { $(impl Transform for $t {
-        fn planner() -> &'static Mutex<RealFftPlanner<Self>> {
-            static PLANNER: LazyLock<Mutex<RealFftPlanner<$t>>> = LazyLock::new(|| Mutex::new(RealFftPlanner::new()));
-            &PLANNER
-        }
-    })* };
-}
-transform!(f32, f64);
-
-pub fn forward<T: Transform>(x: &Tensor, g: Geometry) -> Result<Tensor> {
+pub fn forward<T: Real + Transform>(x: &Tensor, g: Geometry) -> Result<Tensor> {
     let mut out = Tensor::empty(&Device::Cpu, T::DTYPE, [g.batch, g.frames(), g.bins(), 2])?;
     let (x, width) = (x.as_slice::<T>()?, 2 * g.bins());
     let (window, plan) = (window::<T>(g.window), T::forward_plan(g.window));
@@ -71,7 +41,7 @@ pub fn forward<T: Transform>(x: &Tensor, g: Geometry) -> Result<Tensor> {
 
 /// The adjoint: each frame's spectrum through the inverse transform, windowed, overlapped and added, and the reflected
 /// ends folded back.
-pub fn backward<T: Transform>(dspec: &Tensor, g: Geometry) -> Result<Tensor> {
+pub fn backward<T: Real + Transform>(dspec: &Tensor, g: Geometry) -> Result<Tensor> {
     let mut dx = Tensor::zeros(&Device::Cpu, T::DTYPE, [g.batch, g.samples])?;
     let dspec = dspec.as_slice::<T>()?;
     let (window, plan) = (window::<T>(g.window), T::inverse_plan(g.window));
