@@ -4,6 +4,7 @@ pub mod codec;
 mod config;
 pub mod csm;
 mod error;
+mod graph;
 pub mod lm;
 pub mod metrics;
 pub mod rounding;

@@ -287,6 +287,35 @@ fn streams_of_a_batch_are_as_if_alone() {
 }
 
 #[test]
+fn frames_as_graphs_equal_frames_launched_kernel_by_kernel() {
+    let (device, case) = (Device::open("emulator").unwrap(), Case::open());
+    let Device::Cuda(cuda) = &device else { unreachable!() };
+    let csm = open(&golden("weights"), &device, DType::F32);
+    let drawing = [Settings { temperature: 0.9, top_k: 5, seed: 4, sequence: 0 }];
+    let [mut replayed, mut launched] = [(); 2].map(|()| Session::new(&csm, &drawing).unwrap());
+    launched.graphs(false);
+    let (before, last) = case.parts();
+    let mut next = row(&device, last, case.width);
+    for session in [&mut replayed, &mut launched] {
+        session.prompt(before, None).unwrap();
+    }
+    for frame in 0..6 {
+        let count = cuda.launches();
+        let found = replayed.step(&next, None).unwrap();
+        let launches = cuda.launches() - count;
+        let expected = launched.step(&next, None).unwrap();
+        let kernels = cuda.launches() - count - launches;
+        assert_eq!(launches, if frame == 0 { kernels } else { 1 }, "frame {frame}");
+        assert_eq!(found.said.to_vec::<i32>().unwrap(), expected.said.to_vec::<i32>().unwrap(), "frame {frame}");
+        for (found, expected) in found.logits.iter().zip(&expected.logits) {
+            assert_eq!(found.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap(), "frame {frame}");
+        }
+        next = found.said;
+    }
+    assert_eq!(replayed.no_graph(), None);
+}
+
+#[test]
 fn a_frame_of_zeros_ends_it() {
     let case = Case::open();
     let mut silent = tensors();

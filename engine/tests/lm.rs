@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::lm::{Drawing, Drawn, Lm, Session};
+use swara_engine::lm::{Drawing, Drawn, Format, Lm, Session};
 use swara_kernels::case::SplitMix;
+use swara_kernels::driver::{Arch, dry};
+use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
@@ -229,6 +231,74 @@ fn streams_of_a_batch_are_as_if_alone() {
             }
         }
     }
+}
+
+/// With masks, resets and without, past the context.
+#[test]
+fn steps_as_graphs_equal_steps_launched_kernel_by_kernel() {
+    let few_bits = Format { kept: Some(Kept::Int8), ..Format::int4_all(DType::BF16) };
+    for (name, format) in
+        [("moshi", DType::F32.into()), ("shared", DType::BF16.into()), ("listener", DType::F16.into()), ("moshi", few_bits)]
+    {
+        let device = Device::open("emulator").unwrap();
+        let Device::Cuda(cuda) = &device else { unreachable!() };
+        let (case, batch) = (Case::open(name), 2);
+        let lm = Lm::open(&golden("weights").join(name), &device, format).unwrap();
+        let drawing: Vec<Drawing> = (0..batch as u64).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
+        let [mut replayed, mut launched] = [(); 2].map(|()| Session::new(&lm, &drawing).unwrap());
+        launched.graphs(false);
+        let (mut rng, heard, mut kernels) = (SplitMix(3), lm.config().heard(), 0);
+        for step in 0..30 {
+            let ids: Vec<i32> = case.ids("user", step % case.steps).into_iter().cycle().take(batch * heard).collect();
+            let ids = Tensor::from_slice(&device, &ids, [batch, heard]).unwrap();
+            let runs = [1, u8::from(!(10..20).contains(&step) || rng.uniform() < 0.5)];
+            let mask = (10..20).contains(&step).then(|| Tensor::from_slice(&device, &runs, [batch]).unwrap());
+            if step == 15 {
+                let second = Tensor::from_slice(&device, &[0u8, 1], [batch]).unwrap();
+                for session in [&mut replayed, &mut launched] {
+                    session.reset(&second).unwrap();
+                }
+            }
+            let before = [cuda.launches(), cuda.kernels()];
+            let found = replayed.step(&ids, mask.as_ref()).unwrap();
+            let counts = [cuda.launches() - before[0], cuda.kernels() - before[1]];
+            match step {
+                // Of another size than the one before.
+                0 | 10 | 20 => assert_eq!(counts[0], counts[1], "{name}: step {step}"),
+                _ => assert_eq!(counts, [1, kernels], "{name}: step {step}"),
+            }
+            let before = cuda.launches();
+            let expected = launched.step(&ids, mask.as_ref()).unwrap();
+            kernels = cuda.launches() - before;
+            let same = |what: &str, a: &Tensor, b: &Tensor| {
+                let [a, b] = [a, b].map(|t| t.to_f64().unwrap());
+                let rows = if runs[1] == 1 { a.len() } else { a.len() / 2 };
+                assert_eq!(a[..rows], b[..rows], "{name}: {what} in step {step}");
+            };
+            same("complete", &found.complete, &expected.complete);
+            same("said", &found.said, &expected.said);
+            same("logits", &found.text_logits, &expected.text_logits);
+            assert_eq!(found.heads.len(), expected.heads.len());
+            found.heads.iter().zip(&expected.heads).for_each(|(a, b)| same("a head", a, b));
+        }
+        assert_eq!(replayed.no_graph(), None);
+        println!("{name}: {kernels} kernels a step, one launch as a graph");
+    }
+}
+
+#[test]
+fn where_no_graph_can_be_had_steps_are_launched_and_say_why() {
+    let (device, notes) = dry::open(Arch(90));
+    let lm = Lm::open(&golden("weights/moshi"), &device, DType::F32).unwrap();
+    let mut session = Session::new(&lm, &[Drawing::GREEDY]).unwrap();
+    let heard = Tensor::from_slice(&device, &[0; 4], [1, 4]).unwrap();
+    notes.take();
+    let steps = [(); 4].map(|()| {
+        session.step(&heard, None).unwrap();
+        notes.take().len()
+    });
+    assert!(steps[0] > 20 && steps == [steps[0]; 4], "{steps:?}");
+    assert!(session.no_graph().is_some_and(|why| why.contains("nothing to capture")), "{:?}", session.no_graph());
 }
 
 #[test]

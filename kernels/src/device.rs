@@ -172,14 +172,31 @@ impl Cuda {
         let recorded = self.driver().begin_capture().map_err(E::from).and_then(|()| {
             let result = work();
             let graph = self.driver().end_capture();
-            result.and_then(|value| Ok((graph?, value)))
+            match (result, graph) {
+                (Ok(value), Ok(id)) => Ok((id, value)),
+                (Ok(_), Err(error)) => Err(error.into()),
+                (Err(error), graph) => {
+                    graph.into_iter().for_each(|id| self.driver().free_graph(id));
+                    Err(error)
+                }
+            }
         });
         let kernels = self.kernels() - before;
         self.inner.kernels.fetch_sub(kernels, Ordering::Relaxed);
         self.inner.launches.fetch_sub(kernels, Ordering::Relaxed);
-        let blocks = self.lock().capture.take().unwrap_or_default();
-        let (id, value) = recorded?;
-        Ok((Graph { id, kernels, blocks: blocks.free, cuda: self.clone() }, value))
+        let mut pool = self.lock();
+        let blocks = pool.capture.take().unwrap_or_default().free;
+        match recorded {
+            Ok((id, value)) => {
+                drop(pool);
+                Ok((Graph { id, kernels, blocks, cuda: self.clone() }, value))
+            }
+            Err(error) => {
+                // Nothing will write there.
+                blocks.into_iter().for_each(|(bytes, list)| pool.free.entry(bytes).or_default().extend(list));
+                Err(error)
+            }
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pool> {

@@ -1,9 +1,9 @@
-use swara_kernels::device::Graph;
 use swara_kernels::ops::elementwise;
-use swara_kernels::{Cuda, DType, Device, Shape, Tensor, span};
+use swara_kernels::{DType, Tensor, span};
 
 use super::execute::{Observe, Past, Streams};
 use super::{Codec, unobserved};
+use crate::graph::Recorder;
 use crate::{Error, Result};
 
 /// `batch` streams through a causal codec, in step with each other or masked out one by one.
@@ -12,15 +12,15 @@ use crate::{Error, Result};
 /// others'; what comes out for it is unspecified. Chunking changes no result, not in the last bit.
 ///
 /// On CUDA a step whose size was that of the one before it, too, is recorded as a graph, and from then on a step of that size is
-/// a single launch.
+/// a single launch; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself.
 pub struct Session<'a> {
     codec: &'a Codec,
     batch: usize,
     frames: usize,
     encoder: Past,
     decoder: Past,
-    encoding: Recorder,
-    decoding: Recorder,
+    encoding: Recorder<Tensor>,
+    decoding: Recorder<Tensor>,
 }
 
 impl<'a> Session<'a> {
@@ -51,7 +51,7 @@ impl<'a> Session<'a> {
     pub fn encode(&mut self, x: &Tensor, codebooks: usize, mask: Option<&Tensor>) -> Result<Tensor> {
         self.check_samples(x, codebooks)?;
         let (codec, past) = (self.codec, &mut self.encoder);
-        self.encoding.run(codec, x, codebooks, mask, |x, mask| encode(codec, past, x, codebooks, mask, &mut unobserved))
+        self.encoding.run(&codec.device, x, codebooks, mask, |x, mask| encode(codec, past, x, codebooks, mask, &mut unobserved))
     }
 
     /// [`Session::encode`] that shows what every layer makes.
@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
     pub fn decode(&mut self, codes: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         self.check_codes(codes)?;
         let (codec, past) = (self.codec, &mut self.decoder);
-        self.decoding.run(codec, codes, 0, mask, |codes, mask| decode(codec, past, codes, mask, &mut unobserved))
+        self.decoding.run(&codec.device, codes, 0, mask, |codes, mask| decode(codec, past, codes, mask, &mut unobserved))
     }
 
     /// [`Session::decode`] that shows what every layer makes.
@@ -99,6 +99,11 @@ impl<'a> Session<'a> {
             n if n <= self.frames => Ok(()),
             n => Err(Error::Argument(format!("{n} frames at a time, expected at most {}", self.frames))),
         }
+    }
+
+    /// Why steps are no graphs where they were to be.
+    pub fn no_graph(&self) -> Option<&str> {
+        self.encoding.refused().or(self.decoding.refused())
     }
 
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
@@ -127,73 +132,4 @@ fn decode(codec: &Codec, past: &mut Past, codes: &Tensor, mask: Option<&Tensor>,
         observe("quantizer", &z)?;
         codec.decoder.run(&z, Some(Streams { past, mask }), observe)
     })
-}
-
-/// Records the steps of one direction.
-#[derive(Default)]
-struct Recorder {
-    /// The size of the last step.
-    last: Option<Size>,
-    recording: Option<Recording>,
-}
-
-/// Shape and type of what goes in, codebooks, and whether there is a mask.
-type Size = (Shape, DType, usize, bool);
-
-/// A step with tensors of its own for what goes in and comes out.
-struct Recording {
-    size: Size,
-    input: Tensor,
-    mask: Option<Tensor>,
-    output: Tensor,
-    graph: Graph,
-}
-
-impl Recorder {
-    fn run(
-        &mut self,
-        codec: &Codec,
-        input: &Tensor,
-        codebooks: usize,
-        mask: Option<&Tensor>,
-        mut work: impl FnMut(&Tensor, Option<&Tensor>) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        // What a graph replays, a timeline does not see.
-        let Device::Cuda(cuda) = &codec.device else { return work(input, mask) };
-        let size = (input.shape(), input.dtype(), codebooks, mask.is_some());
-        if span::timeline::recording() || input.elements() == 0 || self.last.replace(size) != Some(size) {
-            return work(input, mask);
-        }
-        if self.recording.as_ref().is_none_or(|recording| recording.size != size) {
-            self.recording = None;
-            self.recording = Some(Recording::new(cuda, size, input, mask, &mut work)?);
-        }
-        match &mut self.recording {
-            Some(recording) => recording.replay(input, mask),
-            None => work(input, mask),
-        }
-    }
-}
-
-impl Recording {
-    fn new(
-        cuda: &Cuda,
-        size: Size,
-        input: &Tensor,
-        mask: Option<&Tensor>,
-        work: &mut impl FnMut(&Tensor, Option<&Tensor>) -> Result<Tensor>,
-    ) -> Result<Recording> {
-        let (input, mask) = (input.copy()?, mask.map(Tensor::copy).transpose()?);
-        let (graph, output) = cuda.capture(|| work(&input, mask.as_ref()))?;
-        Ok(Recording { size, input, mask, output, graph })
-    }
-
-    fn replay(&mut self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.input.copy_from(input)?;
-        if let (Some(to), Some(from)) = (&mut self.mask, mask) {
-            to.copy_from(from)?;
-        }
-        self.graph.replay()?;
-        Ok(self.output.copy()?)
-    }
 }

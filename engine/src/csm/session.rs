@@ -5,15 +5,25 @@ use swara_kernels::ops::{elementwise, pad};
 use swara_kernels::{Tensor, span};
 
 use super::{Csm, Llama};
+use crate::graph::{Given, Recorder};
 use crate::{Error, Result};
 
 /// `batch` streams through a model, each masked out or begun anew as it comes.
 ///
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'. A stream that has taken more than `max_position_embeddings` rows sees the last so many.
+///
+/// On CUDA a step is recorded as a graph once the one before it had a mask as well, or none as well, and is a single launch from then
+/// on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
 pub struct Session<'a> {
     csm: &'a Csm,
     batch: usize,
+    streams: Streams,
+    recorder: Recorder<Step>,
+}
+
+/// What the streams remember.
+struct Streams {
     positions: Positions,
     caches: Vec<KvCache>,
     depth_caches: Vec<KvCache>,
@@ -31,6 +41,12 @@ pub struct Step {
     pub said: Tensor,
     /// `[B, vocab_size]` of each code.
     pub logits: Vec<Tensor>,
+}
+
+impl Given for Step {
+    fn copy(&self) -> Result<Step> {
+        Ok(Step { said: self.said.copy()?, logits: self.logits.iter().map(Tensor::copy).collect::<swara_kernels::Result<_>>()? })
+    }
 }
 
 impl<'a> Session<'a> {
@@ -53,16 +69,15 @@ impl<'a> Session<'a> {
             Ok(Sampler::new(device, &settings)?)
         };
         let width = config.num_codebooks + 1;
-        Ok(Session {
-            csm,
-            batch,
+        let streams = Streams {
             positions: Positions::new(device, batch)?,
             caches: caches(&config.backbone, config.max_position_embeddings + Self::PROMPT_ROWS - 1, csm.kept())?,
             depth_caches: caches(&config.depth, config.num_codebooks, csm.values().into())?,
             depth_positions: [0].into_iter().chain(2..config.num_codebooks).map(at).collect::<Result<_>>()?,
             samplers: (0..config.num_codebooks).map(sampler).collect::<Result<_>>()?,
             said: Tensor::from_slice(device, &vec![NONE; batch * width], [batch, width])?,
-        })
+        };
+        Ok(Session { csm, batch, streams, recorder: Recorder::default() })
     }
 
     pub fn batch(&self) -> usize {
@@ -89,9 +104,9 @@ impl<'a> Session<'a> {
             let part = Tensor::from_slice(&csm.device, &part, [batch * count, width])?;
             csm.device.step(|| {
                 let x = csm.backbone.fed.sum((&part, 0))?.reshape([batch, count, csm.config.backbone.hidden_size])?;
-                self.think(x, mask).map(drop)
+                self.streams.think(csm, x, mask).map(drop)
             })?;
-            self.positions.advance(count, mask)?;
+            self.streams.positions.advance(count, mask)?;
         }
         Ok(())
     }
@@ -106,28 +121,50 @@ impl<'a> Session<'a> {
         if *row.shape() != [self.batch, csm.config.num_codebooks + 1] {
             return Err(Error::Argument(format!("a row of ids is {row:?}, expected [{}, {}]", self.batch, csm.config.num_codebooks + 1)));
         }
+        let streams = &mut self.streams;
+        self.recorder.run(&csm.device, row, 0, mask, |row, mask| streams.step(csm, row, mask))
+    }
+
+    /// Whether steps become graphs, as they do by default.
+    pub fn graphs(&mut self, wanted: bool) {
+        self.recorder.want(wanted);
+    }
+
+    /// Why steps are no graphs where they were to be.
+    pub fn no_graph(&self) -> Option<&str> {
+        self.recorder.refused()
+    }
+
+    /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
+    pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
+        self.streams.reset(mask)
+    }
+}
+
+impl Streams {
+    fn step(&mut self, csm: &Csm, row: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
         csm.device.step(|| {
             let x = csm.backbone.fed.sum((row, 0))?;
-            let x = self.think(x, mask)?;
+            let x = self.think(csm, x, mask)?;
             self.positions.advance(1, mask)?;
             let h = csm.backbone.transformer.norm(&x)?;
             let mut logits = vec![self.draw(0, csm.backbone.head.run(&h, None)?, mask)?];
-            self.say(&h, &mut logits, mask)?;
+            self.say(csm, &h, &mut logits, mask)?;
             Ok(Step { said: self.said.copy()?, logits })
         })
     }
 
     /// `[B, T, width]` through the backbone's layers.
-    fn think(&mut self, mut x: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        for (block, cache) in self.csm.backbone.transformer.blocks.iter().zip(&mut self.caches) {
+    fn think(&mut self, csm: &Csm, mut x: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        for (block, cache) in csm.backbone.transformer.blocks.iter().zip(&mut self.caches) {
             x = block.run(&x, cache, &self.positions, mask)?;
         }
         Ok(x)
     }
 
     /// Draws the codes of a frame after its first, one after the other.
-    fn say(&mut self, h: &Tensor, logits: &mut Vec<Tensor>, mask: Option<&Tensor>) -> Result<()> {
-        let depth = &self.csm.depth;
+    fn say(&mut self, csm: &Csm, h: &Tensor, logits: &mut Vec<Tensor>, mask: Option<&Tensor>) -> Result<()> {
+        let depth = &csm.depth;
         for (k, head) in depth.heads.iter().enumerate() {
             let said = depth.said[k].sum((&self.said, k))?;
             let mut y = match k {
@@ -149,13 +186,13 @@ impl<'a> Session<'a> {
 
     /// Draws code `k`, and gives its logits `[B, V]`.
     fn draw(&mut self, k: usize, logits: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let logits = logits.reshape([self.batch, self.csm.config.vocab_size])?;
+        let width = logits.shape().last_dim();
+        let logits = logits.reshape([self.said.shape()[0], width])?;
         sample::draw(&mut self.said, k, &logits, &mut self.samplers[k], mask)?;
         Ok(logits)
     }
 
-    /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
-    pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
+    fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.samplers.iter_mut().try_for_each(|sampler| sampler.reset(mask))?;
         Ok(self.positions.reset(mask)?)
     }

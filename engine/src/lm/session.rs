@@ -4,17 +4,26 @@ use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::{DType, Tensor, span};
 
 use super::Lm;
-use super::config::{Drawn, Shape};
+use super::config::{Config, Drawn, Shape};
 use super::model::Depth;
 use crate::Result;
+use crate::graph::{Given, Recorder};
 
 /// `batch` streams through a model, step by step, each masked out or begun anew as it comes.
 ///
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'.
+///
+/// On CUDA a step is recorded as a graph once the one before it had a mask as well, or none as well, and is a single launch from then
+/// on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
 pub struct Session<'a> {
     lm: &'a Lm,
-    batch: usize,
+    streams: Streams,
+    recorder: Recorder<Step>,
+}
+
+/// What the streams remember.
+pub(crate) struct Streams {
     tokens: Tokens,
     positions: Positions,
     caches: Vec<KvCache>,
@@ -56,9 +65,55 @@ pub struct Step {
     pub heads: Vec<Tensor>,
 }
 
+impl Given for Step {
+    fn copy(&self) -> Result<Step> {
+        Ok(Step {
+            complete: self.complete.copy()?,
+            said: self.said.copy()?,
+            text_logits: self.text_logits.copy()?,
+            heads: self.heads.iter().map(Tensor::copy).collect::<swara_kernels::Result<_>>()?,
+        })
+    }
+}
+
 impl<'a> Session<'a> {
     /// Streams that draw as `drawing` says, one entry for each.
     pub fn new(lm: &'a Lm, drawing: &[Drawing]) -> Result<Session<'a>> {
+        Ok(Session { lm, streams: Streams::new(lm, drawing)?, recorder: Recorder::default() })
+    }
+
+    pub fn batch(&self) -> usize {
+        self.streams.batch()
+    }
+
+    /// One step, in which the codes `heard` (i32 `[B, n_q - dep_q]`) arrive.
+    ///
+    /// # Errors
+    /// A shape that is not that; on the CPU a code that the model does not know, in the step that reads it.
+    pub fn step(&mut self, heard: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
+        let _span = span::step("lm");
+        let (lm, streams) = (self.lm, &mut self.streams);
+        self.recorder.run(&lm.device, heard, 0, mask, |heard, mask| streams.step(lm, heard, mask))
+    }
+
+    /// Whether steps become graphs, as they do by default.
+    pub fn graphs(&mut self, wanted: bool) {
+        self.recorder.want(wanted);
+    }
+
+    /// Why steps are no graphs where they were to be.
+    pub fn no_graph(&self) -> Option<&str> {
+        self.recorder.refused()
+    }
+
+    /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
+    pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
+        self.streams.reset(mask)
+    }
+}
+
+impl Streams {
+    pub fn new(lm: &Lm, drawing: &[Drawing]) -> Result<Streams> {
         let (config, device, batch) = (&lm.config, &lm.device, drawing.len());
         let caches = |shape: &Shape, capacity: usize, kept: Kept| -> Result<Vec<KvCache>> {
             let cache = |_| Ok(KvCache::new(device, kept, batch, shape.kv_heads, capacity, shape.head_dim())?);
@@ -74,9 +129,7 @@ impl<'a> Session<'a> {
             let settings = |d: &Drawing| Settings { sequence: column as u32, ..if column == 0 { d.text } else { d.codes } };
             Ok(Sampler::new(device, &drawing.iter().map(settings).collect::<Vec<_>>())?)
         };
-        Ok(Session {
-            lm,
-            batch,
+        Ok(Streams {
             tokens: Tokens::new(device, batch, &config.delays, &config.initial(), 1 + config.dep_q)?,
             positions: Positions::new(device, batch)?,
             caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept())?,
@@ -87,17 +140,11 @@ impl<'a> Session<'a> {
         })
     }
 
-    pub fn batch(&self) -> usize {
-        self.batch
+    fn batch(&self) -> usize {
+        self.said.shape()[0]
     }
 
-    /// One step, in which the codes `heard` (i32 `[B, n_q - dep_q]`) arrive.
-    ///
-    /// # Errors
-    /// A shape that is not that; on the CPU a code that the model does not know, in the step that reads it.
-    pub fn step(&mut self, heard: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
-        let _span = span::step("lm");
-        let lm = self.lm;
+    pub fn step(&mut self, lm: &Lm, heard: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
         lm.device.step(|| {
             let ids = delay::feed(&mut self.tokens, heard, &self.positions, mask)?;
             let mut x = lm.temporal.fed.sum((&ids, 0))?;
@@ -107,7 +154,7 @@ impl<'a> Session<'a> {
             let h = lm.temporal.norm(&x)?;
             let text_logits = self.draw(0, lm.temporal.text.run(&h, None)?, mask)?;
             if let Some(depth) = &lm.depth {
-                self.say(depth, &h, mask)?;
+                self.say(&lm.config, depth, &h, mask)?;
             }
             let complete = delay::take(&mut self.tokens, &self.said, &self.positions, mask)?;
             self.positions.advance(1, mask)?;
@@ -117,8 +164,7 @@ impl<'a> Session<'a> {
     }
 
     /// Draws the codes of a step one after the other.
-    fn say(&mut self, depth: &Depth, h: &Tensor, mask: Option<&Tensor>) -> Result<()> {
-        let config = &self.lm.config;
+    fn say(&mut self, config: &Config, depth: &Depth, h: &Tensor, mask: Option<&Tensor>) -> Result<()> {
         for k in 0..config.dep_q {
             let said = depth.said[k].sum((&self.said, k))?;
             let mut y = depth.inputs[config.input(k)].run(h, Some(&said))?;
@@ -137,7 +183,6 @@ impl<'a> Session<'a> {
         Ok(logits)
     }
 
-    /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.samplers.iter_mut().try_for_each(|sampler| sampler.reset(mask))?;
         Ok(self.positions.reset(mask)?)
