@@ -9,6 +9,9 @@
 # OLD_SWARA=PATH       an older build: both are timed in turns
 # SANITIZER=PATH       compute-sanitizer, if it is not where toolkits put it
 # SANITIZE="OP ..."    what to run under it (default: every operation)
+# LM_CONFIG=NAME       of the language models timed (default moshi-7b, which wants 18 GB in bf16)
+# LM_FORMATS="F ..."   their formats (default bf16 int8 int4)
+# MIMI=PATH            the Mimi of whole frames (default random weights)
 # SANITIZER_SECONDS=N  limit for each of its four tools (default 300)
 set -euo pipefail
 
@@ -118,9 +121,24 @@ bench() {
     fi
 }
 
+# lm NAME ARGS...: steps of a language model of random weights into bench-lm-NAME.json
+lm() {
+    local name=$1
+    shift
+    step "bench lm $name" "bench-lm-$name.json" "$swara" bench lm --device "$device" --random --json - "$@"
+}
+
 if has bench; then
     bench kernels
     bench codec --streams
+    for format in ${LM_FORMATS:-bf16 int8 int4}; do
+        model=(--config "${LM_CONFIG:-moshi-7b}" --format "$format")
+        lm "$format" "${model[@]}"
+        lm "$format-no-graph" "${model[@]}" --no-graph
+        # Samples to samples through a Mimi: one launch, and kernel by kernel.
+        lm "$format-frame" "${model[@]}" "--mimi=${MIMI:-random}"
+        lm "$format-frame-no-graph" "${model[@]}" --no-graph "--mimi=${MIMI:-random}"
+    done
     if [ -n "${OLD_SWARA:-}" ]; then
         step "compare with $OLD_SWARA in turns" compare-turns.txt "$swara" bench compare --run "$OLD_SWARA" "$swara" --device "$device"
     fi

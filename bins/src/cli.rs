@@ -498,6 +498,12 @@ pub struct BenchLm {
     /// Streams that advance together; may be repeated
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch: Vec<u16>,
+    /// Whole frames of one stream, from samples to samples, through this Mimi: a file, or random weights
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "random", conflicts_with = "batch")]
+    pub mimi: Option<String>,
+    /// Launch every kernel by itself, not a step as one graph
+    #[arg(long)]
+    pub no_graph: bool,
     #[command(flatten)]
     pub memory: Memory,
     /// Steps to time

@@ -24,12 +24,16 @@ const CHUNK: usize = 64;
 
 /// Opens `model`: the bundled one by its name, a file, or a folder.
 pub fn open(common: &Common, model: &str) -> Result<Codec> {
-    let device = common.open_device()?;
+    open_on(common, &common.open_device()?, model)
+}
+
+/// The same on a device that is open.
+pub fn open_on(common: &Common, device: &Device, model: &str) -> Result<Codec> {
     let path = Path::new(model);
     if model == BUNDLED && !path.exists() {
-        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, &device, stored(common, &device)?)?);
+        return Ok(Codec::from_bytes(BUNDLED, BUNDLED_BYTES, device, stored(common, device)?)?);
     }
-    open_file(common, &device, path).map_err(|failure| if path.exists() { failure } else { failure.hint(format!("bundled: {BUNDLED}")) })
+    open_file(common, device, path).map_err(|failure| if path.exists() { failure } else { failure.hint(format!("bundled: {BUNDLED}")) })
 }
 
 /// Opens a file or a folder.
@@ -97,6 +101,10 @@ impl Times {
         self.longest = self.longest.max(call);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Of all calls.
     pub fn total(&self) -> Duration {
         self.total
@@ -145,7 +153,9 @@ impl<'a> Pipe<'a> {
         self.encode_times.time(codec.device(), || match session {
             Some(session) => {
                 let x = codec.signal(samples, 1)?;
-                Ok(session.encode(&x, codebooks, None)?.to_vec::<i32>()?)
+                let codes = session.encode(&x, codebooks, None)?.to_vec::<i32>()?;
+                terminal::warn_without_graph(session.no_graph());
+                Ok(codes)
             }
             None => {
                 let codes = codec.encode(&on_all_channels(codec, samples), codebooks)?;
@@ -163,7 +173,9 @@ impl<'a> Pipe<'a> {
         self.decode_times.time(codec.device(), || match session {
             Some(session) => {
                 let codes = Tensor::from_slice(codec.device(), codes, [1, frames, columns])?;
-                Ok(codec.samples(&session.decode(&codes, None)?)?)
+                let samples = codec.samples(&session.decode(&codes, None)?)?;
+                terminal::warn_without_graph(session.no_graph());
+                Ok(samples)
             }
             None => {
                 let values = codec.format().by_codebook(codes, codebooks);

@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use swara_engine::codec::{Codec, Session as CodecSession};
-use swara_engine::lm::{Drawing, Format, Lm, Session};
+use swara_engine::codec::Codec;
+pub use swara_engine::dialogue::Heard;
+use swara_engine::dialogue::{self, Dialogue};
+use swara_engine::lm::{Drawing, Format, Lm};
 use swara_kernels::{Device, Tensor};
 use swara_loader::tokenizer::{TextStream, Tokenizer};
 
-use crate::codec::{Times, warm_session};
+use crate::codec::Times;
 use crate::failure::{Failure, Result};
+use crate::terminal;
 
 /// Opens a model that both hears and speaks.
 pub fn open_lm(path: &Path, device: &Device, format: Format) -> Result<Lm> {
@@ -20,25 +23,9 @@ pub fn open_lm(path: &Path, device: &Device, format: Format) -> Result<Lm> {
     }
 }
 
-/// Codebooks of what is said: of those that are generated as many as are heard, the rest being for others.
-fn voice_codebooks(lm: &Lm) -> usize {
-    lm.config().dep_q.min(lm.config().heard())
-}
-
 /// Whether a codec, read from `path`, makes and takes the codes of a model.
 pub fn check_codec(codec: &Codec, lm: &Lm, path: &Path) -> Result {
-    let (format, config) = (codec.format(), lm.config());
-    let needed = voice_codebooks(lm).max(config.heard());
-    let why = if !format.causal || format.channels != 1 || format.multi_rate() {
-        "is no causal codec of one channel and one rate".to_owned()
-    } else if codec.codebooks() < needed {
-        format!("has {} codebooks, the model wants {needed}", codec.codebooks())
-    } else if let Some(size) = format.codebook_sizes[..needed].iter().find(|&&size| size != config.card) {
-        format!("has codebooks of {size}, the model wants {}", config.card)
-    } else {
-        return Ok(());
-    };
-    Err(Failure::file("cannot talk", format!("{} {why}", codec.name()), path))
+    dialogue::check(codec, lm).map_err(|why| Failure::file("cannot talk", why, path))
 }
 
 /// The vocabulary asked for, else the only `.model` beside the weights.
@@ -60,58 +47,6 @@ fn beside(model: &Path) -> Option<PathBuf> {
     found.next().filter(|_| found.next().is_none())
 }
 
-/// The codec at both ends of a conversation.
-pub struct Speech<'a> {
-    codec: &'a Codec,
-    session: CodecSession<'a>,
-    heard: usize,
-    said: usize,
-    /// Whether the next frame is in the past: it is heard as any other, and then the codec begins anew.
-    past: bool,
-    pub encode_times: Times,
-    pub decode_times: Times,
-}
-
-impl<'a> Speech<'a> {
-    fn new(codec: &'a Codec, lm: &Lm) -> Result<Speech<'a>> {
-        let (heard, said) = (lm.config().heard(), voice_codebooks(lm));
-        let session = warm_session(codec, heard)?;
-        Ok(Speech { codec, session, heard, said, past: false, encode_times: Times::default(), decode_times: Times::default() })
-    }
-
-    /// Codes i32 `[1, K]` of a frame.
-    fn hear(&mut self, samples: &[f32]) -> Result<Tensor> {
-        let (codec, session, heard) = (self.codec, &mut self.session, self.heard);
-        let codes = self.encode_times.time(codec.device(), || {
-            let codes = session.encode(&codec.signal(samples, 1)?, heard, None)?;
-            Ok(codes.reshape([1, heard])?)
-        })?;
-        if std::mem::take(&mut self.past) {
-            session.reset(&one(codec.device())?)?;
-        }
-        Ok(codes)
-    }
-
-    fn say(&mut self, codes: &[i32]) -> Result<Vec<f32>> {
-        let (codec, session) = (self.codec, &mut self.session);
-        let codes = Tensor::from_slice(codec.device(), &codes[..self.said], [1, 1, self.said])?;
-        self.decode_times.time(codec.device(), || Ok(codec.samples(&session.decode(&codes, None)?)?))
-    }
-}
-
-/// The mask of a single stream.
-fn one(device: &Device) -> Result<Tensor> {
-    Ok(Tensor::from_slice(device, &[1u8], [1])?)
-}
-
-/// A frame of what the model hears.
-pub enum Heard<'s> {
-    /// `[hop]`, of the codec.
-    Samples(&'s [f32]),
-    /// `[K]`
-    Codes(&'s [i32]),
-}
-
 /// What a frame that was heard brought.
 pub struct Turn {
     /// The text, then the codes of what is said; None in the first frames, as many as the model's greatest delay.
@@ -119,66 +54,71 @@ pub struct Turn {
     /// `[hop]`: the same as sound, where there is a codec.
     pub samples: Option<Vec<f32>>,
     pub words: String,
-    /// `[1, text outputs]`
-    pub text_logits: Tensor,
 }
 
-/// One stream, heard and answered.
-pub struct Dialogue<'a> {
+/// How long frames took, and what is in them: of frames that were one graph each, their own time alone.
+#[derive(Default)]
+pub struct FrameTimes {
+    pub encode: Times,
+    pub lm: Times,
+    pub decode: Times,
+    pub total: Times,
+    /// Frames that were one graph each.
+    pub graphs: u64,
+}
+
+/// A [`Dialogue`] in words, with the time it takes.
+pub struct Spoken<'a> {
     lm: &'a Lm,
-    session: Session<'a>,
-    pub speech: Option<Speech<'a>>,
-    /// Whether what is said becomes sound.
-    pub aloud: bool,
+    dialogue: Dialogue<'a>,
     words: Option<(&'a Tokenizer, TextStream)>,
-    pub lm_times: Times,
-    pub total_times: Times,
+    pub times: FrameTimes,
 }
 
-impl<'a> Dialogue<'a> {
-    pub fn new(lm: &'a Lm, codec: Option<&'a Codec>, tokenizer: Option<&'a Tokenizer>, drawing: Drawing) -> Result<Dialogue<'a>> {
-        Ok(Dialogue {
+impl<'a> Spoken<'a> {
+    pub fn new(lm: &'a Lm, codec: Option<&'a Codec>, tokenizer: Option<&'a Tokenizer>, drawing: Drawing) -> Result<Spoken<'a>> {
+        Ok(Spoken {
             lm,
-            session: Session::new(lm, &[drawing])?,
-            speech: codec.map(|codec| Speech::new(codec, lm)).transpose()?,
-            aloud: codec.is_some(),
+            dialogue: Dialogue::new(lm, codec, drawing)?,
             words: tokenizer.map(|tokenizer| (tokenizer, TextStream::default())),
-            lm_times: Times::default(),
-            total_times: Times::default(),
+            times: FrameTimes::default(),
         })
     }
 
-    /// Begins as the reference server does: the first frame is heard and the codec then begins anew. The model's kernels have been
-    /// compiled and its memory has been touched.
-    pub fn live(mut self) -> Result<Dialogue<'a>> {
-        let heard = self.lm.config().heard();
-        self.session.step(&Tensor::from_slice(self.lm.device(), &vec![0i32; heard], [1, heard])?, None)?;
-        self.session.reset(&one(self.lm.device())?)?;
-        self.lm.device().synchronize()?;
-        if let Some(speech) = &mut self.speech {
-            speech.past = true;
-        }
+    /// What is said does not become sound.
+    pub fn silent(mut self) -> Spoken<'a> {
+        self.dialogue.aloud(false);
+        self
+    }
+
+    /// As [`Dialogue::live`].
+    pub fn live(mut self) -> Result<Spoken<'a>> {
+        self.dialogue = self.dialogue.live()?;
+        terminal::warn_without_graph(self.dialogue.no_graph());
         Ok(self)
+    }
+
+    /// `[1, text outputs]` of the last frame.
+    pub fn text_logits(&self) -> Option<&Tensor> {
+        self.dialogue.text_logits()
     }
 
     /// One step, in which `heard` arrives.
     pub fn step(&mut self, heard: Heard) -> Result<Turn> {
         let start = Instant::now();
-        let codes = match (heard, &mut self.speech) {
-            (Heard::Codes(codes), _) => Tensor::from_slice(self.lm.device(), codes, [1, codes.len()])?,
-            (Heard::Samples(samples), Some(speech)) => speech.hear(samples)?,
-            (Heard::Samples(_), None) => return Err(Failure::work("samples without a codec")),
-        };
-        let session = &mut self.session;
-        let step = self.lm_times.time(self.lm.device(), || Ok(session.step(&codes, None)?))?;
-        let said = Some(step.complete.to_vec::<i32>()?).filter(|said| said[0] >= 0);
-        let samples = match (&said, &mut self.speech) {
-            (Some(said), Some(speech)) if self.aloud => Some(speech.say(&said[1..])?),
-            _ => None,
-        };
-        self.total_times.push(start.elapsed());
-        let words = said.as_ref().map_or_else(String::new, |said| self.word(said[0]));
-        Ok(Turn { said, samples, words, text_logits: step.text_logits })
+        let turn = self.dialogue.step(heard)?;
+        self.times.total.push(start.elapsed());
+        match turn.took {
+            Some(took) => {
+                took.encode.into_iter().for_each(|took| self.times.encode.push(took));
+                self.times.lm.push(took.lm);
+                took.decode.into_iter().for_each(|took| self.times.decode.push(took));
+            }
+            None => self.times.graphs += 1,
+        }
+        terminal::warn_without_graph(self.dialogue.no_graph());
+        let words = turn.said.as_ref().map_or_else(String::new, |said| self.word(said[0]));
+        Ok(Turn { said: turn.said, samples: turn.samples, words })
     }
 
     fn word(&mut self, text: i32) -> String {
@@ -193,5 +133,14 @@ impl<'a> Dialogue<'a> {
     /// The rest of the words and the end of their line; None where there are no words.
     pub fn last_words(&mut self) -> Option<String> {
         self.words.as_mut().map(|(_, stream)| stream.finish() + "\n")
+    }
+}
+
+impl FrameTimes {
+    /// Kinds of work, and their times: where frames were graphs, frames alone.
+    pub fn rows(&self) -> Vec<(&'static str, &Times)> {
+        let pieces = [("encode", &self.encode), ("lm", &self.lm), ("decode", &self.decode)];
+        let pieces = pieces.into_iter().filter(|(_, times)| self.graphs == 0 && !times.is_empty());
+        pieces.chain([("total", &self.total)]).collect()
     }
 }

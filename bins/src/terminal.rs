@@ -1,6 +1,7 @@
 //! Results go to standard output; everything else to standard error. A reader that goes away is not an error.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -76,6 +77,14 @@ pub fn murmur(text: &str) {
 /// A warning is a note that `-q` does not silence.
 pub fn warn(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr(), "warning: {}", printable(text.as_ref()));
+}
+
+/// Warns, once, why steps are no graphs where they were to be.
+pub fn warn_without_graph(why: Option<&str>) {
+    static ONCE: Once = Once::new();
+    if let Some(why) = why {
+        ONCE.call_once(|| warn(format!("steps are launched kernel by kernel, not as graphs: {why}")));
+    }
 }
 
 pub fn detail(text: impl AsRef<str>) {

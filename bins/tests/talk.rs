@@ -26,6 +26,7 @@ fn what_it_says_is_what_moshi_says() {
         let report = room.json(&[&args[..], &["--json"]].concat());
         let steps = case.view("said").unwrap().shape[1];
         assert_eq!((&report["steps"], &report["first_audio_ms"]), (&steps.into(), &serde_json::Value::Null));
+        assert_eq!(report["graphs"], if device == "cpu" { 0 } else { steps - 1 });
         let dump = Weights::open(room.path("d.safetensors")).unwrap();
         // Complete one step later.
         let out = case.to_i32("out").unwrap();
@@ -111,6 +112,42 @@ fn it_answers_frame_by_frame_and_prints_its_words() {
     }
     assert!(report["first_audio_ms"].as_f64().unwrap() > 0.0 && report["peak_rss_mb"].as_f64().is_some_and(|mb| mb > 1.0), "{report}");
     assert_eq!(Weights::open(room.path("d.safetensors")).unwrap().view("text").unwrap().shape, [frames - 1]);
+}
+
+#[test]
+fn on_cuda_a_frame_is_a_graph_and_says_the_same() {
+    let room = Room::new();
+    let (model, mimi) = (golden("moshi_lm/weights/moshi"), golden("mimi/weights/kyutai.safetensors"));
+    wav(&room, "in.wav", 24000, 1, &samples(12 * 96));
+    let talk = |device: &str| {
+        let out = format!("{device}.wav");
+        let args =
+            ["talk", "in.wav", &out, "--mimi", &mimi, "--model", &model, "--greedy", "--format", "f32", "--device", device, "--json"];
+        let report = room.json(&args);
+        (report, hound::WavReader::open(room.path(&out)).unwrap().into_samples::<i16>().map(Result::unwrap).collect::<Vec<_>>())
+    };
+    let ((cpu, expected), (emulator, found)) = (talk("cpu"), talk("emulator"));
+    // The first says nothing, and the second is the first of its kind.
+    assert_eq!((&cpu["graphs"], &emulator["graphs"]), (&0.into(), &10.into()));
+    assert!(emulator["frame_ms"]["lm_p50"].is_null() && emulator["frame_ms"]["total_p50"].as_f64().unwrap() > 0.0, "{emulator}");
+    assert_eq!(found.len(), expected.len());
+    let worst = found.iter().zip(&expected).map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs()).max().unwrap();
+    assert!(worst <= 2, "samples differ by {worst}");
+}
+
+#[test]
+fn whole_frames_can_be_timed() {
+    let room = Room::new();
+    let (model, mimi) = (golden("moshi_lm/weights/moshi"), golden("mimi/weights/kyutai.safetensors"));
+    let bench = ["bench", "lm", "--model", &model, "--steps", "3", "--device", "cpu", "--json", "-"];
+    let step = &room.json(&bench)[0];
+    let frame = &room.json(&[&bench[..], &["--mimi", &mimi, "--no-graph"]].concat())[0];
+    assert_eq!((&step["codec"], &frame["codec"]), (&serde_json::Value::Null, &"kyutai".into()));
+    assert!(frame["bytes_per_step"].as_u64() > step["bytes_per_step"].as_u64(), "{frame}");
+    assert!(frame["launches_per_step"].is_null() && frame["step_ms_p50"].as_f64().unwrap() > 0.0, "{frame}");
+    let both = [&bench[..], &["--mimi", &mimi, "--batch", "2"]].concat();
+    room.refuses(&both, 2, "cannot be used with");
+    room.refuses(&[&bench[..], &["--mimi", "nowhere"]].concat(), 1, "no such file");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod codec;
 mod config;
 pub mod csm;
+pub mod dialogue;
 mod error;
 mod graph;
 pub mod lm;

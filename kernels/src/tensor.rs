@@ -148,10 +148,35 @@ impl Tensor {
         if source.elements() != self.elements() {
             return Err(Error::shape("copy", "source", format!("{:?}", self.shape), source.shape));
         }
-        let bytes = self.bytes();
+        self.copy_bytes(0, source, 0, source.bytes())
+    }
+
+    /// The elements from number `first` on, as many as fill `shape`.
+    pub fn part(&self, first: usize, shape: impl Into<Shape>) -> Result<Tensor> {
+        let mut t = Tensor::empty(&self.device(), self.dtype, shape)?;
+        if first.checked_add(t.elements()).is_none_or(|end| end > self.elements()) {
+            return Err(Error::shape("part", "source", format!("at least {} elements from {first} on", t.elements()), self.shape));
+        }
+        let bytes = t.bytes();
+        t.copy_bytes(0, self, first * self.dtype.bytes(), bytes)?;
+        Ok(t)
+    }
+
+    /// Overwrites the bytes from number `first` on with those of `source`, whatever their types.
+    pub fn write_bytes(&mut self, first: usize, source: &Tensor) -> Result<()> {
+        if first.checked_add(source.bytes()).is_none_or(|end| end > self.bytes()) {
+            return Err(Error::shape("write bytes", "destination", format!("{} bytes from {first} on", source.bytes()), self.shape));
+        }
+        self.copy_bytes(first, source, 0, source.bytes())
+    }
+
+    /// Both ranges are inside their tensors.
+    fn copy_bytes(&mut self, to: usize, source: &Tensor, from: usize, count: usize) -> Result<()> {
         match (&mut self.storage, &source.storage) {
-            (Storage::Cpu(to), Storage::Cpu(from)) => to.bytes_mut()[..bytes].copy_from_slice(&from.bytes()[..bytes]),
-            (Storage::Cuda(to), Storage::Cuda(from)) if to.cuda.driver_is(&from.cuda) => to.cuda.driver().copy(to.ptr, from.ptr, bytes)?,
+            (Storage::Cpu(a), Storage::Cpu(b)) => a.bytes_mut()[to..to + count].copy_from_slice(&b.bytes()[from..from + count]),
+            (Storage::Cuda(a), Storage::Cuda(b)) if a.cuda.driver_is(&b.cuda) => {
+                a.cuda.driver().copy(a.ptr + to as u64, b.ptr + from as u64, count)?;
+            }
             _ => return Err(Error::DeviceMismatch { op: "copy", operand: "source" }),
         }
         Ok(())
@@ -168,14 +193,7 @@ impl Tensor {
             return Err(Error::shape("write", "rows", format!("such as lie within {:?} from row {first} on", self.shape), part.shape));
         };
         let [start, end] = [first, end].map(|row| row * width * self.dtype.bytes());
-        match (&mut self.storage, &part.storage) {
-            (Storage::Cpu(to), Storage::Cpu(from)) => to.bytes_mut()[start..end].copy_from_slice(&from.bytes()[..end - start]),
-            (Storage::Cuda(to), Storage::Cuda(from)) if to.cuda.driver_is(&from.cuda) => {
-                to.cuda.driver().copy(to.ptr + start as u64, from.ptr, end - start)?
-            }
-            _ => return Err(Error::DeviceMismatch { op: "write", operand: "rows" }),
-        }
-        Ok(())
+        self.copy_bytes(start, part, 0, end - start)
     }
 
     /// The same elements under another shape of the same size.
@@ -409,6 +427,22 @@ mod tests {
             assert!(x.write_rows(0, &narrow).is_err());
             let other = Tensor::from_slice(&device, &[1i32; 6], [2, 3]).unwrap();
             assert!(x.write_rows(0, &other).is_err());
+        }
+    }
+
+    #[test]
+    fn parts_and_bytes_stay_inside() {
+        for device in crate::ops::testing::devices().unwrap() {
+            let x = Tensor::from_slice(&device, &[1i32, 2, 3, 4, 5], [5]).unwrap();
+            assert_eq!(x.part(1, [2, 2]).unwrap().to_vec::<i32>().unwrap(), [2, 3, 4, 5]);
+            assert_eq!(x.part(5, [0]).unwrap().elements(), 0);
+            assert!(x.part(2, [4]).is_err() && x.part(usize::MAX, [2]).is_err());
+            let mut bytes = Tensor::zeros(&device, DType::U8, [24]).unwrap();
+            bytes.write_bytes(4, &x).unwrap();
+            let found: Vec<i32> = bytes.to_vec::<u8>().unwrap().chunks(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            assert_eq!(found, [0, 1, 2, 3, 4, 5]);
+            assert!(bytes.write_bytes(5, &x).is_err() && bytes.write_bytes(usize::MAX, &x).is_err());
+            assert!(Device::Cpu == device || bytes.write_bytes(0, &Tensor::zeros(&Device::Cpu, DType::U8, [1]).unwrap()).is_err());
         }
     }
 }

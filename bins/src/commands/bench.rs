@@ -9,8 +9,9 @@ use swara_benches::ceilings::Ceilings;
 use swara_benches::codec::Streams;
 use swara_benches::compare::Verdict;
 use swara_benches::kernels::Selection;
-use swara_benches::lm::{Model, Times};
+use swara_benches::lm::{How, Model, Times};
 use swara_benches::{ceilings, picture, turns};
+use swara_engine::codec::{self, mimi};
 use swara_engine::csm::{self, Csm};
 use swara_engine::lm::{self, Config, Lm};
 use swara_kernels::Device;
@@ -113,24 +114,41 @@ pub fn codec(common: &Common, args: &BenchCodec) -> Result {
 pub fn lm(common: &Common, args: &BenchLm) -> Result {
     let device = open(common)?;
     let name = args.model.as_ref().map_or_else(|| args.config.clone(), |path| path.display().to_string());
+    let codec = args.mimi.as_deref().map(|mimi| heard_and_said(common, &device, mimi)).transpose()?;
     let mut rows = Vec::new();
     let mut measured = None;
     for format in &args.format {
         // Else the peak of one format would be that of those before it.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
         let lm = language_model(args, &device, args.memory.of(format.of(common.dtype()?)?))?;
-        let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize)).collect::<Vec<_>>();
+        let how = How { graphs: !args.no_graph, codec: codec.as_ref() };
+        let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, how)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
+        times.iter().for_each(|times| terminal::warn_without_graph(times.no_graph.as_deref()));
         rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, peak_rss_mb())));
         measured = Some(ceilings);
     }
     let Some(ceilings) = measured else { return Err(Failure::usage("bench: no format")) };
-    let head =
-        ["config", "format", "streams", "context", "kv", "step ms", "p99", "max", "MB/step", "GB/s", "ceiling", "launches", "peak MB"];
+    let head = [
+        "config",
+        "format",
+        "streams",
+        "context",
+        "kv",
+        "step ms",
+        "p99",
+        "max",
+        "MB/step",
+        "GB/s",
+        "ceiling",
+        "launches/kernels",
+        "peak MB",
+    ];
     report(common, &args.results, "lm", &device, &ceilings, &rows, &head, |r| {
         let times = [r.step_ms_p50, r.step_ms_p99, r.step_ms_max].map(|v| format!("{v:.2}"));
         let rate = r.share_of_ceiling * r.ceiling_gb_s;
-        let launches = r.launches_per_step.map_or("-".to_owned(), |n| n.to_string());
+        let counts = r.launches_per_step.zip(r.kernels_per_step);
+        let launches = counts.map_or("-".to_owned(), |(launches, kernels)| format!("{launches}/{kernels}"));
         let peak = r.peak_rss_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
         [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone()]
             .into_iter()
@@ -138,6 +156,17 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak])
             .collect()
     })
+}
+
+/// The Mimi of whole frames, with the codebooks of Moshi if it is random.
+fn heard_and_said(common: &Common, device: &Device, mimi: &str) -> Result<codec::Codec> {
+    match mimi {
+        "random" => {
+            let config = mimi::Config { num_quantizers: 8, ..mimi::Config::default() };
+            Ok(codec::Codec::random_mimi(&config, device, models::stored(common, device)?)?)
+        }
+        file => models::open_file(common, device, Path::new(file)),
+    }
 }
 
 /// Of a model's configuration.

@@ -284,6 +284,7 @@ impl Speech<'_> {
             bar.inc(1);
         }
         bar.finish_and_clear();
+        terminal::warn_without_graph(session.no_graph().or(self.voice.as_ref().and_then(|voice| voice.session.no_graph())));
         times.seconds = began.elapsed().as_secs_f64();
         Ok(())
     }

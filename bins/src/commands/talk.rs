@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use serde_json::json;
 use swara_engine::lm::Lm;
-use swara_kernels::DType;
 use swara_kernels::ops::elementwise;
+use swara_kernels::{DType, Tensor};
 use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
 use swara_loader::weights::{TensorRef, Weights, save};
 
 use crate::cli::{Common, Format, Talk};
 use crate::codec::{self, Times};
-use crate::dialogue::{self, Dialogue, Heard, Turn};
+use crate::dialogue::{self, Heard, Spoken, Turn};
 use crate::failure::{Failure, Result};
 use crate::process::{peak_rss_mb, peak_vram_mb};
 use crate::terminal;
@@ -23,14 +23,14 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     let device = common.open_device()?;
     let format = args.memory.of(common.lm_format(args.format)?);
     let lm = dialogue::open_lm(&args.model, &device, format)?;
-    let codec = args.mimi.as_deref().map(|mimi| codec::open(common, mimi)).transpose()?;
+    let codec = args.mimi.as_deref().map(|mimi| codec::open_on(common, &device, mimi)).transpose()?;
     if let (Some(codec), Some(path)) = (&codec, &args.mimi) {
         dialogue::check_codec(codec, &lm, Path::new(path))?;
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let mut source = Source::open(args, &lm, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
-    let mut dialogue = Dialogue::new(&lm, codec.as_ref(), tokenizer.as_ref(), args.sampling.of(&lm))?;
-    dialogue.aloud &= args.output.is_some();
+    let dialogue = Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), args.sampling.of(&lm))?;
+    let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() };
     let mut talk = Conversation {
         lm: &lm,
         dialogue,
@@ -142,9 +142,9 @@ struct Dump {
 }
 
 impl Dump {
-    fn take(&mut self, turn: &Turn, step: usize) -> Result {
-        if step < DUMPED_LOGITS {
-            self.text_logits.extend(elementwise::convert(&turn.text_logits, DType::F32)?.to_vec::<f32>()?);
+    fn take(&mut self, turn: &Turn, text_logits: Option<&Tensor>, step: usize) -> Result {
+        if let Some(text_logits) = text_logits.filter(|_| step < DUMPED_LOGITS) {
+            self.text_logits.extend(elementwise::convert(text_logits, DType::F32)?.to_vec::<f32>()?);
         }
         if let Some([text, codes @ ..]) = turn.said.as_deref() {
             self.text.push(*text);
@@ -169,7 +169,7 @@ impl Dump {
 /// One stream, and what is written of it.
 struct Conversation<'a> {
     lm: &'a Lm,
-    dialogue: Dialogue<'a>,
+    dialogue: Spoken<'a>,
     wav: Option<WavWriter>,
     /// Words; to standard error if not.
     to_stdout: bool,
@@ -190,7 +190,7 @@ impl Conversation<'_> {
             self.first_audio.get_or_insert(self.began.elapsed().as_secs_f64());
         }
         if let Some(dump) = &mut self.dump {
-            dump.take(&turn, self.steps)?;
+            dump.take(&turn, self.dialogue.text_logits(), self.steps)?;
         }
         self.steps += 1;
         if turn.words.is_empty() { Ok(()) } else { self.print(&turn.words) }
@@ -214,33 +214,31 @@ impl Conversation<'_> {
         if let (Some(dump), Some(path)) = (&self.dump, &args.dump) {
             dump.write(path, self.lm.config().dep_q, self.lm.config().text_outputs())?;
         }
-        let none = Times::default();
         if let Some(wav) = self.wav {
             wav.finish()?;
         }
-        let (encode, decode) = self.dialogue.speech.as_ref().map_or((&none, &none), |speech| (&speech.encode_times, &speech.decode_times));
-        let (frames, model, total) = (self.steps, &self.dialogue.lm_times, &self.dialogue.total_times);
+        let (frames, times) = (self.steps, &self.dialogue.times);
+        let total = &times.total;
         if common.json {
+            // What frames that were graphs are made of has no times of its own.
+            let piece = |times: &Times| (self.dialogue.times.graphs == 0).then(|| times.percentile_ms(0.5));
             return terminal::say_json(&json!({
                 "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "format": args.format.or(common.lm_int8()).map(Format::name), "seed": args.sampling.seed,
-                "steps": frames, "seconds": seconds,
+                "steps": frames, "graphs": times.graphs, "seconds": seconds,
                 "frame_ms": {
-                    "encode_p50": encode.percentile_ms(0.5), "lm_p50": model.percentile_ms(0.5),
-                    "decode_p50": decode.percentile_ms(0.5),
+                    "encode_p50": piece(&times.encode), "lm_p50": piece(&times.lm), "decode_p50": piece(&times.decode),
                     "total_p50": total.percentile_ms(0.5), "total_p99": total.percentile_ms(0.99),
                 },
                 "first_audio_ms": self.first_audio.map(|s| s * 1e3),
                 "peak_rss_mb": peak_rss_mb(), "peak_vram_mb": peak_vram_mb(self.lm.device()),
             }));
         }
-        let row = |what: &str, t: &Times| format!("{what} p50 {:.2} ms", t.percentile_ms(0.5));
+        let rows = times.rows().into_iter().map(|(what, times)| format!("{what} p50 {:.2} ms", times.percentile_ms(0.5)));
         terminal::note(format!(
-            "{frames} frames in {seconds:.2} s: {}, {}, {}; in all p50 {:.2} ms, p99 {:.2} ms",
-            row("encode", encode),
-            row("model", model),
-            row("decode", decode),
-            total.percentile_ms(0.5),
+            "{frames} frames in {seconds:.2} s: {}, p99 {:.2} ms; {} of them one graph each",
+            rows.collect::<Vec<_>>().join(", "),
             total.percentile_ms(0.99),
+            times.graphs,
         ));
         Ok(())
     }

@@ -13,7 +13,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use swara::codec::{self, Times};
 use swara::common::{Common, Format, Memory, Sampling};
-use swara::dialogue::{self, Dialogue, Heard};
+use swara::dialogue::{self, Heard, Spoken};
 use swara::failure::{Failure, Result, exit};
 use swara::process::{Cpus, keep_freed_memory, lock_memory, peak_rss_mb, release_freed_memory};
 use swara::terminal;
@@ -100,7 +100,7 @@ fn run(args: &Live, began: Instant) -> Result {
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
-    let dialogue = Dialogue::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.live()?;
+    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.live()?;
     release_freed_memory();
     if args.mlock {
         lock_memory()?;
@@ -151,7 +151,7 @@ fn listen(args: &Live, codec: &Codec) -> Result<Arc<Queue>> {
 
 /// One stream, what is written of it and how long that took.
 struct Conversation<'a> {
-    dialogue: Dialogue<'a>,
+    dialogue: Spoken<'a>,
     pcm: Pcm,
     /// A frame lasts.
     period: Duration,
@@ -173,7 +173,7 @@ fn silence(out: &mut impl Write, samples: usize, pcm: Pcm) -> std::io::Result<()
 }
 
 impl<'a> Conversation<'a> {
-    fn new(args: &Live, codec: &Codec, dialogue: Dialogue<'a>, began: Instant) -> Conversation<'a> {
+    fn new(args: &Live, codec: &Codec, dialogue: Spoken<'a>, began: Instant) -> Conversation<'a> {
         let format = codec.format();
         Conversation {
             dialogue,
@@ -241,13 +241,7 @@ impl<'a> Conversation<'a> {
 
     /// Kinds of work, and their times.
     fn times(&self) -> Vec<(&'static str, &Times)> {
-        let speech = self.dialogue.speech.iter();
-        let mut times: Vec<_> = speech.clone().map(|speech| ("encode", &speech.encode_times)).collect();
-        times.push(("lm", &self.dialogue.lm_times));
-        times.extend(speech.map(|speech| ("decode", &speech.decode_times)));
-        times.push(("total", &self.dialogue.total_times));
-        times.push(("lag", &self.lag));
-        times
+        self.dialogue.times.rows().into_iter().chain([("lag", &self.lag)]).collect()
     }
 
     fn summary(&self, dropped: u64) -> String {
@@ -259,8 +253,9 @@ impl<'a> Conversation<'a> {
         let rows: Vec<_> = self.times().into_iter().map(row).collect();
         let (frames, late) = (self.frames, self.late);
         format!(
-            "{}\n{frames} frames answered, {late} late, {dropped} dropped; ready {} after the start, first reply {}",
+            "{}\n{frames} frames answered, {} of them one graph each, {late} late, {dropped} dropped; ready {} after the start, first reply {}",
             terminal::table(&["ms a frame", "p50", "p99", "max"], &rows),
+            self.dialogue.times.graphs,
             ms(Some(self.ready)),
             ms(self.first_reply),
         )
@@ -272,7 +267,7 @@ impl<'a> Conversation<'a> {
             figures.map(|(share, ms)| (format!("{what}_{share}"), ms.into()))
         });
         json!({
-            "frames": self.frames, "late": self.late, "dropped": dropped, "realtime": args.realtime, "queue": args.queue,
+            "frames": self.frames, "graphs": self.dialogue.times.graphs, "late": self.late, "dropped": dropped, "realtime": args.realtime, "queue": args.queue,
             "ready_ms": self.ready.as_secs_f64() * 1e3, "first_reply_ms": self.first_reply.map(|t| t.as_secs_f64() * 1e3),
             "frame_ms": times.collect::<serde_json::Map<String, Value>>(), "peak_rss_mb": peak_rss_mb(),
         })

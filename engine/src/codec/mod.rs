@@ -106,6 +106,11 @@ impl Codec {
         checkpoint::from_bytes(name, bytes, device, stored.into())
     }
 
+    /// A Mimi of random weights, to see how fast it would be.
+    pub fn random_mimi(config: &mimi::Config, device: &Device, stored: impl Into<Stored>) -> Result<Codec> {
+        checkpoint::random_mimi(config, device, stored.into())
+    }
+
     /// A DAC-style codec, from folded `weights` in memory layout and, for `ema` quantisers, the embeddings `[K, D]` of every stage.
     pub fn new(
         name: &str,
@@ -164,7 +169,7 @@ impl Codec {
     }
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.
-    fn values(&self) -> DType {
+    pub(crate) fn values(&self) -> DType {
         values_dtype(&self.device, self.stored.dtype)
     }
 
@@ -354,6 +359,6 @@ fn overlap_add(pieces: &[Vec<f32>], chunks: &Chunks, channels: usize) -> Vec<f32
     sum
 }
 
-fn unobserved(_: &str, _: &Tensor) -> Result<()> {
+pub(crate) fn unobserved(_: &str, _: &Tensor) -> Result<()> {
     Ok(())
 }

@@ -7,7 +7,7 @@ mod calibration;
 mod checkpoint;
 mod config;
 pub(crate) mod model;
-mod session;
+pub(crate) mod session;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
+use swara_kernels::case::SplitMix;
 use swara_kernels::ops::codebook;
-use swara_kernels::{Device, Tensor};
+use swara_kernels::{Device, Shape, Tensor};
 use swara_loader::weights;
 
 use super::{fold, read_as, weight_normed};
@@ -80,11 +81,7 @@ pub fn load(file: &weights::Weights, naming: &Naming, config: Option<Config>, de
     let model = mimi::model(&config)?;
     let blocks: Vec<&Block> = model.layers().filter_map(|layer| if let Layer::Block(block) = layer { Some(block) } else { None }).collect();
     let mut specs = model.tensors(true);
-    for branch in BRANCHES {
-        let (dim, latent) = (config.codebook_dim, config.hidden_size);
-        specs.push(TensorSpec::new(format!("{branch}.input_proj.weight"), Layout::Conv, [dim, latent, 1]));
-        specs.push(TensorSpec::new(format!("{branch}.output_proj.weight"), Layout::Conv, [latent, dim, 1]));
-    }
+    specs.extend(projections(&config));
     let sources: Vec<Source> = specs.iter().flat_map(|spec| source(file, naming, &blocks, spec)).collect();
     let books: Vec<Vec<Codebook>> = [1, config.acoustic()]
         .into_iter()
@@ -105,6 +102,40 @@ pub fn load(file: &weights::Weights, naming: &Naming, config: Option<Config>, de
     let quantizer =
         Quantizer::Split { semantic: Box::new(branch(BRANCHES[0], &books[0])?), acoustic: Box::new(branch(BRANCHES[1], &books[1])?) };
     Ok((model, tensors, quantizer))
+}
+
+/// Around the codebooks of each branch.
+fn projections(config: &Config) -> impl Iterator<Item = TensorSpec> {
+    let (dim, latent) = (config.codebook_dim, config.hidden_size);
+    BRANCHES.into_iter().flat_map(move |branch| {
+        let projection = |name: &str, shape| TensorSpec::new(format!("{branch}.{name}.weight"), Layout::Conv, shape);
+        [projection("input_proj", [dim, latent, 1]), projection("output_proj", [latent, dim, 1])]
+    })
+}
+
+/// A Mimi of random weights.
+pub fn random(config: &Config, device: &Device) -> Result<(Model, Weights, Quantizer)> {
+    let model = mimi::model(config)?;
+    let mut rng = SplitMix(1);
+    let mut values = |shape: &[usize], inputs: usize| -> Result<Tensor> {
+        let largest = (3.0 / inputs.max(1) as f64).sqrt();
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| ((2.0 * rng.uniform() - 1.0) * largest) as f32).collect();
+        Ok(Tensor::from_slice(device, &values, Shape::try_from(shape)?)?)
+    };
+    let mut weights = Weights::new();
+    for spec in model.tensors(true).into_iter().chain(projections(config)) {
+        let tensor = match &spec.published[..] {
+            [_] | [_, 1] => Tensor::from_slice(device, &vec![0.1f32; spec.published[0]], Shape::try_from(&spec.shape()[..])?)?,
+            published => values(&spec.shape(), published[1..].iter().product())?,
+        };
+        weights.insert(spec.name, tensor);
+    }
+    let mut branch = |name: &str, count: usize| -> Result<Box<Rvq>> {
+        let books = (0..count).map(|_| values(&[config.codebook_size, config.codebook_dim], 1)).collect::<Result<_>>()?;
+        Ok(Box::new(Rvq::new(&weights, name, books)?))
+    };
+    let quantizer = Quantizer::Split { semantic: branch(BRANCHES[0], 1)?, acoustic: branch(BRANCHES[1], config.acoustic())? };
+    Ok((model, weights, quantizer))
 }
 
 /// How many codebooks a file without a configuration has.

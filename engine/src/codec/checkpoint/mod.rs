@@ -35,6 +35,11 @@ pub(super) fn from_bytes(name: &str, bytes: &[u8], device: &Device, stored: Stor
     load(&weights::Weights::from_bytes(name, bytes)?, name, device, stored)
 }
 
+pub(super) fn random_mimi(config: &MimiConfig, device: &Device, stored: Stored) -> Result<Codec> {
+    let (model, weights, quantizer) = mimi::random(config, device)?;
+    Codec::assemble("random Mimi", model, &weights, quantizer, device, stored)
+}
+
 /// What a file of weights is of, by its names.
 enum Family<'a> {
     Mimi(mimi::Naming<'a>),
