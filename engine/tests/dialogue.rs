@@ -107,7 +107,8 @@ fn codes_without_sound_are_graphs_too() {
     let frames: Vec<Vec<i32>> = (0..12).map(|_| (0..4).map(|_| (rng.next() % 32) as i32).collect()).collect();
     let said = |graphs: bool, codec: Option<&Codec>| -> Vec<(Option<Vec<i32>>, bool)> {
         let mut dialogue = Dialogue::new(&lm, codec, drawing()).unwrap();
-        (dialogue.graphs(graphs), dialogue.aloud(false));
+        dialogue.graphs(graphs);
+        dialogue.aloud(false);
         let turns = frames.iter().map(|codes| dialogue.step(Heard::Codes(codes)).unwrap());
         turns.map(|turn| (turn.said, turn.took.is_none() && turn.samples.is_none())).collect()
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::lm::{Drawing, Drawn, Format, Lm, Session};
+use swara_engine::lm::{Config, Drawing, Drawn, Format, Lm, Session, Widths};
 use swara_kernels::case::SplitMix;
 use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::attention::Kept;
@@ -236,14 +236,39 @@ fn streams_of_a_batch_are_as_if_alone() {
 /// With masks, resets and without, past the context.
 #[test]
 fn steps_as_graphs_equal_steps_launched_kernel_by_kernel() {
-    let few_bits = Format { kept: Some(Kept::Int8), ..Format::int4_all(DType::BF16) };
-    for (name, format) in
-        [("moshi", DType::F32.into()), ("shared", DType::BF16.into()), ("listener", DType::F16.into()), ("moshi", few_bits)]
-    {
+    let opened = |name: &'static str, dtype: DType| move |device: &Device| Lm::open(&golden("weights").join(name), device, dtype).unwrap();
+    // Codes on CUDA are of 32 columns at a time.
+    let few_bits = |device: &Device| {
+        let config = Config {
+            dim: 64,
+            num_heads: 2,
+            num_layers: 2,
+            hidden_scale: 3.0,
+            n_q: 8,
+            dep_q: 4,
+            card: 32,
+            text_card: 40,
+            context: Some(24),
+            delays: vec![0, 0, 1, 1, 1, 0, 1, 1, 1],
+            depformer_dim: 64,
+            depformer_num_heads: Some(2),
+            depformer_num_layers: Some(2),
+            depformer_dim_feedforward: Some(Widths::All(96)),
+            ..Config::moshi()
+        };
+        Lm::random(config, device, Format { kept: Some(Kept::Int8), ..Format::int4_all(DType::BF16) }).unwrap()
+    };
+    type Open<'a> = &'a dyn Fn(&Device) -> Lm;
+    let models: [(&str, &str, Open); 4] = [
+        ("moshi", "f32", &opened("moshi", DType::F32)),
+        ("shared", "bf16", &opened("shared", DType::BF16)),
+        ("listener", "f16", &opened("listener", DType::F16)),
+        ("moshi", "few bits", &few_bits),
+    ];
+    for (case, name, open) in models {
         let device = Device::open("emulator").unwrap();
         let Device::Cuda(cuda) = &device else { unreachable!() };
-        let (case, batch) = (Case::open(name), 2);
-        let lm = Lm::open(&golden("weights").join(name), &device, format).unwrap();
+        let (case, lm, batch) = (Case::open(case), open(&device), 2);
         let drawing: Vec<Drawing> = (0..batch as u64).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
         let [mut replayed, mut launched] = [(); 2].map(|()| Session::new(&lm, &drawing).unwrap());
         launched.graphs(false);
