@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::lm::{Drawing, Drawn, Lm, Session};
+use swara_engine::codec::Codec;
+use swara_engine::lm::{Drawing, Drawn, Format, Given, Layout, Lm, Session, matrices};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::{DType, Device, Tensor};
@@ -91,6 +92,187 @@ fn the_emulator_says_the_same() {
     for name in CASES {
         equals_moshi(&Device::open("emulator").unwrap(), name, 1e-5);
     }
+}
+
+/// `[B, S]` of `[B, .., S]` codes as LMModel.forward has them: late, behind what begins each column.
+fn delayed(codes: &[i32], delays: &[usize], initial: &[i32], steps: usize) -> impl Fn(usize, usize, usize) -> i32 {
+    let (codes, delays, initial) = (codes.to_vec(), delays.to_vec(), initial.to_vec());
+    let columns = delays.len();
+    move |b, column, step| match step.checked_sub(delays[column]) {
+        Some(at) if at < steps => codes[(b * columns + column) * steps + at],
+        _ => initial[column],
+    }
+}
+
+/// What is given is said, and the logits of every step are those of LMModel.forward, teacher-forced.
+#[test]
+fn logits_of_given_tokens_equal_moshi() {
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        for name in ["moshi", "shared", "plain"] {
+            let file = Weights::open(golden(name).with_extension("safetensors")).unwrap();
+            let lm = Lm::open(&golden("weights").join(name), &device, DType::F32).unwrap();
+            let config = lm.config();
+            let shape = file.view("codes").unwrap().shape.to_vec();
+            let (batch, steps, said) = (shape[0], shape[2], 1 + config.dep_q);
+            let codes = file.to_i32("codes").unwrap();
+            let initial: Vec<i32> = (0..=config.n_q).map(|k| if k == 0 { config.text_card } else { config.card } as i32).collect();
+            let at = delayed(&codes, &config.delays, &initial, steps);
+            let mut session = Session::new(&lm, &vec![Drawing::GREEDY; batch]).unwrap();
+            let find = |name: &str| (file.to_f32(name).unwrap(), file.view(name).unwrap().shape.to_vec());
+            let (text, logits, masks) = (find("forced.text_logits"), find("forced.logits"), file.to_i32("forced.mask").unwrap());
+            let mut worst: f32 = 0.0;
+            for step in 0..steps {
+                // LMModel.forward has what is heard a step later than LMGen.
+                let heard: Vec<i32> = (0..batch)
+                    .flat_map(|b| (said..=config.n_q).map(move |q| (b, q)))
+                    .map(|(b, q)| codes[(b * shape[1] + q) * steps + step.saturating_sub(1)])
+                    .collect();
+                let given: Vec<i32> = (0..batch).flat_map(|b| (0..said).map(move |k| (b, k))).map(|(b, k)| at(b, k, step)).collect();
+                let given_now = Given::new(&lm, &given, None).unwrap();
+                let heard = Tensor::from_slice(&device, &heard, [batch, config.heard()]).unwrap();
+                let found = session.step_given(&heard, &given_now, None).unwrap();
+                assert_eq!(found.said.to_vec::<i32>().unwrap(), given);
+                // Frame `at` of a column is said `delay` steps later.
+                for (column, logits, masks, found) in std::iter::once((0, &text, None, &found.text_logits))
+                    .chain(found.logits.iter().enumerate().map(|(k, found)| (k + 1, &logits, Some(&masks), found)))
+                {
+                    let Some(frame) = step.checked_sub(config.delays[column]) else { continue };
+                    let (vocab, columns) = (logits.1[3], logits.1[1]);
+                    let found = found.to_vec::<f32>().unwrap();
+                    for b in 0..batch {
+                        let row = (b * columns + column.saturating_sub(1)) * steps + frame;
+                        assert!(masks.is_none_or(|masks| masks[row] == 1));
+                        worst = worst.max(distance(&found[b * vocab..][..vocab], &logits.0[row * vocab..][..vocab]));
+                    }
+                }
+            }
+            println!("{name} on {device:?}, given tokens: logits within {worst:.1e} of their spread");
+            assert!(worst < 1e-4, "{name}: logits are off by {worst} of their spread");
+        }
+    }
+}
+
+/// Tokens that are given to some streams and columns leave the others what they are without.
+#[test]
+fn what_is_not_given_is_drawn() {
+    let case = Case::open("moshi");
+    let lm = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
+    let said = 1 + lm.config().dep_q;
+    let drawing: Vec<Drawing> = (0..2).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
+    let mut free = Session::new(&lm, &drawing).unwrap();
+    let mut session = Session::new(&lm, &drawing).unwrap();
+    for step in 0..20 {
+        let heard = case.heard(&Device::Cpu, step);
+        let expected = free.step(&heard, None).unwrap().said.to_vec::<i32>().unwrap();
+        // Stream 0 is given its text and third code; the second draws all.
+        let mut given = vec![UNGENERATED; 2 * said];
+        (given[0], given[3]) = (5, 7);
+        let found = session.step_given(&heard, &Given::new(&lm, &given, None).unwrap(), None).unwrap().said.to_vec::<i32>().unwrap();
+        assert_eq!((found[0], found[3]), (5, 7));
+        assert_eq!(found[said..], expected[said..], "stream 1 at step {step}");
+        assert!((0..said).all(|k| found[k] >= 0));
+    }
+    let refused = |given: &[i32]| Given::new(&lm, given, None).err().unwrap().to_string();
+    assert!(refused(&[0; 3]).contains("3 tokens"));
+    assert!(refused(&[0, 0, 99, 0, 0]).contains("token 99 is given in column 2, expected 0 to 32"));
+    assert!(refused(&[-1; 5]).contains("token -1"));
+}
+
+/// The weights of the case moshi in the names of transformers say what they say in moshi's, and what transformers says.
+#[test]
+fn the_names_of_transformers_are_the_same_model() {
+    let folder = golden("../moshi_hf");
+    let case = Case::open("moshi");
+    let ours = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
+    let lm = Lm::open(&folder, &Device::Cpu, DType::F32).unwrap();
+    let (theirs, config) = (lm.config(), ours.config());
+    assert_eq!((theirs.hidden_scale * 32.0) as usize, (config.hidden_scale * 32.0) as usize);
+    assert_eq!((&theirs.delays, theirs.context, theirs.n_q, theirs.dep_q), (&config.delays, config.context, config.n_q, config.dep_q));
+    let mut session = Session::new(&lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+    for step in 0..case.steps {
+        let found = session.step(&case.heard(&Device::Cpu, step), None).unwrap();
+        assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "said in step {step}");
+    }
+
+    let forced = Weights::open(folder.join("forced.safetensors")).unwrap();
+    let shape = forced.view("codes").unwrap().shape.to_vec();
+    let (batch, n_q, steps, said) = (shape[0], shape[1], shape[2], 1 + lm.config().dep_q);
+    let [text, codes, given] = ["text", "codes", "said"].map(|name| forced.to_i32(name).unwrap());
+    let [text_logits, logits] = ["text_logits", "logits"].map(|name| forced.to_f32(name).unwrap());
+    let mut session = Session::new(&lm, &vec![Drawing::GREEDY; batch]).unwrap();
+    let mut worst: f32 = 0.0;
+    // The main decoder is fed at step s what was said at step s - 1; the depth decoder is given other tokens, so its logits are
+    // those of a session in which the last step alone says them.
+    for last in [0, 1, 7, steps - 1] {
+        session.reset(&Tensor::from_slice(&Device::Cpu, &vec![1u8; batch], [batch]).unwrap()).unwrap();
+        for step in 0..=last {
+            let column = |b: usize, k: usize, at: usize| if k == 0 { text[b * steps + at] } else { codes[(b * n_q + k - 1) * steps + at] };
+            let delays = &lm.config().delays;
+            let heard: Vec<i32> = (0..batch)
+                .flat_map(|b| (said..=n_q).map(move |k| (b, k)))
+                .map(|(b, k)| column(b, k, (step + delays[k]).min(steps - 1)))
+                .collect();
+            let next = |b: usize, k: usize| match step == last {
+                true => given[(b * steps + step) * said + k],
+                false => column(b, k, step + 1),
+            };
+            let now: Vec<i32> = (0..batch).flat_map(|b| (0..said).map(move |k| (b, k))).map(|(b, k)| next(b, k)).collect();
+            let heard = Tensor::from_slice(&Device::Cpu, &heard, [batch, n_q + 1 - said]).unwrap();
+            let found = session.step_given(&heard, &Given::new(&lm, &now, None).unwrap(), None).unwrap();
+            let row = |all: &[f32], width: usize| -> Vec<f32> {
+                (0..batch).flat_map(|b| all[(b * steps + step) * width..][..width].to_vec()).collect()
+            };
+            worst = worst.max(distance(&found.text_logits.to_vec().unwrap(), &row(&text_logits, text_logits.len() / batch / steps)));
+            if step == last {
+                let all = row(&logits, logits.len() / batch / steps);
+                let vocab = logits.len() / batch / steps / (said - 1);
+                for (k, found) in found.logits.iter().enumerate() {
+                    let expected: Vec<f32> = (0..batch).flat_map(|b| all[(b * (said - 1) + k) * vocab..][..vocab].to_vec()).collect();
+                    worst = worst.max(distance(&found.to_vec().unwrap(), &expected));
+                }
+            }
+        }
+    }
+    println!("transformers: logits within {worst:.1e} of their spread");
+    assert!(worst < 1e-4, "logits are off by {worst} of their spread");
+}
+
+/// A codec beside the model is not the model's, and is found.
+#[test]
+fn a_codec_in_the_names_of_transformers_is_found() {
+    let folder = golden("../moshi_hf");
+    let read = |path: PathBuf| -> Tensors {
+        let file = Weights::open(path).unwrap();
+        let shape = |n: &str| file.view(n).unwrap().shape.to_vec();
+        file.names().map(|n| (n.to_owned(), shape(n), file.to_f32(n).unwrap().into_owned())).collect()
+    };
+    let mut all = read(folder.join("model.safetensors"));
+    all.extend(
+        read(golden("../mimi/weights/hf")).into_iter().map(|(name, shape, values)| (format!("audio_encoder.{name}"), shape, values)),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let save = |tensors: &Tensors| {
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        save(dir.path().join("model.safetensors"), &refs, &BTreeMap::new()).unwrap();
+    };
+    save(&all);
+    std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+    let file = Weights::open(dir.path()).unwrap();
+    assert_eq!(Layout::of(&file), Some(Layout::HuggingFace));
+    assert!(matrices(&file).unwrap_err().to_string().contains("names of transformers"));
+    Lm::open(dir.path(), &Device::Cpu, Format::int8(DType::F32)).unwrap();
+    Codec::open(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    for (name, why) in
+        [("decoder.model.layers.1.self_attn.k_proj.linear.weight", "1 missing"), ("depth_decoder.lm_heads.weight", "1 missing")]
+    {
+        let tensors: Tensors = all.iter().filter(|t| t.0 != name).cloned().collect();
+        save(&tensors);
+        let error = Lm::open(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
+        assert!(error.contains(name) && error.contains(why), "{error}");
+    }
+    all.push(("another.weight".into(), vec![1], vec![0.0]));
+    save(&all);
+    assert!(Lm::open(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string().contains("another.weight"));
 }
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;

@@ -15,7 +15,7 @@ use swara_kernels::ops::delay::{self, Tokens};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{Dtype, Weights};
 
-use super::checkpoint::{Part, Place, Published, part};
+use super::checkpoint::{self, Part, Place, Published, part};
 use super::config::{Config, Shape};
 use super::model::{Dense, DepthLayers, Embedding, Layers, Rows};
 use super::{Drawing, Lm, Session};
@@ -143,6 +143,7 @@ pub struct Seen {
 /// Those of [`check`](super::check) and of `visit`; values within the model that are not finite.
 pub fn observe(file: &Weights, conversations: &[Conversation], visit: impl FnMut(Site) -> Result<()>) -> Result<()> {
     let (config, from) = Published::open(file, &Device::Cpu)?;
+    checkpoint::whole_matrices(file)?;
     let layers = Layers::new(&config)?;
     let mut observer = Observer { config: &config, from: &from, visit };
     let tokens = conversations.iter().map(|c| c.tokens(&config)).collect::<Result<Vec<_>>>()?;

@@ -1,5 +1,6 @@
 //! Checkpoints of language models: published names and layouts.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -13,6 +14,9 @@ use super::model::Layers;
 use super::{Config, Format, Lm};
 use crate::weights::{Source, as_type, upload};
 use crate::{Error, Result};
+
+/// What stands before the names of a codec beside a model in the names of transformers.
+const CODEC: &str = "audio_encoder.";
 
 pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
@@ -38,11 +42,23 @@ pub enum Part {
 /// The matrices that rows are multiplied by, by the names that a file has for them; not its tables.
 ///
 /// # Errors
-/// As [`check`].
+/// As [`check`]; the names of transformers, where matrices are parts of tensors.
 pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
     let (_, places) = find(file)?;
+    whole_matrices(file)?;
     let matrices = places.iter().filter_map(|(name, (shape, places))| Some((part(name, shape)?, places)));
     Ok(matrices.flat_map(|(part, places)| places.iter().map(move |place| (place.name.clone(), part))).collect())
+}
+
+/// That no matrix lies in several tensors.
+pub(super) fn whole_matrices(file: &weights::Weights) -> Result<()> {
+    match Layout::of(file) {
+        Some(layout @ Layout::HuggingFace) => {
+            let why = format!("{}, whose matrices are not rounded one by one", layout.name());
+            Err(Error::File { path: file.path().to_owned(), why })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Of a tensor of ours; none if it is no matrix, or a table.
@@ -63,15 +79,19 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     let Some(layout) = Layout::of(file) else {
         return Err(Error::File { path: file.path().to_owned(), why: "names that are no language model's".into() });
     };
-    let config = match file.config()? {
+    let mut config = match file.config()? {
         Some(json) => Config::from_json(&json.to_string())?,
         None => Config::moshi(),
     };
+    if layout == Layout::HuggingFace && config.positional_embedding == "rope" {
+        // Rows of queries and keys are in the order of halves there.
+        config.positional_embedding = "rope_concat".into();
+    }
     let layers = Layers::new(&config)?;
     let (mut tensors, mut expected) = (Places::new(), BTreeMap::new());
     for (name, shape) in layers.tensors(&config)? {
         let places = layout.places(&config, file, &name, &shape);
-        for Place { name, published, .. } in &places {
+        for Place { name, published, .. } in places.iter().flat_map(Place::all) {
             expected.extend(parts(file, name, published));
         }
         tensors.insert(name, (shape, places));
@@ -80,8 +100,12 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     if config.dep_q == 0 && file.contains("depformer_in.0.weight") {
         expected.insert("depformer_in.0.weight".to_owned(), vec![config.depformer_dim, config.dim]);
     }
-    file.check(expected)?;
-    Ok((config, tensors))
+    let mut mismatch = file.compare(expected);
+    mismatch.unknown.retain(|(name, _)| layout != Layout::HuggingFace || !name.starts_with(CODEC));
+    match mismatch.is_empty() {
+        true => Ok((config, tensors)),
+        false => Err(Error::Loader(swara_loader::Error::Mismatch { path: file.path().to_owned(), mismatch })),
+    }
 }
 
 /// The tensors that hold one of ours, or the codes of one and what makes values of them.
@@ -110,27 +134,35 @@ pub enum Layout {
     Moshi,
     /// The Rust `moshi`: a depth transformer for every step.
     Candle,
+    /// `transformers`: queries, keys and values apart, all of a step of the depth transformer in one tensor.
+    HuggingFace,
 }
 
 /// Where a tensor lies in a file.
 pub(super) struct Place {
     pub name: String,
     published: Vec<usize>,
-    /// Rows of it, if not all.
+    /// Rows of it, if not all: those before its last axis.
     pub rows: Option<Range<usize>>,
+    /// Where what is below these rows lies.
+    below: Vec<Place>,
 }
 
 impl Place {
+    fn all(&self) -> impl Iterator<Item = &Place> {
+        std::iter::once(self).chain(&self.below)
+    }
+
     fn whole(name: String, shape: &[usize]) -> Place {
         // Factors of a norm of root mean squares.
         let published = if name.ends_with(".alpha") { [&[1, 1], shape].concat() } else { shape.to_vec() };
-        Place { name, published, rows: None }
+        Place { name, published, rows: None, below: Vec::new() }
     }
 
     /// The `nth` of `count` matrices of this shape, one below the other.
     fn stacked(name: String, shape: &[usize], nth: usize, count: usize) -> Place {
         let rows = shape[0];
-        Place { name, published: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows) }
+        Place { name, published: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows), below: Vec::new() }
     }
 }
 
@@ -138,6 +170,9 @@ impl Layout {
     /// None if this is no language model.
     pub fn of(file: &weights::Weights) -> Option<Layout> {
         let has = |name: &str| file.contains(name) || packed(file, name);
+        if has("decoder.model.embed_tokens.weight") && has("depth_decoder.text_embed_tokens.weight") {
+            return Some(Layout::HuggingFace);
+        }
         if !has("text_emb.weight") || !has("text_linear.weight") {
             return None;
         }
@@ -149,6 +184,7 @@ impl Layout {
         match self {
             Layout::Moshi => "language model, in the names of moshi",
             Layout::Candle => "language model, in the names of the Rust moshi",
+            Layout::HuggingFace => "language model, in the names of transformers",
         }
     }
 
@@ -157,6 +193,7 @@ impl Layout {
         match self {
             Layout::Moshi => vec![moshi(config, file, name, shape)],
             Layout::Candle => candle(config, name).into_iter().map(|name| Place::whole(name, shape)).collect(),
+            Layout::HuggingFace => vec![hugging_face(config, name, shape)],
         }
     }
 }
@@ -218,6 +255,59 @@ fn candle(config: &Config, name: &str) -> Vec<String> {
     }
 }
 
+fn hugging_face(config: &Config, name: &str, shape: &[usize]) -> Place {
+    /// Of a block: ours, transformers'.
+    const PARTS: [[&str; 2]; 5] = [
+        ["self_attn.out_proj.weight", "self_attn.o_proj.linear.weight"],
+        ["gating.linear_in.weight", "mlp.fc1.weight"],
+        ["gating.linear_out.weight", "mlp.fc2.weight"],
+        ["norm1.alpha", "input_layernorm.weight"],
+        ["norm2.alpha", "post_attention_layernorm.weight"],
+    ];
+    let whole = |name: String| Place { name, published: shape.to_vec(), rows: None, below: Vec::new() };
+    // Of tensors `[count, rows, columns]`.
+    let stacked = |name: String, rows: usize, nth: usize, count: usize| Place {
+        name,
+        published: vec![count, rows, shape[1]],
+        rows: Some(nth * rows..(nth + 1) * rows),
+        below: Vec::new(),
+    };
+    let numbered = |prefix: &str| name.strip_prefix(prefix)?.strip_suffix(".weight")?.parse::<usize>().ok();
+    let (base, set, rest) = match (depth(name), name.strip_prefix("transformer.layers.").and_then(|rest| rest.split_once('.'))) {
+        (Some((set, layer, rest)), _) => (format!("depth_decoder.layers.{layer}."), Some(set), rest),
+        (None, Some((layer, rest))) => (format!("decoder.model.layers.{layer}."), None, rest),
+        (None, None) => {
+            if let Some(k) = numbered("depformer_in.") {
+                return stacked("depth_decoder.input_projections.weight".into(), shape[0], k, config.inputs());
+            }
+            if let Some(k) = numbered("linears.") {
+                return stacked("depth_decoder.lm_heads.weight".into(), shape[0], k, config.dep_q);
+            }
+            let of = |prefix: &str, theirs: &str| numbered(prefix).map(|k| format!("{theirs}{k}.weight"));
+            let table = of("emb.", "embed_tokens.").or_else(|| of("depformer_emb.", "depth_decoder.embed_tokens."));
+            return whole(table.unwrap_or_else(|| match name {
+                "text_emb.weight" => "decoder.model.embed_tokens.weight".into(),
+                "text_linear.weight" => "decoder.lm_head.weight".into(),
+                "out_norm.alpha" => "decoder.model.norm.weight".into(),
+                "depformer_text_emb.weight" => "depth_decoder.text_embed_tokens.weight".into(),
+                _ => name.to_owned(),
+            }));
+        }
+    };
+    let matrix = |part: &str, rows: usize| match set {
+        Some(set) => stacked(format!("{base}{part}"), rows, set, config.sets()),
+        None => Place { published: vec![rows, shape[1]], ..whole(format!("{base}{part}")) },
+    };
+    if rest == "self_attn.in_proj_weight" {
+        // As many queries as there are columns.
+        let kv = (shape[0] - shape[1]) / 2;
+        let [keys, values] = ["k", "v"].map(|part| matrix(&format!("self_attn.{part}_proj.linear.weight"), kv));
+        return Place { below: vec![keys, values], ..matrix("self_attn.q_proj.linear.weight", shape[1]) };
+    }
+    let part = PARTS.iter().find(|part| part[0] == rest).map_or(rest, |part| part[1]);
+    if shape.len() == 2 { matrix(part, shape[0]) } else { whole(format!("{base}{part}")) }
+}
+
 /// Tensors of a file.
 pub(super) struct Published<'a> {
     file: &'a weights::Weights,
@@ -266,25 +356,46 @@ impl<'a> Published<'a> {
     }
 }
 
-impl Source for Published<'_> {
-    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let (shape, place) = self.place(name)?;
+impl Published<'_> {
+    fn values(&self, place: &Place) -> Result<Cow<'_, [f32]>> {
         let (read, rows) = match (self.codes(place)?, &place.rows) {
             (Some((codes, rows)), _) => (codes.dequantize().into(), rows),
             (None, Some(rows)) => (self.file.to_f32_rows(&place.name, rows.clone())?, None),
             (None, None) => (self.file.to_f32(&place.name)?, None),
         };
-        let values = rows.map_or(&read[..], |rows| &read[rows.start * shape[1]..rows.end * shape[1]]);
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            let why = format!("element {at} of tensor {} is {}", place.name, values[at]);
-            return Err(Error::File { path: self.file.path().to_owned(), why });
+        let columns = place.published.last().copied().unwrap_or(1);
+        let values = match (rows, read) {
+            (None, read) => read,
+            (Some(rows), Cow::Borrowed(read)) => Cow::Borrowed(&read[rows.start * columns..rows.end * columns]),
+            (Some(rows), Cow::Owned(read)) => Cow::Owned(read[rows.start * columns..rows.end * columns].to_vec()),
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(at) => {
+                let why = format!("element {at} of tensor {} is {}", place.name, values[at]);
+                Err(Error::File { path: self.file.path().to_owned(), why })
+            }
         }
-        let tensor = Tensor::from_slice(self.device, values, Shape::try_from(shape)?)?;
+    }
+}
+
+impl Source for Published<'_> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let (shape, place) = self.place(name)?;
+        let mut values = self.values(place)?;
+        for below in &place.below {
+            values.to_mut().extend_from_slice(&self.values(below)?);
+        }
+        let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(shape)?)?;
+        drop(values);
         as_type(tensor, dtype)
     }
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
         let (_, place) = self.place(name)?;
+        if !place.below.is_empty() {
+            return Ok(None);
+        }
         self.codes(place)?.map(|(codes, rows)| upload(self.device, &codes, rows)).transpose()
     }
 }

@@ -2,6 +2,7 @@ use serde::Deserialize;
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
 use swara_kernels::ops::rope::Style;
 
+use super::transformers;
 use crate::transformer::{FeedForward, Norm, Rotary};
 use crate::{Error, Result};
 
@@ -160,7 +161,7 @@ pub(super) struct Shape {
 
 impl Config {
     /// Most columns, steps of context and so on that a file may ask for.
-    const MOST_COLUMNS: usize = 128;
+    pub(super) const MOST_COLUMNS: usize = 128;
 
     /// Moshi of 7 billion parameters, as published without a configuration.
     pub fn moshi() -> Config {
@@ -197,7 +198,12 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] for what is no such model, or one that is not known here.
     pub fn from_json(text: &str) -> Result<Config> {
-        let config: Config = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
+        let fail = |e: serde_json::Error| Error::Config(e.to_string());
+        let json: serde_json::Value = serde_json::from_str(text).map_err(fail)?;
+        let config = match transformers::is(&json) {
+            true => transformers::config(&json)?,
+            false => serde_json::from_value(json).map_err(fail)?,
+        };
         config.check()?;
         Ok(config)
     }
@@ -383,7 +389,7 @@ impl Shape {
 }
 
 /// The rule of `ActivationGating` in moshi's `modules/gating.py`.
-fn hidden(gating: &str, width: usize, wide: usize) -> usize {
+pub(super) fn hidden(gating: &str, width: usize, wide: usize) -> usize {
     match gating {
         "none" => wide,
         _ if wide == width.saturating_mul(4) => width.saturating_mul(21) / 8,

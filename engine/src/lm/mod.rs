@@ -8,6 +8,7 @@ mod checkpoint;
 mod config;
 pub(crate) mod model;
 mod session;
+mod transformers;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +16,7 @@ use std::path::Path;
 pub use calibration::{Conversation, Seen, Site, observe};
 pub use checkpoint::{Layout, Part, check, matrices};
 pub use config::{Config, Drawn, Widths};
-pub use session::{Drawing, Session, Step};
+pub use session::{Drawing, Given, Session, Step};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::quantized::Bits;

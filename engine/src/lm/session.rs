@@ -1,12 +1,12 @@
 use swara_kernels::ops::attention::{Kept, KvCache, Positions};
-use swara_kernels::ops::delay::{self, Tokens};
+use swara_kernels::ops::delay::{self, Tokens, UNGENERATED};
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::{DType, Tensor, span};
 
 use super::Lm;
 use super::config::{Drawn, Shape};
 use super::model::Depth;
-use crate::Result;
+use crate::{Error, Result};
 
 /// `batch` streams through a model, step by step, each masked out or begun anew as it comes.
 ///
@@ -43,15 +43,57 @@ impl Drawing {
     }
 }
 
+/// What streams are made to say in a step.
+///
+/// Its tokens are those of [`Step::said`]: what is said of a frame in a column that is `delay` late is said `delay` steps later.
+pub struct Given {
+    /// i32 `[B, 1 + dep_q]`: 0 where a token is drawn.
+    said: Tensor,
+    /// Of each column, u8 `[B]`: the streams that run and draw it. None: all are drawn, as the step's mask has it.
+    drawn: Vec<Option<Tensor>>,
+}
+
+impl Given {
+    /// `said [B, 1 + dep_q]`: tokens, or [`UNGENERATED`] for those that are drawn; `runs [B]`: what the mask of the step is, if it
+    /// has one.
+    ///
+    /// # Errors
+    /// Lengths that are not a multiple of that; a token that the model does not know.
+    pub fn new(lm: &Lm, said: &[i32], runs: Option<&[u8]>) -> Result<Given> {
+        let config = &lm.config;
+        let width = 1 + config.dep_q;
+        let batch = said.len() / width;
+        if batch == 0 || said.len() != batch * width || runs.is_some_and(|runs| runs.len() != batch) {
+            return Err(Error::Argument(format!("{} tokens are given, the model says {width} a step", said.len())));
+        }
+        let known = |column: usize| if column == 0 { config.text_card } else { config.card };
+        let free = |token: i32| token == UNGENERATED;
+        if let Some(at) = said.iter().enumerate().position(|(at, &t)| !free(t) && !(0..=known(at % width) as i32).contains(&t)) {
+            let (column, most) = (at % width, known(at % width));
+            return Err(Error::Argument(format!("token {} is given in column {column}, expected 0 to {most}", said[at])));
+        }
+        let drawn = |column: usize| -> Result<Option<Tensor>> {
+            let stream = |b: usize| free(said[b * width + column]) && runs.is_none_or(|runs| runs[b] != 0);
+            let drawn: Vec<u8> = (0..batch).map(|b| u8::from(stream(b))).collect();
+            let all = (0..batch).all(|b| free(said[b * width + column]));
+            (!all).then(|| Ok(Tensor::from_slice(&lm.device, &drawn, [batch])?)).transpose()
+        };
+        let tokens: Vec<i32> = said.iter().map(|&t| if free(t) { 0 } else { t }).collect();
+        Ok(Given { said: Tensor::from_slice(&lm.device, &tokens, [batch, width])?, drawn: (0..width).map(drawn).collect::<Result<_>>()? })
+    }
+}
+
 /// What a step gave.
 pub struct Step {
     /// i32 `[B, 1 + dep_q]`: the text and the codes of the frame `max delay` steps ago, which are now complete;
-    /// [`delay::UNGENERATED`] where there is none yet.
+    /// [`UNGENERATED`] where there is none yet.
     pub complete: Tensor,
-    /// i32 `[B, 1 + dep_q]`: what was drawn in this step.
+    /// i32 `[B, 1 + dep_q]`: what was drawn, or given, in this step.
     pub said: Tensor,
     /// `[B, text outputs]`.
     pub text_logits: Tensor,
+    /// `[B, card]` for each code.
+    pub logits: Vec<Tensor>,
     /// `[B, n]` for each of the model's extra heads.
     pub heads: Vec<Tensor>,
 }
@@ -96,7 +138,21 @@ impl<'a> Session<'a> {
     /// # Errors
     /// A shape that is not that; on the CPU a code that the model does not know, in the step that reads it.
     pub fn step(&mut self, heard: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
+        self.run(heard, None, mask)
+    }
+
+    /// A step in which streams say what is `given`: a prompt, or what another speaker said.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); another number of streams.
+    pub fn step_given(&mut self, heard: &Tensor, given: &Given, mask: Option<&Tensor>) -> Result<Step> {
+        self.said.copy_from(&given.said)?;
+        self.run(heard, Some(given), mask)
+    }
+
+    fn run(&mut self, heard: &Tensor, given: Option<&Given>, mask: Option<&Tensor>) -> Result<Step> {
         let _span = span::step("lm");
+        let drawn = |column: usize| given.and_then(|given| given.drawn[column].as_ref()).or(mask);
         let lm = self.lm;
         lm.device.step(|| {
             let ids = delay::feed(&mut self.tokens, heard, &self.positions, mask)?;
@@ -105,29 +161,31 @@ impl<'a> Session<'a> {
                 x = block.run(&x, cache, &self.positions, mask)?;
             }
             let h = lm.temporal.norm(&x)?;
-            let text_logits = self.draw(0, lm.temporal.text.run(&h, None)?, mask)?;
-            if let Some(depth) = &lm.depth {
-                self.say(depth, &h, mask)?;
-            }
+            let text_logits = self.draw(0, lm.temporal.text.run(&h, None)?, drawn(0))?;
+            let logits = match &lm.depth {
+                Some(depth) => self.say(depth, &h, drawn)?,
+                None => Vec::new(),
+            };
             let complete = delay::take(&mut self.tokens, &self.said, &self.positions, mask)?;
             self.positions.advance(1, mask)?;
             let heads = lm.temporal.heads.iter().map(|head| rows(head.run(&h, None)?)).collect::<Result<_>>()?;
-            Ok(Step { complete, said: self.said.copy()?, text_logits, heads })
+            Ok(Step { complete, said: self.said.copy()?, text_logits, logits, heads })
         })
     }
 
-    /// Draws the codes of a step one after the other.
-    fn say(&mut self, depth: &Depth, h: &Tensor, mask: Option<&Tensor>) -> Result<()> {
+    /// Draws the codes of a step one after the other, each in the streams that `drawn` gives for its column, and gives their logits.
+    fn say<'m>(&mut self, depth: &Depth, h: &Tensor, drawn: impl Fn(usize) -> Option<&'m Tensor>) -> Result<Vec<Tensor>> {
         let config = &self.lm.config;
+        let mut logits = Vec::with_capacity(config.dep_q);
         for k in 0..config.dep_q {
             let said = depth.said[k].sum((&self.said, k))?;
             let mut y = depth.inputs[config.input(k)].run(h, Some(&said))?;
             for (block, cache) in depth.blocks[config.set(k)].iter().zip(&mut self.depth_caches) {
                 y = block.run(&y, cache, &self.depth_positions[k], None)?;
             }
-            self.draw(k + 1, depth.logits(k, &y)?, mask)?;
+            logits.push(self.draw(k + 1, depth.logits(k, &y)?, drawn(k + 1))?);
         }
-        Ok(())
+        Ok(logits)
     }
 
     /// Draws column `column`, and gives its logits `[B, V]`.
