@@ -237,6 +237,132 @@ fn the_names_of_transformers_are_the_same_model() {
     assert!(worst < 1e-4, "logits are off by {worst} of their spread");
 }
 
+fn lora_tensors() -> Tensors {
+    let file = Weights::open(golden("lora/lora.safetensors")).unwrap();
+    file.names().map(|n| (n.to_owned(), file.view(n).unwrap().shape.to_vec(), file.to_f32(n).unwrap().into_owned())).collect()
+}
+
+/// `b a`, for `[rows, rank]` and `[rank, columns]`.
+fn product(b: &[f32], a: &[f32], rank: usize) -> Vec<f64> {
+    let columns = a.len() / rank;
+    let element = |i: usize, j: usize| (0..rank).map(|r| f64::from(b[i * rank + r]) * f64::from(a[r * columns + j])).sum();
+    (0..b.len() / rank).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| element(i, j)).collect()
+}
+
+/// A LoRA says what moshi's own merge of it says, in both its forms, and what `W + scaling B A` says.
+#[test]
+fn a_lora_is_merged_as_moshi_merges_it() {
+    let case = Case::open("lora");
+    let dir = tempfile::tempdir().unwrap();
+    let base = saved_since(tensors("moshi"), 4);
+    write(dir.path(), "moshi", &base);
+    let config: String = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+    let config =
+        config.replacen('{', "{\"lora\": true, \"lora_scaling\": 1.5, \"lora_rank\": 2, \"lora_name\": \"adapter.safetensors\",", 1);
+    std::fs::write(dir.path().join("config.json"), &config).unwrap();
+    let lora = lora_tensors();
+    let path = dir.path().join("one.safetensors");
+    let store = |path: &Path, tensors: &Tensors| {
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        save(path, &refs, &BTreeMap::new()).unwrap();
+    };
+    let says = |lm: &Lm, what: &str| {
+        let mut session = Session::new(lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+        let mut worst: f32 = 0.0;
+        for step in 0..case.steps {
+            let found = session.step(&case.heard(lm.device(), step), None).unwrap();
+            worst = worst.max(distance(&found.text_logits.to_vec().unwrap(), &case.f32("text_logits", step)));
+            assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "{what}: said in step {step}");
+        }
+        println!("{what}: logits within {worst:.1e} of their spread");
+        assert!(worst < 1e-4, "{what}: logits are off by {worst} of their spread");
+    };
+    let open = |device: &Device| Lm::open_with_lora(dir.path(), &path, device, DType::F32).unwrap_or_else(|e| panic!("{e}"));
+    store(&path, &lora);
+    says(&open(&Device::Cpu), "as saved since");
+    says(&open(&Device::open("emulator").unwrap()), "on the emulator");
+
+    // Sets of weights one below the other, and the frozen matrices within: the model's own do not count.
+    let mut stacked: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    for (name, shape, values) in &lora {
+        let parts: Vec<&str> = name.split('.').collect();
+        let name = match parts.iter().position(|part| *part == "in_projs" || *part == "out_projs") {
+            Some(at) => [&parts[..at], &[parts[at].trim_end_matches('s')], &parts[at + 2..]].concat().join("."),
+            None => name.clone(),
+        };
+        let entry = stacked.entry(name).or_insert((vec![0, shape[1]], Vec::new()));
+        entry.0[0] += shape[0];
+        entry.1.extend(values);
+    }
+    let mut stacked: Tensors = stacked.into_iter().map(|(name, (shape, values))| (name, shape, values)).collect();
+    let frozen = base.iter().filter(|t| t.0.starts_with("linears.") || t.0.contains("projs"));
+    stacked.extend(frozen.map(|(name, shape, values)| (name.replace(".weight", ".frozen_W.weight"), shape.clone(), values.clone())));
+    store(&path, &stacked);
+    let mut other = base.clone();
+    other.iter_mut().filter(|t| t.0.starts_with("linears.") || t.0.contains("projs")).for_each(|t| t.2.iter_mut().for_each(|v| *v += 1.0));
+    write(dir.path(), "moshi", &other);
+    std::fs::write(dir.path().join("config.json"), &config).unwrap();
+    says(&open(&Device::Cpu), "stacked, with what was frozen");
+
+    // The one that the configuration names.
+    write(dir.path(), "moshi", &base);
+    std::fs::write(dir.path().join("config.json"), &config).unwrap();
+    store(&dir.path().join("adapter.safetensors"), &lora);
+    says(&Lm::open(dir.path(), &Device::Cpu, DType::F32).unwrap(), "by its name in the configuration");
+    std::fs::remove_file(dir.path().join("adapter.safetensors")).unwrap();
+
+    // A checkpoint merged by hand says the same to the last bit but one.
+    let find = |name: &str| lora.iter().find(|t| t.0 == name);
+    let merged: Tensors = base
+        .iter()
+        .map(|(name, shape, values)| {
+            let factor = |part: &str| find(&name.replace(".weight", &format!(".lora_{part}.weight")));
+            let Some((a, b)) = factor("A").zip(factor("B")) else { return (name.clone(), shape.clone(), values.clone()) };
+            let values = values.iter().zip(product(&b.2, &a.2, a.1[0])).map(|(&w, d)| (f64::from(w) + 1.5 * d) as f32);
+            (name.clone(), shape.clone(), values.collect())
+        })
+        .collect();
+    assert!(merged.iter().zip(&base).filter(|(a, b)| a.2 != b.2).count() > 40);
+    write(dir.path(), "moshi", &merged);
+    says(&Lm::open(dir.path(), &Device::Cpu, DType::F32).unwrap(), "merged by hand");
+}
+
+#[test]
+fn a_lora_of_another_model_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lora.safetensors");
+    let refused = |change: &dyn Fn(&mut Tensors), why: &str| {
+        let mut tensors = lora_tensors();
+        change(&mut tensors);
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        save(&path, &refs, &BTreeMap::new()).unwrap();
+        let error = Lm::open_with_lora(&golden("weights/moshi"), &path, &Device::Cpu, DType::F32).err().expect(why).to_string();
+        assert!(error.contains(why) && !error.contains('\n'), "{error}");
+    };
+    let named = |tensors: &Tensors, name: &str| tensors.iter().position(|t| t.0 == name).unwrap();
+    refused(&|t| t.push(("linears.9.lora_A.weight".into(), vec![2, 16], vec![0.0; 32])), "linears.9.lora_A.weight");
+    refused(&|t| t.retain(|t| t.0 != "linears.2.lora_A.weight"), "linears.2.lora_A.weight");
+    refused(&|t| t.retain(|t| t.0 != "linears.2.lora_B.weight"), "linears.2.lora_B.weight");
+    refused(
+        &|t| {
+            let i = named(t, "linears.1.lora_B.weight");
+            t[i].1 = vec![t[i].1[0] / 2, t[i].1[1] * 2];
+        },
+        "linears.1.lora_B.weight",
+    );
+    refused(
+        &|t| {
+            let i = named(t, "linears.1.lora_B.weight");
+            t[i].2[5] = f32::NAN;
+        },
+        "element 5 of tensor linears.1.lora_B.weight",
+    );
+    refused(&|t| t.clear(), "no LoRA");
+    let error =
+        Lm::open_with_lora(&golden("../moshi_hf"), &golden("lora/lora.safetensors"), &Device::Cpu, DType::F32).err().unwrap().to_string();
+    assert!(error.contains("names of transformers"), "{error}");
+}
+
 /// A codec beside the model is not the model's, and is found.
 #[test]
 fn a_codec_in_the_names_of_transformers_is_found() {

@@ -7,6 +7,8 @@ moshi_lm/CASE.safetensors         `user` [B,S,U] codes of the user, `said` [B,S,
                                   what is complete then (-2: nothing yet), `text_logits` [B,S,V]; `heads` [B,S,H,6] where there are extra heads;
                                   `margin` [B,S,1+dep_q], how far the second best logit is below the best, over the spread of all;
                                   `codes` [B,1+n_q,S], `logits` [B,dep_q,S,V], `mask` of LMModel.forward, teacher-forced
+moshi_lm/lora/lora.safetensors    a LoRA of the case moshi, of rank 2 and scaling 1.5, in the names of LoRALinear
+moshi_lm/lora.safetensors         as CASE.safetensors, of the case moshi with that LoRA merged by moshi's own code
 
 All is computed in float64, with exact rotary phases. moshi computes some norms in float32 whatever the model's type; here they are in
 float64 as well.
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 
 from moshi.models.lm import LMGen, LMModel
 from moshi.modules import transformer
+from moshi.modules.lora import replace_all_linear_with_lora, replace_lora_with_linear
 
 from dump import GOLDEN, Draw, save
 import mimi  # whose rotary phases are exact
@@ -135,6 +138,22 @@ def teacher_forced(model, config, draw, batch=2, steps=13):
             "forced.text_logits": zero(found.text_logits), "forced.text_mask": found.text_mask}
 
 
+def make_lora(model, config, root):
+    """The model of `make` before it, with a LoRA in all its linear layers."""
+    draw = Draw("moshi_lm", "lora")
+    replace_all_linear_with_lora(model, 2, 1.5, dtype=torch.float64)
+    factors = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    for p in factors.values():
+        p.data = draw.normal(*p.shape, scale=0.5 * p.shape[-1] ** -0.5)
+    folder = root / "moshi_lm" / "lora"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: p.detach().float().contiguous() for name, p in factors.items()}, folder / "lora.safetensors", metadata={})
+    replace_lora_with_linear(model)
+    found = generate(model, config, draw)
+    print("lora least margin", float(found["margin"].min()), "tokens", found["said"].unique().numel())
+    save("moshi_lm", "lora", found, root)
+
+
 def make(root=GOLDEN):
     for case, config in CASES.items():
         draw = Draw("moshi_lm", case)
@@ -150,3 +169,5 @@ def make(root=GOLDEN):
             found |= teacher_forced(model, config, draw)
         print(case, "least margin", float(found["margin"].min()), "tokens", found["said"].unique().numel())
         save("moshi_lm", case, found, root)
+        if case == "moshi":
+            make_lora(model, config, root)

@@ -10,6 +10,7 @@ use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::quantized::Quantized as Codes;
 use swara_loader::weights;
 
+use super::lora::Merged;
 use super::model::Layers;
 use super::{Config, Format, Lm};
 use crate::weights::{Source, as_type, upload};
@@ -18,11 +19,21 @@ use crate::{Error, Result};
 /// What stands before the names of a codec beside a model in the names of transformers.
 const CODEC: &str = "audio_encoder.";
 
-pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Lm> {
+pub(super) fn open(path: &Path, lora: Option<&Path>, device: &Device, format: Format) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
     let (config, published) = Published::open(&file, device)?;
-    Lm::assemble(name, config, &published, device, format)
+    // moshi merges the one that a configuration names.
+    let named = config.lora_name.as_deref().filter(|name| lora.is_none() && Path::new(name).file_name() == Some(name.as_ref()));
+    let named = named.map(|name| path.join(name)).filter(|path| path.is_file());
+    match lora.or(named.as_deref()) {
+        None => Lm::assemble(name, config, &published, device, format),
+        Some(lora) => {
+            let lora = weights::Weights::open(lora)?;
+            let merged = Merged::new(&published, &lora, &config)?;
+            Lm::assemble(name, config, &merged, device, format)
+        }
+    }
 }
 
 /// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other.
@@ -205,12 +216,13 @@ fn depth(name: &str) -> Option<(usize, &str, &str)> {
     Some((set.parse().ok()?, layer, rest))
 }
 
-fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Place {
+/// What a tensor of ours is called on its own, and what those of all sets are, the `nth` of `count` being this, where they are stacked.
+pub(super) fn moshi_names(config: &Config, name: &str) -> (String, Option<(String, usize, usize)>) {
     let (base, set, sets, rest) = match depth(name) {
         Some((set, layer, rest)) => (format!("depformer.layers.{layer}."), set, config.sets(), rest),
         None => match name.split_once(".self_attn.") {
             Some((base, _)) => (format!("{base}."), 0, 1, &name[base.len() + 1..]),
-            None => return Place::whole(name.to_owned(), shape),
+            None => return (name.to_owned(), None),
         },
     };
     let since = match rest {
@@ -218,14 +230,18 @@ fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) 
         "self_attn.out_proj.weight" => format!("{base}self_attn.out_projs.{set}.weight"),
         _ => {
             let gate = rest.strip_prefix("gating.").filter(|_| config.depformer_weights_per_step);
-            let name = gate.map_or(format!("{base}{rest}"), |part| format!("{base}gating.{set}.{part}"));
-            return Place::whole(name, shape);
+            return (gate.map_or(format!("{base}{rest}"), |part| format!("{base}gating.{set}.{part}")), None);
         }
     };
-    if file.contains(&since) || packed(file, &since) {
-        Place::whole(since, shape)
-    } else {
-        Place::stacked(format!("{base}{rest}"), shape, set, sets)
+    (since, Some((format!("{base}{rest}"), set, sets)))
+}
+
+fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Place {
+    match moshi_names(config, name) {
+        (since, Some((stacked, nth, count))) if !file.contains(&since) && !packed(file, &since) => {
+            Place::stacked(stacked, shape, nth, count)
+        }
+        (name, _) => Place::whole(name, shape),
     }
 }
 
@@ -327,6 +343,15 @@ impl<'a> Published<'a> {
 
     pub fn file(&self) -> &weights::Weights {
         self.file
+    }
+
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// Shapes of ours, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, (shape, _))| (&name[..], &shape[..]))
     }
 
     /// Shape of a tensor of ours, and where it is: at least once.

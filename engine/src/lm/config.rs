@@ -64,6 +64,11 @@ pub struct Config {
     pub depformer_layer_scale: Option<Option<f64>>,
     pub depformer_kv_repeat: Option<usize>,
 
+    /// A file of low-rank updates beside the weights, what they are multiplied by, and their rank.
+    pub lora_name: Option<String>,
+    pub lora_scaling: f64,
+    pub lora_rank: Option<usize>,
+
     pub conditioners: serde_json::Map<String, serde_json::Value>,
     /// How to draw, where whoever asks does not say.
     pub lm_gen_config: Drawn,
@@ -140,6 +145,9 @@ impl Default for Config {
             depformer_norm: None,
             depformer_layer_scale: None,
             depformer_kv_repeat: None,
+            lora_name: None,
+            lora_scaling: 2.0,
+            lora_rank: None,
             conditioners: serde_json::Map::new(),
             lm_gen_config: Drawn::default(),
         }
@@ -324,6 +332,9 @@ impl Config {
         crate::config::check_ranges(&ranges)?;
         if self.delays.len() != self.n_q + 1 || self.delays.iter().any(|&d| d > 1 << 12) {
             return fail(format!("delays must be {} numbers up to 4096, text first: {:?}", self.n_q + 1, self.delays));
+        }
+        if !self.lora_scaling.is_finite() {
+            return fail(format!("lora_scaling is {}", self.lora_scaling));
         }
         if !self.causal {
             return fail("a model that is not causal".into());
