@@ -44,7 +44,7 @@ fn what_it_says_is_what_moshi_says() {
 fn a_lora_is_of_what_it_says() {
     let room = Room::new();
     user_codes(&room);
-    let case = Weights::open(golden("moshi_lm/lora.safetensors")).unwrap();
+    let case = Weights::open(golden("moshi_lm/lora/said.safetensors")).unwrap();
     let user = case.to_i32("user").unwrap();
     let &[_, steps, width] = case.view("user").unwrap().shape else { panic!("user is [B, S, U]") };
     let codes: Vec<i32> = (0..width).flat_map(|k| (0..steps).map(move |t| t * width + k)).map(|i| user[i]).collect();

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use swara_engine::codec::Codec;
-use swara_engine::lm::{Drawing, Drawn, Format, Given, Layout, Lm, Session, matrices};
+use swara_engine::lm::{Conditions, Drawing, Drawn, Format, Given, Layout, Lm, Session, matrices};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
 
-const CASES: [&str; 4] = ["moshi", "shared", "plain", "listener"];
+const CASES: [&str; 6] = ["moshi", "shared", "plain", "sines", "conditioned", "listener"];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/moshi_lm").join(name)
@@ -27,6 +27,18 @@ impl Case {
         let file = Weights::open(golden(name).with_extension("safetensors")).unwrap();
         let shape = file.view("user").unwrap().shape.to_vec();
         Case { file, batch: shape[0], steps: shape[1] }
+    }
+
+    /// Greedy, under the conditions of the case.
+    fn session<'a>(&self, lm: &'a Lm) -> Session<'a> {
+        let facts: serde_json::Value = serde_json::from_str(&self.file.metadata()["case"]).unwrap();
+        let drawing = vec![Drawing::GREEDY; self.batch];
+        let Some(factor) = facts["cfg_coef"].as_f64() else { return Session::new(lm, &drawing).unwrap() };
+        let words = |of: &serde_json::Value| -> Conditions {
+            of.as_object().unwrap().iter().filter_map(|(name, word)| Some((name.clone(), word.as_str()?.to_owned()))).collect()
+        };
+        let [given, against] = ["conditions", "against"].map(|key| facts[key].as_array().unwrap().iter().map(words).collect::<Vec<_>>());
+        Session::conditioned(lm, &drawing, &given, Some((factor, &against))).unwrap()
     }
 
     /// Step `step` of a tensor `[B, S, ..]`.
@@ -61,7 +73,7 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
 fn equals_moshi(device: &Device, name: &str, bound: f32) {
     let case = Case::open(name);
     let lm = Lm::open(&golden("weights").join(name), device, DType::F32).unwrap();
-    let mut session = Session::new(&lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+    let mut session = case.session(&lm);
     let mut worst: f32 = 0.0;
     for step in 0..case.steps {
         let found = session.step(&case.heard(device, step), None).unwrap();
@@ -108,7 +120,7 @@ fn delayed(codes: &[i32], delays: &[usize], initial: &[i32], steps: usize) -> im
 #[test]
 fn logits_of_given_tokens_equal_moshi() {
     for device in [Device::Cpu, Device::open("emulator").unwrap()] {
-        for name in ["moshi", "shared", "plain"] {
+        for name in ["moshi", "shared", "plain", "sines"] {
             let file = Weights::open(golden(name).with_extension("safetensors")).unwrap();
             let lm = Lm::open(&golden("weights").join(name), &device, DType::F32).unwrap();
             let config = lm.config();
@@ -176,6 +188,40 @@ fn what_is_not_given_is_drawn() {
     assert!(refused(&[0; 3]).contains("3 tokens"));
     assert!(refused(&[0, 0, 99, 0, 0]).contains("token 99 is given in column 2, expected 0 to 32"));
     assert!(refused(&[-1; 5]).contains("token -1"));
+}
+
+#[test]
+fn conditions_that_are_not_the_models_are_errors() {
+    let lm = Lm::open(&golden("weights/conditioned"), &Device::Cpu, DType::F32).unwrap();
+    let one = |name: &str, word: &str| vec![Conditions::from([(name.to_owned(), word.to_owned())])];
+    let greedy = [Drawing::GREEDY];
+    let refused = |given: &[Conditions], against: Option<(f64, &[Conditions])>| {
+        Session::conditioned(&lm, &greedy, given, against).err().unwrap().to_string()
+    };
+    assert!(refused(&one("mood", "good"), None).contains("condition mood is none"));
+    assert!(refused(&one("speed", "good"), None).contains("expected one of slow, fast"));
+    assert!(refused(&[], None).contains("conditions for 0 streams of 1"));
+    assert!(refused(&one("speed", "fast"), Some((2.0, &one("speed", "late")))).contains("late"));
+    assert!(refused(&one("speed", "fast"), Some((f64::NAN, &one("speed", "slow")))).contains("guidance"));
+    // Nobody asks Hibiki for less than its best, and what it is led away from with no force does not show.
+    let case = Case::open("conditioned");
+    let heard = |step: usize| Tensor::from_slice(&Device::Cpu, &case.ids("user", step)[..2], [1, 2]).unwrap();
+    let (best, slow) = (one("description", "very_good"), one("speed", "slow"));
+    let mut sessions = [
+        Session::new(&lm, &greedy).unwrap(),
+        Session::conditioned(&lm, &greedy, &best, None).unwrap(),
+        Session::conditioned(&lm, &greedy, &best, Some((1.0, &slow))).unwrap(),
+        Session::conditioned(&lm, &greedy, &slow, None).unwrap(),
+    ];
+    let mut differ = false;
+    for step in 0..20 {
+        let said: Vec<Vec<i32>> = sessions.iter_mut().map(|s| s.step(&heard(step), None).unwrap().said.to_vec().unwrap()).collect();
+        assert!(said[0] == said[1] && said[1] == said[2], "step {step}: {said:?}");
+        differ |= said[0] != said[3];
+    }
+    assert!(differ);
+    let plain = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
+    assert!(Session::conditioned(&plain, &greedy, &one("speed", "fast"), None).is_err());
 }
 
 /// The weights of the case moshi in the names of transformers say what they say in moshi's, and what transformers says.
@@ -252,7 +298,7 @@ fn product(b: &[f32], a: &[f32], rank: usize) -> Vec<f64> {
 /// A LoRA says what moshi's own merge of it says, in both its forms, and what `W + scaling B A` says.
 #[test]
 fn a_lora_is_merged_as_moshi_merges_it() {
-    let case = Case::open("lora");
+    let case = Case::open("lora/said");
     let dir = tempfile::tempdir().unwrap();
     let base = saved_since(tensors("moshi"), 4);
     write(dir.path(), "moshi", &base);

@@ -16,8 +16,8 @@ use std::path::Path;
 
 pub use calibration::{Conversation, Seen, Site, observe};
 pub use checkpoint::{Layout, Part, check, matrices};
-pub use config::{Config, Drawn, Widths};
-pub use session::{Drawing, Given, Session, Step};
+pub use config::{Config, Drawn, Fuser, Widths};
+pub use session::{Conditions, Drawing, Given, Session, Step};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::quantized::Bits;

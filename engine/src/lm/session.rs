@@ -1,5 +1,9 @@
+use std::collections::BTreeMap;
+
 use swara_kernels::ops::attention::{Kept, KvCache, Positions};
 use swara_kernels::ops::delay::{self, Tokens, UNGENERATED};
+use swara_kernels::ops::elementwise;
+use swara_kernels::ops::rope::{self, Rope, Style};
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::{DType, Tensor, span};
 
@@ -8,12 +12,21 @@ use super::config::{Drawn, Shape};
 use super::model::Depth;
 use crate::{Error, Result};
 
+/// Of Hibiki, and what moshi asks it for.
+const DESCRIPTION: &str = "description";
+const BEST: &str = "very_good";
+
 /// `batch` streams through a model, step by step, each masked out or begun anew as it comes.
 ///
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'.
 pub struct Session<'a> {
     lm: &'a Lm,
+    /// `[B, 1, dim]`: what conditions add to what is fed.
+    onto: Option<Tensor>,
+    /// Sines of positions: what is turned to them, `[B, 1, 1, dim]`.
+    sines: Option<(Rope, Tensor)>,
+    against: Option<Against>,
     batch: usize,
     tokens: Tokens,
     positions: Positions,
@@ -25,6 +38,24 @@ pub struct Session<'a> {
     /// i32 `[B, 1 + dep_q]`: of the step that runs.
     said: Tensor,
 }
+
+/// The same streams under other conditions, away from which they are led.
+struct Against {
+    factor: f64,
+    onto: Option<Tensor>,
+    caches: Vec<KvCache>,
+    depth_caches: Vec<KvCache>,
+}
+
+impl Against {
+    /// `other + factor (logits - other)`.
+    fn lead(&self, logits: &Tensor, other: &Tensor) -> Result<Tensor> {
+        Ok(elementwise::add(other, &elementwise::scale(&elementwise::sub(logits, other)?, self.factor)?)?)
+    }
+}
+
+/// The word for each condition of a stream, by its name; none for those that are not there.
+pub type Conditions = BTreeMap<String, String>;
 
 /// How the text and how the codes of one stream are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,8 +130,27 @@ pub struct Step {
 }
 
 impl<'a> Session<'a> {
-    /// Streams that draw as `drawing` says, one entry for each.
+    /// Streams that draw as `drawing` says, one entry for each, under the conditions that moshi gives if nobody asks: to Hibiki the
+    /// best of its descriptions, to others none.
     pub fn new(lm: &'a Lm, drawing: &[Drawing]) -> Result<Session<'a>> {
+        let mut usual = Conditions::new();
+        if lm.config.model_type == "hibiki" && lm.temporal.words.iter().any(|words| words.name() == DESCRIPTION) {
+            usual.insert(DESCRIPTION.to_owned(), BEST.to_owned());
+        }
+        Session::conditioned(lm, drawing, &vec![usual; drawing.len()], None)
+    }
+
+    /// Streams under `conditions`, one entry for each, led away from those `against` by a factor (classifier-free guidance), where there
+    /// is one: each step then runs twice.
+    ///
+    /// # Errors
+    /// Conditions or words that the model does not know; a number of entries that is not that of `drawing`.
+    pub fn conditioned(
+        lm: &'a Lm,
+        drawing: &[Drawing],
+        conditions: &[Conditions],
+        against: Option<(f64, &[Conditions])>,
+    ) -> Result<Session<'a>> {
         let (config, device, batch) = (&lm.config, &lm.device, drawing.len());
         let caches = |shape: &Shape, capacity: usize, kept: Kept| -> Result<Vec<KvCache>> {
             let cache = |_| Ok(KvCache::new(device, kept, batch, shape.kv_heads, capacity, shape.head_dim())?);
@@ -116,12 +166,39 @@ impl<'a> Session<'a> {
             let settings = |d: &Drawing| Settings { sequence: column as u32, ..if column == 0 { d.text } else { d.codes } };
             Ok(Sampler::new(device, &drawing.iter().map(settings).collect::<Vec<_>>())?)
         };
+        let remembered = || caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept());
+        let against = match against {
+            Some((factor, _)) if !factor.is_finite() => return Err(Error::Argument(format!("a guidance of {factor}"))),
+            Some((factor, conditions)) => Some(Against {
+                factor,
+                onto: onto(lm, conditions, batch)?,
+                caches: remembered()?,
+                depth_caches: match &lm.depth {
+                    Some(_) => caches(&config.depth()?, config.dep_q, lm.values().into())?,
+                    None => Vec::new(),
+                },
+            }),
+            None => None,
+        };
+        let sines = match config.temporal()?.sines {
+            Some(sines) => {
+                let scale = sines.scale as f32;
+                let row: Vec<f32> = (0..config.dim).map(|i| if i < config.dim / 2 { scale } else { 0.0 }).collect();
+                let rows = Tensor::from_slice(device, &row.repeat(batch), [batch, 1, 1, config.dim])?;
+                let rope = Rope::with_frequencies(device, &sines.frequencies(config.dim), Style::HalfSplit)?;
+                Some((rope, elementwise::convert(&rows, lm.values())?))
+            }
+            None => None,
+        };
         Ok(Session {
             lm,
+            onto: onto(lm, conditions, batch)?,
+            sines,
+            against,
             batch,
             tokens: Tokens::new(device, batch, &config.delays, &config.initial(), 1 + config.dep_q)?,
             positions: Positions::new(device, batch)?,
-            caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept())?,
+            caches: remembered()?,
             depth_caches,
             depth_positions,
             samplers: (0..=config.dep_q).map(sampler).collect::<Result<_>>()?,
@@ -156,14 +233,33 @@ impl<'a> Session<'a> {
         let lm = self.lm;
         lm.device.step(|| {
             let ids = delay::feed(&mut self.tokens, heard, &self.positions, mask)?;
-            let mut x = lm.temporal.fed.sum((&ids, 0))?;
-            for (block, cache) in lm.temporal.blocks.iter().zip(&mut self.caches) {
-                x = block.run(&x, cache, &self.positions, mask)?;
-            }
-            let h = lm.temporal.norm(&x)?;
-            let text_logits = self.draw(0, lm.temporal.text.run(&h, None)?, drawn(0))?;
+            let sines = match &self.sines {
+                Some((rope, rows)) => Some(rope::forward(rows, rope, &self.positions)?.reshape([self.batch, 1, lm.config.dim])?),
+                None => None,
+            };
+            let hidden = |onto: &Option<Tensor>, caches: &mut [KvCache]| -> Result<Tensor> {
+                let mut x = lm.temporal.fed.sum_onto((&ids, 0), onto.as_ref())?;
+                if let Some(sines) = &sines {
+                    elementwise::add_assign(&mut x, sines)?;
+                }
+                for (block, cache) in lm.temporal.blocks.iter().zip(caches) {
+                    x = block.run(&x, cache, &self.positions, mask)?;
+                }
+                lm.temporal.norm(&x)
+            };
+            let h = hidden(&self.onto, &mut self.caches)?;
+            let mut text_logits = lm.temporal.text.run(&h, None)?;
+            let other = match &mut self.against {
+                Some(against) => {
+                    let other = hidden(&against.onto, &mut against.caches)?;
+                    text_logits = against.lead(&text_logits, &lm.temporal.text.run(&other, None)?)?;
+                    Some(other)
+                }
+                None => None,
+            };
+            let text_logits = self.draw(0, text_logits, drawn(0))?;
             let logits = match &lm.depth {
-                Some(depth) => self.say(depth, &h, drawn)?,
+                Some(depth) => self.say(depth, &h, other.as_ref(), drawn)?,
                 None => Vec::new(),
             };
             let complete = delay::take(&mut self.tokens, &self.said, &self.positions, mask)?;
@@ -174,16 +270,30 @@ impl<'a> Session<'a> {
     }
 
     /// Draws the codes of a step one after the other, each in the streams that `drawn` gives for its column, and gives their logits.
-    fn say<'m>(&mut self, depth: &Depth, h: &Tensor, drawn: impl Fn(usize) -> Option<&'m Tensor>) -> Result<Vec<Tensor>> {
+    fn say<'m>(
+        &mut self,
+        depth: &Depth,
+        h: &Tensor,
+        other: Option<&Tensor>,
+        drawn: impl Fn(usize) -> Option<&'m Tensor>,
+    ) -> Result<Vec<Tensor>> {
         let config = &self.lm.config;
         let mut logits = Vec::with_capacity(config.dep_q);
         for k in 0..config.dep_q {
             let said = depth.said[k].sum((&self.said, k))?;
-            let mut y = depth.inputs[config.input(k)].run(h, Some(&said))?;
-            for (block, cache) in depth.blocks[config.set(k)].iter().zip(&mut self.depth_caches) {
-                y = block.run(&y, cache, &self.depth_positions[k], None)?;
+            let run = |h: &Tensor, caches: &mut [KvCache]| -> Result<Tensor> {
+                let mut y = depth.inputs[config.input(k)].run(h, Some(&said))?;
+                for (block, cache) in depth.blocks[config.set(k)].iter().zip(caches) {
+                    y = block.run(&y, cache, &self.depth_positions[k], None)?;
+                }
+                depth.logits(k, &y)
+            };
+            let mut found = run(h, &mut self.depth_caches)?;
+            if let (Some(against), Some(other)) = (&mut self.against, other) {
+                let other = run(other, &mut against.depth_caches)?;
+                found = against.lead(&found, &other)?;
             }
-            logits.push(self.draw(k + 1, depth.logits(k, &y)?, drawn(k + 1))?);
+            logits.push(self.draw(k + 1, found, drawn(k + 1))?);
         }
         Ok(logits)
     }
@@ -200,6 +310,30 @@ impl<'a> Session<'a> {
         self.samplers.iter_mut().try_for_each(|sampler| sampler.reset(mask))?;
         Ok(self.positions.reset(mask)?)
     }
+}
+
+/// What `conditions` of `batch` streams add to what is fed; none where the model has none.
+fn onto(lm: &Lm, conditions: &[Conditions], batch: usize) -> Result<Option<Tensor>> {
+    let words = &lm.temporal.words;
+    if conditions.len() != batch {
+        return Err(Error::Argument(format!("conditions for {} streams of {batch}", conditions.len())));
+    }
+    if let Some(name) = conditions.iter().flat_map(Conditions::keys).find(|name| words.iter().all(|words| words.name() != *name)) {
+        return Err(Error::Argument(format!("condition {name} is none of the model's")));
+    }
+    if words.is_empty() {
+        return Ok(None);
+    }
+    let dim = lm.config.dim;
+    let mut rows = vec![0.0; batch * dim];
+    for (row, conditions) in rows.chunks_exact_mut(dim).zip(conditions) {
+        for words in words {
+            let more = words.row(conditions.get(words.name()).map(String::as_str))?;
+            row.iter_mut().zip(more).for_each(|(row, more)| *row += more);
+        }
+    }
+    let rows = Tensor::from_slice(&lm.device, &rows, [batch, 1, dim])?;
+    Ok(Some(elementwise::convert(&rows, lm.values())?))
 }
 
 /// `[B, 1, V]` as `[B, V]`.
