@@ -141,6 +141,9 @@ pub struct Talk {
     /// Language model: a folder with its config.json, or a file
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Low-rank updates of its matrices, as moshi-finetune saves them; by default those that its config.json names
+    #[arg(long, value_name = "FILE")]
+    pub lora: Option<PathBuf>,
     /// Codec of what is heard and said
     #[arg(long, value_name = "FILE", required_unless_present_all = ["user_codes", "dump"])]
     pub mimi: Option<String>,

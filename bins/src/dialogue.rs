@@ -15,8 +15,11 @@ use crate::failure::{Failure, Result};
 use crate::terminal;
 
 /// Opens a model that both hears and speaks.
-pub fn open_lm(path: &Path, device: &Device, format: Format) -> Result<Lm> {
-    let lm = Lm::open(path, device, format)?;
+pub fn open_lm(path: &Path, lora: Option<&Path>, device: &Device, format: Format) -> Result<Lm> {
+    let lm = match lora {
+        Some(lora) => Lm::open_with_lora(path, lora, device, format)?,
+        None => Lm::open(path, device, format)?,
+    };
     match lm.config().dep_q == 0 || lm.config().heard() == 0 {
         true => Err(Failure::file("cannot talk", "a model that does not both hear and speak", path)),
         false => Ok(lm),

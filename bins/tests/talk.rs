@@ -42,6 +42,34 @@ fn what_it_says_is_what_moshi_says() {
 }
 
 #[test]
+fn a_lora_is_of_what_it_says() {
+    let room = Room::new();
+    user_codes(&room);
+    let case = Weights::open(golden("moshi_lm/lora/said.safetensors")).unwrap();
+    let user = case.to_i32("user").unwrap();
+    let &[_, steps, width] = case.view("user").unwrap().shape else { panic!("user is [B, S, U]") };
+    let codes: Vec<i32> = (0..width).flat_map(|k| (0..steps).map(move |t| t * width + k)).map(|i| user[i]).collect();
+    save(room.path("user.safetensors"), &[TensorRef::i32("codes", &[width, steps], &codes)], &Default::default()).unwrap();
+    let model = golden("moshi_lm/weights/moshi");
+    std::fs::create_dir(room.path("model")).unwrap();
+    std::fs::copy(format!("{model}/model.safetensors"), room.path("model/model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(format!("{model}/config.json")).unwrap();
+    std::fs::write(room.path("model/config.json"), config.replacen('{', "{\"lora_scaling\": 1.5,", 1)).unwrap();
+    let lora = golden("moshi_lm/lora/lora.safetensors");
+    let fixed = ["talk", "--user-codes", "user.safetensors", "--dump", "d.safetensors", "--greedy", "--device", "cpu", "--model", "model"];
+    let text = |more: &[&str]| {
+        room.works(&[&fixed[..], more].concat());
+        Weights::open(room.path("d.safetensors")).unwrap().to_i32("text").unwrap().into_owned()
+    };
+    let out = case.to_i32("out").unwrap();
+    let expected: Vec<i32> = (1..steps).map(|t| out[t * 5]).collect();
+    assert_eq!(text(&["--lora", &lora]), expected);
+    assert_ne!(text(&[]), expected);
+    let wrong = golden("moshi_lm/weights/listener/model.safetensors");
+    room.refuses(&[&fixed[..], &["--lora", &wrong]].concat(), 1, "listener/model.safetensors");
+}
+
+#[test]
 fn a_quantized_model_says_what_the_rounded_one_says() {
     let room = Room::new();
     user_codes(&room);

@@ -164,7 +164,7 @@ impl<'a> Dialogue<'a> {
     /// compiled, its memory has been touched, and where frames are graphs theirs is recorded.
     pub fn live(mut self) -> Result<Dialogue<'a>> {
         let (lm, heard) = (self.lm, self.lm.config().heard());
-        self.streams.step(lm, &Tensor::from_slice(lm.device(), &vec![0i32; heard], [1, heard])?, None)?;
+        self.streams.step(lm, &Tensor::from_slice(lm.device(), &vec![0i32; heard], [1, heard])?, None, None)?;
         self.streams.reset(&one(lm.device())?)?;
         if let (Device::Cuda(cuda), true, Some(speech)) = (lm.device(), self.graphs, &self.speech) {
             let silence = vec![0.0; speech.codec.format().hop];
@@ -251,7 +251,7 @@ impl<'a> Dialogue<'a> {
             Some(speech) if input.dtype() == DType::F32 => &speech.encode(input)?,
             _ => input,
         };
-        let step = self.streams.step(self.lm, codes, None)?;
+        let step = self.streams.step(self.lm, codes, None, None)?;
         let sound = match &mut self.speech {
             Some(speech) if aloud => {
                 let codes = step.complete.part(1, [1, 1, speech.said])?;
@@ -308,7 +308,7 @@ impl<'a> Dialogue<'a> {
         };
         let start = Instant::now();
         let span = span::step("lm");
-        let step = self.streams.step(lm, &codes, None)?;
+        let step = self.streams.step(lm, &codes, None, None)?;
         drop(span);
         took.lm = timed(start)?;
         let said = complete(step.complete.to_vec::<i32>()?);

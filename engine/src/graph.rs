@@ -6,12 +6,12 @@ use swara_kernels::{Cuda, DType, Device, Shape, Tensor, span};
 use crate::Result;
 
 /// What a step gives.
-pub(crate) trait Given: Sized {
+pub(crate) trait Outcome: Sized {
     /// The same in tensors of their own: those of a graph are written to again by its next replay.
     fn copy(&self) -> Result<Self>;
 }
 
-impl Given for Tensor {
+impl Outcome for Tensor {
     fn copy(&self) -> Result<Tensor> {
         Ok(Tensor::copy(self)?)
     }
@@ -44,7 +44,7 @@ impl<G> Default for Recorder<G> {
     }
 }
 
-impl<G: Given> Recorder<G> {
+impl<G: Outcome> Recorder<G> {
     /// From here on as graphs, or kernel by kernel.
     pub fn want(&mut self, graphs: bool) {
         (self.wanted, self.last, self.recording) = (graphs, None, None);
@@ -87,7 +87,7 @@ impl<G: Given> Recorder<G> {
     }
 }
 
-impl<G: Given> Recording<G> {
+impl<G: Outcome> Recording<G> {
     fn new(
         cuda: &Cuda,
         size: Size,

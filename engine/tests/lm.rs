@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::lm::{Config, Drawing, Drawn, Format, Lm, Session, Widths};
+use swara_engine::codec::Codec;
+use swara_engine::lm::{Conditions, Config, Drawing, Drawn, Format, Given, Layout, Lm, Session, Widths, matrices};
 use swara_kernels::case::SplitMix;
 use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::attention::Kept;
@@ -11,7 +12,7 @@ use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
 
-const CASES: [&str; 4] = ["moshi", "shared", "plain", "listener"];
+const CASES: [&str; 6] = ["moshi", "shared", "plain", "sines", "conditioned", "listener"];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/moshi_lm").join(name)
@@ -28,6 +29,18 @@ impl Case {
         let file = Weights::open(golden(name).with_extension("safetensors")).unwrap();
         let shape = file.view("user").unwrap().shape.to_vec();
         Case { file, batch: shape[0], steps: shape[1] }
+    }
+
+    /// Greedy, under the conditions of the case.
+    fn session<'a>(&self, lm: &'a Lm) -> Session<'a> {
+        let facts: serde_json::Value = serde_json::from_str(&self.file.metadata()["case"]).unwrap();
+        let drawing = vec![Drawing::GREEDY; self.batch];
+        let Some(factor) = facts["cfg_coef"].as_f64() else { return Session::new(lm, &drawing).unwrap() };
+        let words = |of: &serde_json::Value| -> Conditions {
+            of.as_object().unwrap().iter().filter_map(|(name, word)| Some((name.clone(), word.as_str()?.to_owned()))).collect()
+        };
+        let [given, against] = ["conditions", "against"].map(|key| facts[key].as_array().unwrap().iter().map(words).collect::<Vec<_>>());
+        Session::conditioned(lm, &drawing, &given, Some((factor, &against))).unwrap()
     }
 
     /// Step `step` of a tensor `[B, S, ..]`.
@@ -62,7 +75,7 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
 fn equals_moshi(device: &Device, name: &str, bound: f32) {
     let case = Case::open(name);
     let lm = Lm::open(&golden("weights").join(name), device, DType::F32).unwrap();
-    let mut session = Session::new(&lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+    let mut session = case.session(&lm);
     let mut worst: f32 = 0.0;
     for step in 0..case.steps {
         let found = session.step(&case.heard(device, step), None).unwrap();
@@ -93,6 +106,347 @@ fn the_emulator_says_the_same() {
     for name in CASES {
         equals_moshi(&Device::open("emulator").unwrap(), name, 1e-5);
     }
+}
+
+/// `[B, S]` of `[B, .., S]` codes as LMModel.forward has them: late, behind what begins each column.
+fn delayed(codes: &[i32], delays: &[usize], initial: &[i32], steps: usize) -> impl Fn(usize, usize, usize) -> i32 {
+    let (codes, delays, initial) = (codes.to_vec(), delays.to_vec(), initial.to_vec());
+    let columns = delays.len();
+    move |b, column, step| match step.checked_sub(delays[column]) {
+        Some(at) if at < steps => codes[(b * columns + column) * steps + at],
+        _ => initial[column],
+    }
+}
+
+/// What is given is said, and the logits of every step are those of LMModel.forward, teacher-forced.
+#[test]
+fn logits_of_given_tokens_equal_moshi() {
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        for name in ["moshi", "shared", "plain", "sines"] {
+            let file = Weights::open(golden(name).with_extension("safetensors")).unwrap();
+            let lm = Lm::open(&golden("weights").join(name), &device, DType::F32).unwrap();
+            let config = lm.config();
+            let shape = file.view("codes").unwrap().shape.to_vec();
+            let (batch, steps, said) = (shape[0], shape[2], 1 + config.dep_q);
+            let codes = file.to_i32("codes").unwrap();
+            let initial: Vec<i32> = (0..=config.n_q).map(|k| if k == 0 { config.text_card } else { config.card } as i32).collect();
+            let at = delayed(&codes, &config.delays, &initial, steps);
+            let mut session = Session::new(&lm, &vec![Drawing::GREEDY; batch]).unwrap();
+            let find = |name: &str| (file.to_f32(name).unwrap(), file.view(name).unwrap().shape.to_vec());
+            let (text, logits, masks) = (find("forced.text_logits"), find("forced.logits"), file.to_i32("forced.mask").unwrap());
+            let mut worst: f32 = 0.0;
+            for step in 0..steps {
+                // LMModel.forward has what is heard a step later than LMGen.
+                let heard: Vec<i32> = (0..batch)
+                    .flat_map(|b| (said..=config.n_q).map(move |q| (b, q)))
+                    .map(|(b, q)| codes[(b * shape[1] + q) * steps + step.saturating_sub(1)])
+                    .collect();
+                let given: Vec<i32> = (0..batch).flat_map(|b| (0..said).map(move |k| (b, k))).map(|(b, k)| at(b, k, step)).collect();
+                let given_now = Given::new(&lm, &given, None).unwrap();
+                let heard = Tensor::from_slice(&device, &heard, [batch, config.heard()]).unwrap();
+                let found = session.step_given(&heard, &given_now, None).unwrap();
+                assert_eq!(found.said.to_vec::<i32>().unwrap(), given);
+                // Frame `at` of a column is said `delay` steps later.
+                for (column, logits, masks, found) in std::iter::once((0, &text, None, &found.text_logits))
+                    .chain(found.logits.iter().enumerate().map(|(k, found)| (k + 1, &logits, Some(&masks), found)))
+                {
+                    let Some(frame) = step.checked_sub(config.delays[column]) else { continue };
+                    let (vocab, columns) = (logits.1[3], logits.1[1]);
+                    let found = found.to_vec::<f32>().unwrap();
+                    for b in 0..batch {
+                        let row = (b * columns + column.saturating_sub(1)) * steps + frame;
+                        assert!(masks.is_none_or(|masks| masks[row] == 1));
+                        worst = worst.max(distance(&found[b * vocab..][..vocab], &logits.0[row * vocab..][..vocab]));
+                    }
+                }
+            }
+            println!("{name} on {device:?}, given tokens: logits within {worst:.1e} of their spread");
+            assert!(worst < 1e-4, "{name}: logits are off by {worst} of their spread");
+        }
+    }
+}
+
+/// Tokens that are given to some streams and columns leave the others what they are without.
+#[test]
+fn what_is_not_given_is_drawn() {
+    let case = Case::open("moshi");
+    let lm = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
+    let said = 1 + lm.config().dep_q;
+    let drawing: Vec<Drawing> = (0..2).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
+    let mut free = Session::new(&lm, &drawing).unwrap();
+    let mut session = Session::new(&lm, &drawing).unwrap();
+    for step in 0..20 {
+        let heard = case.heard(&Device::Cpu, step);
+        let expected = free.step(&heard, None).unwrap().said.to_vec::<i32>().unwrap();
+        // Stream 0 is given its text and third code; the second draws all.
+        let mut given = vec![UNGENERATED; 2 * said];
+        (given[0], given[3]) = (5, 7);
+        let found = session.step_given(&heard, &Given::new(&lm, &given, None).unwrap(), None).unwrap().said.to_vec::<i32>().unwrap();
+        assert_eq!((found[0], found[3]), (5, 7));
+        assert_eq!(found[said..], expected[said..], "stream 1 at step {step}");
+        assert!((0..said).all(|k| found[k] >= 0));
+    }
+    let refused = |given: &[i32]| Given::new(&lm, given, None).err().unwrap().to_string();
+    assert!(refused(&[0; 3]).contains("3 tokens"));
+    assert!(refused(&[0, 0, 99, 0, 0]).contains("token 99 is given in column 2, expected 0 to 32"));
+    assert!(refused(&[-1; 5]).contains("token -1"));
+}
+
+#[test]
+fn conditions_that_are_not_the_models_are_errors() {
+    let lm = Lm::open(&golden("weights/conditioned"), &Device::Cpu, DType::F32).unwrap();
+    let one = |name: &str, word: &str| vec![Conditions::from([(name.to_owned(), word.to_owned())])];
+    let greedy = [Drawing::GREEDY];
+    let refused = |given: &[Conditions], against: Option<(f64, &[Conditions])>| {
+        Session::conditioned(&lm, &greedy, given, against).err().unwrap().to_string()
+    };
+    assert!(refused(&one("mood", "good"), None).contains("condition mood is none"));
+    assert!(refused(&one("speed", "good"), None).contains("expected one of slow, fast"));
+    assert!(refused(&[], None).contains("conditions for 0 streams of 1"));
+    assert!(refused(&one("speed", "fast"), Some((2.0, &one("speed", "late")))).contains("late"));
+    assert!(refused(&one("speed", "fast"), Some((f64::NAN, &one("speed", "slow")))).contains("guidance"));
+    // Nobody asks Hibiki for less than its best, and what it is led away from with no force does not show.
+    let case = Case::open("conditioned");
+    let heard = |step: usize| Tensor::from_slice(&Device::Cpu, &case.ids("user", step)[..2], [1, 2]).unwrap();
+    let (best, slow) = (one("description", "very_good"), one("speed", "slow"));
+    let mut sessions = [
+        Session::new(&lm, &greedy).unwrap(),
+        Session::conditioned(&lm, &greedy, &best, None).unwrap(),
+        Session::conditioned(&lm, &greedy, &best, Some((1.0, &slow))).unwrap(),
+        Session::conditioned(&lm, &greedy, &slow, None).unwrap(),
+    ];
+    let mut differ = false;
+    for step in 0..20 {
+        let said: Vec<Vec<i32>> = sessions.iter_mut().map(|s| s.step(&heard(step), None).unwrap().said.to_vec().unwrap()).collect();
+        assert!(said[0] == said[1] && said[1] == said[2], "step {step}: {said:?}");
+        differ |= said[0] != said[3];
+    }
+    assert!(differ);
+    let plain = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
+    assert!(Session::conditioned(&plain, &greedy, &one("speed", "fast"), None).is_err());
+}
+
+/// The weights of the case moshi in the names of transformers say what they say in moshi's, and what transformers says.
+#[test]
+fn the_names_of_transformers_are_the_same_model() {
+    let folder = golden("../moshi_hf");
+    let case = Case::open("moshi");
+    let ours = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
+    let lm = Lm::open(&folder, &Device::Cpu, DType::F32).unwrap();
+    let (theirs, config) = (lm.config(), ours.config());
+    assert_eq!((theirs.hidden_scale * 32.0) as usize, (config.hidden_scale * 32.0) as usize);
+    assert_eq!((&theirs.delays, theirs.context, theirs.n_q, theirs.dep_q), (&config.delays, config.context, config.n_q, config.dep_q));
+    let mut session = Session::new(&lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+    for step in 0..case.steps {
+        let found = session.step(&case.heard(&Device::Cpu, step), None).unwrap();
+        assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "said in step {step}");
+    }
+
+    let forced = Weights::open(folder.join("forced.safetensors")).unwrap();
+    let shape = forced.view("codes").unwrap().shape.to_vec();
+    let (batch, n_q, steps, said) = (shape[0], shape[1], shape[2], 1 + lm.config().dep_q);
+    let [text, codes, given] = ["text", "codes", "said"].map(|name| forced.to_i32(name).unwrap());
+    let [text_logits, logits] = ["text_logits", "logits"].map(|name| forced.to_f32(name).unwrap());
+    let mut session = Session::new(&lm, &vec![Drawing::GREEDY; batch]).unwrap();
+    let mut worst: f32 = 0.0;
+    // The main decoder is fed at step s what was said at step s - 1; the depth decoder is given other tokens, so its logits are
+    // those of a session in which the last step alone says them.
+    for last in [0, 1, 7, steps - 1] {
+        session.reset(&Tensor::from_slice(&Device::Cpu, &vec![1u8; batch], [batch]).unwrap()).unwrap();
+        for step in 0..=last {
+            let column = |b: usize, k: usize, at: usize| if k == 0 { text[b * steps + at] } else { codes[(b * n_q + k - 1) * steps + at] };
+            let delays = &lm.config().delays;
+            let heard: Vec<i32> = (0..batch)
+                .flat_map(|b| (said..=n_q).map(move |k| (b, k)))
+                .map(|(b, k)| column(b, k, (step + delays[k]).min(steps - 1)))
+                .collect();
+            let next = |b: usize, k: usize| match step == last {
+                true => given[(b * steps + step) * said + k],
+                false => column(b, k, step + 1),
+            };
+            let now: Vec<i32> = (0..batch).flat_map(|b| (0..said).map(move |k| (b, k))).map(|(b, k)| next(b, k)).collect();
+            let heard = Tensor::from_slice(&Device::Cpu, &heard, [batch, n_q + 1 - said]).unwrap();
+            let found = session.step_given(&heard, &Given::new(&lm, &now, None).unwrap(), None).unwrap();
+            let row = |all: &[f32], width: usize| -> Vec<f32> {
+                (0..batch).flat_map(|b| all[(b * steps + step) * width..][..width].to_vec()).collect()
+            };
+            worst = worst.max(distance(&found.text_logits.to_vec().unwrap(), &row(&text_logits, text_logits.len() / batch / steps)));
+            if step == last {
+                let all = row(&logits, logits.len() / batch / steps);
+                let vocab = logits.len() / batch / steps / (said - 1);
+                for (k, found) in found.logits.iter().enumerate() {
+                    let expected: Vec<f32> = (0..batch).flat_map(|b| all[(b * (said - 1) + k) * vocab..][..vocab].to_vec()).collect();
+                    worst = worst.max(distance(&found.to_vec().unwrap(), &expected));
+                }
+            }
+        }
+    }
+    println!("transformers: logits within {worst:.1e} of their spread");
+    assert!(worst < 1e-4, "logits are off by {worst} of their spread");
+}
+
+fn lora_tensors() -> Tensors {
+    let file = Weights::open(golden("lora/lora.safetensors")).unwrap();
+    file.names().map(|n| (n.to_owned(), file.view(n).unwrap().shape.to_vec(), file.to_f32(n).unwrap().into_owned())).collect()
+}
+
+/// `b a`, for `[rows, rank]` and `[rank, columns]`.
+fn product(b: &[f32], a: &[f32], rank: usize) -> Vec<f64> {
+    let columns = a.len() / rank;
+    let element = |i: usize, j: usize| (0..rank).map(|r| f64::from(b[i * rank + r]) * f64::from(a[r * columns + j])).sum();
+    (0..b.len() / rank).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| element(i, j)).collect()
+}
+
+/// A LoRA says what moshi's own merge of it says, in both its forms, and what `W + scaling B A` says.
+#[test]
+fn a_lora_is_merged_as_moshi_merges_it() {
+    let case = Case::open("lora/said");
+    let dir = tempfile::tempdir().unwrap();
+    let base = saved_since(tensors("moshi"), 4);
+    write(dir.path(), "moshi", &base);
+    let config: String = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+    let config =
+        config.replacen('{', "{\"lora\": true, \"lora_scaling\": 1.5, \"lora_rank\": 2, \"lora_name\": \"adapter.safetensors\",", 1);
+    std::fs::write(dir.path().join("config.json"), &config).unwrap();
+    let lora = lora_tensors();
+    let path = dir.path().join("one.safetensors");
+    let store = |path: &Path, tensors: &Tensors| {
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        save(path, &refs, &BTreeMap::new()).unwrap();
+    };
+    let says = |lm: &Lm, what: &str| {
+        let mut session = Session::new(lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+        let mut worst: f32 = 0.0;
+        for step in 0..case.steps {
+            let found = session.step(&case.heard(lm.device(), step), None).unwrap();
+            worst = worst.max(distance(&found.text_logits.to_vec().unwrap(), &case.f32("text_logits", step)));
+            assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "{what}: said in step {step}");
+        }
+        println!("{what}: logits within {worst:.1e} of their spread");
+        assert!(worst < 1e-4, "{what}: logits are off by {worst} of their spread");
+    };
+    let open = |device: &Device| Lm::open_with_lora(dir.path(), &path, device, DType::F32).unwrap_or_else(|e| panic!("{e}"));
+    store(&path, &lora);
+    says(&open(&Device::Cpu), "as saved since");
+    says(&open(&Device::open("emulator").unwrap()), "on the emulator");
+
+    // Sets of weights one below the other, and the frozen matrices within: the model's own do not count.
+    let mut stacked: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    for (name, shape, values) in &lora {
+        let parts: Vec<&str> = name.split('.').collect();
+        let name = match parts.iter().position(|part| *part == "in_projs" || *part == "out_projs") {
+            Some(at) => [&parts[..at], &[parts[at].trim_end_matches('s')], &parts[at + 2..]].concat().join("."),
+            None => name.clone(),
+        };
+        let entry = stacked.entry(name).or_insert((vec![0, shape[1]], Vec::new()));
+        entry.0[0] += shape[0];
+        entry.1.extend(values);
+    }
+    let mut stacked: Tensors = stacked.into_iter().map(|(name, (shape, values))| (name, shape, values)).collect();
+    let frozen = base.iter().filter(|t| t.0.starts_with("linears.") || t.0.contains("projs"));
+    stacked.extend(frozen.map(|(name, shape, values)| (name.replace(".weight", ".frozen_W.weight"), shape.clone(), values.clone())));
+    store(&path, &stacked);
+    let mut other = base.clone();
+    other.iter_mut().filter(|t| t.0.starts_with("linears.") || t.0.contains("projs")).for_each(|t| t.2.iter_mut().for_each(|v| *v += 1.0));
+    write(dir.path(), "moshi", &other);
+    std::fs::write(dir.path().join("config.json"), &config).unwrap();
+    says(&open(&Device::Cpu), "stacked, with what was frozen");
+
+    // The one that the configuration names.
+    write(dir.path(), "moshi", &base);
+    std::fs::write(dir.path().join("config.json"), &config).unwrap();
+    store(&dir.path().join("adapter.safetensors"), &lora);
+    says(&Lm::open(dir.path(), &Device::Cpu, DType::F32).unwrap(), "by its name in the configuration");
+    std::fs::remove_file(dir.path().join("adapter.safetensors")).unwrap();
+
+    // A checkpoint merged by hand says the same to the last bit but one.
+    let find = |name: &str| lora.iter().find(|t| t.0 == name);
+    let merged: Tensors = base
+        .iter()
+        .map(|(name, shape, values)| {
+            let factor = |part: &str| find(&name.replace(".weight", &format!(".lora_{part}.weight")));
+            let Some((a, b)) = factor("A").zip(factor("B")) else { return (name.clone(), shape.clone(), values.clone()) };
+            let values = values.iter().zip(product(&b.2, &a.2, a.1[0])).map(|(&w, d)| (f64::from(w) + 1.5 * d) as f32);
+            (name.clone(), shape.clone(), values.collect())
+        })
+        .collect();
+    assert!(merged.iter().zip(&base).filter(|(a, b)| a.2 != b.2).count() > 40);
+    write(dir.path(), "moshi", &merged);
+    says(&Lm::open(dir.path(), &Device::Cpu, DType::F32).unwrap(), "merged by hand");
+}
+
+#[test]
+fn a_lora_of_another_model_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lora.safetensors");
+    let refused = |change: &dyn Fn(&mut Tensors), why: &str| {
+        let mut tensors = lora_tensors();
+        change(&mut tensors);
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        save(&path, &refs, &BTreeMap::new()).unwrap();
+        let error = Lm::open_with_lora(&golden("weights/moshi"), &path, &Device::Cpu, DType::F32).err().expect(why).to_string();
+        assert!(error.contains(why) && !error.contains('\n'), "{error}");
+    };
+    let named = |tensors: &Tensors, name: &str| tensors.iter().position(|t| t.0 == name).unwrap();
+    refused(&|t| t.push(("linears.9.lora_A.weight".into(), vec![2, 16], vec![0.0; 32])), "linears.9.lora_A.weight");
+    refused(&|t| t.retain(|t| t.0 != "linears.2.lora_A.weight"), "linears.2.lora_A.weight");
+    refused(&|t| t.retain(|t| t.0 != "linears.2.lora_B.weight"), "linears.2.lora_B.weight");
+    refused(
+        &|t| {
+            let i = named(t, "linears.1.lora_B.weight");
+            t[i].1 = vec![t[i].1[0] / 2, t[i].1[1] * 2];
+        },
+        "linears.1.lora_B.weight",
+    );
+    refused(
+        &|t| {
+            let i = named(t, "linears.1.lora_B.weight");
+            t[i].2[5] = f32::NAN;
+        },
+        "element 5 of tensor linears.1.lora_B.weight",
+    );
+    refused(&|t| t.clear(), "no LoRA");
+    let error =
+        Lm::open_with_lora(&golden("../moshi_hf"), &golden("lora/lora.safetensors"), &Device::Cpu, DType::F32).err().unwrap().to_string();
+    assert!(error.contains("names of transformers"), "{error}");
+}
+
+/// A codec beside the model is not the model's, and is found.
+#[test]
+fn a_codec_in_the_names_of_transformers_is_found() {
+    let folder = golden("../moshi_hf");
+    let read = |path: PathBuf| -> Tensors {
+        let file = Weights::open(path).unwrap();
+        let shape = |n: &str| file.view(n).unwrap().shape.to_vec();
+        file.names().map(|n| (n.to_owned(), shape(n), file.to_f32(n).unwrap().into_owned())).collect()
+    };
+    let mut all = read(folder.join("model.safetensors"));
+    all.extend(
+        read(golden("../mimi/weights/hf")).into_iter().map(|(name, shape, values)| (format!("audio_encoder.{name}"), shape, values)),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let save = |tensors: &Tensors| {
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        save(dir.path().join("model.safetensors"), &refs, &BTreeMap::new()).unwrap();
+    };
+    save(&all);
+    std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+    let file = Weights::open(dir.path()).unwrap();
+    assert_eq!(Layout::of(&file), Some(Layout::HuggingFace));
+    assert!(matrices(&file).unwrap_err().to_string().contains("names of transformers"));
+    Lm::open(dir.path(), &Device::Cpu, Format::int8(DType::F32)).unwrap();
+    Codec::open(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    for (name, why) in
+        [("decoder.model.layers.1.self_attn.k_proj.linear.weight", "1 missing"), ("depth_decoder.lm_heads.weight", "1 missing")]
+    {
+        let tensors: Tensors = all.iter().filter(|t| t.0 != name).cloned().collect();
+        save(&tensors);
+        let error = Lm::open(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
+        assert!(error.contains(name) && error.contains(why), "{error}");
+    }
+    all.push(("another.weight".into(), vec![1], vec![0.0]));
+    save(&all);
+    assert!(Lm::open(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string().contains("another.weight"));
 }
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;

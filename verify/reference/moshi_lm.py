@@ -6,19 +6,26 @@ moshi_lm/weights/CASE/            config.json and model.safetensors, in the name
 moshi_lm/CASE.safetensors         `user` [B,S,U] codes of the user, `said` [B,S,1+dep_q] what is generated at each step, `out` [B,S,1+dep_q]
                                   what is complete then (-2: nothing yet), `text_logits` [B,S,V]; `heads` [B,S,H,6] where there are extra heads;
                                   `margin` [B,S,1+dep_q], how far the second best logit is below the best, over the spread of all;
-                                  `codes` [B,1+n_q,S], `logits` [B,dep_q,S,V], `mask` of LMModel.forward, teacher-forced
+                                  `codes` [B,1+n_q,S], `logits` [B,dep_q,S,V], `mask` of LMModel.forward, teacher-forced; facts: `conditions`
+                                  and `against` of each stream, and `cfg_coef`, where the model has conditioners
+moshi_lm/lora/lora.safetensors    a LoRA of the case moshi, of rank 2 and scaling 1.5, in the names of LoRALinear
+moshi_lm/lora/said.safetensors    as CASE.safetensors, of the case moshi with that LoRA merged by moshi's own code
 
 All is computed in float64, with exact rotary phases. moshi computes some norms in float32 whatever the model's type; here they are in
 float64 as well.
 """
 
+import copy
 import json
 
 import torch
 from safetensors.torch import save_file
 
+from moshi.conditioners import ConditionAttributes
+from moshi.models import loaders
 from moshi.models.lm import LMGen, LMModel
 from moshi.modules import transformer
+from moshi.modules.lora import replace_all_linear_with_lora, replace_lora_with_linear
 
 from dump import GOLDEN, Draw, save
 import mimi  # whose rotary phases are exact
@@ -42,14 +49,35 @@ CASES = {
     # Other norms, positions, feed-forward layers; steps of different widths.
     "plain": dict(MOSHI, norm="layer_norm", gating="none", positional_embedding="rope_concat", hidden_scale=2,
                   depformer_dim_feedforward=[48, 66, 30, 24], depformer_pos_emb="rope", context=9, text_card_out=33),
+    # Sines added to rotary positions, and alone between the codes.
+    "sines": dict(MOSHI, n_q=4, dep_q=2, delays=[0, 0, 2, 0, 2], norm="rms_norm", positional_embedding="sin_rope", positional_scale=0.7,
+                  max_period=300, depformer_pos_emb="sin", depformer_dim_feedforward=[48, 66]),
+    # Conditions that are added up, one of them led away from.
+    "conditioned": dict(MOSHI, n_q=4, dep_q=2, delays=[0, 0, 1, 0, 1], positional_embedding="sin", model_type="hibiki",
+                        conditioners={"description": dict(type="lut", lut=dict(n_bins=5, dim=6, tokenizer="noop", possible_values=["very_bad", "good", "very_good"])),
+                                      "speed": dict(type="lut", lut=dict(n_bins=2, dim=32, tokenizer="noop", possible_values=["slow", "fast"], force_linear=False, learn_padding=False))},
+                        fuser={"sum": ["description", "speed"], "cross": [], "prepend": []}),
     # Listens alone.
     "listener": dict(MOSHI, n_q=5, dep_q=0, delays=[0] * 6, norm="layer_norm_f32", extra_heads_num_heads=2, extra_heads_dim=6,
                      depformer_weights_per_step=False, depformer_multi_linear=False),
 }
 
 
+# Of the streams of a case, and what they are led away from.
+CONDITIONS = {"conditioned": dict(cfg_coef=2.5, conditions=[dict(description="very_good", speed=None), dict(description="good", speed="fast")],
+                                  against=[dict(description="very_bad", speed=None), dict(description=None, speed="slow")])}
+
+
 def lm(config):
-    return LMModel(dtype=torch.float64, **config).eval()
+    config = dict(config)
+    kind = config.pop("model_type", "moshi")
+    if "conditioners" in config:
+        conditioners = config.pop("conditioners")
+        config |= dict(condition_provider=loaders.get_conditioner_provider(config["dim"], "cpu", copy.deepcopy(dict(conditioners=conditioners))),
+                       fuser=loaders.get_condition_fuser(config))
+    model = LMModel(dtype=torch.float64, **config).eval().double()
+    model.kind = kind
+    return model
 
 
 def randomise(model, draw):
@@ -92,17 +120,26 @@ def margins(logits):
     return (best[..., 0] - best[..., 1]) / logits.std(-1)
 
 
-def generate(model, config, draw, batch=2):
+def conditioned(model, facts):
+    """Arguments of LMGen."""
+    if not facts:
+        return {}
+    attributes = [ConditionAttributes(text=text) for text in facts["conditions"] + facts["against"]]
+    return dict(cfg_coef=facts["cfg_coef"], condition_tensors=model.condition_provider.prepare_and_provide(attributes))
+
+
+def generate(model, config, draw, batch=2, facts=None):
     card, heard = config["card"], config["n_q"] - config["dep_q"]
     user = draw.integers(0, card, batch, STEPS, heard)
     seen = dict(text=[], audio=[], logits=[], margin=[], heads=[], out=[])
     gen = LMGen(model, use_sampling=False, check=True, on_text_hook=seen["text"].append, on_audio_hook=seen["audio"].append,
-                on_text_logits_hook=seen["logits"].append, support_out_of_sync=True)
+                on_text_logits_hook=seen["logits"].append, support_out_of_sync=True, **conditioned(model, facts))
     depth = model.forward_depformer
 
     def watched(k, *args):
         logits = depth(k, *args)
-        seen["margin"].append(margins(logits[:, 0, 0]))
+        parts = logits.chunk(2) if facts else [logits, logits]
+        seen["margin"].append(margins((parts[1] + (parts[0] - parts[1]) * (facts or {}).get("cfg_coef", 1.0))[:, 0, 0]))
         return logits
 
     model.forward_depformer = watched
@@ -135,18 +172,39 @@ def teacher_forced(model, config, draw, batch=2, steps=13):
             "forced.text_logits": zero(found.text_logits), "forced.text_mask": found.text_mask}
 
 
+def make_lora(model, config, root):
+    """The model of `make` before it, with a LoRA in all its linear layers."""
+    draw = Draw("moshi_lm", "lora")
+    replace_all_linear_with_lora(model, 2, 1.5, dtype=torch.float64)
+    factors = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    for p in factors.values():
+        p.data = draw.normal(*p.shape, scale=0.5 * p.shape[-1] ** -0.5)
+    folder = root / "moshi_lm" / "lora"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: p.detach().float().contiguous() for name, p in factors.items()}, folder / "lora.safetensors", metadata={})
+    replace_lora_with_linear(model)
+    found = generate(model, config, draw)
+    print("lora least margin", float(found["margin"].min()), "tokens", found["said"].unique().numel())
+    save("moshi_lm/lora", "said", found, root)
+
+
 def make(root=GOLDEN):
     for case, config in CASES.items():
         draw = Draw("moshi_lm", case)
-        model = lm(config)
+        model, facts = lm(config), CONDITIONS.get(case, {})
         randomise(model, draw)
         folder = root / "moshi_lm" / "weights" / case
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(published(model.state_dict()), folder / "model.safetensors", metadata={})
         in_float64(model)
-        found = generate(model, config, draw)
-        if config["dep_q"]:
+        if model.kind == "hibiki":
+            # As CheckpointInfo.get_moshi has it.
+            model.text_emb.weight.data[2] = model.text_emb.weight.data[3]
+        found = generate(model, config, draw, facts=facts)
+        if config["dep_q"] and not facts:
             found |= teacher_forced(model, config, draw)
         print(case, "least margin", float(found["margin"].min()), "tokens", found["said"].unique().numel())
-        save("moshi_lm", case, found, root)
+        save("moshi_lm", case, found, root, **facts)
+        if case == "moshi":
+            make_lora(model, config, root)

@@ -33,13 +33,13 @@ fn every_op_on_the_oldest_architecture_is_within_its_budget_under_three_schedule
 }
 
 #[test]
-fn published_codecs_on_the_emulator_meet_their_references() {
+fn published_models_on_the_emulator_meet_their_references() {
     let emulator = match Device::open("emulator") {
         Ok(emulator) => emulator,
         Err(error) => return println!("skipped: the emulator, {error}"),
     };
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
-    let families = ["mimi", "dac", "snac", "encodec"];
+    let families = ["mimi", "dac", "snac", "encodec", "moshi_lm"];
     let report = golden::run(&dir, &emulator, DType::F32, &families.map(str::to_owned)).unwrap();
     let failed: Vec<_> = report.cases.iter().filter(|c| !c.pass).collect();
     assert!(report.holds(), "{} passed, {} failed: {failed:#?}", report.passed, report.failed);

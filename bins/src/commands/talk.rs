@@ -22,7 +22,7 @@ const DUMPED_LOGITS: usize = 10;
 pub fn run(common: &Common, args: &Talk) -> Result {
     let device = common.open_device()?;
     let format = args.memory.of(common.lm_format(args.format)?);
-    let lm = dialogue::open_lm(&args.model, &device, format)?;
+    let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
     let codec = args.mimi.as_deref().map(|mimi| codec::open_on(common, &device, mimi)).transpose()?;
     if let (Some(codec), Some(path)) = (&codec, &args.mimi) {
         dialogue::check_codec(codec, &lm, Path::new(path))?;

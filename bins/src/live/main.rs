@@ -35,6 +35,9 @@ struct Live {
     /// Language model: a folder with its config.json, or a file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Low-rank updates of its matrices, as moshi-finetune saves them; by default those that its config.json names
+    #[arg(long, value_name = "FILE")]
+    lora: Option<PathBuf>,
     /// Codec of what is heard and said: a file, or a folder
     #[arg(long, value_name = "FILE")]
     mimi: PathBuf,
@@ -114,7 +117,7 @@ fn run(args: &Live, began: Instant) -> Result {
 fn open(args: &Live, device: &Device) -> Result<(Codec, Lm)> {
     let format = args.memory.of(args.common.lm_format(args.weights)?);
     let codec = || codec::open_file(&args.common, device, &args.mimi);
-    let lm = || dialogue::open_lm(&args.model, device, format);
+    let lm = || dialogue::open_lm(&args.model, args.lora.as_deref(), device, format);
     std::thread::scope(|scope| {
         let other = match device {
             Device::Cpu => std::thread::Builder::new().spawn_scoped(scope, codec).ok(),

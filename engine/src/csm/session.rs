@@ -5,7 +5,7 @@ use swara_kernels::ops::{elementwise, pad};
 use swara_kernels::{Tensor, span};
 
 use super::{Csm, Llama};
-use crate::graph::{Given, Recorder};
+use crate::graph::{Outcome, Recorder};
 use crate::{Error, Result};
 
 /// `batch` streams through a model, each masked out or begun anew as it comes.
@@ -43,7 +43,7 @@ pub struct Step {
     pub logits: Vec<Tensor>,
 }
 
-impl Given for Step {
+impl Outcome for Step {
     fn copy(&self) -> Result<Step> {
         Ok(Step { said: self.said.copy()?, logits: self.logits.iter().map(Tensor::copy).collect::<swara_kernels::Result<_>>()? })
     }

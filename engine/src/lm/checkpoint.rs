@@ -1,24 +1,40 @@
 //! Checkpoints of language models: published names and layouts.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use half::bf16;
 use swara_kernels::quantized::Quantized;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::quantized::Quantized as Codes;
 use swara_loader::weights;
 
+use super::lora::Merged;
 use super::model::Layers;
 use super::{Config, Format, Lm};
 use crate::weights::{Source, as_type, upload};
 use crate::{Error, Result};
 
-pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Lm> {
+/// What stands before the names of a codec beside a model in the names of transformers.
+const CODEC: &str = "audio_encoder.";
+
+pub(super) fn open(path: &Path, lora: Option<&Path>, device: &Device, format: Format) -> Result<Lm> {
     let file = weights::Weights::open(path)?;
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
     let (config, published) = Published::open(&file, device)?;
-    Lm::assemble(name, config, &published, device, format)
+    // moshi merges the one that a configuration names.
+    let named = config.lora_name.as_deref().filter(|name| lora.is_none() && Path::new(name).file_name() == Some(name.as_ref()));
+    let named = named.map(|name| path.join(name)).filter(|path| path.is_file());
+    match lora.or(named.as_deref()) {
+        None => Lm::assemble(name, config, &published, device, format),
+        Some(lora) => {
+            let lora = weights::Weights::open(lora)?;
+            let merged = Merged::new(&published, &lora, &config)?;
+            Lm::assemble(name, config, &merged, device, format)
+        }
+    }
 }
 
 /// The configuration of the model that a file holds, every tensor of which is there, of its shape, and no other.
@@ -38,11 +54,23 @@ pub enum Part {
 /// The matrices that rows are multiplied by, by the names that a file has for them; not its tables.
 ///
 /// # Errors
-/// As [`check`].
+/// As [`check`]; the names of transformers, where matrices are parts of tensors.
 pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
     let (_, places) = find(file)?;
+    whole_matrices(file)?;
     let matrices = places.iter().filter_map(|(name, (shape, places))| Some((part(name, shape)?, places)));
     Ok(matrices.flat_map(|(part, places)| places.iter().map(move |place| (place.name.clone(), part))).collect())
+}
+
+/// That no matrix lies in several tensors.
+pub(super) fn whole_matrices(file: &weights::Weights) -> Result<()> {
+    match Layout::of(file) {
+        Some(layout @ Layout::HuggingFace) => {
+            let why = format!("{}, whose matrices are not rounded one by one", layout.name());
+            Err(Error::File { path: file.path().to_owned(), why })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Of a tensor of ours; none if it is no matrix, or a table.
@@ -63,15 +91,19 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     let Some(layout) = Layout::of(file) else {
         return Err(Error::File { path: file.path().to_owned(), why: "names that are no language model's".into() });
     };
-    let config = match file.config()? {
+    let mut config = match file.config()? {
         Some(json) => Config::from_json(&json.to_string())?,
         None => Config::moshi(),
     };
+    if layout == Layout::HuggingFace && config.positional_embedding == "rope" {
+        // Rows of queries and keys are in the order of halves there.
+        config.positional_embedding = "rope_concat".into();
+    }
     let layers = Layers::new(&config)?;
     let (mut tensors, mut expected) = (Places::new(), BTreeMap::new());
     for (name, shape) in layers.tensors(&config)? {
         let places = layout.places(&config, file, &name, &shape);
-        for Place { name, published, .. } in &places {
+        for Place { name, published, .. } in places.iter().flat_map(Place::all) {
             expected.extend(parts(file, name, published));
         }
         tensors.insert(name, (shape, places));
@@ -80,8 +112,12 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     if config.dep_q == 0 && file.contains("depformer_in.0.weight") {
         expected.insert("depformer_in.0.weight".to_owned(), vec![config.depformer_dim, config.dim]);
     }
-    file.check(expected)?;
-    Ok((config, tensors))
+    let mut mismatch = file.compare(expected);
+    mismatch.unknown.retain(|(name, _)| layout != Layout::HuggingFace || !name.starts_with(CODEC));
+    match mismatch.is_empty() {
+        true => Ok((config, tensors)),
+        false => Err(Error::Loader(swara_loader::Error::Mismatch { path: file.path().to_owned(), mismatch })),
+    }
 }
 
 /// The tensors that hold one of ours, or the codes of one and what makes values of them.
@@ -110,27 +146,35 @@ pub enum Layout {
     Moshi,
     /// The Rust `moshi`: a depth transformer for every step.
     Candle,
+    /// `transformers`: queries, keys and values apart, all of a step of the depth transformer in one tensor.
+    HuggingFace,
 }
 
 /// Where a tensor lies in a file.
 pub(super) struct Place {
     pub name: String,
     published: Vec<usize>,
-    /// Rows of it, if not all.
+    /// Rows of it, if not all: those before its last axis.
     pub rows: Option<Range<usize>>,
+    /// Where what is below these rows lies.
+    below: Vec<Place>,
 }
 
 impl Place {
+    fn all(&self) -> impl Iterator<Item = &Place> {
+        std::iter::once(self).chain(&self.below)
+    }
+
     fn whole(name: String, shape: &[usize]) -> Place {
         // Factors of a norm of root mean squares.
         let published = if name.ends_with(".alpha") { [&[1, 1], shape].concat() } else { shape.to_vec() };
-        Place { name, published, rows: None }
+        Place { name, published, rows: None, below: Vec::new() }
     }
 
     /// The `nth` of `count` matrices of this shape, one below the other.
     fn stacked(name: String, shape: &[usize], nth: usize, count: usize) -> Place {
         let rows = shape[0];
-        Place { name, published: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows) }
+        Place { name, published: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows), below: Vec::new() }
     }
 }
 
@@ -138,6 +182,9 @@ impl Layout {
     /// None if this is no language model.
     pub fn of(file: &weights::Weights) -> Option<Layout> {
         let has = |name: &str| file.contains(name) || packed(file, name);
+        if has("decoder.model.embed_tokens.weight") && has("depth_decoder.text_embed_tokens.weight") {
+            return Some(Layout::HuggingFace);
+        }
         if !has("text_emb.weight") || !has("text_linear.weight") {
             return None;
         }
@@ -149,6 +196,7 @@ impl Layout {
         match self {
             Layout::Moshi => "language model, in the names of moshi",
             Layout::Candle => "language model, in the names of the Rust moshi",
+            Layout::HuggingFace => "language model, in the names of transformers",
         }
     }
 
@@ -157,6 +205,7 @@ impl Layout {
         match self {
             Layout::Moshi => vec![moshi(config, file, name, shape)],
             Layout::Candle => candle(config, name).into_iter().map(|name| Place::whole(name, shape)).collect(),
+            Layout::HuggingFace => vec![hugging_face(config, name, shape)],
         }
     }
 }
@@ -168,12 +217,13 @@ fn depth(name: &str) -> Option<(usize, &str, &str)> {
     Some((set.parse().ok()?, layer, rest))
 }
 
-fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Place {
+/// What a tensor of ours is called on its own, and what those of all sets are, the `nth` of `count` being this, where they are stacked.
+pub(super) fn moshi_names(config: &Config, name: &str) -> (String, Option<(String, usize, usize)>) {
     let (base, set, sets, rest) = match depth(name) {
         Some((set, layer, rest)) => (format!("depformer.layers.{layer}."), set, config.sets(), rest),
         None => match name.split_once(".self_attn.") {
             Some((base, _)) => (format!("{base}."), 0, 1, &name[base.len() + 1..]),
-            None => return Place::whole(name.to_owned(), shape),
+            None => return (name.to_owned(), None),
         },
     };
     let since = match rest {
@@ -181,14 +231,18 @@ fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) 
         "self_attn.out_proj.weight" => format!("{base}self_attn.out_projs.{set}.weight"),
         _ => {
             let gate = rest.strip_prefix("gating.").filter(|_| config.depformer_weights_per_step);
-            let name = gate.map_or(format!("{base}{rest}"), |part| format!("{base}gating.{set}.{part}"));
-            return Place::whole(name, shape);
+            return (gate.map_or(format!("{base}{rest}"), |part| format!("{base}gating.{set}.{part}")), None);
         }
     };
-    if file.contains(&since) || packed(file, &since) {
-        Place::whole(since, shape)
-    } else {
-        Place::stacked(format!("{base}{rest}"), shape, set, sets)
+    (since, Some((format!("{base}{rest}"), set, sets)))
+}
+
+fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Place {
+    match moshi_names(config, name) {
+        (since, Some((stacked, nth, count))) if !file.contains(&since) && !packed(file, &since) => {
+            Place::stacked(stacked, shape, nth, count)
+        }
+        (name, _) => Place::whole(name, shape),
     }
 }
 
@@ -218,6 +272,59 @@ fn candle(config: &Config, name: &str) -> Vec<String> {
     }
 }
 
+fn hugging_face(config: &Config, name: &str, shape: &[usize]) -> Place {
+    /// Of a block: ours, transformers'.
+    const PARTS: [[&str; 2]; 5] = [
+        ["self_attn.out_proj.weight", "self_attn.o_proj.linear.weight"],
+        ["gating.linear_in.weight", "mlp.fc1.weight"],
+        ["gating.linear_out.weight", "mlp.fc2.weight"],
+        ["norm1.alpha", "input_layernorm.weight"],
+        ["norm2.alpha", "post_attention_layernorm.weight"],
+    ];
+    let whole = |name: String| Place { name, published: shape.to_vec(), rows: None, below: Vec::new() };
+    // Of tensors `[count, rows, columns]`.
+    let stacked = |name: String, rows: usize, nth: usize, count: usize| Place {
+        name,
+        published: vec![count, rows, shape[1]],
+        rows: Some(nth * rows..(nth + 1) * rows),
+        below: Vec::new(),
+    };
+    let numbered = |prefix: &str| name.strip_prefix(prefix)?.strip_suffix(".weight")?.parse::<usize>().ok();
+    let (base, set, rest) = match (depth(name), name.strip_prefix("transformer.layers.").and_then(|rest| rest.split_once('.'))) {
+        (Some((set, layer, rest)), _) => (format!("depth_decoder.layers.{layer}."), Some(set), rest),
+        (None, Some((layer, rest))) => (format!("decoder.model.layers.{layer}."), None, rest),
+        (None, None) => {
+            if let Some(k) = numbered("depformer_in.") {
+                return stacked("depth_decoder.input_projections.weight".into(), shape[0], k, config.inputs());
+            }
+            if let Some(k) = numbered("linears.") {
+                return stacked("depth_decoder.lm_heads.weight".into(), shape[0], k, config.dep_q);
+            }
+            let of = |prefix: &str, theirs: &str| numbered(prefix).map(|k| format!("{theirs}{k}.weight"));
+            let table = of("emb.", "embed_tokens.").or_else(|| of("depformer_emb.", "depth_decoder.embed_tokens."));
+            return whole(table.unwrap_or_else(|| match name {
+                "text_emb.weight" => "decoder.model.embed_tokens.weight".into(),
+                "text_linear.weight" => "decoder.lm_head.weight".into(),
+                "out_norm.alpha" => "decoder.model.norm.weight".into(),
+                "depformer_text_emb.weight" => "depth_decoder.text_embed_tokens.weight".into(),
+                _ => name.to_owned(),
+            }));
+        }
+    };
+    let matrix = |part: &str, rows: usize| match set {
+        Some(set) => stacked(format!("{base}{part}"), rows, set, config.sets()),
+        None => Place { published: vec![rows, shape[1]], ..whole(format!("{base}{part}")) },
+    };
+    if rest == "self_attn.in_proj_weight" {
+        // As many queries as there are columns.
+        let kv = (shape[0] - shape[1]) / 2;
+        let [keys, values] = ["k", "v"].map(|part| matrix(&format!("self_attn.{part}_proj.linear.weight"), kv));
+        return Place { below: vec![keys, values], ..matrix("self_attn.q_proj.linear.weight", shape[1]) };
+    }
+    let part = PARTS.iter().find(|part| part[0] == rest).map_or(rest, |part| part[1]);
+    if shape.len() == 2 { matrix(part, shape[0]) } else { whole(format!("{base}{part}")) }
+}
+
 /// Tensors of a file.
 pub(super) struct Published<'a> {
     file: &'a weights::Weights,
@@ -239,6 +346,15 @@ impl<'a> Published<'a> {
         self.file
     }
 
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// Shapes of ours, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, (shape, _))| (&name[..], &shape[..]))
+    }
+
     /// Shape of a tensor of ours, and where it is: at least once.
     pub fn places(&self, name: &str) -> Result<(&[usize], &[Place])> {
         let found = self.tensors.get(name).filter(|(_, places)| !places.is_empty());
@@ -247,12 +363,6 @@ impl<'a> Published<'a> {
 
     fn place(&self, name: &str) -> Result<(&[usize], &Place)> {
         self.places(name).map(|(shape, places)| (shape, &places[0]))
-    }
-
-    fn finite(&self, place: &Place, mut values: impl Iterator<Item = f32> + Clone) -> Result<()> {
-        let Some(at) = values.clone().position(|v| !v.is_finite()) else { return Ok(()) };
-        let why = format!("element {at} of tensor {} is {}", place.name, values.nth(at).unwrap_or_default());
-        Err(Error::File { path: self.file.path().to_owned(), why })
     }
 
     /// A matrix that is codes.
@@ -272,30 +382,65 @@ impl<'a> Published<'a> {
     }
 }
 
-impl Source for Published<'_> {
-    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let (shape, place) = self.place(name)?;
-        if dtype == DType::BF16
-            && self.file.contains(&place.name)
-            && let rows = place.rows.clone().unwrap_or(0..place.published[..place.published.len() - 1].iter().product())
-            && let Some(values) = self.file.bf16_rows(&place.name, rows)?
-        {
-            self.finite(place, values.iter().map(|v| v.to_f32()))?;
-            return Ok(Tensor::from_slice(self.device, &values, Shape::try_from(shape)?)?);
-        }
+impl Published<'_> {
+    fn values(&self, place: &Place) -> Result<Cow<'_, [f32]>> {
         let (read, rows) = match (self.codes(place)?, &place.rows) {
             (Some((codes, rows)), _) => (codes.dequantize().into(), rows),
             (None, Some(rows)) => (self.file.to_f32_rows(&place.name, rows.clone())?, None),
             (None, None) => (self.file.to_f32(&place.name)?, None),
         };
-        let values = rows.map_or(&read[..], |rows| &read[rows.start * shape[1]..rows.end * shape[1]]);
+        let columns = place.published.last().copied().unwrap_or(1);
+        let values = match (rows, read) {
+            (None, read) => read,
+            (Some(rows), Cow::Borrowed(read)) => Cow::Borrowed(&read[rows.start * columns..rows.end * columns]),
+            (Some(rows), Cow::Owned(read)) => Cow::Owned(read[rows.start * columns..rows.end * columns].to_vec()),
+        };
         self.finite(place, values.iter().copied())?;
-        let tensor = Tensor::from_slice(self.device, values, Shape::try_from(shape)?)?;
+        Ok(values)
+    }
+
+    /// As they lie, if they are bf16.
+    fn halves(&self, place: &Place) -> Result<Option<Cow<'_, [bf16]>>> {
+        if !self.file.contains(&place.name) || !place.below.is_empty() {
+            return Ok(None);
+        }
+        let outer = place.published.len().saturating_sub(1);
+        let rows = place.rows.clone().unwrap_or(0..place.published[..outer].iter().product());
+        let values = self.file.bf16_rows(&place.name, rows)?;
+        values.as_ref().map_or(Ok(()), |values| self.finite(place, values.iter().map(|v| v.to_f32())))?;
+        Ok(values)
+    }
+
+    fn finite(&self, place: &Place, mut values: impl Iterator<Item = f32> + Clone) -> Result<()> {
+        let Some(at) = values.clone().position(|v| !v.is_finite()) else { return Ok(()) };
+        let why = format!("element {at} of tensor {} is {}", place.name, values.nth(at).unwrap_or_default());
+        Err(Error::File { path: self.file.path().to_owned(), why })
+    }
+}
+
+impl Source for Published<'_> {
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let (shape, place) = self.place(name)?;
+        let shape = Shape::try_from(shape)?;
+        if dtype == DType::BF16
+            && let Some(values) = self.halves(place)?
+        {
+            return Ok(Tensor::from_slice(self.device, &values, shape)?);
+        }
+        let mut values = self.values(place)?;
+        for below in &place.below {
+            values.to_mut().extend_from_slice(&self.values(below)?);
+        }
+        let tensor = Tensor::from_slice(self.device, &values, shape)?;
+        drop(values);
         as_type(tensor, dtype)
     }
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
         let (_, place) = self.place(name)?;
+        if !place.below.is_empty() {
+            return Ok(None);
+        }
         self.codes(place)?.map(|(codes, rows)| upload(self.device, &codes, rows)).transpose()
     }
 }

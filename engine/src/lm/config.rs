@@ -2,6 +2,7 @@ use serde::Deserialize;
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
 use swara_kernels::ops::rope::Style;
 
+use super::transformers;
 use crate::transformer::{FeedForward, Norm, Rotary};
 use crate::{Error, Result};
 
@@ -20,6 +21,8 @@ pub struct Config {
     pub context: Option<usize>,
     pub max_period: f64,
     pub positional_embedding: String,
+    /// Of sines, where they are added.
+    pub positional_scale: f64,
     pub norm: String,
     /// Width within feed-forward layers over `dim`, before a gate takes its share.
     pub hidden_scale: f64,
@@ -55,6 +58,7 @@ pub struct Config {
     pub depformer_weights_per_step_schedule: Option<Vec<usize>>,
     pub depformer_low_rank_embeddings: Option<usize>,
     pub depformer_pos_emb: String,
+    pub depformer_positional_scale: Option<f64>,
     pub depformer_max_period: Option<f64>,
     pub depformer_gating: Option<String>,
     pub depformer_norm: Option<String>,
@@ -63,7 +67,15 @@ pub struct Config {
     pub depformer_layer_scale: Option<Option<f64>>,
     pub depformer_kv_repeat: Option<usize>,
 
+    /// A file of low-rank updates beside the weights, what they are multiplied by, and their rank.
+    pub lora_name: Option<String>,
+    pub lora_scaling: f64,
+    pub lora_rank: Option<usize>,
+
+    /// `hibiki` reads the end of its text as padding.
+    pub model_type: String,
     pub conditioners: serde_json::Map<String, serde_json::Value>,
+    pub fuser: Option<Fuser>,
     /// How to draw, where whoever asks does not say.
     pub lm_gen_config: Drawn,
 }
@@ -81,6 +93,71 @@ pub struct Drawn {
 impl Default for Drawn {
     fn default() -> Drawn {
         Drawn { temp: 0.8, temp_text: 0.7, top_k: 250, top_k_text: 25 }
+    }
+}
+
+/// What conditions are for.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Fuser {
+    /// Added to what is fed.
+    pub sum: Vec<String>,
+    pub cross: Vec<String>,
+    pub prepend: Vec<String>,
+}
+
+/// Something that streams are conditioned on, by one of a few words.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Condition {
+    pub name: String,
+    pub words: Vec<String>,
+    pub bins: usize,
+    pub width: usize,
+    /// Whether rows of `width` are projected to those of the model.
+    pub projected: bool,
+    /// Whether there is a row for no word; else it adds nothing.
+    pub padded: bool,
+    pub summed: bool,
+}
+
+/// `LUTConditioner` of moshi's `conditioners/text.py`.
+#[derive(Deserialize)]
+struct Lut {
+    n_bins: usize,
+    dim: usize,
+    tokenizer: String,
+    possible_values: Option<Vec<String>>,
+    #[serde(default = "yes")]
+    force_linear: bool,
+    #[serde(default = "yes")]
+    learn_padding: bool,
+    #[serde(default)]
+    output_bias: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Sines and cosines of positions, added to rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Sines {
+    pub period: f64,
+    pub scale: f64,
+}
+
+impl Sines {
+    /// Radians a step of each of `width / 2` pairs: cosines are the first half of a row.
+    pub fn frequencies(&self, width: usize) -> Vec<f64> {
+        let last = (width / 2).saturating_sub(1) as f64;
+        (0..width / 2).map(|i| self.period.powf(-(i as f64) / last)).collect()
+    }
+
+    /// Row of a position.
+    pub fn row(&self, width: usize, position: usize) -> Vec<f32> {
+        let phases: Vec<f64> = self.frequencies(width).iter().map(|f| position as f64 * f).collect();
+        let values = phases.iter().map(|p| p.cos()).chain(phases.iter().map(|p| p.sin()));
+        values.map(|v| (self.scale * v) as f32).collect()
     }
 }
 
@@ -106,6 +183,7 @@ impl Default for Config {
             context: None,
             max_period: 10_000.0,
             positional_embedding: "sin".into(),
+            positional_scale: 1.0,
             norm: "layer_norm".into(),
             hidden_scale: 4.0,
             gating: "none".into(),
@@ -134,12 +212,18 @@ impl Default for Config {
             depformer_weights_per_step_schedule: None,
             depformer_low_rank_embeddings: None,
             depformer_pos_emb: "sin".into(),
+            depformer_positional_scale: None,
             depformer_max_period: None,
             depformer_gating: None,
             depformer_norm: None,
             depformer_layer_scale: None,
             depformer_kv_repeat: None,
+            lora_name: None,
+            lora_scaling: 2.0,
+            lora_rank: None,
+            model_type: "moshi".into(),
             conditioners: serde_json::Map::new(),
+            fuser: None,
             lm_gen_config: Drawn::default(),
         }
     }
@@ -152,6 +236,7 @@ pub(super) struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub rotary: Option<Rotary>,
+    pub sines: Option<Sines>,
     pub norm: Norm,
     pub epsilon: f64,
     pub feed_forward: FeedForward,
@@ -160,7 +245,7 @@ pub(super) struct Shape {
 
 impl Config {
     /// Most columns, steps of context and so on that a file may ask for.
-    const MOST_COLUMNS: usize = 128;
+    pub(super) const MOST_COLUMNS: usize = 128;
 
     /// Moshi of 7 billion parameters, as published without a configuration.
     pub fn moshi() -> Config {
@@ -197,7 +282,12 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] for what is no such model, or one that is not known here.
     pub fn from_json(text: &str) -> Result<Config> {
-        let config: Config = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
+        let fail = |e: serde_json::Error| Error::Config(e.to_string());
+        let json: serde_json::Value = serde_json::from_str(text).map_err(fail)?;
+        let config = match transformers::is(&json) {
+            true => transformers::config(&json)?,
+            false => serde_json::from_value(json).map_err(fail)?,
+        };
         config.check()?;
         Ok(config)
     }
@@ -249,12 +339,14 @@ impl Config {
 
     pub(super) fn temporal(&self) -> Result<Shape> {
         let (norm, epsilon) = norm(&self.norm)?;
+        let (rotary, sines) = positions("positional_embedding", &self.positional_embedding, self.max_period, self.positional_scale)?;
         Ok(Shape {
             width: self.dim,
             layers: self.num_layers,
             heads: self.num_heads,
             kv_heads: self.num_heads / self.kv_repeat.max(1),
-            rotary: rotary("positional_embedding", &self.positional_embedding, self.max_period)?,
+            rotary,
+            sines,
             norm,
             epsilon,
             feed_forward: feed_forward("gating", &self.gating)?,
@@ -266,12 +358,15 @@ impl Config {
         let (norm, epsilon) = norm(&self.norm)?;
         let heads = self.depformer_num_heads.unwrap_or(self.num_heads);
         let period = self.depformer_max_period.unwrap_or(self.max_period);
+        let scale = self.depformer_positional_scale.unwrap_or(self.positional_scale);
+        let (rotary, sines) = positions("depformer_pos_emb", &self.depformer_pos_emb, period, scale)?;
         Ok(Shape {
             width: self.depformer_dim,
             layers: self.depformer_num_layers.unwrap_or(self.num_layers),
             heads,
             kv_heads: heads / self.depformer_kv_repeat.unwrap_or(self.kv_repeat).max(1),
-            rotary: rotary("depformer_pos_emb", &self.depformer_pos_emb, period)?,
+            rotary,
+            sines,
             norm,
             epsilon,
             feed_forward: feed_forward("depformer_gating", self.depformer_gating.as_ref().unwrap_or(&self.gating))?,
@@ -292,6 +387,46 @@ impl Config {
             None => (self.hidden_scale * self.depformer_dim as f64) as usize,
         };
         hidden(self.depformer_gating.as_ref().unwrap_or(&self.gating), self.depformer_dim, wide)
+    }
+
+    /// What streams can be conditioned on.
+    pub(super) fn conditions(&self) -> Result<Vec<Condition>> {
+        let fail = |why: String| Error::Config(format!("conditioners: {why}"));
+        let fuser = self.fuser.clone().unwrap_or_default();
+        for (key, names) in [("cross", &fuser.cross), ("prepend", &fuser.prepend)] {
+            if let Some(name) = names.first() {
+                return Err(Error::Config(format!("fuser: {name} in {key} is not known here yet")));
+            }
+        }
+        if let Some(name) = fuser.sum.iter().find(|name| !self.conditioners.contains_key(*name)) {
+            return Err(Error::Config(format!("fuser: {name} is none of the conditioners")));
+        }
+        let condition = |(name, json): (&String, &serde_json::Value)| {
+            match json.get("type").and_then(|kind| kind.as_str()) {
+                Some("lut") => {}
+                kind => return Err(fail(format!("{name} is of type {}, expected lut", kind.unwrap_or("none")))),
+            }
+            let lut = json.get("lut").cloned().unwrap_or_default();
+            let lut: Lut = serde_json::from_value(lut).map_err(|e| fail(format!("{name}: {e}")))?;
+            let words = lut.possible_values.ok_or_else(|| fail(format!("{name} has no possible_values")))?;
+            crate::config::check_ranges(&[
+                ("conditioners: n_bins", lut.n_bins, words.len().max(1), 1 << 12),
+                ("conditioners: dim", lut.dim, 1, 1 << 14),
+            ])?;
+            match (&lut.tokenizer[..], lut.output_bias) {
+                ("noop", false) => Ok(Condition {
+                    name: name.clone(),
+                    words,
+                    bins: lut.n_bins,
+                    width: lut.dim,
+                    projected: lut.force_linear || lut.dim != self.dim,
+                    padded: lut.learn_padding,
+                    summed: fuser.sum.contains(name),
+                }),
+                _ => Err(fail(format!("{name} has the tokenizer {:?}, or a bias", lut.tokenizer))),
+            }
+        };
+        self.conditioners.iter().map(condition).collect()
     }
 
     pub(super) fn depth_norm(&self) -> Result<Option<(Norm, f64)>> {
@@ -319,19 +454,23 @@ impl Config {
         if self.delays.len() != self.n_q + 1 || self.delays.iter().any(|&d| d > 1 << 12) {
             return fail(format!("delays must be {} numbers up to 4096, text first: {:?}", self.n_q + 1, self.delays));
         }
+        if !self.lora_scaling.is_finite() {
+            return fail(format!("lora_scaling is {}", self.lora_scaling));
+        }
         if !self.causal {
             return fail("a model that is not causal".into());
         }
-        for (key, asked) in [
-            ("cross_attention", self.cross_attention),
-            ("conditioners", !self.conditioners.is_empty()),
-            ("demux_second_text_stream", self.demux_second_text_stream),
-        ] {
+        for (key, asked) in [("cross_attention", self.cross_attention), ("demux_second_text_stream", self.demux_second_text_stream)] {
             if asked {
                 return fail(format!("{key} is not known here yet"));
             }
         }
-        self.temporal()?.check("")?;
+        self.conditions()?;
+        let temporal = self.temporal()?;
+        temporal.check("")?;
+        if temporal.sines.is_some() && temporal.width > MAX_HEAD_DIM {
+            return fail(format!("positional_embedding is {} over rows of more than {MAX_HEAD_DIM}", self.positional_embedding));
+        }
         if self.dep_q == 0 {
             return Ok(());
         }
@@ -371,6 +510,9 @@ impl Shape {
 
     fn check(&self, prefix: &str) -> Result<()> {
         let &Shape { width, heads, kv_heads, .. } = self;
+        if self.sines.is_some() && (width < 4 || width % 2 != 0) {
+            return Err(Error::Config(format!("{prefix}positions as sines in rows of {width}, expected an even width from 4 on")));
+        }
         let dim = width / heads.max(1);
         if heads == 0 || kv_heads == 0 || width % heads != 0 || heads % kv_heads != 0 || dim % 2 != 0 || dim > MAX_HEAD_DIM {
             let what = format!(
@@ -383,7 +525,7 @@ impl Shape {
 }
 
 /// The rule of `ActivationGating` in moshi's `modules/gating.py`.
-fn hidden(gating: &str, width: usize, wide: usize) -> usize {
+pub(super) fn hidden(gating: &str, width: usize, wide: usize) -> usize {
     match gating {
         "none" => wide,
         _ if wide == width.saturating_mul(4) => width.saturating_mul(21) / 8,
@@ -401,15 +543,19 @@ fn norm(name: &str) -> Result<(Norm, f64)> {
     }
 }
 
-fn rotary(key: &str, name: &str, theta: f64) -> Result<Option<Rotary>> {
-    if !(theta > 0.0 && theta.is_finite()) {
-        return Err(Error::Config(format!("a longest period of {theta}")));
+fn positions(key: &str, name: &str, period: f64, scale: f64) -> Result<(Option<Rotary>, Option<Sines>)> {
+    if !(period > 0.0 && period.is_finite() && scale.is_finite()) {
+        return Err(Error::Config(format!("a longest period of {period}, sines scaled by {scale}")));
     }
+    let rotary = |style| Some(Rotary::new(period, style));
+    let sines = Some(Sines { period, scale });
     match name {
-        "rope" => Ok(Some(Rotary::new(theta, Style::Interleaved))),
-        "rope_concat" => Ok(Some(Rotary::new(theta, Style::HalfSplit))),
-        "none" => Ok(None),
-        _ => Err(Error::Config(format!("{key} is {name:?}, expected rope, rope_concat or none"))),
+        "rope" => Ok((rotary(Style::Interleaved), None)),
+        "rope_concat" => Ok((rotary(Style::HalfSplit), None)),
+        "sin" => Ok((None, sines)),
+        "sin_rope" => Ok((rotary(Style::Interleaved), sines)),
+        "none" => Ok((None, None)),
+        _ => Err(Error::Config(format!("{key} is {name:?}, expected rope, rope_concat, sin, sin_rope or none"))),
     }
 }
 
@@ -459,7 +605,16 @@ mod tests {
             ("delays", serde_json::json!([0, 0, 1u64 << 40, 0, 1]), "delays"),
             ("norm", serde_json::json!("batch_norm"), "batch_norm"),
             ("gating", serde_json::json!("mish"), "mish"),
-            ("positional_embedding", serde_json::json!("sin"), "expected rope"),
+            ("positional_embedding", serde_json::json!("alibi"), "expected rope"),
+            ("depformer_pos_emb", serde_json::json!("alibi"), "depformer_pos_emb"),
+            ("fuser", serde_json::json!({"cross": ["a"]}), "a in cross"),
+            ("fuser", serde_json::json!({"sum": ["a"]}), "a is none"),
+            ("conditioners", serde_json::json!({"a": {"type": "tensor", "tensor": {"dim": 4}}}), "a is of type tensor"),
+            (
+                "conditioners",
+                serde_json::json!({"a": {"type": "lut", "lut": {"n_bins": 4, "dim": 4, "tokenizer": "noop"}}}),
+                "possible_values",
+            ),
             ("hidden_scale", serde_json::json!(1e30), "feed-forward width"),
             ("depformer_gating", serde_json::json!("none"), "weights per step"),
             ("depformer_weights_per_step_schedule", serde_json::json!([0]), "schedule"),

@@ -6,16 +6,18 @@
 mod calibration;
 mod checkpoint;
 mod config;
+mod lora;
 pub(crate) mod model;
 pub(crate) mod session;
+mod transformers;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use calibration::{Conversation, Seen, Site, observe};
 pub use checkpoint::{Layout, Part, check, matrices};
-pub use config::{Config, Drawn, Widths};
-pub use session::{Drawing, Session, Step};
+pub use config::{Config, Drawn, Fuser, Widths};
+pub use session::{Conditions, Drawing, Given, Session, Step};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::quantized::Bits;
@@ -80,7 +82,16 @@ impl Lm {
     /// # Errors
     /// What cannot be read, is not known, or disagrees with its configuration - all tensors that do, by name.
     pub fn open(path: &Path, device: &Device, format: impl Into<Format>) -> Result<Lm> {
-        checkpoint::open(path, device, format.into())
+        checkpoint::open(path, None, device, format.into())
+    }
+
+    /// As [`open`](Self::open), with the matrices of a LoRA of the package `moshi` merged into its own before they are rounded to
+    /// anything. One that the configuration names, and that is there, is merged in any case.
+    ///
+    /// # Errors
+    /// As there; a LoRA that is not of this model.
+    pub fn open_with_lora(path: &Path, lora: &Path, device: &Device, format: impl Into<Format>) -> Result<Lm> {
+        checkpoint::open(path, Some(lora), device, format.into())
     }
 
     /// Random weights, to see how fast a model would be and what it takes.

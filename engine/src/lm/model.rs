@@ -3,12 +3,12 @@
 use swara_kernels::cpu::parallel;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
-use swara_kernels::ops::layer_norm;
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
+use swara_kernels::ops::{elementwise, layer_norm};
 use swara_kernels::{DType, Device, Tensor, release_idle};
 
 use super::Format;
-use super::config::{Config, Shape};
+use super::config::{Condition, Config, Shape};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
 use crate::weights::{Reader, as_type, values_dtype};
 use crate::{Error, Result};
@@ -19,6 +19,8 @@ const EMBEDDING_EPSILON: f64 = 1e-5;
 /// Rows for ids, of low rank or full.
 pub(super) struct Embedding {
     name: String,
+    /// A row that is another's as well.
+    as_well: Option<[usize; 2]>,
     rows: usize,
     rank: Option<usize>,
     width: usize,
@@ -37,9 +39,9 @@ impl Embedding {
     }
 
     /// Rows `[rows, width]` as they are kept: what follows an embedding is the same for every id.
-    fn read(&self, from: &mut Reader) -> Result<Tensor> {
+    fn read(&self, plus: Option<&[f32]>, from: &mut Reader) -> Result<Tensor> {
         let name = &self.name;
-        if !self.norm && self.rank.is_none() {
+        if !self.norm && self.rank.is_none() && self.as_well.is_none() && plus.is_none() {
             return from.weight(&format!("{name}.weight"))?.into_tensor();
         }
         let mut rows = from.parameter(&format!("{name}.weight"))?;
@@ -47,11 +49,69 @@ impl Embedding {
             let [weight, bias] = ["weight", "bias"].map(|part| from.parameter(&format!("{name}.norm.{part}")));
             rows = layer_norm::forward(&rows, &weight?, &bias?, EMBEDDING_EPSILON)?;
         }
+        if let Some([from, to]) = self.as_well {
+            let width = rows.shape().last_dim();
+            let mut values = rows.to_f64()?;
+            values.copy_within(from * width..(from + 1) * width, to * width);
+            rows = Tensor::from_f64(&rows.device(), rows.dtype(), &values, rows.shape())?;
+        }
         if self.rank.is_some() {
             let widen = Matrix::for_product(&from.parameter(&format!("{name}.low_rank.weight"))?, linear::Product::Tiles)?;
             rows = linear::forward(&rows, &widen, Fused::default())?;
         }
+        if let Some(plus) = plus {
+            let mut values = rows.to_f64()?;
+            values.chunks_exact_mut(self.width).for_each(|row| row.iter_mut().zip(plus).for_each(|(row, &plus)| *row += f64::from(plus)));
+            rows = Tensor::from_f64(&rows.device(), rows.dtype(), &values, rows.shape())?;
+        }
         as_type(rows, from.dtype())
+    }
+}
+
+impl Condition {
+    fn tensors(&self, dim: usize) -> Vec<(String, Vec<usize>)> {
+        let name = |part: &str| format!("condition_provider.conditioners.{}.{part}", self.name);
+        let mut tensors = vec![(name("embed.weight"), vec![self.bins + 1, self.width])];
+        tensors.extend(self.projected.then(|| (name("output_proj.weight"), vec![dim, self.width])));
+        tensors.extend(self.padded.then(|| (name("learnt_padding"), vec![1, 1, dim])));
+        tensors
+    }
+}
+
+/// What is added for each word of a condition, and for none.
+pub(super) struct Words {
+    condition: Condition,
+    rows: Vec<f32>,
+    none: Vec<f32>,
+}
+
+impl Words {
+    fn read(condition: &Condition, dim: usize, from: &mut Reader) -> Result<Words> {
+        let name = |part: &str| format!("condition_provider.conditioners.{}.{part}", condition.name);
+        let mut rows = from.parameter(&name("embed.weight"))?;
+        if condition.projected {
+            let project = Matrix::for_product(&from.parameter(&name("output_proj.weight"))?, linear::Product::Tiles)?;
+            rows = linear::forward(&rows, &project, Fused::default())?;
+        }
+        let none = match condition.padded {
+            true => elementwise::convert(&from.parameter(&name("learnt_padding"))?, DType::F32)?.to_vec()?,
+            false => vec![0.0; dim],
+        };
+        Ok(Words { condition: condition.clone(), rows: elementwise::convert(&rows, DType::F32)?.to_vec()?, none })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.condition.name
+    }
+
+    /// Of a word, which it must know.
+    pub fn row(&self, word: Option<&str>) -> Result<&[f32]> {
+        let Some(word) = word else { return Ok(&self.none) };
+        let found = self.condition.words.iter().position(|known| known == word);
+        let width = self.none.len();
+        found.map(|at| &self.rows[at * width..][..width]).ok_or_else(|| {
+            Error::Argument(format!("condition {} is {word:?}, expected one of {}", self.condition.name, self.condition.words.join(", ")))
+        })
     }
 }
 
@@ -61,6 +121,7 @@ pub(super) struct Layers {
     pub fed: Vec<Embedding>,
     pub temporal: Vec<Block>,
     pub depth: Option<DepthLayers>,
+    pub conditions: Vec<Condition>,
 }
 
 pub(super) struct DepthLayers {
@@ -73,8 +134,11 @@ pub(super) struct DepthLayers {
 
 impl Layers {
     pub fn new(config: &Config) -> Result<Layers> {
-        let embedding = |name: String, rows: usize, width, rank| Embedding { name, rows: rows + 1, rank, width, norm: config.norm_emb };
+        let embedding =
+            |name: String, rows: usize, width, rank| Embedding { name, as_well: None, rows: rows + 1, rank, width, norm: config.norm_emb };
         let mut fed = vec![embedding("text_emb".into(), config.text_card, config.dim, None)];
+        // Hibiki says now and then that its text ends when it does not: moshi feeds it padding then.
+        fed[0].as_well = (config.model_type == "hibiki" && config.text_card >= 3).then_some([3, 2]);
         fed.extend((0..config.n_q).map(|k| embedding(format!("emb.{k}"), config.card, config.dim, None)));
         let depth = match config.dep_q {
             0 => None,
@@ -96,7 +160,7 @@ impl Layers {
             }
         };
         let temporal = blocks(&config.temporal()?, config.hidden(), config.context, |layer| format!("transformer.layers.{layer}"));
-        Ok(Layers { fed, temporal, depth })
+        Ok(Layers { fed, temporal, depth, conditions: config.conditions()? })
     }
 
     /// Tensors by the names of moshi, but for the depth transformer, whose sets of weights are `depformer.SET.layers.LAYER`.
@@ -112,6 +176,7 @@ impl Layers {
         for k in 0..config.extra_heads_num_heads {
             tensors.extend(dense(format!("extra_heads.{k}"), config.extra_heads_dim, config.dim, false));
         }
+        tensors.extend(self.conditions.iter().flat_map(|condition| condition.tensors(config.dim)));
         if let Some(depth) = &self.depth {
             let width = config.depformer_dim;
             tensors.extend(depth.said.iter().flat_map(Embedding::tensors));
@@ -159,8 +224,9 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    pub(super) fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
-        let read = embeddings.iter().map(|embedding| embedding.read(from));
+    /// `plus` is added to every row.
+    pub(super) fn read(embeddings: &[Embedding], plus: Option<&[f32]>, device: &Device, from: &mut Reader) -> Result<Rows> {
+        let read = embeddings.iter().map(|embedding| embedding.read(plus, from));
         Rows::stacked(&embeddings.iter().map(|e| e.rows).collect::<Vec<_>>(), read, device)
     }
 
@@ -188,7 +254,12 @@ impl Rows {
 
     /// `[B, 1, width]`: the rows of the ids, added up.
     pub fn sum(&self, ids: Ids) -> Result<Tensor> {
-        let y = embedding::forward(&self.weight, &self.tables, ids, None)?;
+        self.sum_onto(ids, None)
+    }
+
+    /// As [`sum`](Self::sum), onto rows `[B, 1, width]`.
+    pub fn sum_onto(&self, ids: Ids, onto: Option<&Tensor>) -> Result<Tensor> {
+        let y = embedding::forward(&self.weight, &self.tables, ids, onto.map(|onto| (onto, 0)))?;
         let [batch, width] = [0, 1].map(|axis| y.shape()[axis]);
         Ok(y.reshape([batch, 1, width])?)
     }
@@ -225,6 +296,8 @@ pub(super) struct Temporal {
     epsilon: f64,
     pub text: Dense,
     pub heads: Vec<Dense>,
+    /// Of the conditions that are added to what is fed.
+    pub words: Vec<Words>,
 }
 
 impl Temporal {
@@ -304,7 +377,9 @@ pub(super) fn read(
 ) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
     let shape = config.temporal()?;
-    let fed = Rows::read(&layers.fed, device, from)?;
+    let fed = Rows::read(&layers.fed, None, device, from)?;
+    let summed = layers.conditions.iter().filter(|condition| condition.summed);
+    let words = summed.map(|condition| Words::read(condition, config.dim, from)).collect::<Result<_>>()?;
     release_idle();
     from.bits = format.temporal;
     let blocks = ready(&layers.temporal, device, from)?;
@@ -312,6 +387,7 @@ pub(super) fn read(
     from.bits = format.heads;
     let temporal = Temporal {
         fed,
+        words,
         blocks,
         norm: ReadyNorm::new(shape.norm, "out_norm", from)?,
         epsilon: shape.epsilon,
@@ -328,8 +404,14 @@ pub(super) fn read(
             norms.push((ReadyNorm::new(norm, &format!("depformer_norms.{k}"), from)?, epsilon));
         }
     }
+    // A step is at the same position in every frame.
+    let sines = config.depth()?.sines;
+    let said = |k: usize, embedding: &Embedding, from: &mut Reader| {
+        let plus = sines.map(|sines| sines.row(config.depformer_dim, k));
+        Rows::read(std::slice::from_ref(embedding), plus.as_deref(), device, from)
+    };
     let depth = Depth {
-        said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
+        said: depth.said.iter().enumerate().map(|(k, e)| said(k, e, from)).collect::<Result<_>>()?,
         inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
         blocks: depth.blocks.iter().map(|set| ready(set, device, from)).collect::<Result<_>>()?,
         norms,

@@ -3,6 +3,7 @@
 //! A dump is a safetensors file `<family>/<case>.safetensors` whose tensors lie as PyTorch has them, with the case's
 //! parameters as JSON under the metadata key `case`. Its only error is one rounding to f32.
 
+mod language;
 mod layers;
 mod model;
 mod pieces;
@@ -57,6 +58,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("dac", published::codec),
     ("snac", published::codec),
     ("encodec", published::codec),
+    ("moshi_lm", language::moshi),
 ];
 
 type Typed = fn(&Dump, &Device, Stored, &mut Outcome) -> Result;

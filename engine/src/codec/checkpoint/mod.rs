@@ -89,7 +89,10 @@ fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) ->
         Some(config) => Some(config.clone()),
         // The original DAC keeps its arguments in the file. A larger model's configuration
         // has its codec's within it.
-        None => file.config()?.map(|config| config.get("codec_config").unwrap_or(&config).to_string()).or_else(|| kwargs(file)),
+        None => file
+            .config()?
+            .map(|config| ["codec_config", "audio_encoder_config"].iter().find_map(|key| config.get(key)).unwrap_or(&config).to_string())
+            .or_else(|| kwargs(file)),
     };
     let config = config.as_deref();
     let Some(family) = Family::of(file) else {
