@@ -30,7 +30,7 @@ impl Decoder {
         let (width, heads) = (get(json, "hidden_size", width)?, get(json, "num_attention_heads", heads)?);
         let wide: usize = get(json, "ffn_dim", wide)?;
         let kv_heads = get(json, "num_key_value_heads", None)?.unwrap_or(heads);
-        if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 || wide % 2 != 0 {
+        if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 || !wide.is_multiple_of(2) {
             return Err(Error::Config(format!("num_key_value_heads {kv_heads} of {heads} and ffn_dim {wide} divide nothing")));
         }
         let head_dim = get(json, "head_dim", None)?.unwrap_or(width / heads);
