@@ -30,7 +30,7 @@ impl Decoder {
         let (width, heads) = (get(json, "hidden_size", width)?, get(json, "num_attention_heads", heads)?);
         let wide: usize = get(json, "ffn_dim", wide)?;
         let kv_heads = get(json, "num_key_value_heads", None)?.unwrap_or(heads);
-        if kv_heads == 0 || heads % kv_heads != 0 || wide % 2 != 0 {
+        if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 || !wide.is_multiple_of(2) {
             return Err(Error::Config(format!("num_key_value_heads {kv_heads} of {heads} and ffn_dim {wide} divide nothing")));
         }
         let head_dim = get(json, "head_dim", None)?.unwrap_or(width / heads);
@@ -156,7 +156,7 @@ mod tests {
             ("num_attention_heads", json!(0), "num_"),
             ("head_dim", json!(64), "head_dim"),
             ("ffn_dim", json!(33), "ffn_dim"),
-            ("ffn_dim", json!(u64::MAX - 1), "feed-forward width"),
+            ("ffn_dim", json!(u64::MAX - 1), "ffn_dim is"),
             ("rms_norm_eps", json!(1e-6), "rms_norm_eps"),
             ("rope_scaling", json!({"type": "linear"}), "rope_scaling"),
             ("hidden_act", json!("quick"), "quick"),
@@ -167,5 +167,7 @@ mod tests {
             let error = Config::from_json(&json.to_string()).unwrap_err().to_string();
             assert!(error.contains(why), "{key}: {error}");
         }
+        let heads = json!({"model_type": "moshi", "num_attention_heads": 0, "num_key_value_heads": 7});
+        assert!(Config::from_json(&heads.to_string()).unwrap_err().to_string().contains("num_key_value_heads 7 of 0"));
     }
 }
