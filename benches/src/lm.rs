@@ -51,8 +51,11 @@ pub struct Row {
     pub ceiling_gb_s: f64,
     /// By how much the ceilings moved.
     pub drift: f64,
-    /// Of the process, since the model was begun.
+    /// Most memory of the process in MiB while steps ran, of all models that are there,
     pub peak_rss_mb: Option<f64>,
+    /// and before, while the model was made.
+    #[serde(default)]
+    pub load_peak_rss_mb: Option<f64>,
 }
 
 /// What makes steps.
@@ -220,7 +223,14 @@ impl Times {
         Ok(Times { batch, steps, launches, codec, codec_bytes, no_graph })
     }
 
-    pub fn row(&self, lm: &Model, config: &str, format: &str, ceilings: &Ceilings, peak_rss_mb: Option<f64>) -> Row {
+    pub fn row(
+        &self,
+        lm: &Model,
+        config: &str,
+        format: &str,
+        ceilings: &Ceilings,
+        [load_peak_rss_mb, peak_rss_mb]: [Option<f64>; 2],
+    ) -> Row {
         let Times { batch, steps, launches, codec, codec_bytes, no_graph: _ } = self;
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2) - lm.bytes_per_step(0);
         let bytes = lm.bytes_per_step(0) + batch * remembered + codec_bytes;
@@ -246,6 +256,7 @@ impl Times {
             ceiling_gb_s: ceilings.bytes * 1e-9,
             drift: ceilings.drift,
             peak_rss_mb,
+            load_peak_rss_mb,
         }
     }
 }

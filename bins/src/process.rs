@@ -13,6 +13,11 @@ pub fn peak_rss_mb() -> Option<f64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kb| kb / 1024.0)
 }
 
+/// Begins [`peak_rss_mb`] anew, where the system lets one.
+pub fn forget_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Most memory in MiB that was ever had of a GPU.
 pub fn peak_vram_mb(device: &Device) -> Option<f64> {
     match device {

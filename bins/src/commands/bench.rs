@@ -23,7 +23,7 @@ use crate::cli::{BenchCodec, BenchCompare, BenchKernels, BenchLm, BenchPlot, Com
 use crate::codec as models;
 use crate::failure::{Failure, Result};
 use crate::picture::{Canvas, Pixels, save};
-use crate::process::peak_rss_mb;
+use crate::process::{forget_peak, peak_rss_mb, release_freed_memory};
 use crate::terminal;
 
 pub fn kernels(common: &Common, args: &BenchKernels) -> Result {
@@ -119,13 +119,20 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
     let mut measured = None;
     for format in &args.format {
         // Else the peak of one format would be that of those before it.
-        let _ = std::fs::write("/proc/self/clear_refs", "5");
-        let lm = language_model(args, &device, args.memory.of(format.of(common.dtype()?)?))?;
+        forget_peak();
+        let format_of = match args.mimi {
+            Some(_) => common.lm_format(Some(*format))?,
+            None => format.of(common.dtype()?)?,
+        };
+        let lm = language_model(args, &device, args.memory.of(format_of))?;
+        let loading = peak_rss_mb();
+        release_freed_memory();
+        forget_peak();
         let how = How { graphs: !args.no_graph, codec: codec.as_ref() };
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, how)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
         times.iter().for_each(|times| terminal::warn_without_graph(times.no_graph.as_deref()));
-        rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, peak_rss_mb())));
+        rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, [loading, peak_rss_mb()])));
         measured = Some(ceilings);
     }
     let Some(ceilings) = measured else { return Err(Failure::usage("bench: no format")) };
@@ -143,17 +150,18 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         "ceiling",
         "launches/kernels",
         "peak MB",
+        "loading",
     ];
     report(common, &args.results, "lm", &device, &ceilings, &rows, &head, |r| {
         let times = [r.step_ms_p50, r.step_ms_p99, r.step_ms_max].map(|v| format!("{v:.2}"));
         let rate = r.share_of_ceiling * r.ceiling_gb_s;
         let counts = r.launches_per_step.zip(r.kernels_per_step);
         let launches = counts.map_or("-".to_owned(), |(launches, kernels)| format!("{launches}/{kernels}"));
-        let peak = r.peak_rss_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
+        let [peak, loading] = [r.peak_rss_mb, r.load_peak_rss_mb].map(|mb| mb.map_or("-".to_owned(), |mb| format!("{mb:.0}")));
         [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone()]
             .into_iter()
             .chain(times)
-            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak])
+            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak, loading])
             .collect()
     })
 }
