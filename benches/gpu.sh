@@ -108,36 +108,31 @@ else
     say "SKIPPED  compute-sanitizer is not installed (it comes with the CUDA toolkit; or set SANITIZER)"
 fi
 
-# Times what $1 names into bench-$1.json, beside what a run before found, and draws it.
+# Times what $1 names into bench-$2.json, beside what a run before found.
 bench() {
-    local what=$1 file=$out/bench-$1.json
-    shift
+    local kind=$1 what=$2 file=$out/bench-$2.json
+    shift 2
     [ ! -s "$file" ] || mv "$file" "$out/bench-$what.before.json"
-    step "bench $what" "bench-$what.json" "$swara" bench "$what" --device "$device" --json - "$@"
+    step "bench $what" "bench-$what.json" "$swara" bench "$kind" --device "$device" --json - "$@"
     [ -s "$file" ] || return 0
-    step "plot $what" plot.txt "$swara" bench plot "$file" "$out/bench-$what.svg"
     if [ -s "$out/bench-$what.before.json" ]; then
         step "compare $what with the run before" "compare-$what.txt" "$swara" bench compare "$out/bench-$what.before.json" "$file"
     fi
 }
 
-# lm NAME ARGS...: steps of a language model of random weights into bench-lm-NAME.json
-lm() {
-    local name=$1
-    shift
-    step "bench lm $name" "bench-lm-$name.json" "$swara" bench lm --device "$device" --random --json - "$@"
-}
-
 if has bench; then
-    bench kernels
-    bench codec --streams
+    bench kernels kernels
+    bench codec codec --streams
+    for what in kernels codec; do
+        [ ! -s "$out/bench-$what.json" ] || step "plot $what" plot.txt "$swara" bench plot "$out/bench-$what.json" "$out/bench-$what.svg"
+    done
     for format in ${LM_FORMATS:-bf16 int8 int4}; do
-        model=(--config "${LM_CONFIG:-moshi-7b}" --format "$format")
-        lm "$format" "${model[@]}"
-        lm "$format-no-graph" "${model[@]}" --no-graph
-        # Samples to samples through a Mimi: one launch, and kernel by kernel.
-        lm "$format-frame" "${model[@]}" "--mimi=${MIMI:-random}"
-        lm "$format-frame-no-graph" "${model[@]}" --no-graph "--mimi=${MIMI:-random}"
+        model=(--random --config "${LM_CONFIG:-moshi-7b}" --format "$format")
+        bench lm "lm-$format" "${model[@]}"
+        bench lm "lm-$format-no-graph" "${model[@]}" --no-graph
+        # Samples to samples through a Mimi: one launch, and kernel by kernel, which waits for the device after every stage.
+        bench lm "lm-$format-frame" "${model[@]}" "--mimi=${MIMI:-random}"
+        bench lm "lm-$format-frame-no-graph" "${model[@]}" --no-graph "--mimi=${MIMI:-random}"
     done
     if [ -n "${OLD_SWARA:-}" ]; then
         step "compare with $OLD_SWARA in turns" compare-turns.txt "$swara" bench compare --run "$OLD_SWARA" "$swara" --device "$device"

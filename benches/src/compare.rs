@@ -80,6 +80,8 @@ pub struct BadResults(pub String);
 /// What a benchmark calls its rows and its times. Each time has, beside its median, the interval that it is known to.
 struct Kind {
     keys: [&'static str; 4],
+    /// Those that some rows have.
+    more: &'static [&'static str],
     measures: &'static [Measure],
 }
 
@@ -97,16 +99,22 @@ const fn measure(median: &'static str, interval: [&'static str; 2], spread: Opti
 const KINDS: [Kind; 3] = [
     Kind {
         keys: ["op", "case", "dtype", "device"],
+        more: &[],
         measures: &[measure("median_us", ["median_low_us", "median_high_us"], Some(["p10_us", "p90_us"]))],
     },
     Kind {
         keys: ["model", "dtype", "device", "batch"],
+        more: &[],
         measures: &[
             measure("encode_ms_p50", ["encode_ms_low", "encode_ms_high"], None),
             measure("decode_ms_p50", ["decode_ms_low", "decode_ms_high"], None),
         ],
     },
-    Kind { keys: ["config", "format", "device", "batch"], measures: &[measure("step_ms_p50", ["step_ms_low", "step_ms_high"], None)] },
+    Kind {
+        keys: ["config", "format", "device", "batch"],
+        more: &["context", "kv", "codec", "graphs"],
+        measures: &[measure("step_ms_p50", ["step_ms_low", "step_ms_high"], None)],
+    },
 ];
 
 /// Largest result file read.
@@ -140,7 +148,12 @@ fn table(rows: Vec<Map<String, Value>>) -> Result<Table, String> {
             Some(Value::Number(number)) => Ok(number.to_string()),
             _ => Err(format!("row {n}: `{name}` is missing or neither text nor number")),
         };
-        let key = kind.keys.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+        let mut key = kind.keys.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+        key.extend(kind.more.iter().map(|name| match row.get(*name) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        }));
         for measure in kind.measures {
             let median = number(&row, measure.median).ok_or_else(|| format!("row {n}: `{}` is missing or no time", measure.median))?;
             let (low, high) = interval(&row, measure, median);
@@ -190,7 +203,8 @@ pub fn files(old: Vec<Map<String, Value>>, new: Vec<Map<String, Value>>, margin:
                 None if a.is_some() => Verdict::Removed,
                 None => Verdict::Added,
             };
-            let named = old.kind.keys.iter().zip(key).map(|(name, value)| ((*name).to_owned(), Value::String(value.clone())));
+            let names = old.kind.keys.iter().chain(old.kind.more).zip(key).filter(|(_, value)| !value.is_empty());
+            let named = names.map(|(name, value)| ((*name).to_owned(), Value::String(value.clone())));
             rows.push(Row { key: named.collect(), measure: measure.median, old: value(a), new: value(b), ratio, verdict });
         }
     }

@@ -39,9 +39,12 @@ pub struct Row {
     /// Of the matrices that a step multiplies by, each as often as it does, and of keys and values half-way through the steps.
     pub bytes_per_step: usize,
     /// What hears and speaks, if anything does.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codec: Option<String>,
-    /// What the host queues for a step, one if it is a graph; none on the CPU.
+    /// Whether steps on CUDA may be graphs.
+    #[serde(default = "yes")]
+    pub graphs: bool,
+    /// Kernels and graphs that the host queues for a step, beside copies; none on the CPU.
     pub launches_per_step: Option<u64>,
     /// The kernels in it.
     #[serde(default)]
@@ -51,11 +54,15 @@ pub struct Row {
     pub ceiling_gb_s: f64,
     /// By how much the ceilings moved.
     pub drift: f64,
-    /// Most memory of the process in MiB while steps ran, of all models that are there,
+    /// Most memory of the process in MiB since the model was begun.
     pub peak_rss_mb: Option<f64>,
-    /// and before, while the model was made.
+    /// The same since the model was there.
     #[serde(default)]
-    pub load_peak_rss_mb: Option<f64>,
+    pub steps_peak_rss_mb: Option<f64>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What makes steps.
@@ -69,6 +76,14 @@ impl Model {
         match self {
             Model::Moshi(lm) => lm.device(),
             Model::Csm(csm) => csm.device(),
+        }
+    }
+
+    /// Codebooks that it hears.
+    fn heard(&self) -> usize {
+        match self {
+            Model::Moshi(lm) => lm.config().heard(),
+            Model::Csm(_) => 0,
         }
     }
 
@@ -190,6 +205,7 @@ pub struct Times {
     steps: Samples,
     /// Launches and kernels of a step.
     launches: Option<[u64; 2]>,
+    graphs: bool,
     codec: Option<String>,
     /// Of the codec's weights.
     codec_bytes: usize,
@@ -219,19 +235,12 @@ impl Times {
         let no_graph = streams.no_graph().map(str::to_owned);
         let steps = Samples::new(seconds).ok_or_else(|| Error::Argument("no steps to time".into()))?;
         let codec = how.codec.map(|codec| codec.name().to_owned());
-        let codec_bytes = how.codec.map_or(0, |codec| codec.bytes(codec.codebooks()));
-        Ok(Times { batch, steps, launches, codec, codec_bytes, no_graph })
+        let codec_bytes = how.codec.map_or(0, |codec| codec.bytes(model.heard()));
+        Ok(Times { batch, steps, launches, graphs: how.graphs, codec, codec_bytes, no_graph })
     }
 
-    pub fn row(
-        &self,
-        lm: &Model,
-        config: &str,
-        format: &str,
-        ceilings: &Ceilings,
-        [load_peak_rss_mb, peak_rss_mb]: [Option<f64>; 2],
-    ) -> Row {
-        let Times { batch, steps, launches, codec, codec_bytes, no_graph: _ } = self;
+    pub fn row(&self, lm: &Model, config: &str, format: &str, ceilings: &Ceilings, [loading, stepping]: [Option<f64>; 2]) -> Row {
+        let Times { batch, steps, launches, graphs, codec, codec_bytes, no_graph: _ } = self;
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2) - lm.bytes_per_step(0);
         let bytes = lm.bytes_per_step(0) + batch * remembered + codec_bytes;
         let (low, high) = steps.median_interval(1.96);
@@ -250,13 +259,14 @@ impl Times {
             steps: steps.len(),
             bytes_per_step: bytes,
             codec: codec.clone(),
+            graphs: *graphs,
             launches_per_step: launches.map(|[launches, _]| launches),
             kernels_per_step: launches.map(|[_, kernels]| kernels),
             share_of_ceiling: bytes as f64 / ceilings.bytes / steps.median(),
             ceiling_gb_s: ceilings.bytes * 1e-9,
             drift: ceilings.drift,
-            peak_rss_mb,
-            load_peak_rss_mb,
+            peak_rss_mb: loading.zip(stepping).map(|(loading, stepping)| loading.max(stepping)),
+            steps_peak_rss_mb: stepping,
         }
     }
 }

@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Format, Memory, Sampling, joined, temperature};
+pub use swara::common::{Common, Format, Memory, Sampling, joined, kept, temperature};
 use swara_kernels::driver::emulator::Schedule;
+use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};
 
 /// Neural audio codecs on handwritten kernels.
@@ -160,6 +161,9 @@ pub struct Talk {
     /// Codes of what the model hears, in place of IN.wav
     #[arg(long, value_name = "IN.safetensors")]
     pub user_codes: Option<PathBuf>,
+    /// Launch every kernel by itself, not a frame as one graph: stages are timed then
+    #[arg(long)]
+    pub no_graph: bool,
     /// Write text, codes and the first text logits
     #[arg(long, value_name = "OUT.safetensors")]
     pub dump: Option<PathBuf>,
@@ -181,6 +185,10 @@ pub struct Speak {
     /// Of its weights. By default --dtype, which is else the type of what is no codes: bf16
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
+    /// Keys and values that it remembers: int8 with a scale for every row and head, or a type, on the CPU f32 or bf16; by default the type
+    /// that it computes in
+    #[arg(long, value_name = "TYPE", value_parser = kept)]
+    pub kv: Option<Kept>,
     /// Vocabulary of its text; by default the tokenizer.json in the model's folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,

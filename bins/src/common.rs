@@ -212,7 +212,7 @@ impl Memory {
     }
 }
 
-fn kept(text: &str) -> std::result::Result<Kept, String> {
+pub fn kept(text: &str) -> std::result::Result<Kept, String> {
     let known = [DType::F32, DType::BF16, DType::F16].into_iter().find(|dtype| dtype.name() == text).map(Kept::Values);
     known.or((text == "int8").then_some(Kept::Int8)).ok_or_else(|| "expected f32, bf16, f16 or int8".to_owned())
 }

@@ -94,6 +94,12 @@ impl<'a> Spoken<'a> {
         self
     }
 
+    /// As [`Dialogue::graphs`].
+    pub fn graphs(mut self, wanted: bool) -> Spoken<'a> {
+        self.dialogue.graphs(wanted);
+        self
+    }
+
     /// As [`Dialogue::live`].
     pub fn live(mut self) -> Result<Spoken<'a>> {
         self.dialogue = self.dialogue.live()?;

@@ -150,6 +150,27 @@ fn it_draws_by_its_seed() {
         assert_eq!(says(&["--greedy", "--format", format]).len(), K * 12, "{format}");
     }
     assert_eq!(says(&["--greedy", "--dtype", "int8"]).len(), K * 12);
+    let codes = says(&["--greedy"]);
+    for kv in ["f32", "bf16", "int8"] {
+        let same = says(&["--greedy", "--kv", kv]).iter().zip(&codes).filter(|(a, b)| a == b).count();
+        assert!(same == codes.len() || kv != "f32" && same > K, "{kv}: {same} of {}", codes.len());
+    }
+}
+
+/// What a file allows is not what is taken.
+#[test]
+fn memory_is_for_what_is_said() {
+    let (room, case) = (Room::new(), Case::open());
+    case.prompt(&room);
+    model(&room, "csm", |_, _| {});
+    model(&room, "long", |_, config| config["max_position_embeddings"] = (1 << 20).into());
+    let taken = ["csm", "long"].map(|model| {
+        let args =
+            ["speak", "--prompt-ids", "prompt.safetensors", "--greedy", "--frames", "9", "--dump", "d.safetensors", "--model", model];
+        let report = room.json(&[&args[..], &["--device", "emulator", "--json"]].concat());
+        (report["peak_vram_mb"].as_f64().unwrap(), dumped(&room))
+    });
+    assert!(taken[0].0 > 0.0 && taken[0] == taken[1], "{taken:?}");
 }
 
 /// A model whose first frame is (5, 0, ..), and whose second ends: the layers add nothing, and the head tells text from sound.
@@ -222,7 +243,7 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     speak(&["--model", "hostile", "--text", "x"], 1, "no multiple of the 3 of num_key_value_heads");
     speak(&["--model", "small", "--text", "x"], 1, "400 tokens, the model has 399");
     speak(&["--model", &golden("moshi_lm/weights/moshi"), "--text", "x"], 1, "no CSM");
-    text(&["--mimi", "swara-te50"], 1, "codebooks of 2048, the model knows 35 codes");
+    text(&["--mimi", "swara-te50"], 1, "codebooks of 2048, the model knows at most 35");
     text(&["--mimi", "context.wav"], 1, "context.wav");
     text(&["--tokenizer", "none.json"], 1, "no tokenizer.json");
     text(&["--tokenizer", "other.json"], 1, "no token <|end_of_text|>");
@@ -234,6 +255,7 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     text(&["--frames", "0"], 2, "1..=1125");
     text(&["--frames", "1126"], 2, "1..=1125");
     text(&["--frames", "124"], 1, "a prompt of 6 rows leaves room for 122 frames, not for 124 in a memory of 128");
+    text(&["--dump", "out.wav"], 2, "the same file as OUT.wav");
     text(&["--speaker", "-1"], 2, "-1");
     text(&["--temp", "nan"], 2, "expected 0 to 100");
     text(&["--greedy", "--temp", "0.5"], 2, "cannot be used with");

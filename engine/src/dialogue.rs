@@ -97,20 +97,12 @@ fn voice_codebooks(lm: &Lm) -> usize {
 /// # Errors
 /// Why it does not.
 pub fn check(codec: &Codec, lm: &Lm) -> Result<()> {
-    let (format, config) = (codec.format(), lm.config());
-    let needed = voice_codebooks(lm).max(config.heard());
-    let why = if !format.causal || format.channels != 1 || format.multi_rate() {
-        "is no causal codec of one channel and one rate".to_owned()
-    } else if codec.codebooks() < needed {
-        format!("has {} codebooks, the model wants {needed}", codec.codebooks())
-    } else if let Some(size) = format.codebook_sizes[..needed].iter().find(|&&size| size != config.card) {
-        format!("has codebooks of {size}, the model wants {}", config.card)
-    } else if codec.device() != lm.device() {
-        "is on another device than the model".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Error::Argument(format!("{} {why}", codec.name())))
+    let config = lm.config();
+    codec.check_voice(voice_codebooks(lm).max(config.heard()), config.card..=config.card)?;
+    match codec.device() == lm.device() {
+        true => Ok(()),
+        false => Err(Error::Argument(format!("{} is on another device than the model", codec.name()))),
+    }
 }
 
 /// The mask of a single stream.
@@ -147,7 +139,7 @@ impl<'a> Dialogue<'a> {
 
     /// Whether frames become graphs, as they do by default.
     pub fn graphs(&mut self, wanted: bool) {
-        (self.graphs, self.last, self.recording) = (wanted, None, None);
+        (self.graphs, self.last, self.recording, self.refused) = (wanted, None, None, None);
     }
 
     /// Why frames are no graphs where they were to be.
@@ -161,7 +153,7 @@ impl<'a> Dialogue<'a> {
     }
 
     /// Begins as the reference server does: the first frame is heard and the codec then begins anew. The model's kernels have been
-    /// compiled, its memory has been touched, and where frames are graphs theirs is recorded.
+    /// compiled, its weights have been touched, and where frames are graphs theirs is recorded.
     pub fn live(mut self) -> Result<Dialogue<'a>> {
         let (lm, heard) = (self.lm, self.lm.config().heard());
         self.streams.step(lm, &Tensor::from_slice(lm.device(), &vec![0i32; heard], [1, heard])?, None, None)?;
@@ -188,12 +180,7 @@ impl<'a> Dialogue<'a> {
             Heard::Codes(_) => DType::I32,
         };
         let kind = Kind { heard: dtype, aloud: self.aloud && due };
-        if self.recorded(kind, due, heard)? {
-            let turn = self.replay(heard)?;
-            self.frames += 1;
-            return Ok(turn);
-        }
-        let turn = self.piece_by_piece(heard)?;
+        let turn = if self.recorded(kind, due, heard)? { self.replay(heard)? } else { self.piece_by_piece(heard)? };
         self.last = Some(kind);
         self.frames += 1;
         Ok(turn)
@@ -288,7 +275,7 @@ impl<'a> Dialogue<'a> {
 
     /// Encodes, thinks, and decodes once something is complete.
     fn piece_by_piece(&mut self, heard: Heard) -> Result<Turn> {
-        let (lm, mut took) = (self.lm, Took::default());
+        let (lm, mut took, past) = (self.lm, Took::default(), std::mem::take(&mut self.past));
         let timed = |start: Instant| -> Result<Duration> {
             lm.device().synchronize()?;
             Ok(start.elapsed())
@@ -299,7 +286,7 @@ impl<'a> Dialogue<'a> {
             Some(speech) if input.dtype() == DType::F32 => {
                 let codes = speech.encode(&input)?;
                 took.encode = Some(timed(start)?);
-                if std::mem::take(&mut self.past) {
+                if past {
                     speech.session.reset(&one(lm.device())?)?;
                 }
                 codes

@@ -21,7 +21,8 @@ impl Outcome for Tensor {
 pub(crate) struct Recorder<G> {
     /// The size of the last step that succeeded.
     last: Option<Size>,
-    recording: Option<Recording<G>>,
+    /// Without a mask, and with one.
+    recordings: [Option<Recording<G>>; 2],
     wanted: bool,
     refused: Option<String>,
 }
@@ -40,14 +41,14 @@ struct Recording<G> {
 
 impl<G> Default for Recorder<G> {
     fn default() -> Recorder<G> {
-        Recorder { last: None, recording: None, wanted: true, refused: None }
+        Recorder { last: None, recordings: [None, None], wanted: true, refused: None }
     }
 }
 
 impl<G: Outcome> Recorder<G> {
     /// From here on as graphs, or kernel by kernel.
     pub fn want(&mut self, graphs: bool) {
-        (self.wanted, self.last, self.recording) = (graphs, None, None);
+        *self = Recorder { wanted: graphs, ..Recorder::default() };
     }
 
     /// Why steps are launched kernel by kernel on a device that has graphs, where they were to be graphs.
@@ -68,21 +69,24 @@ impl<G: Outcome> Recorder<G> {
         let size = (input.shape(), input.dtype(), number, mask.is_some());
         // What a graph replays, a timeline does not see.
         let plain = !self.wanted || self.refused.is_some() || span::timeline::recording() || input.elements() == 0;
-        if plain || self.last != Some(size) {
-            let given = work(input, mask)?;
-            self.last = Some(size);
-            return Ok(given);
-        }
-        if self.recording.as_ref().is_none_or(|recording| recording.size != size) {
-            self.recording = None;
-            match Recording::new(cuda, size, input, mask, &mut work) {
-                Ok(recording) => self.recording = Some(recording),
-                Err(error) => self.refused = Some(error.to_string()),
+        let recording = &mut self.recordings[usize::from(mask.is_some())];
+        match recording {
+            Some(recording) if !plain && recording.size == size => return recording.replay(input, mask),
+            _ if plain || self.last != Some(size) => {
+                let given = work(input, mask)?;
+                self.last = Some(size);
+                return Ok(given);
             }
+            _ => *recording = None,
         }
-        match &mut self.recording {
-            Some(recording) => recording.replay(input, mask),
-            None => work(input, mask),
+        match Recording::new(cuda, size, input, mask, &mut work) {
+            Ok(made) => recording.insert(made).replay(input, mask),
+            Err(error) => {
+                // What does not fit is no reason against graphs.
+                let given = work(input, mask)?;
+                self.refused = Some(error.to_string());
+                Ok(given)
+            }
         }
     }
 }

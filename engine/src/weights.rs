@@ -96,22 +96,6 @@ impl std::ops::Deref for Held<'_> {
     }
 }
 
-/// `[columns, rows]` of `[rows, columns]`, block by block, so that what is fetched is used.
-pub(crate) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const BLOCK: usize = 16;
-    let mut out = vec![0.0; values.len()];
-    for row in (0..rows).step_by(BLOCK) {
-        for column in (0..columns).step_by(BLOCK) {
-            for c in column..columns.min(column + BLOCK) {
-                for r in row..rows.min(row + BLOCK) {
-                    out[c * rows + r] = values[r * columns + c];
-                }
-            }
-        }
-    }
-    out
-}
-
 impl Source for Weights {
     fn there(&self, name: &str) -> Option<&Tensor> {
         self.get(name)
@@ -207,7 +191,7 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let depth = taps * cin;
-        let rows = transposed(values.as_slice()?, depth, cout);
+        let rows = codes::transposed(values.as_slice()?, depth, cout);
         let codes = upload(&Device::Cpu, &quantize(name, [cout, depth], bits, &rows)?, None)?;
         self.bytes += codes.bytes();
         Ok(Some(codes))

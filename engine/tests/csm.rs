@@ -286,31 +286,80 @@ fn streams_of_a_batch_are_as_if_alone() {
     }
 }
 
+/// A prompt that the layers take in two pieces, and one that its memory is no larger than.
+#[test]
+fn long_prompts_are_taken_piece_by_piece() {
+    let case = Case::open();
+    let (before, last) = case.parts();
+    let rows: Vec<i32> = before.iter().copied().cycle().take(100 * case.width).collect();
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        let mut csm = open(&golden("weights"), &device, DType::F32);
+        let says = |csm: &Csm, rows_at_once: usize| {
+            let mut session = Session::new(csm, &[Settings::GREEDY]).unwrap();
+            rows.chunks(rows_at_once * case.width).for_each(|part| session.prompt(part, None).unwrap());
+            let mut next = row(&device, last, case.width);
+            let mut said = Vec::new();
+            for _ in 0..5 {
+                let step = session.step(&next, None).unwrap();
+                said.push((step.said.to_vec::<i32>().unwrap(), step.logits[0].to_vec::<f32>().unwrap()));
+                next = step.said;
+            }
+            said
+        };
+        let [whole, single] = [100, 1].map(|rows_at_once| says(&csm, rows_at_once));
+        for ((codes, logits), (expected, alone)) in whole.iter().zip(&single) {
+            assert_eq!(codes, expected, "{device:?}");
+            assert!(distance(logits, alone) < 5e-5, "{device:?}");
+        }
+        csm.limit(105);
+        assert_eq!(says(&csm, 100), whole, "{device:?}");
+        csm.limit(50);
+        assert!(distance(&says(&csm, 100)[0].1, &whole[0].1) > 1e-3, "rows beyond the memory are seen on {device:?}");
+    }
+}
+
+/// With masks, a reset and a prompt among them.
 #[test]
 fn frames_as_graphs_equal_frames_launched_kernel_by_kernel() {
     let (device, case) = (Device::open("emulator").unwrap(), Case::open());
     let Device::Cuda(cuda) = &device else { unreachable!() };
     let csm = open(&golden("weights"), &device, DType::F32);
-    let drawing = [Settings { temperature: 0.9, top_k: 5, seed: 4, sequence: 0 }];
+    let drawing = [4, 5].map(|seed| Settings { temperature: 0.9, top_k: 5, seed, sequence: 0 });
     let [mut replayed, mut launched] = [(); 2].map(|()| Session::new(&csm, &drawing).unwrap());
     launched.graphs(false);
     let (before, last) = case.parts();
-    let mut next = row(&device, last, case.width);
+    let mut next = row(&device, &last.repeat(2), case.width);
+    let streams = |values: [u8; 2]| Tensor::from_slice(&device, &values, [2]).unwrap();
     for session in [&mut replayed, &mut launched] {
-        session.prompt(before, None).unwrap();
+        session.prompt(&before.repeat(2), None).unwrap();
     }
-    for frame in 0..6 {
-        let count = cuda.launches();
-        let found = replayed.step(&next, None).unwrap();
-        let launches = cuda.launches() - count;
-        let expected = launched.step(&next, None).unwrap();
-        let kernels = cuda.launches() - count - launches;
-        assert_eq!(launches, if frame == 0 { kernels } else { 1 }, "frame {frame}");
-        assert_eq!(found.said.to_vec::<i32>().unwrap(), expected.said.to_vec::<i32>().unwrap(), "frame {frame}");
-        for (found, expected) in found.logits.iter().zip(&expected.logits) {
-            assert_eq!(found.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap(), "frame {frame}");
+    for frame in 0..12 {
+        let runs = [1, u8::from(!(4..8).contains(&frame) || frame % 2 == 0)];
+        let mask = (4..8).contains(&frame).then(|| streams(runs));
+        if frame == 6 {
+            for session in [&mut replayed, &mut launched] {
+                session.reset(&streams([0, 1])).unwrap();
+                session.prompt(&before[case.width..].repeat(2), Some(&streams([0, 1]))).unwrap();
+            }
         }
-        next = found.said;
+        let count = cuda.launches();
+        let found = replayed.step(&next, mask.as_ref()).unwrap();
+        let launches = cuda.launches() - count;
+        let expected = launched.step(&next, mask.as_ref()).unwrap();
+        let kernels = cuda.launches() - count - launches;
+        assert_eq!(launches, if frame == 0 || frame == 4 { kernels } else { 1 }, "frame {frame}");
+        let same = |a: &Tensor, b: &Tensor| {
+            let [a, b] = [a, b].map(|t| t.to_f64().unwrap());
+            let rows = if runs[1] == 1 { a.len() } else { a.len() / 2 };
+            assert_eq!(a[..rows], b[..rows], "frame {frame}");
+        };
+        same(&found.said, &expected.said);
+        assert_eq!(found.logits.len(), expected.logits.len());
+        found.logits.iter().zip(&expected.logits).for_each(|(a, b)| same(a, b));
+        // One that sat out hears anything.
+        let said = found.said.to_vec::<i32>().unwrap();
+        let second = if runs[1] == 1 { &said[case.width..] } else { last };
+        next = row(&device, &[&said[..case.width], second].concat(), case.width);
     }
     assert_eq!(replayed.no_graph(), None);
 }

@@ -138,10 +138,9 @@ impl Cuda {
         let used = bytes;
         let bytes = bytes.max(1).next_multiple_of(256);
         let mut pool = self.lock();
-        let recycled = match &mut pool.capture {
-            Some(capture) => capture.free.get_mut(&bytes).and_then(Vec::pop),
-            None => pool.free.get_mut(&bytes).and_then(Vec::pop),
-        };
+        let recycled = pool.capture.as_mut().and_then(|capture| capture.free.get_mut(&bytes)?.pop());
+        // What was freed before is nobody's: a graph may have it as well.
+        let recycled = recycled.or_else(|| pool.free.get_mut(&bytes)?.pop());
         let ptr = match recycled {
             Some(ptr) => ptr,
             None => {
@@ -159,7 +158,8 @@ impl Cuda {
     }
 
     /// Records the launches of `work` into a graph; nothing runs until [`Graph::replay`]. Tensors that `work` returns or
-    /// drops keep their addresses for as long as the graph lives.
+    /// drops keep their addresses for as long as the graph lives. Until `work` is done no other thread may use the device: what it
+    /// launched would become part of the graph.
     pub fn capture<T, E: From<Error>>(&self, work: impl FnOnce() -> std::result::Result<T, E>) -> std::result::Result<(Graph, T), E> {
         {
             let mut pool = self.lock();
@@ -403,4 +403,57 @@ impl From<u64> for Arg<'_> {
 #[macro_export]
 macro_rules! args {
     ($($arg:expr),* $(,)?) => { &mut [$($crate::device::Arg::from($arg)),*] };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::elementwise;
+    use crate::{DType, Tensor};
+
+    /// The emulator, where there is one.
+    fn emulator() -> Option<(Device, Cuda)> {
+        match Device::open("emulator") {
+            Ok(device @ Device::Cuda(_)) => {
+                let Device::Cuda(cuda) = &device else { return None };
+                let cuda = cuda.clone();
+                Some((device, cuda))
+            }
+            other => {
+                println!("skipped: the emulator, {other:?}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn graphs_that_are_made_and_dropped_take_no_more_memory() {
+        let Some((device, cuda)) = emulator() else { return };
+        let x = Tensor::from_slice(&device, &[1f32, 2.0, 3.0], [3]).unwrap();
+        let mut reserved = Vec::new();
+        for _ in 0..4 {
+            let (graph, y) = cuda.capture(|| elementwise::add(&x, &elementwise::add(&x, &x)?)).unwrap();
+            graph.replay().unwrap();
+            assert_eq!(y.to_vec::<f32>().unwrap(), [3.0, 6.0, 9.0]);
+            reserved.push(cuda.reserved_bytes());
+        }
+        assert!(reserved[1..].iter().all(|bytes| *bytes == reserved[0]), "{reserved:?}");
+    }
+
+    #[test]
+    fn a_capture_that_fails_leaves_nothing_behind() {
+        let Some((device, cuda)) = emulator() else { return };
+        let x = Tensor::from_slice(&device, &[1f32, 2.0, 3.0], [3]).unwrap();
+        let wrong = Tensor::zeros(&device, DType::F32, [4]).unwrap();
+        let mut reserved = Vec::new();
+        for _ in 0..3 {
+            let failed = cuda.capture(|| elementwise::add(&elementwise::add(&x, &x)?, &wrong));
+            assert!(failed.is_err());
+            reserved.push(cuda.reserved_bytes());
+        }
+        assert!(reserved[1..].iter().all(|bytes| *bytes == reserved[0]), "{reserved:?}");
+        let (graph, y) = cuda.capture(|| elementwise::add(&x, &x)).unwrap();
+        graph.replay().unwrap();
+        assert_eq!(y.to_vec::<f32>().unwrap(), [2.0, 4.0, 6.0]);
+    }
 }

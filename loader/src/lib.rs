@@ -24,6 +24,7 @@ pub mod audio;
 pub mod codes;
 pub mod dataset;
 mod error;
+mod guard;
 pub mod input;
 pub mod loudness;
 pub mod output;

@@ -1,8 +1,8 @@
 //! Text to ids by a `tokenizer.json` of `transformers`: Llama 3's among them.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use crate::guard::caught;
 use crate::{Error, Result};
 
 /// Files of this kind have about ten megabytes.
@@ -59,10 +59,10 @@ impl TokenizerJson {
 
 /// The package panics at some files that no trainer writes.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(why)) => Err(fail(path, format!("no tokenizer.json: {}", shorten(&why.to_string())))),
-        Err(_) => Err(fail(path, "a tokenizer.json that contradicts itself".into())),
+    match caught(work) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(why)) => Err(fail(path, format!("no tokenizer.json: {}", shorten(&why.to_string())))),
+        None => Err(fail(path, "a tokenizer.json that contradicts itself".into())),
     }
 }
 

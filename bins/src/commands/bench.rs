@@ -150,18 +150,18 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         "ceiling",
         "launches/kernels",
         "peak MB",
-        "loading",
+        "in steps",
     ];
     report(common, &args.results, "lm", &device, &ceilings, &rows, &head, |r| {
         let times = [r.step_ms_p50, r.step_ms_p99, r.step_ms_max].map(|v| format!("{v:.2}"));
         let rate = r.share_of_ceiling * r.ceiling_gb_s;
         let counts = r.launches_per_step.zip(r.kernels_per_step);
         let launches = counts.map_or("-".to_owned(), |(launches, kernels)| format!("{launches}/{kernels}"));
-        let [peak, loading] = [r.peak_rss_mb, r.load_peak_rss_mb].map(|mb| mb.map_or("-".to_owned(), |mb| format!("{mb:.0}")));
+        let [peak, steps] = [r.peak_rss_mb, r.steps_peak_rss_mb].map(|mb| mb.map_or("-".to_owned(), |mb| format!("{mb:.0}")));
         [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone()]
             .into_iter()
             .chain(times)
-            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak, loading])
+            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak, steps])
             .collect()
     })
 }

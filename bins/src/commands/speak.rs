@@ -30,15 +30,22 @@ pub fn run(common: &Common, args: &Speak) -> Result {
     if args.text.as_deref().is_some_and(|text| text.trim().is_empty()) {
         return Err(Failure::usage("--text: nothing to say"));
     }
+    if args.dump.is_some() && args.dump == args.output {
+        return Err(Failure::usage("--dump: the same file as OUT.wav"));
+    }
     let device = common.open_device()?;
-    let csm = Csm::open(&args.model, &device, common.lm_format(args.format)?)?;
+    let format = swara_engine::lm::Format { kept: args.kv, ..common.lm_format(args.format)? };
+    let mut csm = Csm::open(&args.model, &device, format)?;
     let needed = args.output.is_some() || !context.is_empty();
     let codec = if needed { Some(open_codec(common, args, &csm)?) } else { None };
     let rows = match &args.prompt_ids {
         Some(path) => read_rows(path, &csm)?,
         None => Prompt::new(args, &csm)?.rows(args, &context, codec.as_ref())?,
     };
-    let most = most_frames(args, &csm, rows.len() / (csm.config().num_codebooks + 1))?;
+    let prompt = rows.len() / (csm.config().num_codebooks + 1);
+    let most = most_frames(args, &csm, prompt)?;
+    // A file may allow any length.
+    csm.limit(prompt + most);
     let settings = Settings { temperature: args.temp, top_k: args.top_k, seed: args.seed, sequence: 0 };
     let settings = if args.greedy { Settings::GREEDY } else { settings };
     let voice = match (&codec, &args.output) {
@@ -84,19 +91,10 @@ fn open_codec(common: &Common, args: &Speak, csm: &Csm) -> Result<Codec> {
             codec::open_file(common, csm.device(), &args.model)?
         }
     };
-    let (format, config) = (codec.format(), csm.config());
-    let needed = config.num_codebooks;
-    let why = if !format.causal || format.channels != 1 || format.multi_rate() {
-        "is no causal codec of one channel and one rate".to_owned()
-    } else if codec.codebooks() < needed {
-        format!("has {} codebooks, the model wants {needed}", codec.codebooks())
-    } else if let Some(size) = format.codebook_sizes[..needed].iter().find(|&&size| size > config.vocab_size) {
-        format!("has codebooks of {size}, the model knows {} codes", config.vocab_size)
-    } else {
-        return Ok(codec);
-    };
     let path = args.mimi.as_ref().map_or(args.model.as_path(), Path::new);
-    Err(Failure::file("cannot speak", format!("{} {why}", codec.name()), path))
+    let checked = codec.check_voice(csm.config().num_codebooks, 1..=csm.config().vocab_size);
+    checked.map_err(|why| Failure::file("cannot speak", why, path))?;
+    Ok(codec)
 }
 
 /// How many frames may be said after a prompt of so many rows.

@@ -22,6 +22,9 @@ const DUMPED_LOGITS: usize = 10;
 pub fn run(common: &Common, args: &Talk) -> Result {
     let device = common.open_device()?;
     let format = args.memory.of(common.lm_format(args.format)?);
+    if args.dump.is_some() && args.dump == args.output {
+        return Err(Failure::usage("--dump: the same file as OUT.wav"));
+    }
     let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
     let codec = args.mimi.as_deref().map(|mimi| codec::open_on(common, &device, mimi)).transpose()?;
     if let (Some(codec), Some(path)) = (&codec, &args.mimi) {
@@ -29,7 +32,7 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let mut source = Source::open(args, &lm, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
-    let dialogue = Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), args.sampling.of(&lm))?;
+    let dialogue = Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), args.sampling.of(&lm))?.graphs(!args.no_graph);
     let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() };
     let mut talk = Conversation {
         lm: &lm,

@@ -70,6 +70,9 @@ struct Live {
     /// Keep all memory from being paged out
     #[arg(long)]
     mlock: bool,
+    /// Launch every kernel by itself, not a frame as one graph: stages are timed then
+    #[arg(long)]
+    no_graph: bool,
     /// Write what is said at the end as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -103,7 +106,7 @@ fn run(args: &Live, began: Instant) -> Result {
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
-    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.live()?;
+    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.graphs(!args.no_graph).live()?;
     release_freed_memory();
     if args.mlock {
         lock_memory()?;

@@ -19,6 +19,7 @@ mod session;
 pub mod snac;
 mod whole;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, family};
@@ -181,6 +182,25 @@ impl Codec {
     /// Number of codebooks.
     pub fn codebooks(&self) -> usize {
         self.format().codebook_sizes.len()
+    }
+
+    /// That a model can speak through this codec: a causal one of one voice, whose first `codebooks` codebooks have sizes within `sizes`.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_voice(&self, codebooks: usize, sizes: RangeInclusive<usize>) -> Result<()> {
+        let format = self.format();
+        let why = if !format.causal || format.channels != 1 || format.multi_rate() {
+            "is no causal codec of one channel and one rate".to_owned()
+        } else if self.codebooks() < codebooks {
+            format!("has {} codebooks, the model wants {codebooks}", self.codebooks())
+        } else if let Some(size) = format.codebook_sizes[..codebooks].iter().find(|size| !sizes.contains(size)) {
+            let wanted = if sizes.start() == sizes.end() { "wants" } else { "knows at most" };
+            format!("has codebooks of {size}, the model {wanted} {}", sizes.end())
+        } else {
+            return Ok(());
+        };
+        Err(Error::Argument(format!("{} {why}", self.name)))
     }
 
     fn check_codebooks(&self, codebooks: usize) -> Result<()> {

@@ -81,6 +81,13 @@ impl Csm {
         self.format
     }
 
+    /// Streams that begin from here on remember, and see, no more than `rows` rows.
+    pub fn limit(&mut self, rows: usize) {
+        let rows = rows.clamp(1, self.config.max_position_embeddings);
+        self.config.max_position_embeddings = rows;
+        self.backbone.transformer.blocks.iter_mut().for_each(|block| block.layer.window = Some(rows));
+    }
+
     /// That `ids` are whole rows of what the model knows.
     ///
     /// # Errors

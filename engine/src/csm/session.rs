@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'. A stream that has taken more than `max_position_embeddings` rows sees the last so many.
 ///
-/// On CUDA a step is recorded as a graph once the one before it had a mask as well, or none as well, and is a single launch from then
+/// On CUDA steps with a mask, and those without, are recorded as a graph when two come in a row, and are a launch and a few copies from then
 /// on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
 pub struct Session<'a> {
     csm: &'a Csm,

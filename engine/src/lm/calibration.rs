@@ -145,8 +145,8 @@ pub fn observe(file: &Weights, conversations: &[Conversation], visit: impl FnMut
     let (config, from) = Published::open(file, &Device::Cpu)?;
     checkpoint::whole_matrices(file)?;
     let layers = Layers::new(&config)?;
-    let sines = [config.temporal()?.sines, config.depth()?.sines];
-    if !layers.conditions.is_empty() || sines.iter().any(Option::is_some) {
+    let depth = if layers.depth.is_some() { config.depth()?.sines } else { None };
+    if !layers.conditions.is_empty() || depth.or(config.temporal()?.sines).is_some() {
         return Err(Error::Config("a model with conditions, or with positions as sines, is not calibrated".into()));
     }
     let mut observer = Observer { config: &config, from: &from, visit };

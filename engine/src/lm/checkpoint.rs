@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::bf16;
 use swara_kernels::quantized::Quantized;
@@ -13,7 +13,7 @@ use swara_loader::weights;
 
 use super::lora::Merged;
 use super::model::Layers;
-use super::{Config, Format, Lm};
+use super::{Config, Format, Lm, Widths};
 use crate::weights::{Source, as_type, upload};
 use crate::{Error, Result};
 
@@ -25,8 +25,7 @@ pub(super) fn open(path: &Path, lora: Option<&Path>, device: &Device, format: Fo
     let name = path.file_stem().map_or_else(|| "lm".into(), |s| s.to_string_lossy().into_owned());
     let (config, published) = Published::open(&file, device)?;
     // moshi merges the one that a configuration names.
-    let named = config.lora_name.as_deref().filter(|name| lora.is_none() && Path::new(name).file_name() == Some(name.as_ref()));
-    let named = named.map(|name| path.join(name)).filter(|path| path.is_file());
+    let named = if lora.is_none() { named_lora(path, &config)? } else { None };
     match lora.or(named.as_deref()) {
         None => Lm::assemble(name, config, &published, device, format),
         Some(lora) => {
@@ -34,6 +33,20 @@ pub(super) fn open(path: &Path, lora: Option<&Path>, device: &Device, format: Fo
             let merged = Merged::new(&published, &lora, &config)?;
             Lm::assemble(name, config, &merged, device, format)
         }
+    }
+}
+
+/// The LoRA that the configuration of a model names, beside it.
+///
+/// # Errors
+/// One that is not there.
+pub fn named_lora(path: &Path, config: &Config) -> Result<Option<PathBuf>> {
+    let Some(name) = &config.lora_name else { return Ok(None) };
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+    let lora = folder.join(name);
+    match Path::new(name).file_name() == Some(name.as_ref()) && lora.is_file() {
+        true => Ok(Some(lora)),
+        false => Err(Error::Config(format!("lora_name is {name:?}, which is no file beside the model"))),
     }
 }
 
@@ -99,6 +112,11 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
         // Rows of queries and keys are in the order of halves there.
         config.positional_embedding = "rope_concat".into();
     }
+    if let (Layout::HuggingFace, Some(Widths::Each(each))) = (layout, &config.depformer_dim_feedforward)
+        && each.iter().any(|wide| *wide != each[0])
+    {
+        return Err(Error::Config(format!("depformer_dim_feedforward is {each:?}, and all of a layer are in one tensor")));
+    }
     let layers = Layers::new(&config)?;
     let (mut tensors, mut expected) = (Places::new(), BTreeMap::new());
     for (name, shape) in layers.tensors(&config)? {
@@ -128,7 +146,7 @@ fn parts(file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<(String, V
         true => ["qweight", "qzeros", "scales", "g_idx"].map(beside).into_iter().filter_map(found).collect(),
         false => {
             let scales = format!("{name}_scb");
-            let scales = file.contains(&scales).then(|| (scales, shape[..1].to_vec()));
+            let scales = (shape.len() == 2 && file.contains(&scales)).then(|| (scales, shape[..1].to_vec()));
             [(name.to_owned(), shape.to_vec())].into_iter().chain(scales).collect()
         }
     }

@@ -454,7 +454,7 @@ impl Config {
         if self.delays.len() != self.n_q + 1 || self.delays.iter().any(|&d| d > 1 << 12) {
             return fail(format!("delays must be {} numbers up to 4096, text first: {:?}", self.n_q + 1, self.delays));
         }
-        if !self.lora_scaling.is_finite() {
+        if !(self.lora_scaling as f32).is_finite() {
             return fail(format!("lora_scaling is {}", self.lora_scaling));
         }
         if !self.causal {
@@ -465,7 +465,7 @@ impl Config {
                 return fail(format!("{key} is not known here yet"));
             }
         }
-        self.conditions()?;
+        crate::config::check_ranges(&[("number of conditioners", self.conditions()?.len(), 0, 64)])?;
         let temporal = self.temporal()?;
         temporal.check("")?;
         if temporal.sines.is_some() && temporal.width > MAX_HEAD_DIM {
@@ -510,6 +510,10 @@ impl Shape {
 
     fn check(&self, prefix: &str) -> Result<()> {
         let &Shape { width, heads, kv_heads, .. } = self;
+        let sound = |sines: &Sines| (1.0..1e12).contains(&sines.period) && sines.scale.abs() < 1e6;
+        if let Some(sines) = self.sines.filter(|sines| !sound(sines)) {
+            return Err(Error::Config(format!("{prefix}positions as sines of period {} and scale {}", sines.period, sines.scale)));
+        }
         if self.sines.is_some() && (width < 4 || width % 2 != 0) {
             return Err(Error::Config(format!("{prefix}positions as sines in rows of {width}, expected an even width from 4 on")));
         }

@@ -51,7 +51,7 @@ impl<'a> Merged<'a> {
         for (name, shape) in base.tensors() {
             let (own, stacked) = moshi_names(config, name);
             let mut update = Update::default();
-            let linear = part(name, shape).is_some() || name.ends_with(".low_rank.weight");
+            let linear = part(name, shape).is_some() || [".low_rank.weight", ".output_proj.weight"].iter().any(|end| name.ends_with(end));
             let module = own.strip_suffix(".weight").filter(|_| linear);
             let frozen = module.map(|module| format!("{module}.frozen_W.weight"));
             if let Some(instead) = frozen.into_iter().chain([own.clone()]).find(|name| file.contains(name)) {
@@ -63,9 +63,20 @@ impl<'a> Merged<'a> {
             let all = stacked.as_ref().map(|(all, nth, count)| (all.trim_end_matches("weight").trim_end_matches(['.', '_']), *nth, *count));
             for (module, nth, count) in module.map(|module| (module, 0, 1)).into_iter().chain(all) {
                 let names = ["A", "B"].map(|factor| format!("{module}.lora_{factor}.weight"));
-                let Some((_, rows)) = names.iter().find_map(|name| file.info(name)) else { continue };
+                let found = names.iter().find_map(|name| Some((name, file.info(name)?.1)));
+                let (first, rows, columns) = match found {
+                    None => continue,
+                    Some((name, &[rows, columns])) => (*name == names[0], rows, columns),
+                    Some((name, shape)) => return Err(fail(format!("tensor {name} has shape {shape:?}, expected two axes"))),
+                };
+                if update.factors.is_some() {
+                    return Err(fail(format!("tensor {} beside that of one set of weights alone", names[0])));
+                }
                 // The first factor says what the rank is; without it the second does.
-                let rank = if file.contains(&names[0]) { rows[0] / count.max(1) } else { rows.last().copied().unwrap_or(0) };
+                let rank = if first { rows / count.max(1) } else { columns };
+                if rank > shape[0].max(shape[1]) {
+                    return Err(fail(format!("tensor {} is of rank {rank} for a matrix {shape:?}", names[0])));
+                }
                 if rank == 0 || config.lora_rank.is_some_and(|expected| expected != rank) {
                     let wanted = config.lora_rank.map_or("1 or more".to_owned(), |rank| rank.to_string());
                     return Err(fail(format!("tensor {} is of rank {rank}, expected {wanted}", names[0])));
@@ -120,6 +131,9 @@ impl Source for Merged<'_> {
         let down = Weight::for_product(&down, Product::Tiles)?;
         let merged = linear::forward(&up, &down, Fused { scale: Some(&scale), residual: Some(&own), ..Default::default() })?;
         drop(own);
+        if merged.to_vec::<f32>()?.iter().any(|v| !v.is_finite()) {
+            return Err(Error::File { path: self.file.path().to_owned(), why: format!("tensor {name} is not finite once merged") });
+        }
         as_type(merged, dtype)
     }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use calibration::{Conversation, Seen, Site, observe};
-pub use checkpoint::{Layout, Part, check, matrices};
+pub use checkpoint::{Layout, Part, check, matrices, named_lora};
 pub use config::{Config, Drawn, Fuser, Widths};
 pub use session::{Conditions, Drawing, Given, Session, Step};
 use swara_kernels::case::SplitMix;
@@ -80,13 +80,14 @@ impl Lm {
     /// Reads a published checkpoint: a file, or a directory that holds one and its `config.json`.
     ///
     /// # Errors
-    /// What cannot be read, is not known, or disagrees with its configuration - all tensors that do, by name.
+    /// What cannot be read, is not known, or disagrees with its configuration - all tensors that do, by name; a LoRA that the
+    /// configuration names (`lora_name`), and that is not beside it: else it is merged, as in [`open_with_lora`](Self::open_with_lora).
     pub fn open(path: &Path, device: &Device, format: impl Into<Format>) -> Result<Lm> {
         checkpoint::open(path, None, device, format.into())
     }
 
     /// As [`open`](Self::open), with the matrices of a LoRA of the package `moshi` merged into its own before they are rounded to
-    /// anything. One that the configuration names, and that is there, is merged in any case.
+    /// anything; instead of one that the configuration names.
     ///
     /// # Errors
     /// As there; a LoRA that is not of this model.

@@ -51,9 +51,8 @@ impl Embedding {
         }
         if let Some([from, to]) = self.as_well {
             let width = rows.shape().last_dim();
-            let mut values = rows.to_f64()?;
-            values.copy_within(from * width..(from + 1) * width, to * width);
-            rows = Tensor::from_f64(&rows.device(), rows.dtype(), &values, rows.shape())?;
+            let row = rows.part(from * width, [1, width])?;
+            rows.write_rows(to, &row)?;
         }
         if self.rank.is_some() {
             let widen = Matrix::for_product(&from.parameter(&format!("{name}.low_rank.weight"))?, linear::Product::Tiles)?;
@@ -88,7 +87,9 @@ pub(super) struct Words {
 impl Words {
     fn read(condition: &Condition, dim: usize, from: &mut Reader) -> Result<Words> {
         let name = |part: &str| format!("condition_provider.conditioners.{}.{part}", condition.name);
-        let mut rows = from.parameter(&name("embed.weight"))?;
+        // The last is of no word's.
+        let known = condition.words.len().clamp(1, condition.bins);
+        let mut rows = from.parameter(&name("embed.weight"))?.part(0, [known, condition.width])?;
         if condition.projected {
             let project = Matrix::for_product(&from.parameter(&name("output_proj.weight"))?, linear::Product::Tiles)?;
             rows = linear::forward(&rows, &project, Fused::default())?;

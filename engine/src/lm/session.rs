@@ -22,7 +22,7 @@ const BEST: &str = "very_good";
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'.
 ///
-/// On CUDA a step is recorded as a graph once the one before it had a mask as well, or none as well, and is a single launch from then
+/// On CUDA steps with a mask, and those without, are recorded as a graph when two come in a row, and are a launch and a few copies from then
 /// on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
 pub struct Session<'a> {
     lm: &'a Lm,
@@ -89,13 +89,14 @@ impl Drawing {
 pub struct Given {
     /// i32 `[B, 1 + dep_q]`: 0 where a token is drawn.
     said: Tensor,
-    /// Of each column, u8 `[B]`: the streams that run and draw it. None: all are drawn, as the step's mask has it.
+    /// Of each column, u8 `[B]`: the streams that run and draw it. None: all that run.
     drawn: Vec<Option<Tensor>>,
+    /// u8 `[B]`: the streams that run.
+    mask: Option<Tensor>,
 }
 
 impl Given {
-    /// `said [B, 1 + dep_q]`: tokens, or [`UNGENERATED`] for those that are drawn; `runs [B]`: what the mask of the step is, if it
-    /// has one.
+    /// `said [B, 1 + dep_q]`: tokens, or [`UNGENERATED`] for those that are drawn; `runs [B]`: the mask of the step, if it has one.
     ///
     /// # Errors
     /// Lengths that are not a multiple of that; a token that the model does not know.
@@ -119,7 +120,11 @@ impl Given {
             (!all).then(|| Ok(Tensor::from_slice(&lm.device, &drawn, [batch])?)).transpose()
         };
         let tokens: Vec<i32> = said.iter().map(|&t| if free(t) { 0 } else { t }).collect();
-        Ok(Given { said: Tensor::from_slice(&lm.device, &tokens, [batch, width])?, drawn: (0..width).map(drawn).collect::<Result<_>>()? })
+        Ok(Given {
+            said: Tensor::from_slice(&lm.device, &tokens, [batch, width])?,
+            drawn: (0..width).map(drawn).collect::<Result<_>>()?,
+            mask: runs.map(|runs| Tensor::from_slice(&lm.device, runs, [batch])).transpose()?,
+        })
     }
 }
 
@@ -190,9 +195,9 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// As [`step`](Self::step); another number of streams.
-    pub fn step_given(&mut self, heard: &Tensor, given: &Given, mask: Option<&Tensor>) -> Result<Step> {
+    pub fn step_given(&mut self, heard: &Tensor, given: &Given) -> Result<Step> {
         let _span = span::step("lm");
-        self.streams.step(self.lm, heard, Some(given), mask)
+        self.streams.step(self.lm, heard, Some(given), given.mask.as_ref())
     }
 
     /// Whether steps become graphs, as they do by default.

@@ -75,8 +75,13 @@ pub(super) fn config(json: &Value) -> Result<Config> {
     if kind != "moshi" {
         return fail(format!("model_type is {kind:?}, expected moshi"));
     }
+    let rope: Value = get(json, "rope_parameters", Value::Null)?;
+    let turns: String = get(&rope, "rope_type", "default".into())?;
     if !get(json, "rope_scaling", Value::Null)?.is_null() {
         return fail("rope_scaling is not known here".into());
+    }
+    if turns != "default" {
+        return fail(format!("rope_type is {turns:?}, expected default"));
     }
     let codes: usize = get(json, "num_codebooks", 8)?;
     let nothing = Value::Null;
@@ -102,7 +107,8 @@ pub(super) fn config(json: &Value) -> Result<Config> {
         num_layers: main.layers,
         kv_repeat: main.kv_repeat,
         context: Some(main.window),
-        max_period: get(json, "rope_theta", 10_000.0)?,
+        // In `rope_parameters` since transformers 5.
+        max_period: get(&rope, "rope_theta", get(json, "rope_theta", 10_000.0)?)?,
         norm: main.norm.into(),
         // Half a row more, lest rounding takes one.
         hidden_scale: (main.feed_forward()? as f64 + 0.5) / main.width.max(1) as f64,
@@ -159,6 +165,7 @@ mod tests {
             ("ffn_dim", json!(u64::MAX - 1), "ffn_dim is"),
             ("rms_norm_eps", json!(1e-6), "rms_norm_eps"),
             ("rope_scaling", json!({"type": "linear"}), "rope_scaling"),
+            ("rope_parameters", json!({"rope_type": "linear"}), "rope_type"),
             ("hidden_act", json!("quick"), "quick"),
             ("hidden_size", json!("wide"), "hidden_size"),
         ] {

@@ -582,10 +582,13 @@ impl Driver for Gpu {
             sys::cuGraphDestroy(graph);
             self.check("instantiating the graph", instantiated)?;
         }
-        let id = GraphId(lock(&self.graphs).insert(executable));
         // SAFETY: just instantiated.
-        self.check("uploading the graph", unsafe { sys::cuGraphUpload(executable, self.stream) })?;
-        Ok(id)
+        let uploaded = self.check("uploading the graph", unsafe { sys::cuGraphUpload(executable, self.stream) });
+        if uploaded.is_err() {
+            // SAFETY: in no table yet, so destroyed once; it never ran.
+            unsafe { sys::cuGraphExecDestroy(executable) };
+        }
+        uploaded.map(|()| GraphId(lock(&self.graphs).insert(executable)))
     }
 
     fn replay(&self, graph: GraphId) -> Result<()> {

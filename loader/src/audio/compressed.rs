@@ -1,9 +1,6 @@
 //! flac, mp3, ogg vorbis and aiff, by symphonia.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
 
 use symphonia::core::audio::SampleBuffer;
 use symphonia::core::codecs::{CODEC_TYPE_NULL, Decoder, DecoderOptions};
@@ -15,6 +12,7 @@ use symphonia::core::probe::Hint;
 
 use super::{Block, MAX_CHANNELS, Source, Warning};
 use crate::AudioError;
+use crate::guard::caught;
 
 pub(super) struct Compressed {
     reader: Box<dyn FormatReader>,
@@ -183,23 +181,7 @@ impl Source for Compressed {
     }
 }
 
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// A decoder that panics on a damaged file must not take the program with it, nor write to its standard error.
+/// A decoder may panic on a damaged file.
 fn guard<T>(work: impl FnOnce() -> Result<T, AudioError>) -> Result<T, AudioError> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let report = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                report(info);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(false);
-    result.unwrap_or_else(|_| Err(AudioError::Damaged("the decoder gave up".into())))
+    caught(work).unwrap_or_else(|| Err(AudioError::Damaged("the decoder gave up".into())))
 }

@@ -167,6 +167,22 @@ impl Quantized {
     }
 }
 
+/// `[columns, rows]` of `[rows, columns]`, block by block, so that what is fetched is used.
+pub fn transposed<T: Copy + Default>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    const BLOCK: usize = 16;
+    let mut out = vec![T::default(); values.len()];
+    for row in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            for c in column..columns.min(column + BLOCK) {
+                for r in row..rows.min(row + BLOCK) {
+                    out[c * rows + r] = values[r * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
+
 /// Elements of a matrix whose columns are a multiple of `multiple`.
 fn count(shape: [usize; 2], multiple: usize) -> Result<usize, QuantizedError> {
     let [rows, columns] = shape;

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Bits, Quantized, count, expect, groups};
+use super::{Bits, Quantized, count, expect, groups, transposed};
 use crate::QuantizedError;
 
 /// Codes of 4 bits in an i32.
@@ -52,7 +52,8 @@ impl Quantized {
                 return Err(QuantizedError::ActOrder { column, found: g_idx[column], expected: column / group });
             }
         }
-        zeros.with(transposed(qweight, rows), |place| place, 1)
+        let codes = transposed(qweight, columns / IN_WORD, rows).into_iter().flat_map(i32::to_le_bytes).collect();
+        zeros.with(codes, |place| place, 1)
     }
 
     /// AutoAWQ's 4 bits (`WQLinear_GEMM`): `w = scale * (q - zero)`, with
@@ -138,23 +139,6 @@ impl Quantized {
             scales: (0..groups * rows).map(scale).collect::<Result<_, _>>()?,
         })
     }
-}
-
-/// Bytes of `[width, height]` of words `[height, width]`, block by block, so that what is fetched is used.
-fn transposed(words: &[i32], width: usize) -> Vec<u8> {
-    const BLOCK: usize = 16;
-    let height = words.len().checked_div(width).unwrap_or(0);
-    let mut out = vec![[0; 4]; words.len()];
-    for first in (0..height).step_by(BLOCK) {
-        for column in (0..width).step_by(BLOCK) {
-            for x in column..width.min(column + BLOCK) {
-                for y in first..height.min(first + BLOCK) {
-                    out[x * height + y] = words[y * width + x].to_le_bytes();
-                }
-            }
-        }
-    }
-    out.into_flattened()
 }
 
 fn nibble(word: i32, place: usize) -> u8 {

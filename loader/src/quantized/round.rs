@@ -40,6 +40,7 @@ impl Scale {
         self.scale
     }
 
+    /// `value` is finite.
     pub fn code(self, value: f32) -> u8 {
         match self.bits {
             Bits::Four => ((value * self.inverse + 8.5) as u8).min(15),

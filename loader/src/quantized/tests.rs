@@ -202,6 +202,19 @@ fn packed_layers_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn codes_of_eight_bits_are_rounded_to_even() {
+    // A scale of one.
+    let ties: Vec<f32> = (-254..=254).flat_map(|k| [k as f32 / 2.0, (k as f32 / 2.0).next_up(), (k as f32 / 2.0).next_down()]).collect();
+    let values: Vec<f32> = ties.into_iter().map(|v| v.clamp(-127.0, 127.0)).collect();
+    let matrix = Quantized::int8([1, values.len()], values.len(), &values).unwrap();
+    let scale = 127.0 / 127.0f32;
+    for (&code, v) in matrix.codes().iter().zip(values) {
+        assert_eq!(code as i8, (v * scale).round_ties_even() as i8, "{v}");
+    }
+    assert_eq!(Quantized::int8([1, 2], 2, &[0.0, 1e-45]).unwrap().codes(), [0, 127]);
+}
+
+#[test]
 fn what_does_not_fit_is_named() {
     use QuantizedError::*;
     let new =

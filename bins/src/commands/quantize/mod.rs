@@ -146,6 +146,10 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         return Err(Failure::file("cannot quantize", format!("{other} there would be read instead of model.gguf"), folder));
     }
     let parts = lm::matrices(&file)?;
+    if let Some(lora) = lm::named_lora(&args.input, &lm::check(&file)?)? {
+        let why = format!("its configuration names a LoRA, {}, which would be lost", lora.display());
+        return Err(Failure::file("cannot quantize", why, file.path()));
+    }
     for name in parts.keys() {
         if file.quantized(name)?.is_some() {
             return Err(Failure::file("cannot quantize", format!("tensor {name} has codes already"), file.path()));
