@@ -183,6 +183,9 @@ fn source(file: &weights::Weights, naming: &Naming, blocks: &[&Block], spec: &Te
 
 impl Source {
     fn read(&self, file: &weights::Weights, device: &Device) -> Result<Tensor> {
+        if let ([(name, _)], None) = (&self.parts[..], self.halves) {
+            return read_as(file, name, &self.spec, &file.to_f32(name)?, device);
+        }
         let mut values = Vec::with_capacity(self.spec.published.iter().product());
         for (i, (name, shape)) in self.parts.iter().enumerate() {
             let part = file.to_f32(name)?;

@@ -199,8 +199,11 @@ fn read_as(file: &weights::Weights, name: &str, spec: &TensorSpec, values: &[f32
         let why = format!("element {at} of tensor {name} is {}", values[at]);
         return Err(Error::File { path: file.path().to_owned(), why });
     }
-    let values = spec.import(values);
-    Ok(Tensor::from_slice(device, &values, Shape::try_from(&spec.shape()[..])?)?)
+    let shape = Shape::try_from(&spec.shape()[..])?;
+    Ok(match spec.layout {
+        Layout::Plain | Layout::Alpha | Layout::Gain => Tensor::from_slice(device, values, shape)?,
+        Layout::Conv | Layout::ConvTranspose => Tensor::from_slice(device, &spec.import(values), shape)?,
+    })
 }
 
 /// Replaces every `weight_g`, `weight_v` by `weight`.
