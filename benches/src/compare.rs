@@ -150,6 +150,8 @@ fn table(rows: Vec<Map<String, Value>>) -> Result<Table, String> {
         };
         let mut key = kind.keys.iter().map(key).collect::<Result<Vec<_>, _>>()?;
         key.extend(kind.more.iter().map(|name| match row.get(*name) {
+            // What older files do not say.
+            None if *name == "graphs" => "true".to_owned(),
             None | Some(Value::Null) => String::new(),
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),

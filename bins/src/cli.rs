@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Format, Memory, Sampling, joined, kept, temperature};
+pub use swara::common::{Common, Format, Memory, Sampling, joined, kept, same_target, temperature};
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};

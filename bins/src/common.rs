@@ -194,6 +194,15 @@ impl Format {
     }
 }
 
+/// Whether two files to be written are one.
+pub fn same_target(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((std::fs::canonicalize(folder).ok()?, path.file_name()?.to_owned()))
+    };
+    a == b || place(a).is_some_and(|a| place(b) == Some(a))
+}
+
 /// What a language model remembers.
 #[derive(Args)]
 pub struct Memory {

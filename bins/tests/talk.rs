@@ -198,6 +198,7 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     refuses(&["out.wav", "--user-codes", "user.safetensors", "--model", &model], 2, "cannot be used with");
     refuses(&with(&["--greedy", "--temp", "0.5"]), 2, "cannot be used with");
     refuses(&with(&["--dump", "out.wav"]), 2, "the same file as OUT.wav");
+    refuses(&with(&["--dump", "./out.wav"]), 2, "the same file as OUT.wav");
     refuses(&with(&["--temp", "nan"]), 2, "expected 0 to 100");
     refuses(&["--user-codes", "in.wav", "--dump", "d.safetensors", "--model", &model], 1, "cannot read weights");
     refuses(&["--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", &mimi], 1, "no language model");

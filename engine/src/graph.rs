@@ -19,9 +19,8 @@ impl Outcome for Tensor {
 
 /// Records the steps of one kind of work, whose state is all on the device.
 pub(crate) struct Recorder<G> {
-    /// The size of the last step that succeeded.
-    last: Option<Size>,
-    /// Without a mask, and with one.
+    /// The size of the last step that succeeded, and a recording: of those without a mask, and of those with one.
+    last: [Option<Size>; 2],
     recordings: [Option<Recording<G>>; 2],
     wanted: bool,
     refused: Option<String>,
@@ -41,7 +40,7 @@ struct Recording<G> {
 
 impl<G> Default for Recorder<G> {
     fn default() -> Recorder<G> {
-        Recorder { last: None, recordings: [None, None], wanted: true, refused: None }
+        Recorder { last: [None, None], recordings: [None, None], wanted: true, refused: None }
     }
 }
 
@@ -69,25 +68,33 @@ impl<G: Outcome> Recorder<G> {
         let size = (input.shape(), input.dtype(), number, mask.is_some());
         // What a graph replays, a timeline does not see.
         let plain = !self.wanted || self.refused.is_some() || span::timeline::recording() || input.elements() == 0;
-        let recording = &mut self.recordings[usize::from(mask.is_some())];
+        let kind = usize::from(mask.is_some());
+        let (last, recording) = (&mut self.last[kind], &mut self.recordings[kind]);
+        let again = std::mem::take(last) == Some(size);
         match recording {
-            Some(recording) if !plain && recording.size == size => return recording.replay(input, mask),
-            _ if plain || self.last != Some(size) => {
+            Some(recording) if !plain && recording.size == size => {
+                let given = recording.replay(input, mask)?;
+                *last = Some(size);
+                return Ok(given);
+            }
+            _ if plain || !again => {
                 let given = work(input, mask)?;
-                self.last = Some(size);
+                *last = Some(size);
                 return Ok(given);
             }
             _ => *recording = None,
         }
-        match Recording::new(cuda, size, input, mask, &mut work) {
-            Ok(made) => recording.insert(made).replay(input, mask),
+        let given = match Recording::new(cuda, size, input, mask, &mut work) {
+            Ok(made) => recording.insert(made).replay(input, mask)?,
             Err(error) => {
                 // What does not fit is no reason against graphs.
                 let given = work(input, mask)?;
                 self.refused = Some(error.to_string());
-                Ok(given)
+                given
             }
-        }
+        };
+        *last = Some(size);
+        Ok(given)
     }
 }
 

@@ -194,6 +194,33 @@ fn what_is_not_given_is_drawn() {
     assert!(refused(&[-1; 5]).contains("token -1"));
 }
 
+/// A stream that sits out a step in which another is given a text changes nothing of its own.
+#[test]
+fn a_masked_stream_is_given_nothing() {
+    let (case, lm) = (Case::open("moshi"), Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap());
+    let drawing: Vec<Drawing> = (0..2).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
+    let [mut given, mut plain] = [(); 2].map(|()| Session::new(&lm, &drawing).unwrap());
+    let mask = Tensor::from_slice(&Device::Cpu, &[1u8, 0], [2]).unwrap();
+    let width = 1 + lm.config().dep_q;
+    for step in 0..12 {
+        let heard = case.ids("user", step).into_iter().cycle().take(2 * lm.config().heard()).collect::<Vec<_>>();
+        let heard = Tensor::from_slice(&Device::Cpu, &heard, [2, heard.len() / 2]).unwrap();
+        if step == 5 {
+            let mut said = vec![UNGENERATED; 2 * width];
+            said[0] = 7;
+            let first = given.step_given(&heard, &Given::new(&lm, &said, Some(&[1, 0])).unwrap()).unwrap();
+            assert_eq!(first.said.to_vec::<i32>().unwrap()[0], 7);
+            plain.step(&heard, Some(&mask)).unwrap();
+            continue;
+        }
+        let [a, b] = [&mut given, &mut plain].map(|session| session.step(&heard, None).unwrap().said.to_vec::<i32>().unwrap());
+        assert_eq!(a[width..], b[width..], "the stream that sat out, step {step}");
+        if step == 6 {
+            assert_ne!(a[..width], b[..width], "the text that was given is known");
+        }
+    }
+}
+
 #[test]
 fn conditions_that_are_not_the_models_are_errors() {
     let lm = Lm::open(&golden("weights/conditioned"), &Device::Cpu, DType::F32).unwrap();

@@ -12,7 +12,7 @@ use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
 use swara_loader::tokenizer_json::TokenizerJson;
 use swara_loader::weights::{TensorRef, Weights, save};
 
-use crate::cli::{Common, Format, Speak};
+use crate::cli::{Common, Format, Speak, same_target};
 use crate::codec::{self, Times, warm_session};
 use crate::failure::{Failure, Result};
 use crate::process::{peak_rss_mb, peak_vram_mb};
@@ -30,7 +30,9 @@ pub fn run(common: &Common, args: &Speak) -> Result {
     if args.text.as_deref().is_some_and(|text| text.trim().is_empty()) {
         return Err(Failure::usage("--text: nothing to say"));
     }
-    if args.dump.is_some() && args.dump == args.output {
+    if let (Some(dump), Some(output)) = (&args.dump, &args.output)
+        && same_target(dump, output)
+    {
         return Err(Failure::usage("--dump: the same file as OUT.wav"));
     }
     let device = common.open_device()?;

@@ -9,7 +9,7 @@ use swara_kernels::{DType, Tensor};
 use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
 use swara_loader::weights::{TensorRef, Weights, save};
 
-use crate::cli::{Common, Format, Talk};
+use crate::cli::{Common, Format, Talk, same_target};
 use crate::codec::{self, Times};
 use crate::dialogue::{self, Heard, Spoken, Turn};
 use crate::failure::{Failure, Result};
@@ -22,7 +22,9 @@ const DUMPED_LOGITS: usize = 10;
 pub fn run(common: &Common, args: &Talk) -> Result {
     let device = common.open_device()?;
     let format = args.memory.of(common.lm_format(args.format)?);
-    if args.dump.is_some() && args.dump == args.output {
+    if let (Some(dump), Some(output)) = (&args.dump, &args.output)
+        && same_target(dump, output)
+    {
         return Err(Failure::usage("--dump: the same file as OUT.wav"));
     }
     let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;

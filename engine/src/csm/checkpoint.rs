@@ -7,6 +7,7 @@ use std::path::Path;
 
 use swara_kernels::ops::rope::Style;
 use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::quantized::transposed;
 use swara_loader::weights;
 
 use super::{Config, Csm, model};
@@ -217,7 +218,7 @@ impl Source for Published<'_> {
         let place = self.places.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
         let pieces = place.pieces.iter().map(|piece| self.piece(piece)).collect::<Result<Vec<_>>>()?;
         let values = match &pieces[..] {
-            [whole] if place.transposed => Cow::Owned(transposed(whole, place.shape[0])),
+            [whole] if place.transposed => Cow::Owned(transposed(whole, whole.len() / place.shape[0].max(1), place.shape[0])),
             [whole] => Cow::Borrowed(&whole[..]),
             _ => Cow::Owned(pieces.concat()),
         };
@@ -225,11 +226,6 @@ impl Source for Published<'_> {
         drop(values);
         as_type(tensor, dtype)
     }
-}
-
-/// `[rows, columns]` of values `[columns, rows]`.
-fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
-    (0..rows).flat_map(|row| values[row..].iter().step_by(rows).copied()).collect()
 }
 
 #[cfg(test)]
@@ -256,6 +252,5 @@ mod tests {
             assert_eq!(Layout::HuggingFace.published(ours), transformers);
             assert_eq!(Layout::Original.published(ours), original);
         }
-        assert_eq!(transposed(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 3), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
     }
 }

@@ -13,8 +13,8 @@ use crate::{Error, Result};
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'. A stream that has taken more than `max_position_embeddings` rows sees the last so many.
 ///
-/// On CUDA steps with a mask, and those without, are recorded as a graph when two come in a row, and are a launch and a few copies from then
-/// on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
+/// On CUDA steps with a mask, and those without, are recorded as a graph when two of the kind come in a row, and are a launch and a copy for every tensor
+/// of [`Step`] from then on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
 pub struct Session<'a> {
     csm: &'a Csm,
     batch: usize,

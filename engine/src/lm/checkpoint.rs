@@ -41,7 +41,7 @@ pub(super) fn open(path: &Path, lora: Option<&Path>, device: &Device, format: Fo
 /// # Errors
 /// One that is not there.
 pub fn named_lora(path: &Path, config: &Config) -> Result<Option<PathBuf>> {
-    let Some(name) = &config.lora_name else { return Ok(None) };
+    let Some(name) = config.lora_name.as_ref().filter(|name| !name.is_empty()) else { return Ok(None) };
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
     let lora = folder.join(name);
     match Path::new(name).file_name() == Some(name.as_ref()) && lora.is_file() {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use swara_kernels::ops::elementwise;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight};
 use swara_kernels::quantized::Quantized;
-use swara_kernels::{DType, Tensor};
+use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::Weights;
 
 use super::checkpoint::{Layout, Published, moshi_names, part};
@@ -131,7 +131,11 @@ impl Source for Merged<'_> {
         let down = Weight::for_product(&down, Product::Tiles)?;
         let merged = linear::forward(&up, &down, Fused { scale: Some(&scale), residual: Some(&own), ..Default::default() })?;
         drop(own);
-        if merged.to_vec::<f32>()?.iter().any(|v| !v.is_finite()) {
+        let finite = match merged.device() {
+            Device::Cpu => merged.as_slice::<f32>()?.iter().all(|v| v.is_finite()),
+            Device::Cuda(_) => merged.to_vec::<f32>()?.iter().all(|v| v.is_finite()),
+        };
+        if !finite {
             return Err(Error::File { path: self.file.path().to_owned(), why: format!("tensor {name} is not finite once merged") });
         }
         as_type(merged, dtype)

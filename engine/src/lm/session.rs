@@ -22,8 +22,8 @@ const BEST: &str = "very_good";
 /// All state is allocated here, once, on the device. A masked stream (u8 0 in `mask [B]`) changes nothing of its own and nothing of
 /// others'.
 ///
-/// On CUDA steps with a mask, and those without, are recorded as a graph when two come in a row, and are a launch and a few copies from then
-/// on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
+/// On CUDA steps with a mask, and those without, are recorded as a graph when two of the kind come in a row, and are a launch and a copy for every tensor
+/// of [`Step`] from then on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
 pub struct Session<'a> {
     lm: &'a Lm,
     streams: Streams,

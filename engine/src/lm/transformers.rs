@@ -76,7 +76,10 @@ pub(super) fn config(json: &Value) -> Result<Config> {
         return fail(format!("model_type is {kind:?}, expected moshi"));
     }
     let rope: Value = get(json, "rope_parameters", Value::Null)?;
-    let turns: String = get(&rope, "rope_type", "default".into())?;
+    if !rope.is_null() && !rope.is_object() {
+        return fail("rope_parameters are no object".into());
+    }
+    let turns: String = get(&rope, "rope_type", get(&rope, "type", "default".into())?)?;
     if !get(json, "rope_scaling", Value::Null)?.is_null() {
         return fail("rope_scaling is not known here".into());
     }
@@ -141,6 +144,8 @@ mod tests {
         assert_eq!([found.hidden(), found.depth_hidden(3)], [expected.hidden(), expected.depth_hidden(3)]);
         assert_eq!([found.dim, found.depformer_dim, found.n_q, found.card], [4096, 1024, 16, 2048]);
         assert_eq!((found.delays, found.context), (expected.delays, expected.context));
+        let turned = Config::from_json(r#"{"model_type": "moshi", "rope_parameters": {"rope_theta": 700.0}}"#).unwrap();
+        assert_eq!([found.max_period, turned.max_period], [10_000.0, 700.0]);
     }
 
     #[test]
@@ -166,6 +171,8 @@ mod tests {
             ("rms_norm_eps", json!(1e-6), "rms_norm_eps"),
             ("rope_scaling", json!({"type": "linear"}), "rope_scaling"),
             ("rope_parameters", json!({"rope_type": "linear"}), "rope_type"),
+            ("rope_parameters", json!({"type": "linear"}), "rope_type"),
+            ("rope_parameters", json!(7), "rope_parameters"),
             ("hidden_act", json!("quick"), "quick"),
             ("hidden_size", json!("wide"), "hidden_size"),
         ] {

@@ -52,7 +52,8 @@ impl Quantized {
                 return Err(QuantizedError::ActOrder { column, found: g_idx[column], expected: column / group });
             }
         }
-        let codes = transposed(qweight, columns / IN_WORD, rows).into_iter().flat_map(i32::to_le_bytes).collect();
+        let words: Vec<[u8; 4]> = qweight.iter().map(|word| word.to_le_bytes()).collect();
+        let codes = transposed(&words, columns / IN_WORD, rows).into_flattened();
         zeros.with(codes, |place| place, 1)
     }
 

@@ -202,6 +202,15 @@ fn packed_layers_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn rows_become_columns() {
+    assert_eq!(transposed(&[0, 1, 2, 3, 4, 5], 2, 3), [0, 3, 1, 4, 2, 5]);
+    let values: Vec<usize> = (0..37 * 50).collect();
+    let turned = transposed(&values, 37, 50);
+    assert!((0..values.len()).all(|at| turned[at] == at % 37 * 50 + at / 37));
+    assert!(transposed::<u8>(&[], 0, 5).is_empty());
+}
+
+#[test]
 fn codes_of_eight_bits_are_rounded_to_even() {
     // A scale of one.
     let ties: Vec<f32> = (-254..=254).flat_map(|k| [k as f32 / 2.0, (k as f32 / 2.0).next_up(), (k as f32 / 2.0).next_down()]).collect();
