@@ -55,7 +55,7 @@ impl<G: Outcome> Recorder<G> {
         self.refused.as_deref()
     }
 
-    /// `work`: as a graph on CUDA if the step before had its size, too; itself if not, and where no graph can be had.
+    /// `work`: as a graph on CUDA from the second step of a size in a row on; itself before, and where no graph can be had.
     pub fn run(
         &mut self,
         device: &Device,
