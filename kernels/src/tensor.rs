@@ -3,6 +3,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 use crate::device::DeviceBuffer;
 use crate::{DType, Device, Element, Error, Result, Shape};
@@ -272,7 +273,7 @@ unsafe impl Zeroable for Line {}
 // SAFETY: as above.
 unsafe impl Pod for Line {}
 
-struct CpuBuffer(Vec<Line>);
+struct CpuBuffer(Memory);
 
 /// Of memory that is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -288,7 +289,7 @@ thread_local! {
 
 #[derive(Default)]
 struct CpuPool {
-    free: HashMap<usize, Vec<Vec<Line>>>,
+    free: HashMap<usize, Vec<Memory>>,
     lines: usize,
 }
 
@@ -307,15 +308,14 @@ impl CpuBuffer {
         let lines = bytes.div_ceil(64);
         let recycled = POOL.with_borrow_mut(|pool| {
             let buffer = pool.free.get_mut(&lines).and_then(Vec::pop);
-            pool.lines -= buffer.as_ref().map_or(0, Vec::len);
+            pool.lines -= buffer.as_ref().map_or(0, |buffer: &Memory| buffer.lines().len());
             buffer
         });
         let fresh = recycled.is_none();
         let mut buffer = CpuBuffer(match recycled {
             Some(buffer) => buffer,
-            None => {
-                zeroed(lines).ok_or_else(|| Error::Driver { device: Device::Cpu.name(), what: format!("out of memory: {bytes} bytes") })?
-            }
+            None => Memory::zeroed(lines)
+                .ok_or_else(|| Error::Driver { device: Device::Cpu.name(), what: format!("out of memory: {bytes} bytes") })?,
         });
         match contents {
             Contents::Zeros if !fresh => buffer.bytes_mut().fill(0),
@@ -326,35 +326,49 @@ impl CpuBuffer {
     }
 
     fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
+        bytemuck::cast_slice(self.0.lines())
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.0)
+        bytemuck::cast_slice_mut(self.0.lines_mut())
     }
 }
 
-/// Fresh memory; much of it in large pages, which weights are read faster from.
-fn zeroed(lines: usize) -> Option<Vec<Line>> {
-    const LARGE: usize = 4 << 20;
-    let layout = Layout::array::<Line>(lines).ok()?;
-    if layout.size() < LARGE {
-        return bytemuck::allocation::try_zeroed_slice_box(lines).ok().map(<[Line]>::into_vec);
+/// Much of it comes from the system by itself, which gives it once something is written there: in large pages, that weights are read
+/// faster from.
+enum Memory {
+    Small(Vec<Line>),
+    Large(MmapMut),
+}
+
+impl Memory {
+    const LARGE: usize = 1 << 20;
+
+    /// None where there is no more.
+    fn zeroed(lines: usize) -> Option<Memory> {
+        let bytes = lines.checked_mul(size_of::<Line>())?;
+        if bytes < Self::LARGE {
+            return bytemuck::allocation::try_zeroed_slice_box(lines).ok().map(|lines| Memory::Small(lines.into_vec()));
+        }
+        let memory = MmapMut::map_anon(bytes).ok()?;
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage); // not every kernel has such
+        Some(Memory::Large(memory))
     }
-    // SAFETY: the layout is not empty.
-    let start = unsafe { std::alloc::alloc_zeroed(layout) };
-    if start.is_null() {
-        return None;
+
+    fn lines(&self) -> &[Line] {
+        match self {
+            Memory::Small(lines) => lines,
+            Memory::Large(memory) => bytemuck::cast_slice(memory),
+        }
     }
-    #[cfg(target_os = "linux")]
-    {
-        let page = 4096;
-        let skipped = start.align_offset(page);
-        // SAFETY: pages inside the allocation. Advice: whether it is taken changes no byte.
-        unsafe { libc::madvise(start.add(skipped).cast(), (layout.size() - skipped) / page * page, libc::MADV_HUGEPAGE) };
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        match self {
+            Memory::Small(lines) => lines,
+            Memory::Large(memory) => bytemuck::cast_slice_mut(memory),
+        }
     }
-    // SAFETY: the allocation has this size, zeros are lines, and a vector frees it by the same layout.
-    Some(unsafe { Vec::from_raw_parts(start.cast(), lines, lines) })
 }
 
 /// Pooled CPU memory for one call: `n` elements with unspecified contents.
@@ -386,13 +400,14 @@ impl<T: Element> std::ops::DerefMut for Scratch<T> {
 
 impl Drop for CpuBuffer {
     fn drop(&mut self) {
-        let buffer = std::mem::take(&mut self.0);
+        let buffer = std::mem::replace(&mut self.0, Memory::Small(Vec::new()));
+        let lines = buffer.lines().len();
         // The pool is gone while its thread is being torn down; then the memory simply goes back to the system.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            if pool.lines + buffer.len() <= CpuPool::MAX_LINES {
-                pool.lines += buffer.len();
-                pool.free.entry(buffer.len()).or_default().push(buffer);
+            if pool.lines + lines <= CpuPool::MAX_LINES {
+                pool.lines += lines;
+                pool.free.entry(lines).or_default().push(buffer);
             }
         });
     }
