@@ -228,6 +228,25 @@ fn between(old: &Map<String, Value>, new: &Map<String, Value>, measure: &Measure
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_of_language_models_are_compared_with_their_like() {
+        let row = |more: serde_json::Value| {
+            let mut row = serde_json::json!({"config": "moshi-1b", "format": "int8", "device": "cpu", "batch": 1, "step_ms_p50": 30.0});
+            row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            vec![row.as_object().unwrap().clone()]
+        };
+        let old = || row(serde_json::json!({"context": 3000, "kv": "f32"}));
+        let met = |new: serde_json::Value| files(old(), row(new), 0.05).unwrap().iter().any(|row| row.ratio.is_some());
+        assert!(met(serde_json::json!({"context": 3000, "kv": "f32", "graphs": true})), "an older file does not say");
+        for other in [
+            serde_json::json!({"context": 3000, "kv": "f32", "graphs": false}),
+            serde_json::json!({"context": 3000, "kv": "f32", "graphs": true, "codec": "mimi"}),
+            serde_json::json!({"context": 3000, "kv": "int8", "graphs": true}),
+        ] {
+            assert!(!met(other.clone()), "{other}");
+        }
+    }
     use serde_json::json;
     use swara_kernels::case::SplitMix;
 
