@@ -405,7 +405,7 @@ pub struct BenchCodec {
 pub struct Quantize {
     #[command(flatten)]
     pub report: Report,
-    /// Language model: a folder with its config.json, or a file
+    /// Language model, or a Mimi (--format int8): a folder with its config.json, or a file
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// Folder for model.safetensors or model.gguf, the configuration and the vocabulary
@@ -416,6 +416,9 @@ pub struct Quantize {
     /// Columns that share a scale of 4 bits; in GGUF the format says
     #[arg(long, value_name = "N", default_value = "64", value_parser = group)]
     pub group: u16,
+    /// In the order in which CPUs multiply: swara alone reads that, and starts several times as fast. A Mimi is always packed
+    #[arg(long)]
+    pub packed: bool,
     /// How codes are found
     #[arg(long, value_enum, default_value = "rtn")]
     pub method: Method,

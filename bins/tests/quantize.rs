@@ -191,6 +191,54 @@ fn gguf_files_say_what_their_codes_say() {
     room.refuses(&["quantize", &model, "both", "--format", "q8_0"], 1, "read instead of model.gguf");
 }
 
+#[test]
+fn packed_files_are_the_same_models() {
+    let (room, model) = (Room::new(), golden("moshi_lm/weights/moshi"));
+    conversations(&room);
+    let said = |model: &str| {
+        let shared = ["talk", "--user-codes", "heard.safetensors", "--dump", "d.safetensors", "--greedy", "--device", "cpu", "--model"];
+        room.works(&[&shared[..], &[model]].concat());
+        std::fs::read(room.path("d.safetensors")).unwrap()
+    };
+    for format in ["int8", "int4", "int4-all"] {
+        let [plain, packed] = [vec![], vec!["--packed"]].map(|more| {
+            let out = format!("{format}{}", more.len());
+            let report = room.json(&[&["quantize", &model, &out, "--format", format, "--group", "32", "--json"], &more[..]].concat());
+            (out, report)
+        });
+        assert_eq!(plain.1["parts"], packed.1["parts"]);
+        let names = |of: &str| Weights::open(room.path(of)).unwrap().names().map(str::to_owned).collect::<Vec<_>>();
+        assert!(names(&packed.0).iter().any(|name| name.ends_with("panels")) && names(&packed.0) != names(&plain.0));
+        assert!(said(&packed.0) == said(&plain.0), "{format}");
+        assert!(room.works(&["inspect", &packed.0]).contains("complete"));
+        room.refuses(&["quantize", &packed.0, "no", "--format", "int8"], 1, "has codes already");
+    }
+    room.refuses(&["quantize", &model, "no", "--format", "q8_0", "--packed"], 2, "--packed");
+}
+
+#[test]
+fn a_codec_is_packed() {
+    let (room, mimi) = (Room::new(), golden("mimi/weights/kyutai.safetensors"));
+    wav(&room, "a.wav", 24000, 1, &samples(30 * 96));
+    let report = room.json(&["quantize", &mimi, "out", "--format", "int8", "--json"]);
+    assert!(report["parts"]["codec, 8 bits"]["matrices"].as_u64().unwrap() > 4, "{report}");
+    let heard = |model: &str, more: &[&str]| {
+        room.works(&[&["encode", "a.wav", "a.safetensors", "--device", "cpu", "--model", model], more].concat());
+        room.works(&[&["decode", "a.safetensors", "b.wav", "--device", "cpu", "--float", "--model", model], more].concat());
+        (
+            Weights::open(room.path("a.safetensors")).unwrap().to_i32("codes").unwrap().into_owned(),
+            std::fs::read(room.path("b.wav")).unwrap(),
+        )
+    };
+    assert!(heard("out", &[]) == heard(&mimi, &["--dtype", "int8"]));
+    assert!(heard("out", &[]).1 != heard(&mimi, &[]).1);
+    assert!(room.works(&["inspect", "out"]).contains("complete"));
+    room.refuses(&["quantize", "out", "no", "--format", "int8"], 1, "has codes already");
+    room.refuses(&["quantize", &mimi, "no", "--format", "int4"], 2, "int8 alone");
+    room.refuses(&["quantize", &mimi, "no", "--format", "q8_0"], 2, "int8 alone");
+    room.refuses(&["quantize", &golden("snac/weights/24khz"), "no", "--format", "int8"], 1, "of other codecs");
+}
+
 /// A model that listens, with rows of 256.
 fn wide(room: &Room) {
     let config = r#"{"card": 20, "text_card": 40, "dim": 256, "num_heads": 4, "num_layers": 1, "hidden_scale": 1.5, "context": 8, "norm": "rms_norm_f32",

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use swara_kernels::ops::conv1d;
 use swara_kernels::ops::elementwise;
 use swara_kernels::ops::linear::Weight as Matrix;
-use swara_kernels::quantized::{Bits, Quantized};
+use swara_kernels::quantized::{Bits, Panels, Quantized};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::quantized as codes;
 
@@ -27,6 +28,30 @@ pub(crate) trait Source: Sync {
     fn quantized(&self, _name: &str) -> Result<Option<Quantized>> {
         Ok(None)
     }
+
+    /// The same as the CPU multiplies by them, where they lie so and it is the CPU that is to.
+    fn panels(&self, _name: &str) -> Result<Option<Panels>> {
+        Ok(None)
+    }
+}
+
+/// Codes on the CPU, in the panels that they lie in.
+pub(crate) fn in_panels(panels: &codes::Panels) -> Result<Panels> {
+    let (count, columns, bits) = (panels.rows() / Panels::ROWS, panels.columns(), of(panels.bits()));
+    let scales = |values: &[f32]| Tensor::from_slice(&Device::Cpu, values, [count, columns / panels.group(), Panels::ROWS]);
+    Ok(Panels {
+        bits,
+        codes: Tensor::from_slice(&Device::Cpu, panels.codes(), [count, columns, bits.bytes(Panels::ROWS)])?,
+        scales: scales(panels.scales())?,
+        mins: panels.mins().map(scales).transpose()?,
+    })
+}
+
+fn of(bits: codes::Bits) -> Bits {
+    match bits {
+        codes::Bits::Four => Bits::Four,
+        codes::Bits::Eight => Bits::Eight,
+    }
 }
 
 /// Some rows of a matrix of codes, all if None, on `device`.
@@ -37,10 +62,7 @@ pub(crate) fn upload(device: &Device, matrix: &codes::Quantized, rows: Option<&R
     let row_bytes = bits.bytes(matrix.columns());
     let scales = |values: &[f32]| Tensor::from_slice(device, &values[rows.start * groups..rows.end * groups], [rows.len(), groups]);
     Ok(Quantized {
-        bits: match bits {
-            codes::Bits::Four => Bits::Four,
-            codes::Bits::Eight => Bits::Eight,
-        },
+        bits: of(bits),
         codes: Tensor::from_slice(device, &matrix.codes()[rows.start * row_bytes..rows.end * row_bytes], [rows.len(), row_bytes])?,
         scales: scales(matrix.scales())?,
         mins: matrix.mins().map(scales).transpose()?,
@@ -51,7 +73,7 @@ pub(crate) fn upload(device: &Device, matrix: &codes::Quantized, rows: Option<&R
 const GROUPS: [usize; 2] = [64, 32];
 
 /// Fewer weights than that are read in no time, and panels of codes are wide.
-const LEAST_CODES: usize = 1 << 12;
+pub(crate) const LEAST_CODES: usize = 1 << 12;
 
 /// `tensor`, converted unless it is of that type.
 pub(crate) fn as_type(tensor: Tensor, dtype: DType) -> Result<Tensor> {
@@ -59,7 +81,7 @@ pub(crate) fn as_type(tensor: Tensor, dtype: DType) -> Result<Tensor> {
 }
 
 /// Rounds to the nearest codes: of 8 bits with a scale a row, of 4 with a scale for every 64 columns, or 32, or a row.
-fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]) -> Result<codes::Quantized> {
+pub(crate) fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]) -> Result<codes::Quantized> {
     let columns = shape[1];
     let quantized = match bits {
         Bits::Four if columns.is_multiple_of(2) => {
@@ -159,6 +181,9 @@ impl<'a> Reader<'a> {
 
     /// What rows are multiplied by.
     pub fn matrix(&mut self, name: &str) -> Result<Matrix> {
+        if let Some(panels) = self.panels(name)? {
+            return Ok(Matrix::panels(panels)?);
+        }
         let codes = match (self.source.quantized(name)?, self.bits) {
             (None, None) => return Ok(Matrix::new(&*self.weight(name)?)?),
             (None, Some(bits)) => {
@@ -181,9 +206,30 @@ impl<'a> Reader<'a> {
         Ok(Matrix::quantized(&codes)?)
     }
 
+    fn panels(&mut self, name: &str) -> Result<Option<Panels>> {
+        let panels = self.source.panels(name)?;
+        self.bytes += panels.as_ref().map_or(0, Panels::bytes);
+        Ok(panels)
+    }
+
+    /// The filters of a convolution of so many taps.
+    pub fn convolution(&mut self, name: &str, taps: usize, geometry: &conv1d::Geometry) -> Result<conv1d::Weight> {
+        if let Some(panels) = self.panels(name)? {
+            return Ok(conv1d::Weight::panels(panels, taps)?);
+        }
+        Ok(match self.filters(name, geometry.groups)? {
+            Some(codes) => conv1d::Weight::quantized(&codes, taps)?,
+            None => conv1d::Weight::new(&*self.weight(name)?, geometry)?,
+        })
+    }
+
     /// Filters `[taps, Cin, Cout]` of a convolution of one group as codes `[Cout, taps Cin]`; none where values are kept, or too few to
     /// weigh.
     pub fn filters(&mut self, name: &str, groups: usize) -> Result<Option<Quantized>> {
+        if let Some(codes) = self.source.quantized(name)? {
+            self.bytes += codes.bytes();
+            return Ok(Some(codes));
+        }
         let Some(bits) = self.bits.filter(|_| groups == 1) else { return Ok(None) };
         let values = self.hold(name, DType::F32)?;
         let &[taps, cin, cout] = &*values.shape() else { return Ok(None) };

@@ -5,9 +5,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::codec::{Codec, Codes, Session, Stored};
+use swara_engine::codec::{Codec, Codes, Rounded, Session, Stored, rounded_mimi};
 use swara_kernels::{DType, Device, Tensor};
-use swara_loader::weights::{TensorRef, Weights, save};
+use swara_loader::quantized::Quantized;
+use swara_loader::weights::{Dtype, TensorRef, Weights, save};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/mimi").join(name)
@@ -111,6 +112,77 @@ fn weights_in_codes_of_eight_bits_are_for_the_cpu() {
     assert!(few < all * 2 / 3, "{few} of {all} bytes");
     let error = Codec::open(&golden("weights/kyutai.safetensors"), &emulator(), Stored::INT8).err().expect("no codes on CUDA");
     assert!(error.to_string().contains("8 bits"), "{error}");
+}
+
+/// The values of codes `[out, taps in]`, as published: `[out, in, taps]`, or `[in, out, taps]` of transposed convolutions.
+fn published(name: &str, codes: &Quantized, file: &Weights) -> (Vec<usize>, Vec<f32>) {
+    let (values, depth) = (codes.dequantize(), codes.columns());
+    let shape = file.info(name).unwrap().1.to_vec();
+    let [a, b, taps] = shape[..] else { return (shape, values) };
+    let at = |i: usize| (i / (b * taps), i / taps % b, i % taps);
+    let transposed = name.contains(".convtr.");
+    let place = |(x, y, tap): (usize, usize, usize)| if transposed { y * depth + tap * a + x } else { x * depth + tap * b + y };
+    let values = (0..a * b * taps).map(|i| values[place(at(i))]).collect();
+    (shape, values)
+}
+
+/// The Mimi of a file with its matrices in panels, or the values of these codes.
+fn rounded(path: &Path, panels: bool) -> tempfile::TempDir {
+    let file = Weights::open(path).unwrap();
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let mut tensors = Vec::new();
+    for (name, tensor) in rounded_mimi(&file).unwrap() {
+        match tensor {
+            Rounded::Values { shape, values } => tensors.push((name, Dtype::F32, shape, bytes(&values))),
+            Rounded::Codes { codes, .. } if !panels => {
+                let (shape, values) = published(&name, &codes, &file);
+                tensors.push((name, Dtype::F32, shape, bytes(&values)));
+            }
+            Rounded::Codes { codes, .. } => {
+                let (panels, layer) = (codes.to_panels().unwrap(), name.strip_suffix("weight").unwrap());
+                let count = panels.rows() / 32;
+                tensors.push((format!("{layer}panels"), Dtype::U8, vec![count, panels.columns(), 32], panels.codes().to_vec()));
+                tensors.push((format!("{layer}scales"), Dtype::F32, vec![count, 1, 32], bytes(panels.scales())));
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let refs: Vec<TensorRef> = tensors.iter().map(|(name, dtype, shape, bytes)| TensorRef { name, dtype: *dtype, shape, bytes }).collect();
+    save(dir.path().join("model.safetensors"), &refs, file.metadata()).unwrap();
+    if let Some(config) = file.config().unwrap() {
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn a_mimi_in_panels_is_the_one_rounded_as_it_is_read() {
+    let case = Case::open("one");
+    for layout in ["kyutai.safetensors", "hf"] {
+        let path = golden("weights").join(layout);
+        let dir = rounded(&path, true);
+        let file = Weights::open(dir.path()).unwrap();
+        assert!(file.names().filter(|name| name.ends_with(".panels")).count() > 4, "{layout}");
+        let whole = open_in(Stored::INT8, layout, &Device::Cpu);
+        // In whatever it is opened.
+        for stored in [Stored::INT8, DType::F32.into()] {
+            let found = Codec::open(dir.path(), &Device::Cpu, stored).unwrap();
+            assert_eq!((found.stored(), found.bytes(1)), (Stored::INT8, whole.bytes(1)));
+            let codes = whole.encode(&case.f32("input"), case.codebooks).unwrap();
+            assert_eq!(found.encode(&case.f32("input"), case.codebooks).unwrap(), codes, "{layout}");
+            assert_eq!(found.decode(&codes).unwrap(), whole.decode(&codes).unwrap(), "{layout}");
+        }
+        // Elsewhere by the values of the codes.
+        if layout == "kyutai.safetensors" {
+            let values = rounded(&path, false);
+            let [panels, values] = [&dir, &values].map(|dir| Codec::open(dir.path(), &emulator(), DType::F32).unwrap());
+            let codes = values.encode(&case.f32("input"), case.codebooks).unwrap();
+            assert_eq!(panels.encode(&case.f32("input"), case.codebooks).unwrap(), codes);
+            assert_eq!(panels.decode(&codes).unwrap(), values.decode(&codes).unwrap());
+            assert_ne!(values.decode(&codes).unwrap(), open(layout, &emulator()).decode(&codes).unwrap());
+        }
+        assert!(rounded_mimi(&file).err().unwrap().to_string().contains("has codes already"));
+    }
 }
 
 #[test]

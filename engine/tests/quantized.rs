@@ -88,6 +88,11 @@ fn temporal(name: &str) -> bool {
 /// Every tensor as `stored` has it, or as it is where that says nothing.
 fn open(stored: impl Fn(&str, [usize; 2], &[f32]) -> Option<Vec<Stored>>, format: Format, device: &Device) -> Lm {
     let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), stored);
+    Lm::open(dir.path(), device, format).unwrap()
+}
+
+fn write(dir: &Path, stored: impl Fn(&str, [usize; 2], &[f32]) -> Option<Vec<Stored>>) {
     let all: Vec<Stored> = tensors()
         .iter()
         .flat_map(|(name, shape, values)| {
@@ -96,9 +101,8 @@ fn open(stored: impl Fn(&str, [usize; 2], &[f32]) -> Option<Vec<Stored>>, format
         })
         .collect();
     let refs: Vec<TensorRef> = all.iter().map(|t| TensorRef { name: &t.name, dtype: t.dtype, shape: &t.shape, bytes: &t.bytes }).collect();
-    save(dir.path().join("model.safetensors"), &refs, &Default::default()).unwrap();
-    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
-    Lm::open(dir.path(), device, format).unwrap()
+    save(dir.join("model.safetensors"), &refs, &Default::default()).unwrap();
+    std::fs::write(dir.join("config.json"), CONFIG).unwrap();
 }
 
 fn values(name: &str, shape: [usize; 2], codes: &Quantized) -> Option<Vec<Stored>> {
@@ -196,6 +200,52 @@ fn matrices_as_gptq_has_them() {
     assert_eq!(said(&open(packed, DType::F32.into(), &Device::Cpu)), said(&open(by_values, DType::F32.into(), &Device::Cpu)));
 }
 
+/// In panels, where rows fill them.
+fn panels(name: &str, codes: &Quantized) -> Option<Vec<Stored>> {
+    let (panels, layer) = (codes.to_panels().ok()?, name.strip_suffix("weight")?);
+    let (count, groups) = (panels.rows() / 32, panels.columns() / panels.group());
+    let stored = |part: &str, values: &[f32]| Stored::f32(&format!("{layer}{part}"), &[count, groups, 32], values);
+    let shape = vec![count, panels.columns(), panels.bits().bytes(32)];
+    let mut all = vec![
+        Stored { name: format!("{layer}panels"), dtype: Dtype::U8, shape, bytes: panels.codes().to_vec() },
+        stored("scales", panels.scales()),
+    ];
+    all.extend(panels.mins().map(|mins| stored("mins", mins)));
+    Some(all)
+}
+
+/// 4 bits from the least of a group on.
+fn with_minima(_: &str, shape: [usize; 2], values: &[f32]) -> Quantized {
+    let near = Quantized::int4(shape, 32, values).unwrap();
+    let mins = near.scales().iter().map(|scale| 8.5 * scale).collect();
+    Quantized::new(shape, near.bits(), 32, near.scales().to_vec(), Some(mins), near.codes().to_vec()).unwrap()
+}
+
+#[test]
+fn matrices_in_panels() {
+    let emulator = Device::open("emulator").unwrap();
+    for rounded in [int8 as Rounding, int4, with_minima] {
+        let packed = |name: &str, shape, v: &[f32]| panels(name, &rounded(name, shape, v));
+        let by_values = |name: &str, shape, v: &[f32]| {
+            let codes = rounded(name, shape, v);
+            panels(name, &codes).and_then(|_| values(name, shape, &codes))
+        };
+        let found = said(&open(packed, DType::F32.into(), &Device::Cpu));
+        assert_eq!(found, said(&open(by_values, DType::F32.into(), &Device::Cpu)));
+        // What is in no panels is rounded as asked, what is stays.
+        let rest = |name: &str, shape, v: &[f32]| {
+            let codes = rounded(name, shape, v);
+            if panels(name, &codes).is_some() { values(name, shape, &codes) } else { values(name, shape, &int8(name, shape, v)) }
+        };
+        let asked = said(&open(packed, Format::int8(DType::F32), &Device::Cpu));
+        assert_eq!(asked, said(&open(rest, DType::F32.into(), &Device::Cpu)));
+        for ((tokens, logits), (there, near)) in found.iter().zip(&said(&open(packed, DType::F32.into(), &emulator))) {
+            assert_eq!(tokens, there);
+            assert!(logits.iter().zip(near).all(|(a, b)| (a - b).abs() < 1e-4), "{logits:?} {near:?}");
+        }
+    }
+}
+
 /// A GGUF file of F32, and of Q8_0 where `codes` says so.
 fn gguf(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     let blocks = |name: &str, shape: &[usize], v: &[f32]| match shape {
@@ -264,6 +314,22 @@ fn codes_of_another_shape_are_an_error() {
     std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
     let error = Lm::open(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
     assert!(error.contains("text_linear.weight_scb"), "{error}");
+
+    // Panels of half as many rows, and of twice as many columns.
+    for (name, shape) in
+        [("transformer.layers.1.gating.linear_in.weight", [128, 64]), ("depformer.layers.0.self_attn.in_proj_weight", [96, 64])]
+    {
+        let other = |of: &str, _: [usize; 2], _: &[f32]| {
+            let codes = int8("", shape, &vec![0.5; shape[0] * shape[1]]);
+            if of == name { panels(name, &codes) } else { None }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), other);
+        for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+            let error = Lm::open(dir.path(), &device, DType::F32).err().unwrap().to_string();
+            assert!(error.contains("the codes of tensor") && error.contains(name), "{error}");
+        }
+    }
 }
 
 /// How far from the whole model, over first steps of many streams, while these say the same: divergence of the text's distribution

@@ -87,3 +87,60 @@ impl Quantized {
         Ok((rows, columns))
     }
 }
+
+/// A [`Quantized`] matrix as the CPU multiplies by it: in panels of [`ROWS`](Self::ROWS) rows, on the CPU.
+///
+/// | tensor   | shape            |                                                                                     |
+/// |----------|------------------|-------------------------------------------------------------------------------------|
+/// | `codes`  | `[N / 32, K, W]` | u8; `W` is 32, or 16 with [`Bits::Four`]: rows `i` and `i + 16` of a panel share a byte |
+/// | `scales` | `[N / 32, G, 32]`| f32                                                                                 |
+/// | `mins`   | `[N / 32, G, 32]`| f32, optional                                                                       |
+pub struct Panels {
+    pub bits: Bits,
+    pub codes: Tensor,
+    pub scales: Tensor,
+    pub mins: Option<Tensor>,
+}
+
+impl Panels {
+    /// Rows of a panel.
+    pub const ROWS: usize = 32;
+
+    pub fn bytes(&self) -> usize {
+        [Some(&self.codes), Some(&self.scales), self.mins.as_ref()].into_iter().flatten().map(Tensor::bytes).sum()
+    }
+
+    /// `N` and `K`, of which there is at least one.
+    ///
+    /// # Errors
+    /// Tensors of other shapes or types than those above, or elsewhere.
+    pub fn extents(&self, op: &'static str) -> Result<(usize, usize)> {
+        let width = self.bits.bytes(Self::ROWS);
+        let &[panels, columns, found] = &*self.codes.shape() else {
+            return Err(Error::shape(op, "codes", format!("[N / 32, K, {width}]"), self.codes.shape()));
+        };
+        if found != width || columns == 0 {
+            return Err(Error::shape(op, "codes", format!("[N / 32, K, {width}]"), self.codes.shape()));
+        }
+        let groups = self.scales.shape().get(1).copied().unwrap_or(0);
+        if *self.scales.shape() != [panels, groups, Self::ROWS] || groups == 0 || !columns.is_multiple_of(groups) {
+            let expected = format!("[{panels}, G, 32], G a divisor of {columns}");
+            return Err(Error::shape(op, "scales", expected, self.scales.shape()));
+        }
+        if let Some(mins) = self.mins.as_ref().filter(|mins| mins.shape() != self.scales.shape()) {
+            return Err(Error::shape(op, "mins", format!("{:?}", self.scales.shape()), mins.shape()));
+        }
+        for (operand, tensor, dtype) in
+            [("codes", Some(&self.codes), DType::U8), ("scales", Some(&self.scales), DType::F32), ("mins", self.mins.as_ref(), DType::F32)]
+        {
+            let Some(tensor) = tensor else { continue };
+            if tensor.dtype() != dtype {
+                return Err(Error::dtype(op, operand, dtype.name(), tensor.dtype()));
+            }
+            if tensor.device() != Device::Cpu {
+                return Err(Error::DeviceMismatch { op, operand });
+            }
+        }
+        Ok((panels * Self::ROWS, columns))
+    }
+}

@@ -206,6 +206,8 @@ pub enum QuantizedError {
     ActOrder { column: usize, found: i32, expected: usize },
     #[error("qweight of shape {qweight:?} and scales of {scales:?} are neither AutoGPTQ's nor AutoAWQ's of 4 bits")]
     Layout { qweight: Vec<usize>, scales: Vec<usize> },
+    #[error("shape {shape:?} or type is not that of panels: U8 [panels, columns, 32 or 16], scales and minima F32 [panels, groups, 32]")]
+    Panels { shape: Vec<usize> },
     #[error("checkpoint format {0}, expected gptq")]
     CheckpointFormat(String),
 }

@@ -9,7 +9,7 @@ use super::Stored;
 use super::model::{Activation, Before, Conv, Layer, Upsample};
 use super::whole::{Noise, ReadyLstm, ReadyNoise, ReadyWindowed};
 use crate::transformer::{LayerNorm, ReadyBlock};
-use crate::weights::{Reader, Weights};
+use crate::weights::{Reader, Source};
 use crate::{Error, Result};
 
 enum Activate {
@@ -49,10 +49,7 @@ impl ReadyConv {
         let name = format!("{}.weight", layer.name);
         Ok(ReadyConv {
             activate: Activate::new(&layer.activation, from)?,
-            weight: match from.filters(&name, layer.geometry.groups)? {
-                Some(codes) => conv1d::Weight::quantized(&codes, layer.taps)?,
-                None => conv1d::Weight::new(&*from.weight(&name)?, &layer.geometry)?,
-            },
+            weight: from.convolution(&name, layer.taps, &layer.geometry)?,
             bias: layer.bias.then(|| from.bias(&format!("{}.bias", layer.name))).transpose()?,
             norm: GroupNorm::new(&layer.norm, from)?,
             layer: layer.clone(),
@@ -178,7 +175,7 @@ pub struct Stack {
 
 impl Stack {
     /// `weights` are folded, by name, in memory layout; they are kept as `stored` says. The CPU computes in f32 beside bf16.
-    pub fn new(layers: &[Layer], weights: &Weights, device: &Device, stored: Stored) -> Result<Stack> {
+    pub fn new(layers: &[Layer], weights: &dyn Source, device: &Device, stored: Stored) -> Result<Stack> {
         let mut from = Reader::new(weights, device, stored.dtype);
         from.bits = stored.bits();
         let ready = |layer: &Layer| -> Result<Ready> {

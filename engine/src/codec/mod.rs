@@ -22,7 +22,7 @@ mod whole;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, family};
+pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, Rounded, family, rounded_mimi};
 pub(crate) use checkpoint::{embedding_spec, fold, read};
 pub use config::{Config, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};
@@ -35,7 +35,7 @@ pub use whole::Noise;
 use self::execute::{Observe, Stack};
 use self::model::{Layer, Model};
 use self::quantizer::Quantizer;
-use crate::weights::{Weights, values_dtype};
+use crate::weights::{Source, Weights, values_dtype};
 use crate::{Error, Result};
 
 /// Codes of one signal, one codebook after the other, as codes files store them: `[codebooks, frames]` unless codebooks differ in rate.
@@ -129,7 +129,7 @@ impl Codec {
     pub(crate) fn assemble(
         name: &str,
         model: Model,
-        weights: &Weights,
+        weights: &dyn Source,
         quantizer: Quantizer,
         device: &Device,
         stored: Stored,

@@ -1,11 +1,14 @@
 //! A codec's layers as a list, whatever its family: what trains on a tape and what runs with weights attached.
 
+use std::collections::BTreeMap;
+
 use swara_kernels::ops::weight_norm::Axis;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::dac;
 use super::{Config, Format};
 use crate::transformer::Block;
+use crate::weights::LEAST_CODES;
 
 /// What a layer applies to its input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +202,36 @@ impl Model {
             }
         }
         specs
+    }
+}
+
+impl Model {
+    /// Rows and columns of what products of codes read, by name: matrices, and the filters of convolutions of one group.
+    pub fn matrices(&self) -> BTreeMap<String, [usize; 2]> {
+        let mut matrices = BTreeMap::new();
+        let mut filters = |name: &str, shape: [usize; 2], groups: usize| {
+            if groups == 1 && shape[0].saturating_mul(shape[1]) >= LEAST_CODES {
+                matrices.insert(format!("{name}.weight"), shape);
+            }
+        };
+        let mut blocks = Vec::new();
+        for layer in self.layers() {
+            let mut conv = |conv: &Conv| filters(&conv.name, [conv.cout, conv.taps * conv.cin], conv.geometry.groups);
+            match layer {
+                Layer::Conv(only) => conv(only),
+                Layer::Residual(first, second) => [first, second].into_iter().for_each(conv),
+                Layer::Shortcut(convs) => convs.iter().for_each(conv),
+                Layer::Upsample(up) => filters(&up.name, [up.cout, up.taps * up.cin], up.geometry.groups),
+                Layer::Block(block) => blocks.push(block),
+                Layer::Noise(_) | Layer::Windowed(_) | Layer::Lstm(_) => {}
+            }
+        }
+        for (name, shape) in blocks.iter().flat_map(|block| block.tensors()) {
+            if let [rows, columns] = shape[..] {
+                matrices.insert(name, [rows, columns]);
+            }
+        }
+        matrices
     }
 }
 

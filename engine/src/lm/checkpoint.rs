@@ -6,15 +6,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use swara_kernels::quantized::Quantized;
+use swara_kernels::quantized::{Panels, Quantized};
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::quantized::Quantized as Codes;
-use swara_loader::weights;
+use swara_loader::{QuantizedError, weights};
 
 use super::lora::Merged;
 use super::model::Layers;
 use super::{Config, Format, Lm, Widths};
-use crate::weights::{Source, as_type, upload};
+use crate::weights::{Source, as_type, in_panels, upload};
 use crate::{Error, Result};
 
 /// What stands before the names of a codec beside a model in the names of transformers.
@@ -143,7 +143,7 @@ fn parts(file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<(String, V
     let beside = |part: &str| name.strip_suffix("weight").unwrap_or(name).to_owned() + part;
     let found = |name: String| file.info(&name).map(|(_, shape)| (name, shape.to_vec()));
     match packed(file, name) {
-        true => ["qweight", "qzeros", "scales", "g_idx"].map(beside).into_iter().filter_map(found).collect(),
+        true => ["qweight", "qzeros", "panels", "scales", "mins", "g_idx"].map(beside).into_iter().filter_map(found).collect(),
         false => {
             let scales = format!("{name}_scb");
             let scales = (shape.len() == 2 && file.contains(&scales)).then(|| (scales, shape[..1].to_vec()));
@@ -152,9 +152,10 @@ fn parts(file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<(String, V
     }
 }
 
-/// Whether a matrix is there as GPTQ or AWQ have it.
+/// Whether a matrix is there as GPTQ or AWQ have it, or in panels.
 fn packed(file: &weights::Weights, name: &str) -> bool {
-    name.strip_suffix("weight").is_some_and(|layer| file.contains(&format!("{layer}qweight")))
+    let has = |layer: &str| ["qweight", "panels"].iter().any(|part| file.contains(&format!("{layer}{part}")));
+    name.strip_suffix("weight").is_some_and(has)
 }
 
 /// Whose names a file has.
@@ -386,6 +387,13 @@ impl<'a> Published<'a> {
     /// A matrix that is codes.
     fn codes<'p>(&self, place: &'p Place) -> Result<Option<CodesAndRows<'p>>> {
         let &[rows, columns] = &place.published[..] else { return Ok(None) };
+        if let Some(part) = &place.rows
+            && let Some(panels) = self.file.panels(&place.name, Some(part))?.filter(|panels| panels.columns() == columns)
+        {
+            let fail =
+                |why: QuantizedError| Error::File { path: self.file.path().to_owned(), why: format!("tensor {}: {why}", place.name) };
+            return Ok(Some((panels.to_rows().map_err(fail)?, None)));
+        }
         let (codes, expected, rows) = match &place.rows {
             Some(part) if !packed(self.file, &place.name) => (self.file.quantized_rows(&place.name, part.clone())?, part.len(), None),
             part => (self.file.quantized(&place.name)?, rows, part.as_ref()),
@@ -425,7 +433,11 @@ impl Published<'_> {
         let outer = place.published.len().saturating_sub(1);
         let rows = place.rows.clone().unwrap_or(0..place.published[..outer].iter().product());
         let values = self.file.bf16_rows(&place.name, rows)?;
-        values.as_ref().map_or(Ok(()), |values| self.finite(place, values.iter().map(|v| v.to_f32())))?;
+        // Of a large table, and nobody waits for where it is: chunk by chunk, so that it is as fast as reading.
+        let finite = |chunk: &[bf16]| chunk.iter().fold(true, |finite, v| finite & v.is_finite());
+        if let Some(values) = values.as_ref().filter(|values| !values.chunks(1 << 12).all(finite)) {
+            self.finite(place, values.iter().map(|v| v.to_f32()))?;
+        }
         Ok(values)
     }
 
@@ -460,5 +472,16 @@ impl Source for Published<'_> {
             return Ok(None);
         }
         self.codes(place)?.map(|(codes, rows)| upload(self.device, &codes, rows)).transpose()
+    }
+
+    fn panels(&self, name: &str) -> Result<Option<Panels>> {
+        let (shape, place) = self.place(name)?;
+        if *self.device != Device::Cpu || !place.below.is_empty() {
+            return Ok(None);
+        }
+        let panels = self.file.panels(&place.name, place.rows.as_ref())?;
+        // Others are refused with the codes' shape.
+        let panels = panels.filter(|panels| [panels.rows(), panels.columns()] == shape);
+        panels.as_ref().map(in_panels).transpose()
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use swara_kernels::ops::elementwise;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight};
-use swara_kernels::quantized::Quantized;
+use swara_kernels::quantized::{Panels, Quantized};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::Weights;
 
@@ -144,5 +144,9 @@ impl Source for Merged<'_> {
     /// Values that are merged are no codes any more.
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
         if self.updates.contains_key(name) { Ok(None) } else { self.base.quantized(name) }
+    }
+
+    fn panels(&self, name: &str) -> Result<Option<Panels>> {
+        if self.updates.contains_key(name) { Ok(None) } else { self.base.panels(name) }
     }
 }

@@ -9,16 +9,19 @@
 //! | bitsandbytes int8, as moshi has it | [`from_bitsandbytes`](Quantized::from_bitsandbytes) | a row | 8 bits | |
 //! | AutoGPTQ, 4 bits | [`from_gptq`](Quantized::from_gptq) | any | 4 bits | unless symmetric |
 //! | AutoAWQ, 4 bits (GEMM) | [`from_awq`](Quantized::from_awq) | any | 4 bits | unless symmetric |
+//! | swara's own, as CPUs multiply | [`Panels`] | any | 4 or 8 bits | any |
 //!
 //! [`Weights::quantized`](crate::weights::Weights::quantized) finds which one a file has.
 
 mod ggml;
 mod packed;
+mod panels;
 mod round;
 #[cfg(test)]
 mod tests;
 
 pub use packed::Gptq;
+pub use panels::Panels;
 pub use round::Scale;
 
 use crate::QuantizedError;
@@ -75,24 +78,8 @@ impl Quantized {
         let count = count(shape, 1)?;
         let groups = groups(shape, bits, group)?;
         expect("bytes of codes", bits.bytes(count), codes.len())?;
-        for (what, values) in [("scale", Some(&scales)), ("minimum", mins.as_ref())] {
-            let Some(values) = values else { continue };
-            expect(if what == "scale" { "scales" } else { "minima" }, groups, values.len())?;
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-                let in_row = shape[1] / group;
-                return Err(QuantizedError::NonFinite { what, row: at / in_row, group: at % in_row, value: values[at] });
-            }
-        }
-        // The code furthest from zero.
-        let furthest = |at: usize| match (bits, &mins) {
-            (Bits::Eight, mins) => 128.0 * scales[at].abs() + mins.as_ref().map_or(0.0, |mins| mins[at].abs()),
-            (Bits::Four, Some(mins)) => 15.0 * scales[at].abs() + mins[at].abs(),
-            (Bits::Four, None) => 8.0 * scales[at].abs(),
-        };
-        if let Some((at, value)) = (0..groups).map(|at| (at, furthest(at))).find(|(_, value)| !value.is_finite()) {
-            let in_row = shape[1] / group;
-            return Err(QuantizedError::NonFinite { what: "value", row: at / in_row, group: at % in_row, value });
-        }
+        let in_row = shape[1] / group;
+        check(bits, groups, &scales, mins.as_deref(), |at| (at / in_row, at % in_row))?;
         Ok(Self { shape, bits, group, scales, mins, codes })
     }
 
@@ -198,6 +185,37 @@ fn groups([rows, columns]: [usize; 2], bits: Bits, group: usize) -> Result<usize
     match columns.checked_rem(group) {
         Some(0) if whole => Ok(rows * (columns / group)),
         _ => Err(QuantizedError::Group { group, columns }),
+    }
+}
+
+/// So many scales and minima, all of them finite and the values that they give. `place`: row and group of each.
+fn check(
+    bits: Bits,
+    groups: usize,
+    scales: &[f32],
+    mins: Option<&[f32]>,
+    place: impl Fn(usize) -> (usize, usize),
+) -> Result<(), QuantizedError> {
+    let fail = |what, at: usize, value| {
+        let (row, group) = place(at);
+        Err(QuantizedError::NonFinite { what, row, group, value })
+    };
+    for (what, several, values) in [("scale", "scales", Some(scales)), ("minimum", "minima", mins)] {
+        let Some(values) = values else { continue };
+        expect(several, groups, values.len())?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return fail(what, at, values[at]);
+        }
+    }
+    // The code furthest from zero.
+    let furthest = |at: usize| match (bits, mins) {
+        (Bits::Eight, mins) => 128.0 * scales[at].abs() + mins.map_or(0.0, |mins| mins[at].abs()),
+        (Bits::Four, Some(mins)) => 15.0 * scales[at].abs() + mins[at].abs(),
+        (Bits::Four, None) => 8.0 * scales[at].abs(),
+    };
+    match (0..groups).map(|at| (at, furthest(at))).find(|(_, value)| !value.is_finite()) {
+        None => Ok(()),
+        Some((at, value)) => fail("value", at, value),
     }
 }
 

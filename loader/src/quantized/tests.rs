@@ -115,6 +115,99 @@ fn some_rows_are_those_of_the_whole() {
     assert!(weights.quantized_rows("layer.weight", 1..rows + 1).unwrap_err().to_string().contains("rows"));
 }
 
+/// Matrices of both kinds of codes, with minima and without.
+fn some_of_each(rows: usize, columns: usize) -> Vec<Quantized> {
+    let x: Vec<f32> = (0..rows * columns).map(|i| ((i * 37 % 101) as f32 - 40.0) * [1e-3, 0.7, 5.0][i / 32 % 3]).collect();
+    let shape = [rows, columns];
+    let mut all = vec![
+        Quantized::int8(shape, columns, &x).unwrap(),
+        Quantized::int8(shape, 32, &x).unwrap(),
+        Quantized::int4(shape, 64, &x).unwrap(),
+        Quantized::int4(shape, columns, &x).unwrap(),
+    ];
+    let minima = |of: &Quantized| {
+        let mins = of.scales().iter().enumerate().map(|(i, scale)| scale * i as f32).collect();
+        Quantized::new(shape, of.bits(), of.group(), of.scales().to_vec(), Some(mins), of.codes().to_vec()).unwrap()
+    };
+    let with: Vec<Quantized> = all.iter().map(minima).collect();
+    all.extend(with);
+    all
+}
+
+#[test]
+fn panels_hold_what_rows_do() {
+    for matrix in some_of_each(64, 192) {
+        let panels = matrix.to_panels().unwrap();
+        assert!(same(&panels.to_rows().unwrap(), &matrix));
+        assert_eq!((panels.rows(), panels.columns(), panels.bits(), panels.group()), (64, 192, matrix.bits(), matrix.group()));
+        // Row 37 is the sixth of the second panel; of 4 bits rows 5 and 21 share a byte.
+        let (k, code) = (99, |row: usize, k: usize| match matrix.bits() {
+            Bits::Eight => matrix.codes()[row * 192 + k],
+            Bits::Four => matrix.codes()[row * 96 + k / 2] >> (4 * (k % 2)) & 15,
+        });
+        match matrix.bits() {
+            Bits::Eight => assert_eq!(panels.codes()[(192 + k) * 32 + 5], code(37, k)),
+            Bits::Four => assert_eq!(panels.codes()[(192 + k) * 16 + 5], code(37, k) | code(53, k) << 4),
+        }
+    }
+    let odd = &some_of_each(48, 192)[0];
+    assert_eq!(odd.to_panels(), Err(QuantizedError::Rows { found: 48, multiple: 32 }));
+}
+
+type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+/// Files of a matrix in panels, spoilt by `change`.
+fn panel_file(matrix: &Quantized, change: impl FnOnce(&mut Tensors)) -> Weights {
+    let panels = matrix.to_panels().unwrap();
+    let bytes = |of: &[f32]| of.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let [rows, columns, groups] = [matrix.rows(), matrix.columns(), matrix.columns() / matrix.group()];
+    let mut tensors = vec![
+        ("a.panels".to_owned(), Dtype::U8, vec![rows / 32, columns, matrix.bits().bytes(32)], panels.codes().to_vec()),
+        ("a.scales".to_owned(), Dtype::F32, vec![rows / 32, groups, 32], bytes(panels.scales())),
+    ];
+    tensors.extend(panels.mins().map(|mins| ("a.mins".to_owned(), Dtype::F32, vec![rows / 32, groups, 32], bytes(mins))));
+    change(&mut tensors);
+    let refs: Vec<_> = tensors.iter().map(|(name, dtype, shape, bytes)| TensorRef { name, dtype: *dtype, shape, bytes }).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("panels.safetensors");
+    save(&path, &refs, &BTreeMap::new()).unwrap();
+    Weights::from_bytes("panels.safetensors", &std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn panels_are_read_from_files_all_or_some() {
+    for matrix in some_of_each(96, 128) {
+        let file = panel_file(&matrix, |_| {});
+        assert!(same(&file.quantized("a.weight").unwrap().unwrap(), &matrix));
+        let some = file.panels("a.weight", Some(&(32..96))).unwrap().unwrap().to_rows().unwrap();
+        assert_eq!(bits(&some.dequantize()), bits(&matrix.dequantize()[32 * 128..]));
+        assert!(file.panels("a.weight", Some(&(8..40))).unwrap().is_none(), "no whole panels");
+        assert!(file.panels("a.weight", Some(&(32..128))).unwrap_err().to_string().contains("rows"));
+        assert!(file.panels("b.weight", None).unwrap().is_none());
+    }
+}
+
+#[test]
+fn panels_that_do_not_fit_are_refused() {
+    let matrices = some_of_each(64, 64);
+    let refused = |which: usize, change: &dyn Fn(&mut Tensors), why: &str| {
+        let error = panel_file(&matrices[which], |tensors| change(tensors)).quantized("a.weight").unwrap_err().to_string();
+        assert!(error.contains(why), "{error}, expected {why}");
+    };
+    refused(0, &|t| t[0].2 = vec![2, 32, 64], "is not that of panels");
+    refused(0, &|t| t[0].2 = vec![4096], "is not that of panels");
+    refused(0, &|t| t[0].1 = Dtype::I8, "is not that of panels");
+    refused(2, &|t| (t[0].2, t[0].3) = (vec![0, 64, 16], Vec::new()), "rows");
+    refused(0, &|t| t[1].2 = vec![2, 32, 1], "is not that of panels");
+    refused(0, &|t| (t[1].2, t[1].3) = (vec![1, 1, 32], vec![0; 128]), "rows");
+    refused(0, &|t| (t[1].2, t[1].3) = (vec![2, 0, 32], Vec::new()), "groups of 0 columns");
+    refused(1, &|t| (t[1].2, t[1].3) = (vec![2, 3, 32], vec![0; 768]), "groups of 21 columns");
+    refused(2, &|t| t[1].3[132..136].copy_from_slice(&f32::NAN.to_le_bytes()), "scale in row 33, group 0");
+    refused(0, &|t| t[1].3[..4].copy_from_slice(&3e38f32.to_le_bytes()), "value in row 0");
+    refused(5, &|t| (t[2].2, t[2].3) = (vec![2, 1, 32], vec![0; 256]), "minima");
+    refused(0, &|t| drop(t.remove(1)), "no tensor a.scales");
+}
+
 #[test]
 fn codes_want_a_scale_for_every_row() {
     let dir = tempfile::tempdir().unwrap();

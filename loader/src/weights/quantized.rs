@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{Dtype, TensorView, Weights};
-use crate::quantized::Quantized;
+use crate::quantized::{Bits, Panels, Quantized};
 use crate::{QuantizedError, Result, WeightsError};
 
 impl Weights {
@@ -15,6 +15,7 @@ impl Weights {
     /// - An I8 tensor `name` with `{name}_scb` beside it: bitsandbytes, as moshi saves it.
     /// - In place of a missing `*weight`: `*qweight`, `*qzeros`, `*scales` and perhaps `*g_idx`, which by their shapes are
     ///   AutoGPTQ's or AutoAWQ's.
+    /// - In place of a missing `*weight`: `*panels`, `*scales` and perhaps `*mins`, which are [`Panels`].
     ///
     /// # Errors
     /// No such tensor; tensors that do not fit each other, with what [`Quantized`] says to them; a `config.json` that declares
@@ -23,6 +24,10 @@ impl Weights {
         match (self.info(name), name.strip_suffix("weight")) {
             (Some((_, shape)), _) => self.quantized_rows(name, 0..matrix(shape)[0]),
             (None, Some(layer)) if self.contains(&format!("{layer}qweight")) => self.packed(layer).map(Some),
+            (None, Some(layer)) if self.contains(&format!("{layer}panels")) => {
+                let panels = self.panels(name, None)?.map(|panels| panels.to_rows());
+                panels.transpose().map_err(|why| self.misfit(name, why))
+            }
             (None, _) => Err(self.fail(WeightsError::NoTensor(name.into()))),
         }
     }
@@ -107,6 +112,53 @@ impl Weights {
         }
         let g_idx = self.contains(&name("g_idx")).then(|| self.to_i32(&name("g_idx"))).transpose()?;
         Quantized::from_gptq(shape, group, &qweight, &qzeros, &scales, g_idx.as_deref()).map_err(fail)
+    }
+
+    /// The matrix `name` where it is [`Panels`], all of it or some rows, and no others are read; None where it is not, or the rows are
+    /// no whole panels.
+    ///
+    /// # Errors
+    /// Tensors that do not fit each other, with what [`Panels`] says to them; rows beyond the last.
+    pub fn panels(&self, name: &str, rows: Option<&Range<usize>>) -> Result<Option<Panels<'_>>> {
+        let Some(layer) = name.strip_suffix("weight").filter(|layer| self.contains(&format!("{layer}panels"))) else { return Ok(None) };
+        let name = |part: &str| format!("{layer}{part}");
+        let codes = self.view(&name("panels"))?;
+        let &[panels, columns, width] = codes.shape else {
+            return Err(self.misfit(&name("panels"), QuantizedError::Panels { shape: codes.shape.into() }));
+        };
+        let bits = [Bits::Eight, Bits::Four].into_iter().find(|bits| bits.bytes(Panels::ROWS) == width);
+        let Some(bits) = bits.filter(|_| codes.dtype == Dtype::U8) else {
+            return Err(self.misfit(&name("panels"), QuantizedError::Panels { shape: codes.shape.into() }));
+        };
+        let all = 0..panels.saturating_mul(Panels::ROWS);
+        let rows = rows.unwrap_or(&all);
+        if !rows.start.is_multiple_of(Panels::ROWS) || !rows.end.is_multiple_of(Panels::ROWS) {
+            return Ok(None);
+        }
+        // Tensors of as many parts as there are panels.
+        let part = |name: &str, of: &TensorView<'_>| -> Result<Range<usize>> {
+            let each = of.bytes.len().checked_div(panels).unwrap_or(0);
+            let part = rows.start / Panels::ROWS * each..rows.end / Panels::ROWS * each;
+            match rows.start <= rows.end && rows.end <= all.end && of.shape.first() == Some(&panels) {
+                true => Ok(part),
+                false => Err(self.misfit(name, QuantizedError::Length { what: "rows", expected: rows.end, found: all.end })),
+            }
+        };
+        let values = |which: &str| -> Result<(usize, Cow<'_, [f32]>)> {
+            let name = name(which);
+            let view = self.view(&name)?;
+            let (Dtype::F32, &[_, groups, Panels::ROWS]) = (view.dtype, view.shape) else {
+                return Err(self.misfit(&name, QuantizedError::Panels { shape: view.shape.into() }));
+            };
+            let bytes = &view.bytes[part(&name, &view)?];
+            Ok((groups, TensorView { bytes, ..view }.to_pod()))
+        };
+        let (groups, scales) = values("scales")?;
+        let mins = self.contains(&name("mins")).then(|| values("mins")).transpose()?.map(|(_, mins)| mins);
+        let codes = Cow::Borrowed(&codes.bytes[part(&name("panels"), &codes)?]);
+        let group = columns.checked_div(groups).unwrap_or(0);
+        let found = Panels::new([rows.len(), columns], bits, group, scales, mins, codes);
+        found.map(Some).map_err(|why| self.misfit(&name("panels"), why))
     }
 
     fn misfit(&self, name: &str, why: QuantizedError) -> crate::Error {

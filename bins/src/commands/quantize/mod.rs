@@ -1,4 +1,5 @@
 mod calibration;
+mod codec;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use serde_json::json;
 use swara_engine::lm::{self, Part};
 use swara_engine::rounding::Loss;
 use swara_loader::QuantizedError;
-use swara_loader::quantized::{Bits, Quantized};
+use swara_loader::quantized::{Bits, Panels, Quantized};
 use swara_loader::weights::{Dtype, Planned, Weights, save_each, save_gguf_each};
 
 use self::calibration::Calibrated;
@@ -41,7 +42,10 @@ enum Content {
 struct Matrix<'a> {
     name: &'a str,
     shape: [usize; 2],
+    /// What its codes are.
     layout: Layout,
+    /// Whether they are written in panels.
+    packed: bool,
 }
 
 impl Matrix<'_> {
@@ -63,6 +67,13 @@ impl Matrix<'_> {
     /// What is written of `codes`.
     fn bytes(&self, codes: &Quantized, content: Content, file: &Weights) -> Result<Vec<u8>> {
         let fail = |why| self.fail(file, why);
+        if self.packed {
+            let panels = self.stored(codes, file)?.to_panels().map_err(fail)?;
+            return Ok(match content {
+                Content::Scales => bytes(panels.scales()),
+                _ => panels.codes().to_vec(),
+            });
+        }
         match self.layout {
             // Scales of scales are not in the codes.
             Layout::Blocks(Dtype::Q4K) => return Quantized::q4_k_blocks(self.shape, &file.to_f32(self.name)?).map_err(fail),
@@ -70,10 +81,10 @@ impl Matrix<'_> {
             Layout::Bitsandbytes | Layout::Gptq(_) => {}
         }
         if self.layout == Layout::Bitsandbytes {
-            let (bytes, greatest) = codes.to_bitsandbytes().map_err(fail)?;
+            let (rows, greatest) = codes.to_bitsandbytes().map_err(fail)?;
             return Ok(match content {
-                Content::Scales => greatest.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                _ => bytes.to_vec(),
+                Content::Scales => bytes(&greatest),
+                _ => rows.to_vec(),
             });
         }
         let packed = codes.to_gptq().map_err(fail)?;
@@ -85,13 +96,13 @@ impl Matrix<'_> {
         })
     }
 
-    /// The values of codes with the scales that are stored.
-    fn written(&self, codes: &Quantized, file: &Weights) -> Result<Vec<f32>> {
-        let Layout::Gptq(group) = self.layout else { return Ok(codes.dequantize()) };
+    /// Codes with the scales that its layout keeps.
+    fn stored<'c>(&self, codes: &'c Quantized, file: &Weights) -> Result<Cow<'c, Quantized>> {
+        let Layout::Gptq(group) = self.layout else { return Ok(Cow::Borrowed(codes)) };
         let packed = codes.to_gptq().map_err(|why| self.fail(file, why))?;
         let scales: Vec<f32> = packed.scales.iter().map(|scale| scale.to_f32()).collect();
         let found = Quantized::from_gptq(self.shape, group, &packed.qweight, &packed.qzeros, &scales, None);
-        Ok(found.map_err(|why| self.fail(file, why))?.dequantize())
+        Ok(Cow::Owned(found.map_err(|why| self.fail(file, why))?))
     }
 
     fn fail(&self, file: &Weights, why: QuantizedError) -> Failure {
@@ -102,20 +113,29 @@ impl Matrix<'_> {
     fn planned(&self) -> Vec<(Planned, Content)> {
         let [rows, columns] = self.shape;
         let planned = |name: String, dtype, shape: &[usize]| Planned { name, dtype, shape: shape.to_vec() };
+        let beside = |part: &str| self.name.strip_suffix("weight").unwrap_or(self.name).to_owned() + part;
+        if self.packed {
+            let (bits, group) = match self.layout {
+                Layout::Gptq(group) => (Bits::Four, group),
+                _ => (Bits::Eight, columns),
+            };
+            let panels = rows / Panels::ROWS;
+            return vec![
+                (planned(beside("panels"), Dtype::U8, &[panels, columns, bits.bytes(Panels::ROWS)]), Content::Codes),
+                (planned(beside("scales"), Dtype::F32, &[panels, columns / group, Panels::ROWS]), Content::Scales),
+            ];
+        }
         match self.layout {
             Layout::Bitsandbytes => vec![
                 (planned(self.name.to_owned(), Dtype::I8, &self.shape), Content::Codes),
                 (planned(format!("{}_scb", self.name), Dtype::F32, &[rows]), Content::Scales),
             ],
             Layout::Blocks(dtype) => vec![(planned(self.name.to_owned(), dtype, &self.shape), Content::Codes)],
-            Layout::Gptq(group) => {
-                let name = |part: &str| self.name.strip_suffix("weight").unwrap_or(self.name).to_owned() + part;
-                vec![
-                    (planned(name("qweight"), Dtype::I32, &[columns / 8, rows]), Content::Codes),
-                    (planned(name("qzeros"), Dtype::I32, &[columns / group, rows / 8]), Content::Zeros),
-                    (planned(name("scales"), Dtype::F16, &[columns / group, rows]), Content::Scales),
-                ]
-            }
+            Layout::Gptq(group) => vec![
+                (planned(beside("qweight"), Dtype::I32, &[columns / 8, rows]), Content::Codes),
+                (planned(beside("qzeros"), Dtype::I32, &[columns / group, rows / 8]), Content::Zeros),
+                (planned(beside("scales"), Dtype::F16, &[columns / group, rows]), Content::Scales),
+            ],
         }
     }
 }
@@ -134,6 +154,9 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     if args.format == QuantizeFormat::Q4K && args.calib.is_some() {
         return Err(Failure::usage("quantize: q4_k has the nearest codes only, without --calib"));
     }
+    if args.packed && args.format.is_gguf() {
+        return Err(Failure::usage("quantize: GGUF has no layout for --packed"));
+    }
     let file = Weights::open(&args.input)?;
     let folder = &args.output;
     let path = folder.join(if args.format.is_gguf() { "model.gguf" } else { "model.safetensors" });
@@ -144,6 +167,9 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         && let Some(other) = rival(folder)
     {
         return Err(Failure::file("cannot quantize", format!("{other} there would be read instead of model.gguf"), folder));
+    }
+    if lm::Layout::of(&file).is_none() && swara_engine::codec::family(&file).is_some() {
+        return codec::run(common, args, &file, &path);
     }
     let parts = lm::matrices(&file)?;
     if let Some(lora) = lm::named_lora(&args.input, &lm::check(&file)?)? {
@@ -161,7 +187,8 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         let Some((dtype, shape)) = file.info(name) else { continue };
         let matrix = match (parts.get(name), shape) {
             (Some(&part), &[rows, columns]) => {
-                layout(args, part, rows, columns).map(|layout| (Matrix { name, shape: [rows, columns], layout }, part))
+                let packed = args.packed && rows.is_multiple_of(Panels::ROWS) && name.ends_with("weight");
+                layout(args, part, rows, columns).map(|layout| (Matrix { name, shape: [rows, columns], layout, packed }, part))
             }
             _ => None,
         };
@@ -203,7 +230,10 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         if let Content::Codes = content {
             *counts.entry(key(*part, codes.bits())).or_default() += 1;
             if let Some(values) = &values {
-                losses.entry(key(*part, codes.bits())).or_default().add(&Loss::of_values(values, &matrix.written(&codes, &file)?));
+                losses
+                    .entry(key(*part, codes.bits()))
+                    .or_default()
+                    .add(&Loss::of_values(values, &matrix.stored(&codes, &file)?.dequantize()));
             }
         }
         matrix.bytes(&codes, content, &file).map(Cow::Owned)
@@ -251,11 +281,23 @@ fn copy_beside(from: &Path, to: &Path) -> Result {
         let name = path.file_name().unwrap_or_default();
         let wanted = name == "config.json" || path.extension().is_some_and(|extension| extension == "model");
         let to = to.join(name);
-        if wanted && path.is_file() && !same(&path, &to) {
-            std::fs::copy(&path, to).map_err(|e| Failure::file("cannot copy", e, &path))?;
+        if wanted && path.is_file() {
+            copy(&path, &to)?;
         }
     }
     Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result {
+    match same(from, to) {
+        true => Ok(()),
+        false => std::fs::copy(from, to).map(|_| ()).map_err(|e| Failure::file("cannot copy", e, from)),
+    }
+}
+
+/// As files have them.
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 /// Other weights in a folder that is to have `model.gguf`.

@@ -1,19 +1,25 @@
 //! Published Mimi checkpoints: the names of `moshi`, as first released and as saved since, and those of `transformers`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::codebook;
+use swara_kernels::quantized::{Bits, Panels};
 use swara_kernels::{Device, Shape, Tensor};
+use swara_loader::quantized::transposed;
 use swara_loader::weights;
 
-use super::{fold, read_as, weight_normed};
+use super::{Coded, Rounded, fold, read_as, weight_normed};
 use crate::codec::mimi::{self, Config};
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
 use crate::codec::quantizer::{Quantizer, Rvq, USAGE_EPSILON};
+use crate::rounding::Loss;
 use crate::transformer::Block;
-use crate::weights::Weights;
+use crate::weights::{Weights, quantize};
 use crate::{Error, Result};
+
+const ROWS: usize = Panels::ROWS;
 
 const BRANCHES: [&str; 2] = ["quantizer.rvq_first", "quantizer.rvq_rest"];
 
@@ -72,8 +78,17 @@ struct Source {
     halves: Option<usize>,
 }
 
-/// Reads the tensors of a Mimi into `moshi`'s names. `config` is the file's, if it has one.
-pub fn load(file: &weights::Weights, naming: &Naming, config: Option<Config>, device: &Device) -> Result<(Model, Weights, Quantizer)> {
+/// Where the tensors of a Mimi are in its file, in `moshi`'s names.
+struct Found {
+    model: Model,
+    sources: Vec<Source>,
+    /// Rows and columns of the tensors that the file has in panels.
+    panels: BTreeMap<String, [usize; 2]>,
+    books: [Vec<Codebook>; 2],
+}
+
+/// `config` is the file's, if it has one.
+fn find(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Result<Found> {
     let config = match config {
         Some(config) => config,
         None => Config { num_quantizers: quantizers(file, naming), ..Config::default() },
@@ -81,32 +96,103 @@ pub fn load(file: &weights::Weights, naming: &Naming, config: Option<Config>, de
     let model = mimi::model(&config)?;
     let blocks: Vec<&Block> = model.layers().filter_map(|layer| if let Layer::Block(block) = layer { Some(block) } else { None }).collect();
     let mut specs = model.tensors(true);
-    specs.extend(projections(&config));
+    specs.extend(projections(config.hidden_size, config.codebook_dim));
+    let mut panels = model.matrices();
+    panels.retain(|name, _| file.contains(&beside(&naming.published(name), "panels")));
+    specs.retain(|spec| !panels.contains_key(&spec.name));
     let sources: Vec<Source> = specs.iter().flat_map(|spec| source(file, naming, &blocks, spec)).collect();
-    let books: Vec<Vec<Codebook>> = [1, config.acoustic()]
-        .into_iter()
-        .zip(BRANCHES)
-        .map(|(count, branch)| (0..count).map(|k| Codebook::new(file, naming, &config, &format!("{branch}.vq.layers.{k}"))).collect())
-        .collect();
+    let branch = |branch: &str, count: usize| -> Vec<Codebook> {
+        (0..count).map(|k| Codebook::new(file, naming, &config, &format!("{branch}.vq.layers.{k}"))).collect()
+    };
+    let books = [branch(BRANCHES[0], 1), branch(BRANCHES[1], config.acoustic())];
     let flags = books.iter().flatten().filter_map(|book| book.flag.clone());
     let averages = books.iter().flatten().flat_map(|book| [&book.usage, &book.sum]).map(|spec| (spec.name.clone(), spec.published.clone()));
-    check(file, naming.prefix, sources.iter().flat_map(|s| s.parts.iter().cloned()).chain(flags).chain(averages))?;
+    let coded = panels.iter().flat_map(|(name, &[rows, columns])| {
+        let part = |part: &str, inner: [usize; 2]| (beside(&naming.published(name), part), vec![rows / ROWS, inner[0], inner[1]]);
+        [part("panels", [columns, ROWS]), part("scales", [1, ROWS])]
+    });
+    check(file, naming.prefix, sources.iter().flat_map(|s| s.parts.iter().cloned()).chain(flags).chain(averages).chain(coded))?;
+    Ok(Found { model, sources, panels, books })
+}
 
+/// A tensor beside the weight called `name`.
+fn beside(name: &str, part: &str) -> String {
+    name.strip_suffix("weight").unwrap_or(name).to_owned() + part
+}
+
+/// Reads a Mimi. `config` is the file's, if it has one.
+pub fn load<'a>(
+    file: &'a weights::Weights,
+    naming: &Naming,
+    config: Option<Config>,
+    device: &Device,
+) -> Result<(Model, Coded<'a>, Quantizer)> {
+    let Found { model, sources, panels, books } = find(file, naming, config)?;
     let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, device)?))).collect::<Result<_>>()?;
     let specs: Vec<TensorSpec> = sources.into_iter().map(|source| source.spec).collect();
-    let tensors = fold(&specs, tensors)?;
-    let branch = |name: &str, books: &[Codebook]| -> Result<Rvq> {
+    let mut coded = Coded { tensors: fold(&specs, tensors)?, panels: BTreeMap::new() };
+    let layouts: BTreeMap<String, TensorSpec> = model.tensors(true).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+    for (name, shape) in panels {
+        let Some(found) = file.panels(&naming.published(&name), None)? else { return Err(Error::MissingTensor(name)) };
+        let fail = |why: String| Error::File { path: file.path().to_owned(), why: format!("tensor {name}: {why}") };
+        if [found.rows(), found.columns()] != shape || found.group() != shape[1] || found.mins().is_some() {
+            return Err(fail(format!("codes {:?}, expected {shape:?}, with one scale a row", [found.rows(), found.columns()])));
+        }
+        if *device == Device::Cpu {
+            coded.panels.insert(name, found);
+            continue;
+        }
+        let values = found.to_rows().map_err(|why| fail(why.to_string()))?.dequantize();
+        let Some(spec) = layouts.get(&name) else { return Err(Error::MissingTensor(name)) };
+        let values = if spec.layout == Layout::Plain { values } else { transposed(&values, shape[0], shape[1]) };
+        coded.tensors.insert(name, Tensor::from_slice(device, &values, Shape::try_from(&spec.shape()[..])?)?);
+    }
+    let branch = |name: &str, books: &[Codebook]| -> Result<Box<Rvq>> {
         let books = books.iter().map(|book| book.read(file, device)).collect::<Result<Vec<_>>>()?;
-        Rvq::new(&tensors, name, books)
+        Ok(Box::new(Rvq::new(&coded.tensors, name, books)?))
     };
-    let quantizer =
-        Quantizer::Split { semantic: Box::new(branch(BRANCHES[0], &books[0])?), acoustic: Box::new(branch(BRANCHES[1], &books[1])?) };
-    Ok((model, tensors, quantizer))
+    let quantizer = Quantizer::Split { semantic: branch(BRANCHES[0], &books[0])?, acoustic: branch(BRANCHES[1], &books[1])? };
+    Ok((model, coded, quantizer))
+}
+
+/// See [`super::rounded_mimi`].
+pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Result<BTreeMap<String, Rounded>> {
+    let Found { model, sources, panels, books } = find(file, naming, config)?;
+    if let Some(name) = panels.keys().next() {
+        return Err(Error::File { path: file.path().to_owned(), why: format!("tensor {name} has codes already") });
+    }
+    let matrices = model.matrices();
+    let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, &Device::Cpu)?))).collect::<Result<_>>()?;
+    let mut tensors = fold(&sources.into_iter().map(|source| source.spec).collect::<Vec<_>>(), tensors)?;
+    let mut rounded = BTreeMap::new();
+    let specs = model.tensors(true).into_iter().chain(projections(model.format.latent, books[0][0].sum.published[1]));
+    for spec in specs {
+        let Some(tensor) = tensors.remove(&spec.name) else { return Err(Error::MissingTensor(spec.name)) };
+        let values = tensor.as_slice::<f32>()?;
+        let made = match matrices.get(&spec.name).filter(|[rows, _]| rows.is_multiple_of(ROWS)) {
+            Some(&shape) => {
+                let rows = if spec.layout == Layout::Plain { Cow::Borrowed(values) } else { transposed(values, shape[1], shape[0]).into() };
+                let codes = quantize(&spec.name, shape, Bits::Eight, &rows)?;
+                Rounded::Codes { loss: Loss::of_values(&rows, &codes.dequantize()), codes }
+            }
+            None => Rounded::Values { shape: spec.published.clone(), values: spec.export(values) },
+        };
+        rounded.insert(spec.name, made);
+    }
+    for (branch, books) in BRANCHES.iter().zip(&books) {
+        for (k, book) in books.iter().enumerate() {
+            for (part, spec) in [("cluster_usage", &book.usage), ("embedding_sum", &book.sum)] {
+                let values = file.to_f32(&spec.name)?.into_owned();
+                let name = format!("{branch}.vq.layers.{k}._codebook.{part}");
+                rounded.insert(name, Rounded::Values { shape: spec.published.clone(), values });
+            }
+        }
+    }
+    Ok(rounded)
 }
 
 /// Around the codebooks of each branch.
-fn projections(config: &Config) -> impl Iterator<Item = TensorSpec> {
-    let (dim, latent) = (config.codebook_dim, config.hidden_size);
+fn projections(latent: usize, dim: usize) -> impl Iterator<Item = TensorSpec> {
     BRANCHES.into_iter().flat_map(move |branch| {
         let projection = |name: &str, shape| TensorSpec::new(format!("{branch}.{name}.weight"), Layout::Conv, shape);
         [projection("input_proj", [dim, latent, 1]), projection("output_proj", [latent, dim, 1])]
@@ -123,7 +209,7 @@ pub fn random(config: &Config, device: &Device) -> Result<(Model, Weights, Quant
         Ok(Tensor::from_slice(device, &values, Shape::try_from(shape)?)?)
     };
     let mut weights = Weights::new();
-    for spec in model.tensors(true).into_iter().chain(projections(config)) {
+    for spec in model.tensors(true).into_iter().chain(projections(config.hidden_size, config.codebook_dim)) {
         let tensor = match &spec.published[..] {
             [_] | [_, 1] => Tensor::from_slice(device, &vec![0.1f32; spec.published[0]], Shape::try_from(&spec.shape()[..])?)?,
             published => values(&spec.shape(), published[1..].iter().product())?,

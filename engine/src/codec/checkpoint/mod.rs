@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use swara_kernels::ops::{codebook, weight_norm};
-use swara_kernels::{Device, Shape, Tensor};
-use swara_loader::weights;
+use swara_kernels::quantized::{Panels, Quantized};
+use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::{quantized as codes, weights};
 
 use super::encodec::Config as EncodecConfig;
 use super::mimi::Config as MimiConfig;
@@ -18,7 +19,8 @@ use super::model::{Layout, Model, TensorSpec};
 use super::quantizer::{USAGE_EPSILON, codebook_tensors, parameter_tensors};
 use super::snac::Config as SnacConfig;
 use super::{Codec, Config, Stored};
-use crate::weights::Weights;
+use crate::rounding::Loss;
+use crate::weights::{Source, Weights, in_panels, upload};
 use crate::{Error, Result};
 
 /// Metadata key of the configuration's JSON.
@@ -85,22 +87,19 @@ pub fn family(file: &weights::Weights) -> Option<&'static str> {
 
 fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) -> Result<Codec> {
     let name = file.metadata().get(METADATA_MODEL).map_or(name, String::as_str);
-    let config = match file.metadata().get(METADATA_CONFIG) {
-        Some(config) => Some(config.clone()),
-        // The original DAC keeps its arguments in the file. A larger model's configuration
-        // has its codec's within it.
-        None => file
-            .config()?
-            .map(|config| ["codec_config", "audio_encoder_config"].iter().find_map(|key| config.get(key)).unwrap_or(&config).to_string())
-            .or_else(|| kwargs(file)),
-    };
+    let config = config_of(file)?;
     let config = config.as_deref();
     let Some(family) = Family::of(file) else {
         let why = format!("neither names that are known nor {METADATA_CONFIG:?} in its metadata: not a codec");
         return Err(Error::File { path: file.path().to_owned(), why });
     };
     let (model, weights, quantizer) = match family {
-        Family::Mimi(naming) => mimi::load(file, &naming, config.map(MimiConfig::from_json).transpose()?, device)?,
+        Family::Mimi(naming) => {
+            let (model, weights, quantizer) = mimi::load(file, &naming, config.map(MimiConfig::from_json).transpose()?, device)?;
+            // What the file has no codes of is rounded as well.
+            let stored = Stored { int8: stored.int8 || !weights.panels.is_empty(), ..stored };
+            return Codec::assemble(name, model, &weights, quantizer, device, stored);
+        }
         Family::Own => return own(file, name, Config::from_json(need(file, config)?)?, device, stored),
         Family::Snac => snac::load(file, &SnacConfig::from_json(need(file, config)?)?, device)?,
         Family::Encodec(naming) => {
@@ -118,6 +117,63 @@ fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) ->
         }
     };
     Codec::assemble(name, model, &weights, quantizer, device, stored)
+}
+
+fn config_of(file: &weights::Weights) -> Result<Option<String>> {
+    Ok(match file.metadata().get(METADATA_CONFIG) {
+        Some(config) => Some(config.clone()),
+        // The original DAC keeps its arguments in the file. A larger model's configuration
+        // has its codec's within it.
+        None => file
+            .config()?
+            .map(|config| ["codec_config", "audio_encoder_config"].iter().find_map(|key| config.get(key)).unwrap_or(&config).to_string())
+            .or_else(|| kwargs(file)),
+    })
+}
+
+/// Tensors, and the matrices beside them that a file has in panels: those the CPU multiplies by, as they are.
+struct Coded<'a> {
+    tensors: Weights,
+    panels: BTreeMap<String, codes::Panels<'a>>,
+}
+
+impl Source for Coded<'_> {
+    fn there(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        self.tensors.read(name, dtype)
+    }
+
+    fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
+        let rows = self.panels.get(name).map(|panels| panels.to_rows().map_err(|why| Error::Argument(format!("tensor {name}: {why}"))));
+        rows.map(|rows| upload(&Device::Cpu, &rows?, None)).transpose()
+    }
+
+    fn panels(&self, name: &str) -> Result<Option<Panels>> {
+        self.panels.get(name).map(in_panels).transpose()
+    }
+}
+
+/// A tensor of a codec whose matrices are rounded.
+pub enum Rounded {
+    /// As published.
+    Values { shape: Vec<usize>, values: Vec<f32> },
+    /// Outputs by inputs, taps before channels, codes of eight bits with a scale an output.
+    Codes { codes: codes::Quantized, loss: Loss },
+}
+
+/// The tensors of the Mimi that a file holds, in the names of `moshi`: matrices and filters as [`Stored::INT8`] has them, but for
+/// those that fill no panels.
+///
+/// # Errors
+/// What is no Mimi, or has codes already.
+pub fn rounded_mimi(file: &weights::Weights) -> Result<BTreeMap<String, Rounded>> {
+    let Some(Family::Mimi(naming)) = Family::of(file) else {
+        return Err(Error::File { path: file.path().to_owned(), why: "no Mimi, and of other codecs no matrices are rounded".into() });
+    };
+    mimi::rounded(file, &naming, config_of(file)?.as_deref().map(MimiConfig::from_json).transpose()?)
 }
 
 fn need<'c>(file: &weights::Weights, config: Option<&'c str>) -> Result<&'c str> {

@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::cpu::prefetch;
 use crate::cpu::vector::Vector;
-use crate::quantized::{Bits, Quantized};
+use crate::quantized::{self, Bits, Quantized};
 use crate::{DType, Device, Element, Error, Real, Result, Tensor};
 
 /// What panels hold.
@@ -89,7 +89,7 @@ fn pack<W: Element>(storage: &mut [W], depth: usize, columns: usize, write: impl
 }
 
 /// Columns of a panel; half of them where there are no more. A multiple of every vector here.
-pub(super) const WIDE: usize = 32;
+pub(super) const WIDE: usize = quantized::Panels::ROWS;
 
 fn panel_width(columns: usize) -> usize {
     if columns <= WIDE / 2 { WIDE / 2 } else { WIDE }
@@ -175,6 +175,17 @@ impl Packed {
         };
         let scaling = Scaling { bits, scales: packed(&weight.scales)?, mins: weight.mins.as_ref().map(packed).transpose()?, group };
         Ok(Packed { data, depth, columns, scaling: Some(scaling) })
+    }
+
+    /// As [`quantized`](Self::quantized), of codes that are in panels.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_panels(weight: quantized::Panels) -> Result<Packed> {
+        let (columns, depth) = weight.extents("gemm")?;
+        let quantized::Panels { bits, codes, scales, mins } = weight;
+        let group = depth / scales.shape()[1];
+        Ok(Packed { data: codes, depth, columns, scaling: Some(Scaling { bits, scales, mins, group }) })
     }
 
     /// Of what is stored.

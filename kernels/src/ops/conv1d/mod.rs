@@ -24,7 +24,7 @@ use crate::case::Op;
 use crate::cpu::gemm::Packed;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::{check, elementwise};
-use crate::quantized::Quantized;
+use crate::quantized::{Panels, Quantized};
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/conv1d/conv1d.cu", text: include_str!("conv1d.cu"), archs: ALL_ARCHS };
@@ -146,13 +146,22 @@ impl Weight {
 
     /// As [`Weight::new`], of codes `[Cout, K Cin]`, for one group. The CPU alone has such.
     pub fn quantized(weight: &Quantized, taps: usize) -> Result<Weight> {
-        let (outputs, depth) = weight.extents("conv1d")?;
+        let extents = weight.extents("conv1d")?;
+        Weight::packed(extents, taps, Packed::quantized(weight)?)
+    }
+
+    /// As [`Weight::quantized`], of codes as the CPU wants them: no copy.
+    pub fn panels(weight: Panels, taps: usize) -> Result<Weight> {
+        let extents = weight.extents("conv1d")?;
+        Weight::packed(extents, taps, Packed::of_panels(weight)?)
+    }
+
+    fn packed((outputs, depth): (usize, usize), taps: usize, packed: Packed) -> Result<Weight> {
         if taps == 0 || !depth.is_multiple_of(taps) {
-            return Err(Error::shape("conv1d", "codes", format!("[_, a multiple of {taps} taps]"), weight.codes.shape()));
+            return Err(Error::argument("conv1d", format!("codes of {depth} columns, expected a multiple of {taps} taps")));
         }
         let shape = Shape::try_from(&[taps, depth / taps, outputs][..])?;
-        let storage = Storage::Packed(Packed::quantized(weight)?);
-        Ok(Weight { shape, dtype: None, device: Device::Cpu, groups: 1, storage })
+        Ok(Weight { shape, dtype: None, device: Device::Cpu, groups: 1, storage: Storage::Packed(packed) })
     }
 
     /// `[K, Cin / groups, Cout]`

@@ -25,7 +25,7 @@ use crate::cpu::gemm::Packed;
 use crate::driver::Source;
 use crate::driver::source::{ALL_ARCHS, FROM_SM_80};
 use crate::ops::check;
-use crate::quantized::Quantized;
+use crate::quantized::{Panels, Quantized};
 use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, dispatch_stored, span};
 
 pub static SOURCE: Source = Source { path: "ops/linear/linear.cu", text: include_str!("linear.cu"), archs: ALL_ARCHS };
@@ -102,6 +102,13 @@ impl Weight {
             Device::Cpu => Prepared::Cpu(Packed::quantized(weight)?),
         };
         Ok(Weight { prepared, device, dtype: None, outputs, inputs, product: Product::FewRows })
+    }
+
+    /// As [`Weight::quantized`], of codes as the CPU wants them: no copy.
+    pub fn panels(weight: Panels) -> Result<Weight> {
+        let (outputs, inputs) = weight.extents(NAME)?;
+        let prepared = Prepared::Cpu(Packed::of_panels(weight)?);
+        Ok(Weight { prepared, device: Device::Cpu, dtype: None, outputs, inputs, product: Product::FewRows })
     }
 
     /// Of what is stored.
