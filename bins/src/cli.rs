@@ -405,7 +405,7 @@ pub struct BenchCodec {
 pub struct Quantize {
     #[command(flatten)]
     pub report: Report,
-    /// Language model, or a Mimi (--format int8): a folder with its config.json, or a file
+    /// Language model, a CSM, or a Mimi (--format int8): a folder with its config.json, or a file
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// Folder for model.safetensors or model.gguf, the configuration and the vocabulary

@@ -7,7 +7,7 @@ use swara_engine::lm::{self, Conversation, Drawing, Lm, Session};
 use swara_engine::rounding::{Method, Observed, Target, round};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::quantized::Bits;
-use swara_loader::weights::{TensorRef, Weights, save};
+use swara_loader::weights::{Dtype, TensorRef, Weights, save};
 
 /// Two streams of the case, frame by frame, as `text` and `codes`, and what the last of them hears as `heard.safetensors`.
 fn conversations(room: &Room) -> Vec<(Vec<i32>, Vec<i32>)> {
@@ -214,6 +214,60 @@ fn packed_files_are_the_same_models() {
         room.refuses(&["quantize", &packed.0, "no", "--format", "int8"], 1, "has codes already");
     }
     room.refuses(&["quantize", &model, "no", "--format", "q8_0", "--packed"], 2, "--packed");
+}
+
+/// What every tensor of `whole` is worth in `written`.
+fn values(whole: &Weights, written: &Weights) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let value = |name: &str| {
+        let codes = if written.contains(name) { written.quantized(name).unwrap() } else { Some(written.quantized(name).unwrap().unwrap()) };
+        codes.map_or_else(|| written.to_f32(name).unwrap().into_owned(), |codes| codes.dequantize())
+    };
+    whole.names().map(|name| (name.to_owned(), whole.info(name).unwrap().1.to_vec(), value(name))).collect()
+}
+
+#[test]
+fn matrices_in_the_names_of_transformers_are_rounded_one_by_one() {
+    let room = Room::new();
+    conversations(&room);
+    let case = Weights::open(golden("csm/frames.safetensors")).unwrap();
+    let mask: Vec<u8> = case.to_i32("mask").unwrap().iter().map(|&there| there as u8).collect();
+    let (ids, shape) = (case.to_i32("ids").unwrap(), case.view("ids").unwrap().shape);
+    let mask = TensorRef { name: "mask", dtype: Dtype::U8, shape, bytes: &mask };
+    save(room.path("prompt.safetensors"), &[TensorRef::i32("ids", shape, &ids), mask], &Default::default()).unwrap();
+    let talk = ["talk", "--user-codes", "heard.safetensors"];
+    let speak = ["speak", "--prompt-ids", "prompt.safetensors", "--frames", "12"];
+    for (model, command) in [(golden("moshi_hf"), &talk[..]), (golden("csm/weights"), &speak)] {
+        let said = |model: &str| {
+            room.works(
+                &[command, &["--dump", "d.safetensors", "--greedy", "--device", "cpu", "--dtype", "f32", "--model", model]].concat(),
+            );
+            std::fs::read(room.path("d.safetensors")).unwrap()
+        };
+        let whole = Weights::open(&model).unwrap();
+        for (format, more) in [("int8", &[][..]), ("int8", &["--packed"]), ("int4-all", &[]), ("int4-all", &["--packed"])] {
+            let report = room.json(&[&["quantize", &model, "out", "--format", format, "--group", "32", "--json"], more].concat());
+            // Two layers of six matrices or seven.
+            let temporal = report["parts"].as_object().unwrap().iter().filter(|(part, _)| part.starts_with("temporal"));
+            assert!(temporal.map(|(_, part)| part["matrices"].as_u64().unwrap()).sum::<u64>() >= 12, "{report}");
+            let written = Weights::open(room.path("out")).unwrap();
+            // The CSM has no rows that fill panels.
+            let panels = written.names().any(|name| name.ends_with("panels"));
+            assert_eq!(panels, !more.is_empty() && command == talk, "{model} {format}");
+            std::fs::create_dir(room.path("values")).unwrap();
+            std::fs::copy(room.path("out/config.json"), room.path("values/config.json")).unwrap();
+            let values = values(&whole, &written);
+            let refs: Vec<TensorRef> = values.iter().map(|(name, shape, values)| TensorRef::f32(name, shape, values)).collect();
+            save(room.path("values/model.safetensors"), &refs, &Default::default()).unwrap();
+            assert!(said("out") == said("values"), "{model} {format} {more:?}");
+            assert!(said("out") != said(&model), "{model} {format}");
+            assert!(room.works(&["inspect", "out"]).contains("complete"));
+            std::fs::remove_dir_all(room.path("values")).unwrap();
+            std::fs::remove_dir_all(room.path("out")).unwrap();
+        }
+    }
+    let calibrated = ["--format", "int4", "--group", "32", "--method", "gptq", "--calib", "talks", "--device", "cpu"];
+    room.refuses(&[&["quantize", &golden("moshi_hf"), "no"], &calibrated[..]].concat(), 1, "in the names of transformers");
+    room.refuses(&[&["quantize", &golden("csm/weights"), "no"], &calibrated[..]].concat(), 2, "without --calib");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod error;
 mod graph;
 pub mod lm;
 pub mod metrics;
+mod piece;
 pub mod rounding;
 pub mod tape;
 pub mod train;

@@ -1,13 +1,12 @@
 //! Where a model's tensors come from, and the types that they are kept in.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use swara_kernels::ops::conv1d;
 use swara_kernels::ops::elementwise;
 use swara_kernels::ops::linear::Weight as Matrix;
 use swara_kernels::quantized::{Bits, Panels, Quantized};
-use swara_kernels::{DType, Device, Tensor};
+use swara_kernels::{DType, Device, Element, Tensor};
 use swara_loader::quantized as codes;
 
 use crate::{Error, Result};
@@ -35,16 +34,31 @@ pub(crate) trait Source: Sync {
     }
 }
 
-/// Codes on the CPU, in the panels that they lie in.
-pub(crate) fn in_panels(panels: &codes::Panels) -> Result<Panels> {
-    let (count, columns, bits) = (panels.rows() / Panels::ROWS, panels.columns(), of(panels.bits()));
-    let scales = |values: &[f32]| Tensor::from_slice(&Device::Cpu, values, [count, columns / panels.group(), Panels::ROWS]);
-    Ok(Panels {
+/// Codes on the CPU, in the panels that they lie in, one below the other; None where they are not alike.
+pub(crate) fn in_panels(parts: &[codes::Panels]) -> Result<Option<Panels>> {
+    let kind = |part: &codes::Panels| (part.columns(), part.bits(), part.group(), part.mins().is_some());
+    let Some(first) = parts.first().filter(|first| parts.iter().all(|part| kind(part) == kind(first))) else { return Ok(None) };
+    let (count, columns, bits) = (parts.iter().map(|part| part.rows() / Panels::ROWS).sum::<usize>(), first.columns(), of(first.bits()));
+    let scales = |of: &[&[f32]]| stacked(of, [count, columns / first.group(), Panels::ROWS]);
+    let mins = parts.iter().map(codes::Panels::mins).collect::<Option<Vec<_>>>();
+    Ok(Some(Panels {
         bits,
-        codes: Tensor::from_slice(&Device::Cpu, panels.codes(), [count, columns, bits.bytes(Panels::ROWS)])?,
-        scales: scales(panels.scales())?,
-        mins: panels.mins().map(scales).transpose()?,
-    })
+        codes: stacked(&parts.iter().map(codes::Panels::codes).collect::<Vec<_>>(), [count, columns, bits.bytes(Panels::ROWS)])?,
+        scales: scales(&parts.iter().map(codes::Panels::scales).collect::<Vec<_>>())?,
+        mins: mins.map(|mins| scales(&mins)).transpose()?,
+    }))
+}
+
+/// Elements one after the other, on the CPU.
+fn stacked<T: Element>(parts: &[&[T]], shape: [usize; 3]) -> Result<Tensor> {
+    let mut all = Tensor::empty(&Device::Cpu, T::DTYPE, shape)?;
+    let mut rest = all.as_mut_slice::<T>()?;
+    for part in parts {
+        let (to, more) = rest.split_at_mut(part.len().min(rest.len()));
+        to.copy_from_slice(part);
+        rest = more;
+    }
+    Ok(all)
 }
 
 fn of(bits: codes::Bits) -> Bits {
@@ -54,16 +68,13 @@ fn of(bits: codes::Bits) -> Bits {
     }
 }
 
-/// Some rows of a matrix of codes, all if None, on `device`.
-pub(crate) fn upload(device: &Device, matrix: &codes::Quantized, rows: Option<&Range<usize>>) -> Result<Quantized> {
-    let all = 0..matrix.rows();
-    let rows = rows.unwrap_or(&all);
-    let (groups, bits) = (matrix.columns() / matrix.group(), matrix.bits());
-    let row_bytes = bits.bytes(matrix.columns());
-    let scales = |values: &[f32]| Tensor::from_slice(device, &values[rows.start * groups..rows.end * groups], [rows.len(), groups]);
+/// A matrix of codes on `device`.
+pub(crate) fn upload(device: &Device, matrix: &codes::Quantized) -> Result<Quantized> {
+    let (rows, groups, bits) = (matrix.rows(), matrix.columns() / matrix.group(), of(matrix.bits()));
+    let scales = |values: &[f32]| Tensor::from_slice(device, values, [rows, groups]);
     Ok(Quantized {
-        bits: of(bits),
-        codes: Tensor::from_slice(device, &matrix.codes()[rows.start * row_bytes..rows.end * row_bytes], [rows.len(), row_bytes])?,
+        bits,
+        codes: Tensor::from_slice(device, matrix.codes(), [rows, bits.bytes(matrix.columns())])?,
         scales: scales(matrix.scales())?,
         mins: matrix.mins().map(scales).transpose()?,
     })
@@ -198,7 +209,7 @@ impl<'a> Reader<'a> {
                     Device::Cuda(_) => quantize(name, [rows, columns], bits, &values.to_vec()?)?,
                 };
                 drop(values);
-                upload(&device, &codes, None)?
+                upload(&device, &codes)?
             }
             (Some(codes), _) => codes,
         };
@@ -238,7 +249,7 @@ impl<'a> Reader<'a> {
         }
         let depth = taps * cin;
         let rows = codes::transposed(values.as_slice()?, depth, cout);
-        let codes = upload(&Device::Cpu, &quantize(name, [cout, depth], bits, &rows)?, None)?;
+        let codes = upload(&Device::Cpu, &quantize(name, [cout, depth], bits, &rows)?)?;
         self.bytes += codes.bytes();
         Ok(Some(codes))
     }

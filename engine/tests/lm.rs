@@ -547,7 +547,7 @@ fn a_codec_in_the_names_of_transformers_is_found() {
     std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
     let file = Weights::open(dir.path()).unwrap();
     assert_eq!(Layout::of(&file), Some(Layout::HuggingFace));
-    assert!(matrices(&file).unwrap_err().to_string().contains("names of transformers"));
+    assert!(matrices(&file).unwrap().keys().all(|name| file.contains(name) && !name.starts_with("audio_encoder.")));
     Lm::open(dir.path(), &Device::Cpu, Format::int8(DType::F32)).unwrap();
     Codec::open(dir.path(), &Device::Cpu, DType::F32).unwrap();
     for (name, why) in

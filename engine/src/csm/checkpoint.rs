@@ -2,16 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
 use swara_kernels::ops::rope::Style;
+use swara_kernels::quantized::{Panels, Quantized};
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::quantized::transposed;
 use swara_loader::weights;
 
 use super::{Config, Csm, model};
-use crate::lm::Format;
+use crate::lm::{Format, Part};
+use crate::piece::{self, Piece};
 use crate::weights::{Source, as_type};
 use crate::{Error, Result};
 
@@ -33,6 +34,26 @@ pub(super) fn open(path: &Path, device: &Device, format: Format) -> Result<Csm> 
 pub fn check(file: &weights::Weights) -> Result<(Config, bool)> {
     let codec = file.names().any(|name| name.starts_with(CODEC));
     find(file).map(|(_, config, _)| (config, codec))
+}
+
+/// The matrices of both transformers' layers and of the backbone's head, by the names that a file has for them. The depth decoder's heads
+/// are one tensor, of columns.
+///
+/// # Errors
+/// As [`check`].
+pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
+    let (.., places) = find(file)?;
+    let part = |name: &str| match name.split('.').next()? {
+        "backbone" => Some(Part::Temporal),
+        "decoder" => Some(Part::Depth),
+        "heads" => Some(Part::Head),
+        _ => None,
+    };
+    let matrices = places.iter().filter(|(_, place)| place.shape.len() == 2 && !place.transposed);
+    Ok(matrices
+        .filter_map(|(name, place)| Some((part(name)?, place)))
+        .flat_map(|(part, place)| place.pieces.iter().map(move |piece| (piece.name.clone(), part)))
+        .collect())
 }
 
 /// Whose names a file has.
@@ -142,14 +163,6 @@ struct Place {
     transposed: bool,
 }
 
-/// A tensor of a file.
-struct Piece {
-    name: String,
-    shape: Vec<usize>,
-    /// Rows of it, if not all: those before its last axis.
-    rows: Option<Range<usize>>,
-}
-
 type Places = BTreeMap<String, Place>;
 
 fn find(file: &weights::Weights) -> Result<(Layout, Config, Places)> {
@@ -177,7 +190,7 @@ fn find(file: &weights::Weights) -> Result<(Layout, Config, Places)> {
         places.values_mut().flat_map(|place| &mut place.pieces).filter(|p| p.name == *table).for_each(|p| p.name.clone_from(depth));
     }
     let mut expected: BTreeMap<String, Vec<usize>> =
-        places.values().flat_map(|place| &place.pieces).map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
+        places.values().flat_map(|place| &place.pieces).flat_map(|piece| piece.stored(file)).collect();
     for name in names.into_iter().filter(|name| file.contains(name)) {
         expected.insert(name, vec![config.num_codebooks * config.vocab_size, config.backbone.hidden_size]);
     }
@@ -197,26 +210,15 @@ struct Published<'a> {
 }
 
 impl Published<'_> {
-    fn piece(&self, piece: &Piece) -> Result<Cow<'_, [f32]>> {
-        let values = match &piece.rows {
-            Some(rows) => self.file.to_f32_rows(&piece.name, rows.clone())?,
-            None => self.file.to_f32(&piece.name)?,
-        };
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(at) => {
-                let of = piece.rows.as_ref().map_or_else(String::new, |rows| format!(" of rows {rows:?}"));
-                let why = format!("element {at}{of} of tensor {} is {}", piece.name, values[at]);
-                Err(Error::File { path: self.file.path().to_owned(), why })
-            }
-        }
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.places.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))
     }
 }
 
 impl Source for Published<'_> {
     fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let place = self.places.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))?;
-        let pieces = place.pieces.iter().map(|piece| self.piece(piece)).collect::<Result<Vec<_>>>()?;
+        let place = self.place(name)?;
+        let pieces = place.pieces.iter().map(|piece| piece.values(self.file)).collect::<Result<Vec<_>>>()?;
         let values = match &pieces[..] {
             [whole] if place.transposed => Cow::Owned(transposed(whole, whole.len() / place.shape[0].max(1), place.shape[0])),
             [whole] => Cow::Borrowed(&whole[..]),
@@ -225,6 +227,16 @@ impl Source for Published<'_> {
         let tensor = Tensor::from_slice(self.device, &values, Shape::try_from(&place.shape[..])?)?;
         drop(values);
         as_type(tensor, dtype)
+    }
+
+    fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
+        let place = self.place(name)?;
+        if place.transposed { Ok(None) } else { piece::quantized(&place.pieces, self.file, self.device) }
+    }
+
+    fn panels(&self, name: &str) -> Result<Option<Panels>> {
+        let place = self.place(name)?;
+        if place.transposed { Ok(None) } else { piece::panels(&place.pieces, self.file, self.device) }
     }
 }
 

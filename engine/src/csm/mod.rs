@@ -14,7 +14,7 @@ mod session;
 
 use std::path::Path;
 
-pub use checkpoint::{Layout, check};
+pub use checkpoint::{Layout, check, matrices};
 pub use config::{Config, Llama};
 pub use session::{Session, Step};
 use swara_kernels::ops::attention::Kept;

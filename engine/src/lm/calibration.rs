@@ -223,7 +223,7 @@ impl<V: FnMut(Site) -> Result<()>> Observer<'_, V> {
             // Sets that share a norm in the file are rounded together.
             let mut rest = &all[..];
             while let Some((block, _)) = rest.first() {
-                let home = |block: &Block| Ok::<_, Error>(self.from.places(&norm_tensors(block, 1)[0].0)?.1[0].name.clone());
+                let home = |block: &Block| Ok::<_, Error>(self.from.places(&norm_tensors(block, 1)[0].0)?.1[0].name().to_owned());
                 let first = home(block)?;
                 let alike = rest.iter().take_while(|(block, _)| home(block).is_ok_and(|home| home == first)).count().max(1);
                 let (together, others) = rest.split_at(alike);
@@ -284,7 +284,7 @@ impl<V: FnMut(Site) -> Result<()>> Observer<'_, V> {
             let why = format!("the inputs of {name} are not finite: {} in column {}", inputs[at], at % columns);
             return Err(Error::File { path: self.from.file().path().to_owned(), why });
         }
-        let home = |p: &Place| (p.name.clone(), p.rows.clone().unwrap_or(0..shape[0]));
+        let home = |p: &Place| (p.name().to_owned(), p.rows().cloned().unwrap_or(0..shape[0]));
         Ok(Seen {
             part: part(name, shape).unwrap_or(Part::Head),
             places: places.iter().map(home).collect(),
@@ -299,8 +299,8 @@ impl<V: FnMut(Site) -> Result<()>> Observer<'_, V> {
         for (name, _) in names {
             let (_, places) = self.from.places(name)?;
             tensors.push(self.from.read(name, DType::F32)?.to_vec()?);
-            homes.push(places.iter().map(|p| p.name.clone()).collect::<Vec<_>>());
-            dtypes.extend(places.iter().filter_map(|p| self.from.file().info(&p.name)).map(|(dtype, _)| dtype));
+            homes.push(places.iter().map(|p| p.name().to_owned()).collect::<Vec<_>>());
+            dtypes.extend(places.iter().filter_map(|p| self.from.file().info(p.name())).map(|(dtype, _)| dtype));
         }
         // One type for all, or none that anything could be folded into.
         let dtype = dtypes.first().copied().filter(|_| dtypes.len() == 1).unwrap_or(Dtype::U8);

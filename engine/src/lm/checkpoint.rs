@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use swara_kernels::quantized::{Panels, Quantized};
 use swara_kernels::{DType, Device, Shape, Tensor};
-use swara_loader::quantized::Quantized as Codes;
-use swara_loader::{QuantizedError, weights};
+use swara_loader::weights;
 
 use super::lora::Merged;
 use super::model::Layers;
 use super::{Config, Format, Lm, Widths};
-use crate::weights::{Source, as_type, in_panels, upload};
+use crate::piece::{self, Piece, packed};
+use crate::weights::{Source, as_type};
 use crate::{Error, Result};
 
 /// What stands before the names of a codec beside a model in the names of transformers.
@@ -67,19 +67,20 @@ pub enum Part {
 /// The matrices that rows are multiplied by, by the names that a file has for them; not its tables.
 ///
 /// # Errors
-/// As [`check`]; the names of transformers, where matrices are parts of tensors.
+/// As [`check`].
 pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
     let (_, places) = find(file)?;
-    whole_matrices(file)?;
     let matrices = places.iter().filter_map(|(name, (shape, places))| Some((part(name, shape)?, places)));
-    Ok(matrices.flat_map(|(part, places)| places.iter().map(move |place| (place.name.clone(), part))).collect())
+    Ok(matrices
+        .flat_map(|(part, places)| places.iter().flat_map(|place| &place.pieces).map(move |piece| (piece.name.clone(), part)))
+        .collect())
 }
 
 /// That no matrix lies in several tensors.
 pub(super) fn whole_matrices(file: &weights::Weights) -> Result<()> {
     match Layout::of(file) {
         Some(layout @ Layout::HuggingFace) => {
-            let why = format!("{}, whose matrices are not rounded one by one", layout.name());
+            let why = format!("{}, whose matrices are not looked at one by one", layout.name());
             Err(Error::File { path: file.path().to_owned(), why })
         }
         _ => Ok(()),
@@ -121,9 +122,7 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     let (mut tensors, mut expected) = (Places::new(), BTreeMap::new());
     for (name, shape) in layers.tensors(&config)? {
         let places = layout.places(&config, file, &name, &shape);
-        for Place { name, published, .. } in places.iter().flat_map(Place::all) {
-            expected.extend(parts(file, name, published));
-        }
+        expected.extend(places.iter().flat_map(|place| &place.pieces).flat_map(|piece| piece.stored(file)));
         tensors.insert(name, (shape, places));
     }
     // What moshi makes of a model that does not speak, and nobody uses.
@@ -138,26 +137,6 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     }
 }
 
-/// The tensors that hold one of ours, or the codes of one and what makes values of them.
-fn parts(file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
-    let beside = |part: &str| name.strip_suffix("weight").unwrap_or(name).to_owned() + part;
-    let found = |name: String| file.info(&name).map(|(_, shape)| (name, shape.to_vec()));
-    match packed(file, name) {
-        true => ["qweight", "qzeros", "panels", "scales", "mins", "g_idx"].map(beside).into_iter().filter_map(found).collect(),
-        false => {
-            let scales = format!("{name}_scb");
-            let scales = (shape.len() == 2 && file.contains(&scales)).then(|| (scales, shape[..1].to_vec()));
-            [(name.to_owned(), shape.to_vec())].into_iter().chain(scales).collect()
-        }
-    }
-}
-
-/// Whether a matrix is there as GPTQ or AWQ have it, or in panels.
-fn packed(file: &weights::Weights, name: &str) -> bool {
-    let has = |layer: &str| ["qweight", "panels"].iter().any(|part| file.contains(&format!("{layer}{part}")));
-    name.strip_suffix("weight").is_some_and(has)
-}
-
 /// Whose names a file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -169,31 +148,38 @@ pub enum Layout {
     HuggingFace,
 }
 
-/// Where a tensor lies in a file.
+/// Where a tensor lies in a file: in one piece, or several, one below the other.
 pub(super) struct Place {
-    pub name: String,
-    published: Vec<usize>,
-    /// Rows of it, if not all: those before its last axis.
-    pub rows: Option<Range<usize>>,
-    /// Where what is below these rows lies.
-    below: Vec<Place>,
+    pub pieces: Vec<Piece>,
 }
 
 impl Place {
-    fn all(&self) -> impl Iterator<Item = &Place> {
-        std::iter::once(self).chain(&self.below)
-    }
-
     fn whole(name: String, shape: &[usize]) -> Place {
         // Factors of a norm of root mean squares.
         let published = if name.ends_with(".alpha") { [&[1, 1], shape].concat() } else { shape.to_vec() };
-        Place { name, published, rows: None, below: Vec::new() }
+        Piece { name, shape: published, rows: None }.into()
     }
 
     /// The `nth` of `count` matrices of this shape, one below the other.
     fn stacked(name: String, shape: &[usize], nth: usize, count: usize) -> Place {
         let rows = shape[0];
-        Place { name, published: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows), below: Vec::new() }
+        Piece { name, shape: vec![count * rows, shape[1]], rows: Some(nth * rows..(nth + 1) * rows) }.into()
+    }
+
+    /// The name that a file has for the first piece.
+    pub fn name(&self) -> &str {
+        self.pieces.first().map_or("", |piece| &piece.name)
+    }
+
+    /// Rows of the first piece, if not all.
+    pub fn rows(&self) -> Option<&Range<usize>> {
+        self.pieces.first()?.rows.as_ref()
+    }
+}
+
+impl From<Piece> for Place {
+    fn from(piece: Piece) -> Place {
+        Place { pieces: vec![piece] }
     }
 }
 
@@ -300,13 +286,12 @@ fn hugging_face(config: &Config, name: &str, shape: &[usize]) -> Place {
         ["norm1.alpha", "input_layernorm.weight"],
         ["norm2.alpha", "post_attention_layernorm.weight"],
     ];
-    let whole = |name: String| Place { name, published: shape.to_vec(), rows: None, below: Vec::new() };
+    let whole = |name: String| Piece { name, shape: shape.to_vec(), rows: None };
     // Of tensors `[count, rows, columns]`.
-    let stacked = |name: String, rows: usize, nth: usize, count: usize| Place {
+    let stacked = |name: String, rows: usize, nth: usize, count: usize| Piece {
         name,
-        published: vec![count, rows, shape[1]],
+        shape: vec![count, rows, shape[1]],
         rows: Some(nth * rows..(nth + 1) * rows),
-        below: Vec::new(),
     };
     let numbered = |prefix: &str| name.strip_prefix(prefix)?.strip_suffix(".weight")?.parse::<usize>().ok();
     let (base, set, rest) = match (depth(name), name.strip_prefix("transformer.layers.").and_then(|rest| rest.split_once('.'))) {
@@ -314,10 +299,10 @@ fn hugging_face(config: &Config, name: &str, shape: &[usize]) -> Place {
         (None, Some((layer, rest))) => (format!("decoder.model.layers.{layer}."), None, rest),
         (None, None) => {
             if let Some(k) = numbered("depformer_in.") {
-                return stacked("depth_decoder.input_projections.weight".into(), shape[0], k, config.inputs());
+                return stacked("depth_decoder.input_projections.weight".into(), shape[0], k, config.inputs()).into();
             }
             if let Some(k) = numbered("linears.") {
-                return stacked("depth_decoder.lm_heads.weight".into(), shape[0], k, config.dep_q);
+                return stacked("depth_decoder.lm_heads.weight".into(), shape[0], k, config.dep_q).into();
             }
             let of = |prefix: &str, theirs: &str| numbered(prefix).map(|k| format!("{theirs}{k}.weight"));
             let table = of("emb.", "embed_tokens.").or_else(|| of("depformer_emb.", "depth_decoder.embed_tokens."));
@@ -327,21 +312,22 @@ fn hugging_face(config: &Config, name: &str, shape: &[usize]) -> Place {
                 "out_norm.alpha" => "decoder.model.norm.weight".into(),
                 "depformer_text_emb.weight" => "depth_decoder.text_embed_tokens.weight".into(),
                 _ => name.to_owned(),
-            }));
+            }))
+            .into();
         }
     };
     let matrix = |part: &str, rows: usize| match set {
         Some(set) => stacked(format!("{base}{part}"), rows, set, config.sets()),
-        None => Place { published: vec![rows, shape[1]], ..whole(format!("{base}{part}")) },
+        None => Piece { shape: vec![rows, shape[1]], ..whole(format!("{base}{part}")) },
     };
     if rest == "self_attn.in_proj_weight" {
         // As many queries as there are columns.
         let kv = (shape[0] - shape[1]) / 2;
-        let [keys, values] = ["k", "v"].map(|part| matrix(&format!("self_attn.{part}_proj.linear.weight"), kv));
-        return Place { below: vec![keys, values], ..matrix("self_attn.q_proj.linear.weight", shape[1]) };
+        let parts = [("q", shape[1]), ("k", kv), ("v", kv)];
+        return Place { pieces: parts.map(|(part, rows)| matrix(&format!("self_attn.{part}_proj.linear.weight"), rows)).into() };
     }
     let part = PARTS.iter().find(|part| part[0] == rest).map_or(rest, |part| part[1]);
-    if shape.len() == 2 { matrix(part, shape[0]) } else { whole(format!("{base}{part}")) }
+    if shape.len() == 2 { matrix(part, shape[0]) } else { whole(format!("{base}{part}")) }.into()
 }
 
 /// Tensors of a file.
@@ -350,9 +336,6 @@ pub(super) struct Published<'a> {
     tensors: Places,
     device: &'a Device,
 }
-
-/// Codes, and the rows to take of them, if not all.
-type CodesAndRows<'p> = (Codes, Option<&'p Range<usize>>);
 
 impl<'a> Published<'a> {
     /// Of the model that a file holds; its configuration and layers.
@@ -384,67 +367,21 @@ impl<'a> Published<'a> {
         self.places(name).map(|(shape, places)| (shape, &places[0]))
     }
 
-    /// A matrix that is codes.
-    fn codes<'p>(&self, place: &'p Place) -> Result<Option<CodesAndRows<'p>>> {
-        let &[rows, columns] = &place.published[..] else { return Ok(None) };
-        if let Some(part) = &place.rows
-            && let Some(panels) = self.file.panels(&place.name, Some(part))?.filter(|panels| panels.columns() == columns)
-        {
-            let fail =
-                |why: QuantizedError| Error::File { path: self.file.path().to_owned(), why: format!("tensor {}: {why}", place.name) };
-            return Ok(Some((panels.to_rows().map_err(fail)?, None)));
-        }
-        let (codes, expected, rows) = match &place.rows {
-            Some(part) if !packed(self.file, &place.name) => (self.file.quantized_rows(&place.name, part.clone())?, part.len(), None),
-            part => (self.file.quantized(&place.name)?, rows, part.as_ref()),
-        };
-        match codes.as_ref().map(|codes| [codes.rows(), codes.columns()]).filter(|found| *found != [expected, columns]) {
-            None => Ok(codes.map(|codes| (codes, rows))),
-            Some(found) => {
-                let why = format!("the codes of tensor {} are {found:?}, expected {:?}", place.name, [expected, columns]);
-                Err(Error::File { path: self.file.path().to_owned(), why })
-            }
-        }
-    }
-}
-
-impl Published<'_> {
-    fn values(&self, place: &Place) -> Result<Cow<'_, [f32]>> {
-        let (read, rows) = match (self.codes(place)?, &place.rows) {
-            (Some((codes, rows)), _) => (codes.dequantize().into(), rows),
-            (None, Some(rows)) => (self.file.to_f32_rows(&place.name, rows.clone())?, None),
-            (None, None) => (self.file.to_f32(&place.name)?, None),
-        };
-        let columns = place.published.last().copied().unwrap_or(1);
-        let values = match (rows, read) {
-            (None, read) => read,
-            (Some(rows), Cow::Borrowed(read)) => Cow::Borrowed(&read[rows.start * columns..rows.end * columns]),
-            (Some(rows), Cow::Owned(read)) => Cow::Owned(read[rows.start * columns..rows.end * columns].to_vec()),
-        };
-        self.finite(place, values.iter().copied())?;
-        Ok(values)
-    }
-
     /// As they lie, if they are bf16.
     fn halves(&self, place: &Place) -> Result<Option<Cow<'_, [bf16]>>> {
-        if !self.file.contains(&place.name) || !place.below.is_empty() {
+        let [piece] = &place.pieces[..] else { return Ok(None) };
+        if !self.file.contains(&piece.name) {
             return Ok(None);
         }
-        let outer = place.published.len().saturating_sub(1);
-        let rows = place.rows.clone().unwrap_or(0..place.published[..outer].iter().product());
-        let values = self.file.bf16_rows(&place.name, rows)?;
+        let outer = piece.shape.len().saturating_sub(1);
+        let rows = piece.rows.clone().unwrap_or(0..piece.shape[..outer].iter().product());
+        let values = self.file.bf16_rows(&piece.name, rows)?;
         // Of a large table, and nobody waits for where it is: chunk by chunk, so that it is as fast as reading.
         let finite = |chunk: &[bf16]| chunk.iter().fold(true, |finite, v| finite & v.is_finite());
         if let Some(values) = values.as_ref().filter(|values| !values.chunks(1 << 12).all(finite)) {
-            self.finite(place, values.iter().map(|v| v.to_f32()))?;
+            piece.finite(self.file, values.iter().map(|v| v.to_f32()))?;
         }
         Ok(values)
-    }
-
-    fn finite(&self, place: &Place, mut values: impl Iterator<Item = f32> + Clone) -> Result<()> {
-        let Some(at) = values.clone().position(|v| !v.is_finite()) else { return Ok(()) };
-        let why = format!("element {at} of tensor {} is {}", place.name, values.nth(at).unwrap_or_default());
-        Err(Error::File { path: self.file.path().to_owned(), why })
     }
 }
 
@@ -457,9 +394,10 @@ impl Source for Published<'_> {
         {
             return Ok(Tensor::from_slice(self.device, &values, shape)?);
         }
-        let mut values = self.values(place)?;
-        for below in &place.below {
-            values.to_mut().extend_from_slice(&self.values(below)?);
+        let mut pieces = place.pieces.iter().map(|piece| piece.values(self.file));
+        let mut values = pieces.next().unwrap_or_else(|| Err(Error::MissingTensor(name.to_owned())))?;
+        for below in pieces {
+            values.to_mut().extend_from_slice(&below?);
         }
         let tensor = Tensor::from_slice(self.device, &values, shape)?;
         drop(values);
@@ -467,21 +405,10 @@ impl Source for Published<'_> {
     }
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
-        let (_, place) = self.place(name)?;
-        if !place.below.is_empty() {
-            return Ok(None);
-        }
-        self.codes(place)?.map(|(codes, rows)| upload(self.device, &codes, rows)).transpose()
+        piece::quantized(&self.place(name)?.1.pieces, self.file, self.device)
     }
 
     fn panels(&self, name: &str) -> Result<Option<Panels>> {
-        let (shape, place) = self.place(name)?;
-        if *self.device != Device::Cpu || !place.below.is_empty() {
-            return Ok(None);
-        }
-        let panels = self.file.panels(&place.name, place.rows.as_ref())?;
-        // Others are refused with the codes' shape.
-        let panels = panels.filter(|panels| [panels.rows(), panels.columns()] == shape);
-        panels.as_ref().map(in_panels).transpose()
+        piece::panels(&self.place(name)?.1.pieces, self.file, self.device)
     }
 }

@@ -24,6 +24,8 @@ pub use packed::Gptq;
 pub use panels::Panels;
 pub use round::Scale;
 
+use std::ops::Range;
+
 use crate::QuantizedError;
 
 /// Of a code.
@@ -151,6 +153,21 @@ impl Quantized {
         let all = |of: fn(&Quantized) -> &[f32]| parts.iter().flat_map(of).copied().collect();
         let codes = parts.iter().flat_map(|part| &part.codes).copied().collect();
         Quantized::new([rows, first.shape[1]], first.bits, first.group, all(Quantized::scales), mins.map(|m| m.concat()), codes)
+    }
+}
+
+impl Quantized {
+    /// # Errors
+    /// Rows beyond the last.
+    pub fn some_rows(&self, rows: Range<usize>) -> Result<Quantized, QuantizedError> {
+        if rows.start > rows.end || rows.end > self.rows() {
+            return Err(QuantizedError::Length { what: "rows", expected: rows.end, found: self.rows() });
+        }
+        let (groups, bytes) = (self.shape[1] / self.group, self.bits.bytes(self.shape[1]));
+        let scales = |of: &[f32]| of[rows.start * groups..rows.end * groups].to_vec();
+        let codes = self.codes[rows.start * bytes..rows.end * bytes].to_vec();
+        let (scales, mins) = (scales(&self.scales), self.mins.as_deref().map(scales));
+        Quantized::new([rows.len(), self.shape[1]], self.bits, self.group, scales, mins, codes)
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::json;
+use swara_engine::csm;
 use swara_engine::lm::{self, Part};
 use swara_engine::rounding::Loss;
 use swara_loader::QuantizedError;
@@ -41,6 +42,9 @@ enum Content {
 #[derive(Clone, Copy)]
 struct Matrix<'a> {
     name: &'a str,
+    /// What the file has.
+    published: &'a [usize],
+    /// Dimensions before the last are rows.
     shape: [usize; 2],
     /// What its codes are.
     layout: Layout,
@@ -127,10 +131,10 @@ impl Matrix<'_> {
         }
         match self.layout {
             Layout::Bitsandbytes => vec![
-                (planned(self.name.to_owned(), Dtype::I8, &self.shape), Content::Codes),
+                (planned(self.name.to_owned(), Dtype::I8, self.published), Content::Codes),
                 (planned(format!("{}_scb", self.name), Dtype::F32, &[rows]), Content::Scales),
             ],
-            Layout::Blocks(dtype) => vec![(planned(self.name.to_owned(), dtype, &self.shape), Content::Codes)],
+            Layout::Blocks(dtype) => vec![(planned(self.name.to_owned(), dtype, self.published), Content::Codes)],
             Layout::Gptq(group) => vec![
                 (planned(beside("qweight"), Dtype::I32, &[columns / 8, rows]), Content::Codes),
                 (planned(beside("qzeros"), Dtype::I32, &[columns / group, rows / 8]), Content::Zeros),
@@ -168,11 +172,15 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     {
         return Err(Failure::file("cannot quantize", format!("{other} there would be read instead of model.gguf"), folder));
     }
-    if lm::Layout::of(&file).is_none() && swara_engine::codec::family(&file).is_some() {
+    let csm = csm::Layout::of(&file).is_some();
+    if !csm && lm::Layout::of(&file).is_none() && swara_engine::codec::family(&file).is_some() {
         return codec::run(common, args, &file, &path);
     }
-    let parts = lm::matrices(&file)?;
-    if let Some(lora) = lm::named_lora(&args.input, &lm::check(&file)?)? {
+    if csm && args.calib.is_some() {
+        return Err(Failure::usage("quantize: a CSM has the nearest codes only, without --calib"));
+    }
+    let parts = if csm { csm::matrices(&file)? } else { lm::matrices(&file)? };
+    if !csm && let Some(lora) = lm::named_lora(&args.input, &lm::check(&file)?)? {
         let why = format!("its configuration names a LoRA, {}, which would be lost", lora.display());
         return Err(Failure::file("cannot quantize", why, file.path()));
     }
@@ -186,9 +194,10 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     for name in file.names() {
         let Some((dtype, shape)) = file.info(name) else { continue };
         let matrix = match (parts.get(name), shape) {
-            (Some(&part), &[rows, columns]) => {
-                let packed = args.packed && rows.is_multiple_of(Panels::ROWS) && name.ends_with("weight");
-                layout(args, part, rows, columns).map(|layout| (Matrix { name, shape: [rows, columns], layout, packed }, part))
+            (Some(&part), published @ &[.., _, columns]) => {
+                let rows = published[..published.len() - 1].iter().product();
+                let packed = args.packed && usize::is_multiple_of(rows, Panels::ROWS) && name.ends_with("weight");
+                layout(args, part, rows, columns).map(|layout| (Matrix { name, published, shape: [rows, columns], layout, packed }, part))
             }
             _ => None,
         };
@@ -279,7 +288,7 @@ fn copy_beside(from: &Path, to: &Path) -> Result {
     let entries = std::fs::read_dir(from).map_err(|e| Failure::file("cannot read folder", e, from))?;
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default();
-        let wanted = name == "config.json" || path.extension().is_some_and(|extension| extension == "model");
+        let wanted = name == "config.json" || path.extension().is_some_and(|extension| extension == "model") || name == "tokenizer.json";
         let to = to.join(name);
         if wanted && path.is_file() {
             copy(&path, &to)?;

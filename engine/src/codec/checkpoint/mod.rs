@@ -148,11 +148,11 @@ impl Source for Coded<'_> {
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>> {
         let rows = self.panels.get(name).map(|panels| panels.to_rows().map_err(|why| Error::Argument(format!("tensor {name}: {why}"))));
-        rows.map(|rows| upload(&Device::Cpu, &rows?, None)).transpose()
+        rows.map(|rows| upload(&Device::Cpu, &rows?)).transpose()
     }
 
     fn panels(&self, name: &str) -> Result<Option<Panels>> {
-        self.panels.get(name).map(in_panels).transpose()
+        self.panels.get(name).map_or(Ok(None), |panels| in_panels(std::slice::from_ref(panels)))
     }
 }
 
