@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
 pub use swara::common::{Common, Format, Memory, Sampling, joined, kept, same_target, temperature};
+use swara::dialogue::Persona;
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};
@@ -145,15 +146,18 @@ pub struct Talk {
     /// Low-rank updates of its matrices, as moshi-finetune saves them; by default those that its config.json names
     #[arg(long, value_name = "FILE")]
     pub lora: Option<PathBuf>,
-    /// Codec of what is heard and said
-    #[arg(long, value_name = "FILE", required_unless_present_all = ["user_codes", "dump"])]
+    /// Codec of what is heard and said; by default the one in the model's folder that its config.json names (mimi_name)
+    #[arg(long, value_name = "FILE")]
     pub mimi: Option<String>,
     /// Of its weights; what the file has as codes stays so. By default --dtype, which is else the type of what is no codes: bf16
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
-    /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
+    /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder, which its config.json names (tokenizer_name)
+    /// or which is the only one
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    pub persona: Persona,
     #[command(flatten)]
     pub memory: Memory,
     #[command(flatten)]

@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use clap::Args;
 use swara_engine::codec::Codec;
 pub use swara_engine::dialogue::Heard;
 use swara_engine::dialogue::{self, Dialogue};
-use swara_engine::lm::{Drawing, Format, Lm};
+use swara_engine::lm::{Drawing, Format, Lm, Prompt, Quiet};
 use swara_kernels::{Device, Tensor};
+use swara_loader::audio::AudioReader;
+use swara_loader::loudness::{self, lufs};
 use swara_loader::tokenizer::{TextStream, Tokenizer};
+use swara_loader::weights::named;
 
 use crate::codec::Times;
 use crate::failure::{Failure, Result};
@@ -31,9 +35,21 @@ pub fn check_codec(codec: &Codec, lm: &Lm, path: &Path) -> Result {
     dialogue::check(codec, lm).map_err(|why| Failure::file("cannot talk", why, path))
 }
 
-/// The vocabulary asked for, else the only `.model` beside the weights.
+/// The codec asked for, else the one in a model's folder that its configuration names.
+pub fn mimi(asked: Option<&Path>, model: &Path) -> Result<Option<PathBuf>> {
+    match asked {
+        Some(path) => Ok(Some(path.to_owned())),
+        None => Ok(named(model, "mimi_name")?),
+    }
+}
+
+/// The vocabulary asked for, else the one in a model's folder that its configuration names, or the only `.model` there.
 pub fn tokenizer(asked: Option<&Path>, model: &Path, lm: &Lm) -> Result<Option<Tokenizer>> {
-    let Some(path) = asked.map(Path::to_owned).or_else(|| beside(model)) else { return Ok(None) };
+    let path = match asked {
+        Some(path) => Some(path.to_owned()),
+        None => named(model, "tokenizer_name")?.or_else(|| beside(model)),
+    };
+    let Some(path) = path else { return Ok(None) };
     let tokenizer = Tokenizer::open(&path)?;
     match tokenizer.size() == lm.config().text_card {
         true => Ok(Some(tokenizer)),
@@ -48,6 +64,76 @@ fn beside(model: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(model).ok()?.flatten().map(|entry| entry.path());
     let mut found = entries.filter(|path| path.extension().is_some_and(|e| e == "model"));
     found.next().filter(|_| found.next().is_none())
+}
+
+/// Who a model is, where it was trained to be told (PersonaPlex).
+#[derive(Args)]
+pub struct Persona {
+    /// A recording of the voice that it is to have, some seconds of speech; for models that were trained to be told
+    #[arg(long, value_name = "WAV")]
+    pub voice: Option<PathBuf>,
+    /// Who it is and what it knows, in words: `<system>` before and after them is added. Wants the vocabulary
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+}
+
+impl Persona {
+    /// Loudness of the voices that models were trained with.
+    const LUFS: f64 = -24.0;
+
+    /// What needs no model to be seen.
+    pub fn check(&self) -> Result {
+        if self.prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
+            return Err(Failure::usage("--prompt: no words"));
+        }
+        let pickled = |path: &&PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("pt"));
+        match self.voice.as_ref().filter(pickled) {
+            Some(path) => {
+                Err(Failure::file("cannot use voice", "a pickle of what a model computed (.pt), expected a recording (WAV)", path))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn tokens(&self, tokenizer: Option<&Tokenizer>) -> Result<Vec<i32>> {
+        let Some(prompt) = &self.prompt else { return Ok(Vec::new()) };
+        let Some(tokenizer) = tokenizer else {
+            return Err(Failure::usage("--prompt: wants a vocabulary, --tokenizer or a .model in the model's folder"));
+        };
+        Ok(tokenizer.encode(&as_system(prompt))?)
+    }
+
+    /// Mono samples at the rate and loudness that the codec and the model are used to.
+    fn voice(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
+        let fail = |why: String| Failure::file("cannot use voice", why, path);
+        let format = codec.format();
+        let (mut samples, most) = (Vec::new(), Prompt::MOST_FRAMES * format.hop);
+        let mut reader = AudioReader::open(path, Some(format.sample_rate))?;
+        for piece in &mut reader {
+            samples.extend(piece?);
+            if samples.len() > most {
+                return Err(fail(format!("more than {} s", most / format.sample_rate as usize)));
+            }
+        }
+        reader.warnings().iter().for_each(|w| terminal::warn(w.to_string()));
+        let loud = lufs(&samples, format.sample_rate);
+        if loud <= loudness::FLOOR {
+            return Err(fail("nothing but silence".to_owned()));
+        }
+        let gain = 10f64.powf((Self::LUFS - loud) / 20.0) as f32;
+        samples.iter_mut().for_each(|sample| *sample *= gain);
+        Ok(samples)
+    }
+}
+
+/// As models were trained to read it.
+fn as_system(prompt: &str) -> String {
+    const TAG: &str = "<system>";
+    let prompt = prompt.trim();
+    match prompt.starts_with(TAG) && prompt.ends_with(TAG) {
+        true => prompt.to_owned(),
+        false => format!("{TAG} {prompt} {TAG}"),
+    }
 }
 
 /// What a frame that was heard brought.
@@ -73,18 +159,23 @@ pub struct FrameTimes {
 /// A [`Dialogue`] in words, with the time it takes.
 pub struct Spoken<'a> {
     lm: &'a Lm,
+    codec: Option<&'a Codec>,
     dialogue: Dialogue<'a>,
     words: Option<(&'a Tokenizer, TextStream)>,
     pub times: FrameTimes,
+    /// Steps before the first frame.
+    pub prompted: usize,
 }
 
 impl<'a> Spoken<'a> {
     pub fn new(lm: &'a Lm, codec: Option<&'a Codec>, tokenizer: Option<&'a Tokenizer>, drawing: Drawing) -> Result<Spoken<'a>> {
         Ok(Spoken {
             lm,
+            codec,
             dialogue: Dialogue::new(lm, codec, drawing)?,
             words: tokenizer.map(|tokenizer| (tokenizer, TextStream::default())),
             times: FrameTimes::default(),
+            prompted: 0,
         })
     }
 
@@ -104,6 +195,29 @@ impl<'a> Spoken<'a> {
     pub fn live(mut self) -> Result<Spoken<'a>> {
         self.dialogue = self.dialogue.live()?;
         terminal::warn_without_graph(self.dialogue.no_graph());
+        Ok(self)
+    }
+
+    /// Tells the model who it is, if it is told.
+    pub fn prompt(mut self, persona: &Persona) -> Result<Spoken<'a>> {
+        if persona.voice.is_none() && persona.prompt.is_none() {
+            return Ok(self);
+        }
+        let text = persona.tokens(self.words.as_ref().map(|(tokenizer, _)| *tokenizer))?;
+        let config = self.lm.config();
+        // Before a voice is encoded for nothing.
+        Prompt::new(config, &Quiet::personaplex(), &[], &text)?;
+        let voice = match (&persona.voice, self.codec) {
+            (Some(path), Some(codec)) => self.dialogue.codes(&Persona::voice(path, codec)?)?,
+            (Some(_), None) => return Err(Failure::usage("--voice: wants --mimi")),
+            (None, _) => Vec::new(),
+        };
+        let prompt = Prompt::new(config, &Quiet::personaplex(), &voice, &text)?;
+        self.prompted = prompt.frames();
+        if let Some(context) = config.context.filter(|&context| context < self.prompted) {
+            terminal::warn(format!("a prompt of {} steps, and the model remembers {context}: its beginning is forgotten", self.prompted));
+        }
+        self.dialogue.prompt(&prompt)?;
         Ok(self)
     }
 
@@ -151,5 +265,17 @@ impl FrameTimes {
         let pieces = [("encode", &self.encode), ("lm", &self.lm), ("decode", &self.decode)];
         let pieces = pieces.into_iter().filter(|(_, times)| self.graphs == 0 && !times.is_empty());
         pieces.chain([("total", &self.total)]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_tagged_once() {
+        assert_eq!(as_system(" You are kind.\n"), "<system> You are kind. <system>");
+        assert_eq!(as_system("<system> You are kind. <system> "), "<system> You are kind. <system>");
+        assert_eq!(as_system("<system> half"), "<system> <system> half <system>");
     }
 }

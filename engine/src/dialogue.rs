@@ -8,7 +8,7 @@ use swara_kernels::{Cuda, DType, Device, Tensor, span};
 
 use crate::codec::{Codec, Session as CodecSession, unobserved};
 use crate::lm::session::Streams;
-use crate::lm::{Drawing, Lm};
+use crate::lm::{Drawing, Lm, Prompt};
 use crate::{Error, Result};
 
 /// A frame of what the model hears.
@@ -166,6 +166,44 @@ impl<'a> Dialogue<'a> {
         lm.device().synchronize()?;
         self.past = self.speech.is_some();
         Ok(self)
+    }
+
+    /// Codes `[frames, K]` of speech, as frames of it would be heard, the last filled up with silence. The codec then begins anew.
+    ///
+    /// # Errors
+    /// No codec; a conversation that has begun.
+    pub fn codes(&mut self, samples: &[f32]) -> Result<Vec<i32>> {
+        self.check_unbegun("speech is encoded")?;
+        let Some(speech) = &mut self.speech else { return Err(Error::Argument("samples without a codec".to_owned())) };
+        let (device, hop) = (speech.codec.device(), speech.codec.format().hop);
+        let mut codes = Vec::with_capacity(samples.len().div_ceil(hop) * speech.heard);
+        for frame in samples.chunks(hop) {
+            let mut frame = frame.to_vec();
+            frame.resize(hop, 0.0);
+            codes.extend(speech.encode(&Tensor::from_slice(device, &frame, [1, hop, 1])?)?.to_vec::<i32>()?);
+        }
+        speech.session.reset(&one(device)?)?;
+        Ok(codes)
+    }
+
+    /// Has the model say a prompt before the first frame. What it says then is dropped, and every frame that is heard is answered.
+    ///
+    /// # Errors
+    /// A conversation that has begun; as [`Session::prompt`](crate::lm::Session::prompt).
+    pub fn prompt(&mut self, prompt: &Prompt) -> Result<()> {
+        self.check_unbegun("a prompt is said")?;
+        prompt.run(self.lm, &mut self.streams, None)?;
+        self.lm.device().synchronize()?;
+        // The codec has nothing to begin anew.
+        (self.frames, self.past) = (prompt.frames(), false);
+        Ok(())
+    }
+
+    fn check_unbegun(&self, what: &str) -> Result<()> {
+        match self.frames {
+            0 => Ok(()),
+            _ => Err(Error::Argument(format!("{what} before a conversation, which has begun"))),
+        }
     }
 
     /// One step, in which `heard` arrives.

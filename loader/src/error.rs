@@ -113,7 +113,7 @@ pub enum WeightsError {
     NoTensor(String),
     #[error("tensor {tensor}: dtype {found}, expected {expected}")]
     Dtype { tensor: String, expected: &'static str, found: &'static str },
-    #[error("index names {found:?}, expected the plain name of a file beside it")]
+    #[error("it names {found:?}, expected the plain name of a file beside it")]
     ShardName { found: String },
     #[error("index places tensor {tensor} in {shard}, which does not have it")]
     NotInShard { tensor: String, shard: String },

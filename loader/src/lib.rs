@@ -9,7 +9,7 @@
 //! | [`quantized`] | matrices of 8 and 4 bits as ggml, bitsandbytes, AutoGPTQ and AutoAWQ lay them out | those of bitsandbytes and AutoGPTQ |
 //! | [`codes`] | codec codes | codec codes |
 //! | [`dataset`] | prepared speech, random crops of it | prepared speech from folders of audio |
-//! | [`tokenizer`] | the vocabulary of a sentencepiece model | |
+//! | [`tokenizer`] | a sentencepiece model: text to ids and back | |
 //! | [`tokenizer_json`] | the `tokenizer.json` of `transformers` | |
 //! | [`input`] | small files, whole | |
 //! | [`output`] | | any file: whole, or not at all |
@@ -29,6 +29,7 @@ pub mod input;
 pub mod loudness;
 pub mod output;
 pub mod quantized;
+mod sentencepiece;
 pub mod tokenizer;
 pub mod tokenizer_json;
 pub mod weights;

@@ -1,32 +1,14 @@
-//! The pieces of a sentencepiece model, for turning what a language model says into text as it comes.
+//! A sentencepiece model: text to ids, and what a language model says into text as it comes.
 
 use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use crate::sentencepiece::{BYTE, Encoder, Model, NORMAL, Piece as Published, USER_DEFINED};
 use crate::{Error, Result};
 
 /// Files of this kind have about one megabyte.
 const MAX_BYTES: u64 = 64 << 20;
-
-/// The messages of `sentencepiece_model.proto`, as far as they are of use here.
-#[derive(Message)]
-struct Proto {
-    #[prost(message, repeated, tag = "1")]
-    pieces: Vec<ProtoPiece>,
-}
-
-#[derive(Message)]
-struct ProtoPiece {
-    #[prost(string, optional, tag = "1")]
-    piece: Option<String>,
-    #[prost(int32, optional, tag = "3")]
-    kind: Option<i32>,
-}
-
-const NORMAL: i32 = 1;
-const USER_DEFINED: i32 = 4;
-const BYTE: i32 = 6;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Piece {
@@ -41,6 +23,7 @@ enum Piece {
 pub struct Tokenizer {
     path: PathBuf,
     pieces: Vec<Piece>,
+    model: Model,
 }
 
 impl Tokenizer {
@@ -53,24 +36,28 @@ impl Tokenizer {
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
-        let proto = Proto::decode(bytes).map_err(|e| fail(path, format!("no sentencepiece model: {e}")))?;
-        if proto.pieces.is_empty() {
+        let model = Model::decode(bytes).map_err(|e| fail(path, format!("no sentencepiece model: {e}")))?;
+        if model.pieces.is_empty() {
             return Err(fail(path, "no sentencepiece model: no pieces".into()));
         }
-        let piece = |(id, proto): (usize, ProtoPiece)| {
-            let text = proto.piece.unwrap_or_default();
-            match proto.kind.unwrap_or(NORMAL) {
+        let piece = |(id, published): (usize, &Published)| {
+            let text = published.text();
+            match published.kind() {
                 NORMAL | USER_DEFINED => Ok(Piece::Text(text.replace('\u{2581}', " "))),
-                BYTE => {
-                    let digits = text.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).filter(|t| t.len() == 2);
-                    let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-                    byte.map(Piece::Byte).ok_or_else(|| fail(path, format!("piece {id} is no byte: {text:?}")))
-                }
+                BYTE => published.byte().map(Piece::Byte).ok_or_else(|| fail(path, format!("piece {id} is no byte: {text:?}"))),
                 _ => Ok(Piece::Silent),
             }
         };
-        let pieces = proto.pieces.into_iter().enumerate().map(piece).collect::<Result<_>>()?;
-        Ok(Tokenizer { path: path.to_owned(), pieces })
+        let pieces = model.pieces.iter().enumerate().map(piece).collect::<Result<_>>()?;
+        Ok(Tokenizer { path: path.to_owned(), pieces, model })
+    }
+
+    /// The ids of `text`, with nothing before or after it: `encode` of the package sentencepiece.
+    ///
+    /// # Errors
+    /// A model that is neither unigram nor BPE, or contradicts itself; a text of more than 65536 bytes.
+    pub fn encode(&self, text: &str) -> Result<Vec<i32>> {
+        Encoder::new(&self.model).and_then(|encoder| encoder.encode(text)).map_err(|why| fail(&self.path, why))
     }
 
     pub fn path(&self) -> &Path {
@@ -149,10 +136,13 @@ impl TextStream {
 mod tests {
     use super::*;
 
+    fn published(text: &str, kind: i32) -> Published {
+        Published { text: Some(text.to_owned()), score: None, kind: Some(kind) }
+    }
+
     fn tokenizer(pieces: &[(&str, i32)]) -> Tokenizer {
-        let piece = |&(piece, kind): &(&str, i32)| ProtoPiece { piece: Some(piece.to_owned()), kind: Some(kind) };
-        let bytes = Proto { pieces: pieces.iter().map(piece).collect() }.encode_to_vec();
-        Tokenizer::parse(Path::new("test.model"), &bytes).unwrap()
+        let model = Model { pieces: pieces.iter().map(|&(text, kind)| published(text, kind)).collect(), ..Model::default() };
+        Tokenizer::parse(Path::new("test.model"), &model.encode_to_vec()).unwrap()
     }
 
     #[test]
@@ -178,7 +168,7 @@ mod tests {
     #[test]
     fn other_files_are_refused() {
         let parse = |bytes: &[u8]| Tokenizer::parse(Path::new("x"), bytes);
-        let byte = Proto { pieces: vec![ProtoPiece { piece: Some("<0xZZ>".into()), kind: Some(6) }] }.encode_to_vec();
+        let byte = Model { pieces: vec![published("<0xZZ>", BYTE)], ..Model::default() }.encode_to_vec();
         for bytes in [&b""[..], b"\x0a\xff\xff\xff\xff\x0f", b"{\"json\": 1}", &byte, &[0x0a; 4096]] {
             assert!(matches!(parse(bytes), Err(Error::Tokenizer { .. })), "{:?}", &bytes[..bytes.len().min(8)]);
         }

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
@@ -20,6 +20,7 @@ use crate::terminal;
 const DUMPED_LOGITS: usize = 10;
 
 pub fn run(common: &Common, args: &Talk) -> Result {
+    args.persona.check()?;
     let device = common.open_device()?;
     let format = args.memory.of(common.lm_format(args.format)?);
     if let (Some(dump), Some(output)) = (&args.dump, &args.output)
@@ -27,15 +28,23 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     {
         return Err(Failure::usage("--dump: the same file as OUT.wav"));
     }
+    let sound = args.input.is_some() || args.output.is_some() || args.persona.voice.is_some();
+    let mimi = match &args.mimi {
+        None if sound => dialogue::mimi(None, &args.model)?,
+        asked => asked.as_ref().map(PathBuf::from),
+    };
+    if sound && mimi.is_none() {
+        return Err(Failure::usage("talk: sound wants --mimi, a codec"));
+    }
     let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
-    let codec = args.mimi.as_deref().map(|mimi| codec::open_on(common, &device, mimi)).transpose()?;
-    if let (Some(codec), Some(path)) = (&codec, &args.mimi) {
-        dialogue::check_codec(codec, &lm, Path::new(path))?;
+    let codec = mimi.as_ref().map(|mimi| codec::open_on(common, &device, &mimi.to_string_lossy())).transpose()?;
+    if let (Some(codec), Some(path)) = (&codec, &mimi) {
+        dialogue::check_codec(codec, &lm, path)?;
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let mut source = Source::open(args, &lm, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
     let dialogue = Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), args.sampling.of(&lm))?.graphs(!args.no_graph);
-    let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() };
+    let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() }.prompt(&args.persona)?;
     let mut talk = Conversation {
         lm: &lm,
         dialogue,
@@ -229,7 +238,7 @@ impl Conversation<'_> {
             let piece = |times: &Times| (self.dialogue.times.graphs == 0).then(|| times.percentile_ms(0.5));
             return terminal::say_json(&json!({
                 "model": self.lm.name(), "device": self.lm.device().name(), "dtype": self.lm.format().dtype.name(), "format": args.format.or(common.lm_int8()).map(Format::name), "seed": args.sampling.seed,
-                "steps": frames, "graphs": times.graphs, "seconds": seconds,
+                "steps": frames, "prompt_steps": self.dialogue.prompted, "graphs": times.graphs, "seconds": seconds,
                 "frame_ms": {
                     "encode_p50": piece(&times.encode), "lm_p50": piece(&times.lm), "decode_p50": piece(&times.decode),
                     "total_p50": total.percentile_ms(0.5), "total_p99": total.percentile_ms(0.99),

@@ -4,7 +4,7 @@ mod pcm;
 mod queue;
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use swara::codec::{self, Times};
 use swara::common::{Common, Format, Memory, Sampling};
-use swara::dialogue::{self, Heard, Spoken};
+use swara::dialogue::{self, Heard, Persona, Spoken};
 use swara::failure::{Failure, Result, exit};
 use swara::process::{Cpus, keep_freed_memory, lock_memory, peak_rss_mb, release_freed_memory};
 use swara::terminal;
@@ -38,13 +38,14 @@ struct Live {
     /// Low-rank updates of its matrices, as moshi-finetune saves them; by default those that its config.json names
     #[arg(long, value_name = "FILE")]
     lora: Option<PathBuf>,
-    /// Codec of what is heard and said: a file, or a folder
+    /// Codec of what is heard and said: a file, or a folder; by default the one in the model's folder that its config.json names (mimi_name)
     #[arg(long, value_name = "FILE")]
-    mimi: PathBuf,
+    mimi: Option<PathBuf>,
     /// Of its weights; what the file has as codes stays so. By default --dtype, which is else the type of what is no codes: bf16
     #[arg(long, value_name = "FORMAT")]
     weights: Option<Format>,
-    /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder
+    /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder, which its config.json names (tokenizer_name)
+    /// or which is the only one
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Of what comes and goes, in Hz; it must be the codec's
@@ -53,6 +54,8 @@ struct Live {
     /// Of the samples that come and go, little-endian; what is beyond full scale is clipped, what is not finite is silence
     #[arg(long, value_name = "PCM", default_value = "s16")]
     format: Pcm,
+    #[command(flatten)]
+    persona: Persona,
     #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
@@ -97,16 +100,19 @@ fn run(args: &Live, began: Instant) -> Result {
     // Before there are threads, which inherit it.
     args.affinity.as_ref().map_or(Ok(()), Cpus::bind)?;
     common.apply()?;
+    args.persona.check()?;
     let report = args.json.as_ref().map(AtomicFile::create).transpose()?;
     let device = common.open_device()?;
-    let (codec, lm) = open(args, &device)?;
-    dialogue::check_codec(&codec, &lm, &args.mimi)?;
+    let mimi = dialogue::mimi(args.mimi.as_deref(), &args.model)?.ok_or_else(|| Failure::usage("--mimi: wants a codec"))?;
+    let (codec, lm) = open(args, &mimi, &device)?;
+    dialogue::check_codec(&codec, &lm, &mimi)?;
     if args.rate != codec.format().sample_rate {
         return Err(Failure::usage(format!("--rate: {} Hz, the codec has {}", args.rate, codec.format().sample_rate)));
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
     let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.graphs(!args.no_graph).live()?;
+    let dialogue = dialogue.prompt(&args.persona)?;
     release_freed_memory();
     if args.mlock {
         lock_memory()?;
@@ -117,9 +123,9 @@ fn run(args: &Live, began: Instant) -> Result {
 }
 
 /// Both models, on the CPU side by side.
-fn open(args: &Live, device: &Device) -> Result<(Codec, Lm)> {
+fn open(args: &Live, mimi: &Path, device: &Device) -> Result<(Codec, Lm)> {
     let format = args.memory.of(args.common.lm_format(args.weights)?);
-    let codec = || codec::open_file(&args.common, device, &args.mimi);
+    let codec = || codec::open_file(&args.common, device, mimi);
     let lm = || dialogue::open_lm(&args.model, args.lora.as_deref(), device, format);
     std::thread::scope(|scope| {
         let other = match device {
@@ -273,7 +279,7 @@ impl<'a> Conversation<'a> {
             figures.map(|(share, ms)| (format!("{what}_{share}"), ms.into()))
         });
         json!({
-            "frames": self.frames, "graphs": self.dialogue.times.graphs, "late": self.late, "dropped": dropped, "realtime": args.realtime, "queue": args.queue,
+            "frames": self.frames, "prompt_steps": self.dialogue.prompted, "graphs": self.dialogue.times.graphs, "late": self.late, "dropped": dropped, "realtime": args.realtime, "queue": args.queue,
             "ready_ms": self.ready.as_secs_f64() * 1e3, "first_reply_ms": self.first_reply.map(|t| t.as_secs_f64() * 1e3),
             "frame_ms": times.collect::<serde_json::Map<String, Value>>(), "peak_rss_mb": peak_rss_mb(),
         })

@@ -131,10 +131,33 @@ fn find(file: &weights::Weights) -> Result<(Config, Places)> {
     }
     let mut mismatch = file.compare(expected);
     mismatch.unknown.retain(|(name, _)| layout != Layout::HuggingFace || !name.starts_with(CODEC));
+    let stored = layout.stored(&config, file);
+    mismatch.unknown.retain(|(name, _)| !layout.is_beyond(&config, stored, name));
     match mismatch.is_empty() {
         true => Ok((config, tensors)),
         false => Err(Error::Loader(swara_loader::Error::Mismatch { path: file.path().to_owned(), mismatch })),
     }
+}
+
+/// Rows that are read of tensors that have more of them, or are not read at all: sets of weights of the depth transformer for steps that a
+/// model does not take, because they would draw what is heard (PersonaPlex).
+///
+/// # Errors
+/// As [`check`].
+pub fn unread(file: &weights::Weights) -> Result<BTreeMap<String, usize>> {
+    let (config, places) = find(file)?;
+    let Some(layout) = Layout::of(file) else { return Ok(BTreeMap::new()) };
+    let stored = layout.stored(&config, file);
+    let beyond = file.names().filter(|name| layout.is_beyond(&config, stored, name)).map(|name| (name.to_owned(), 0));
+    let mut found: BTreeMap<String, usize> = beyond.collect();
+    let pieces = places.values().flat_map(|(_, places)| places).flat_map(|place| &place.pieces);
+    for piece in pieces.filter(|piece| stored > config.dep_q && piece.shape.len() == 2) {
+        if let Some(rows) = &piece.rows {
+            let read = found.entry(piece.name.clone()).or_default();
+            *read = rows.end.max(*read);
+        }
+    }
+    Ok(found)
 }
 
 /// Whose names a file has.
@@ -205,10 +228,41 @@ impl Layout {
         }
     }
 
+    /// Steps that a file has a depth transformer for: `dep_q`, or more, up to one for every column.
+    fn stored(self, config: &Config, file: &weights::Weights) -> usize {
+        let head = |k: usize| match self {
+            Layout::Moshi => format!("linears.{k}.weight"),
+            Layout::Candle => format!("depformer.{k}.linear_out.weight"),
+            Layout::HuggingFace => String::new(),
+        };
+        let has = |k: usize| file.contains(&head(k)) || packed(file, &head(k));
+        // Steps that share weights by a schedule say nothing of more of them.
+        let may = config.dep_q > 0 && config.depformer_weights_per_step && config.depformer_weights_per_step_schedule.is_none();
+        (config.dep_q..config.n_q).find(|&k| !may || !has(k)).unwrap_or(config.n_q)
+    }
+
+    /// Whether a tensor is of a step from `dep_q` on, of those that are `stored`.
+    fn is_beyond(self, config: &Config, stored: usize, name: &str) -> bool {
+        let steps = config.dep_q..stored;
+        let nth = |rest: &str| rest.split('.').next().and_then(|number| number.parse::<usize>().ok());
+        let of = |prefix: &str| name.strip_prefix(prefix).and_then(nth);
+        let is = |found: Option<usize>| found.is_some_and(|k| steps.contains(&k));
+        if self == Layout::Candle {
+            return is(of("depformer."));
+        }
+        let per_set = ["gating.", "self_attn.in_projs.", "self_attn.out_projs."];
+        let block = name.strip_prefix("depformer.layers.").and_then(|rest| rest.split_once('.'));
+        let in_block = block.and_then(|(_, rest)| per_set.iter().find_map(|prefix| rest.strip_prefix(prefix)).and_then(nth));
+        let inputs = of("depformer_in.").filter(|_| config.depformer_multi_linear);
+        // The code of a step is fed to the next.
+        let fed = of("depformer_emb.").map(|code| code + 1);
+        [of("linears."), inputs, fed, of("depformer_norms."), in_block].into_iter().any(is)
+    }
+
     /// The places that hold a tensor of ours, all alike.
     fn places(self, config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Vec<Place> {
         match self {
-            Layout::Moshi => vec![moshi(config, file, name, shape)],
+            Layout::Moshi => vec![moshi(config, file, name, shape, self.stored(config, file))],
             Layout::Candle => candle(config, name).into_iter().map(|name| Place::whole(name, shape)).collect(),
             Layout::HuggingFace => vec![hugging_face(config, name, shape)],
         }
@@ -242,10 +296,12 @@ pub(super) fn moshi_names(config: &Config, name: &str) -> (String, Option<(Strin
     (since, Some((format!("{base}{rest}"), set, sets)))
 }
 
-fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize]) -> Place {
+/// `stored`: steps that the file has a depth transformer for.
+fn moshi(config: &Config, file: &weights::Weights, name: &str, shape: &[usize], stored: usize) -> Place {
     match moshi_names(config, name) {
         (since, Some((stacked, nth, count))) if !file.contains(&since) && !packed(file, &since) => {
-            Place::stacked(stacked, shape, nth, count)
+            let beyond = if depth(name).is_some() { stored - config.dep_q } else { 0 };
+            Place::stacked(stacked, shape, nth, count + beyond)
         }
         (name, _) => Place::whole(name, shape),
     }

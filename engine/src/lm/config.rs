@@ -72,7 +72,7 @@ pub struct Config {
     pub lora_scaling: f64,
     pub lora_rank: Option<usize>,
 
-    /// `hibiki` reads the end of its text as padding.
+    /// `hibiki` reads the end of its text as padding; [`PERSONAPLEX`](Self::PERSONAPLEX) also draws what is heard.
     pub model_type: String,
     pub conditioners: serde_json::Map<String, serde_json::Value>,
     pub fuser: Option<Fuser>,
@@ -247,6 +247,9 @@ impl Config {
     /// Most columns, steps of context and so on that a file may ask for.
     pub(super) const MOST_COLUMNS: usize = 128;
 
+    /// A Moshi whose depth transformer was trained on both sides' codes, those that are heard being of no use when they come.
+    pub(super) const PERSONAPLEX: &str = "personaplex";
+
     /// Moshi of 7 billion parameters, as published without a configuration.
     pub fn moshi() -> Config {
         let late = |k: usize| usize::from(!k.is_multiple_of(8));
@@ -286,10 +289,33 @@ impl Config {
         let json: serde_json::Value = serde_json::from_str(text).map_err(fail)?;
         let config = match transformers::is(&json) {
             true => transformers::config(&json)?,
-            false => serde_json::from_value(json).map_err(fail)?,
+            // NVIDIA's names the model, and no number of it.
+            false if json["model_type"] == Self::PERSONAPLEX && json.get("dim").is_none() => {
+                Config { model_type: Self::PERSONAPLEX.into(), ..Config::moshi() }
+            }
+            false => serde_json::from_value::<Config>(json).map_err(fail)?.of_one_side(),
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// The same model without those steps of the depth transformer that draw what is heard.
+    fn of_one_side(mut self) -> Config {
+        if self.model_type == Self::PERSONAPLEX && self.dep_q == self.n_q {
+            self.dep_q = self.n_q / 2;
+            if let Some(schedule) = self.depformer_weights_per_step_schedule.as_mut() {
+                schedule.truncate(self.dep_q);
+            }
+            if let Some(Widths::Each(each)) = self.depformer_dim_feedforward.as_mut() {
+                each.truncate(self.dep_q);
+            }
+        }
+        self
+    }
+
+    /// Whether both sides have as many codes.
+    pub fn full_duplex(&self) -> bool {
+        self.dep_q > 0 && self.heard() == self.dep_q
     }
 
     /// Columns that are given: what is heard.
@@ -581,6 +607,24 @@ mod tests {
         config.check().unwrap();
         assert_eq!((config.hidden(), config.depth_hidden(3), config.heard(), config.sets()), (11264, 2816, 8, 8));
         assert_eq!(config.delays, [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn personaplex_is_moshi_that_draws_what_it_says_alone() {
+        let published = Config::from_json(r#"{"model_type": "personaplex", "version": "7b-v1"}"#).unwrap();
+        assert_eq!(published, Config { model_type: "personaplex".into(), ..Config::moshi() });
+        assert!(published.full_duplex());
+        let mut json = serde_json::json!({"model_type": "personaplex", "dim": 32, "num_heads": 4, "num_layers": 2, "context": 8,
+            "positional_embedding": "rope", "gating": "silu", "n_q": 4, "dep_q": 4, "delays": [0, 0, 1, 0, 1], "depformer_dim": 16,
+            "depformer_num_heads": 2, "depformer_weights_per_step": true, "depformer_pos_emb": "none",
+            "depformer_weights_per_step_schedule": [0, 1, 2, 3], "depformer_dim_feedforward": [30, 33, 36, 39]});
+        let both = Config::from_json(&json.to_string()).unwrap();
+        assert_eq!((both.dep_q, both.heard(), both.sets()), (2, 2, 2));
+        json["model_type"] = "moshi".into();
+        assert_eq!(Config::from_json(&json.to_string()).unwrap().heard(), 0);
+        json["model_type"] = "personaplex".into();
+        json["dim"] = "wide".into();
+        assert!(Config::from_json(&json.to_string()).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod checkpoint;
 mod config;
 mod lora;
 pub(crate) mod model;
+mod prompt;
 pub(crate) mod session;
 mod transformers;
 
@@ -15,8 +16,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use calibration::{Conversation, Seen, Site, observe};
-pub use checkpoint::{Layout, Part, check, matrices, named_lora};
+pub use checkpoint::{Layout, Part, check, matrices, named_lora, unread};
 pub use config::{Config, Drawn, Fuser, Widths};
+pub use prompt::{Prompt, Quiet};
 pub use session::{Conditions, Drawing, Given, Session, Step};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::attention::Kept;

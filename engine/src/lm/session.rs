@@ -10,6 +10,7 @@ use swara_kernels::{DType, Tensor, span};
 use super::Lm;
 use super::config::{Config, Drawn, Shape};
 use super::model::Depth;
+use super::prompt::Prompt;
 use crate::graph::{Outcome, Recorder};
 use crate::{Error, Result};
 
@@ -126,6 +127,10 @@ impl Given {
             mask: runs.map(|runs| Tensor::from_slice(&lm.device, runs, [batch])).transpose()?,
         })
     }
+
+    pub(super) fn mask(&self) -> Option<&Tensor> {
+        self.mask.as_ref()
+    }
 }
 
 /// What a step gave.
@@ -197,7 +202,15 @@ impl<'a> Session<'a> {
     /// As [`step`](Self::step); another number of streams.
     pub fn step_given(&mut self, heard: &Tensor, given: &Given) -> Result<Step> {
         let _span = span::step("lm");
-        self.streams.step(self.lm, heard, Some(given), given.mask.as_ref())
+        self.streams.step(self.lm, heard, Some(given), given.mask())
+    }
+
+    /// Has the streams say a prompt, those that `runs [B]` is not zero for; what they say then is dropped.
+    ///
+    /// # Errors
+    /// A prompt for another model; a number of streams that is not that.
+    pub fn prompt(&mut self, prompt: &Prompt, runs: Option<&[u8]>) -> Result<()> {
+        prompt.run(self.lm, &mut self.streams, runs)
     }
 
     /// Whether steps become graphs, as they do by default.
@@ -279,7 +292,7 @@ impl Streams {
         })
     }
 
-    fn batch(&self) -> usize {
+    pub fn batch(&self) -> usize {
         self.said.shape()[0]
     }
 

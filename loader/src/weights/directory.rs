@@ -1,7 +1,7 @@
-//! A directory as a model: `config.json`, and weights in one file or several.
+//! A directory as a model: `config.json`, and weights in one file or several, or in the one that it names.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Shard, header};
 use crate::{Error, Result, WeightsError};
@@ -13,6 +13,9 @@ const ENDINGS: [&[&str]; 3] = [&["safetensors"], &["bin", "pth", "th", "pt", "ck
 const MAX_CONFIG: u64 = 16 << 20;
 
 pub(super) fn open(dir: &Path) -> Result<Vec<Shard>> {
+    if let Some(named) = named(dir, "moshi_name")? {
+        return Ok(vec![Shard::open(&named)?]);
+    }
     for name in NAMES {
         let (whole, index) = (dir.join(name), dir.join(format!("{name}.index.json")));
         if whole.exists() {
@@ -60,6 +63,20 @@ fn indexed(dir: &Path, path: &Path) -> Result<Vec<Shard>> {
         }
     }
     Ok(shards.into_values().collect())
+}
+
+/// The file of a model's directory that its `config.json` names under `key`, such as `moshi_name`; none where that is not there.
+///
+/// # Errors
+/// A name with a folder in it.
+pub fn named(dir: &Path, key: &str) -> Result<Option<PathBuf>> {
+    // One that cannot be read is an error to whoever wants more of it.
+    let config = config(dir).ok().flatten();
+    let Some(name) = config.as_ref().and_then(|config| config.get(key)?.as_str()).filter(|name| !name.is_empty()) else { return Ok(None) };
+    match Path::new(name).file_name() == Some(name.as_ref()) {
+        true => Ok(Some(dir.join(name)).filter(|path| path.is_file())),
+        false => Err(Error::Weights { path: dir.join("config.json"), why: WeightsError::ShardName { found: name.to_owned() } }),
+    }
 }
 
 pub(super) fn config(dir: &Path) -> Result<Option<serde_json::Value>> {

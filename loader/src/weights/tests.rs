@@ -224,6 +224,30 @@ fn a_directory_opens_by_its_only_file_with_the_published_name_first() {
 }
 
 #[test]
+fn a_configuration_names_files_beside_it_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str| save(dir.path().join(name), &[TensorRef::f32(&name[..1], &[1], &[3.0])], &BTreeMap::new()).unwrap();
+    let names = |config: &str| {
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        Weights::open(dir.path()).map(|weights| weights.names().map(str::to_owned).collect::<Vec<_>>())
+    };
+    write("q8.safetensors");
+    write("codec.safetensors");
+    assert!(names("{}").is_err());
+    assert_eq!(names(r#"{"moshi_name": "q8.safetensors"}"#).unwrap(), ["q"]);
+    write("model.safetensors");
+    assert_eq!(names(r#"{"moshi_name": "q8.safetensors"}"#).unwrap(), ["q"]);
+    for other in [r#"{"moshi_name": "gone.safetensors"}"#, r#"{"moshi_name": ""}"#, r#"{"moshi_name": null}"#, "["] {
+        assert_eq!(names(other).unwrap(), ["m"], "{other}");
+    }
+    assert_eq!(named(dir.path(), "mimi_name").unwrap(), None);
+    for outside in ["../q8.safetensors", "/etc/passwd", "a/..", ".."] {
+        let error = names(&serde_json::json!({"moshi_name": outside}).to_string()).unwrap_err().to_string();
+        assert!(error.contains("plain name"), "{error}");
+    }
+}
+
+#[test]
 fn the_config_of_a_directory_is_an_object_or_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");

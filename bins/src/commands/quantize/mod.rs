@@ -39,11 +39,11 @@ enum Content {
     Scales,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Matrix<'a> {
     name: &'a str,
     /// What the file has.
-    published: &'a [usize],
+    published: Vec<usize>,
     /// Dimensions before the last are rows.
     shape: [usize; 2],
     /// What its codes are.
@@ -53,9 +53,14 @@ struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
+    /// Of its first rows, if the file has more.
+    fn values<'f>(&self, file: &'f Weights) -> Result<Cow<'f, [f32]>> {
+        Ok(file.to_f32_rows(self.name, 0..self.shape[0])?)
+    }
+
     /// The nearest codes.
     fn quantize(&self, file: &Weights) -> Result<(Vec<f32>, Quantized)> {
-        let values = file.to_f32(self.name)?.into_owned();
+        let values = self.values(file)?.into_owned();
         let quantized = match self.layout {
             Layout::Bitsandbytes => Quantized::int8(self.shape, self.shape[1], &values),
             Layout::Gptq(group) => Quantized::int4(self.shape, group, &values),
@@ -80,7 +85,7 @@ impl Matrix<'_> {
         }
         match self.layout {
             // Scales of scales are not in the codes.
-            Layout::Blocks(Dtype::Q4K) => return Quantized::q4_k_blocks(self.shape, &file.to_f32(self.name)?).map_err(fail),
+            Layout::Blocks(Dtype::Q4K) => return Quantized::q4_k_blocks(self.shape, &self.values(file)?).map_err(fail),
             Layout::Blocks(dtype) => return codes.to_blocks(dtype).map_err(fail),
             Layout::Bitsandbytes | Layout::Gptq(_) => {}
         }
@@ -131,10 +136,10 @@ impl Matrix<'_> {
         }
         match self.layout {
             Layout::Bitsandbytes => vec![
-                (planned(self.name.to_owned(), Dtype::I8, self.published), Content::Codes),
+                (planned(self.name.to_owned(), Dtype::I8, &self.published), Content::Codes),
                 (planned(format!("{}_scb", self.name), Dtype::F32, &[rows]), Content::Scales),
             ],
-            Layout::Blocks(dtype) => vec![(planned(self.name.to_owned(), dtype, self.published), Content::Codes)],
+            Layout::Blocks(dtype) => vec![(planned(self.name.to_owned(), dtype, &self.published), Content::Codes)],
             Layout::Gptq(group) => vec![
                 (planned(beside("qweight"), Dtype::I32, &[columns / 8, rows]), Content::Codes),
                 (planned(beside("qzeros"), Dtype::I32, &[columns / group, rows / 8]), Content::Zeros),
@@ -191,29 +196,36 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     }
     let mut sources: BTreeMap<String, (usize, Content)> = BTreeMap::new();
     let (mut planned, mut matrices) = (Vec::new(), Vec::new());
-    for name in file.names() {
+    let unread = if csm { BTreeMap::new() } else { lm::unread(&file)? };
+    for name in file.names().filter(|name| unread.get(*name) != Some(&0)) {
         let Some((dtype, shape)) = file.info(name) else { continue };
-        let matrix = match (parts.get(name), shape) {
-            (Some(&part), published @ &[.., _, columns]) => {
-                let rows = published[..published.len() - 1].iter().product();
+        let mut shape = shape.to_vec();
+        if let (Some(&read), Some(rows)) = (unread.get(name), shape.first_mut()) {
+            *rows = read;
+        }
+        let matrix = match (parts.get(name), &shape[..]) {
+            (Some(&part), &[.., _, columns]) => {
+                let rows = shape[..shape.len() - 1].iter().product();
                 let packed = args.packed && usize::is_multiple_of(rows, Panels::ROWS) && name.ends_with("weight");
-                layout(args, part, rows, columns).map(|layout| (Matrix { name, published, shape: [rows, columns], layout, packed }, part))
+                let of = |layout| Matrix { name, published: shape.clone(), shape: [rows, columns], layout, packed };
+                layout(args, part, rows, columns).map(|layout| (of(layout), part))
             }
             _ => None,
         };
         let tensors = match matrix {
             Some((matrix, part)) => {
+                let planned = matrix.planned();
                 matrices.push((matrix, part));
-                matrix.planned()
+                planned
             }
-            None => vec![(Planned { name: name.to_owned(), dtype, shape: shape.to_vec() }, Content::Copied)],
+            None => vec![(Planned { name: name.to_owned(), dtype, shape }, Content::Copied)],
         };
         for (tensor, content) in tensors {
             sources.insert(tensor.name.clone(), (matrices.len().wrapping_sub(1), content));
             planned.push(tensor);
         }
     }
-    let wanted: Vec<Matrix> = matrices.iter().map(|(matrix, _)| *matrix).collect();
+    let wanted: Vec<Matrix> = matrices.iter().map(|(matrix, _)| matrix.clone()).collect();
     let calibrated = match &args.calib {
         Some(from) => calibration::run(common, args, from, &file, &wanted)?,
         None => Calibrated::default(),
@@ -228,7 +240,11 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         if let Content::Copied = content {
             return Ok(match calibrated.norms.get(&tensor.name) {
                 Some(bytes) => bytes.as_slice().into(),
-                None => file.view(&tensor.name)?.bytes.into(),
+                None => {
+                    let view = file.view(&tensor.name)?;
+                    let rows = view.shape.first().copied().unwrap_or(1).max(1);
+                    view.bytes[..view.bytes.len() / rows * tensor.shape.first().copied().unwrap_or(1)].into()
+                }
             });
         }
         let (matrix, part) = &matrices[at];
@@ -254,6 +270,9 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     bar.finish_and_clear();
     let beside = if args.input.is_dir() { args.input.as_path() } else { args.input.parent().unwrap_or(Path::new("")) };
     copy_beside(beside, folder)?;
+    if !unread.is_empty() {
+        terminal::note(format!("weights of steps that would draw what is heard are left out: all or half of {} tensors", unread.len()));
+    }
     report(common, args, &path, &losses, &counts, calibrated.steps)
 }
 
