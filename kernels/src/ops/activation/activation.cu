@@ -1,18 +1,22 @@
-// Elementwise activations; the formulas are in mod.rs.
+// Elementwise activations and gates; the formulas are in mod.rs.
 //
-// Tensors    x, y, dy, dx: n elements of T, any shape.
-// Mapping    a thread = 16 bytes of each tensor. `kind` is the same for the whole grid, so its branch never diverges.
-// Bytes      forward: x read, y written. Backward: dy and x read, dx written.
+// Tensors    x, y, dy, dx: n elements of T, any shape; of a gate x [R, 2 H], y [R, H].
+// Mapping    a thread = 16 bytes of each tensor; of a gate a block = (row, part of it). `kind` is the same for the whole grid, so its
+//            branch never diverges.
+// Bytes      forward and gate: x read, y written. Backward: dy and x read, dx written.
 // Measured   on the emulator only, for correctness; no GPU figure exists yet.
 //
-// kernels: activation_f32 activation_bf16 activation_f16
+// kernels: activation_f32 activation_bf16 activation_f16 activation_gate_f32 activation_gate_bf16 activation_gate_f16
 // kernels: activation_backward_f32 activation_backward_bf16 activation_backward_f16
 #include "activation.cuh"
 #include "vec.cuh"
 
-enum Kind { ELU, SILU, GELU, GELU_TANH, TANH };  // as in cuda.rs
+enum Kind { IDENTITY, ELU, SILU, GELU, GELU_TANH, TANH, SIGMOID, RELU, LEAKY_RELU, MISH, SOFTSIGN };  // as in cuda.rs
 
 constexpr float CUBIC = 0.044715f;
+constexpr float LEAK = 0.01f;   // of leaky_relu
+constexpr float STEEP = 20.0f;  // from where on mish is its argument
+constexpr int THREADS = 256;    // of a gate
 
 // sigmoid (1 - sigmoid) without its cancellation; a quarter of 1 - tanh^2(x / 2).
 __device__ __forceinline__ float sigmoid_slope(float x) {
@@ -28,7 +32,16 @@ __device__ __forceinline__ float value(int kind, float x) {
         case SILU: return x * sigmoid(x);
         case GELU: return x * normal_cdf(x);
         case GELU_TANH: return x * sigmoid(inner(x));
-        default: return tanhf(x);
+        case TANH: return tanhf(x);
+        case SIGMOID: return sigmoid(x);
+        case RELU: return x < 0.0f ? 0.0f : x;
+        case LEAKY_RELU: return x < 0.0f ? LEAK * x : x;
+        case MISH: {
+            const float e = expf(x), n = e * (e + 2.0f);
+            return x > STEEP ? x : x * (n / (n + 2.0f));
+        }
+        case SOFTSIGN: return x / (1.0f + fabsf(x));
+        default: return x;
     }
 }
 
@@ -41,8 +54,30 @@ __device__ __forceinline__ float slope(int kind, float x) {
             const float v = inner(x);
             return sigmoid(v) + x * sigmoid_slope(v) * (2.0f * SLOPE * (1.0f + 3.0f * CUBIC * x * x));
         }
-        default: return 4.0f * sigmoid_slope(x + x);
+        case TANH: return 4.0f * sigmoid_slope(x + x);
+        case SIGMOID: return sigmoid_slope(x);
+        case RELU: return x > 0.0f ? 1.0f : 0.0f;
+        case LEAKY_RELU: return x > 0.0f ? 1.0f : LEAK;
+        case MISH: {
+            const float e = expf(x), n = e * (e + 2.0f);
+            return x > STEEP ? 1.0f : n / (n + 2.0f) + x * (4.0f * e * (1.0f + e) / ((n + 2.0f) * (n + 2.0f)));
+        }
+        case SOFTSIGN: return 1.0f / ((1.0f + fabsf(x)) * (1.0f + fabsf(x)));
+        default: return 1.0f;
     }
+}
+
+// y[r] = f(u) v, x[r] = [u; v].
+template <typename T, int N>
+__device__ __forceinline__ void gate(T* y, const T* x, int half, int kind) {
+    const int64_t at = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * N, row = blockIdx.x;
+    if (at >= half) return;
+    float u[N], v[N];
+    load_vector(u, x + 2 * row * half + at);
+    load_vector(v, x + (2 * row + 1) * half + at);
+#pragma unroll
+    for (int j = 0; j < N; j++) u[j] = value(kind, u[j]) * v[j];
+    store_vector(y + row * half + at, u);
 }
 
 #define ACTIVATION(T, NAME)                                                                                     \
@@ -51,6 +86,13 @@ __device__ __forceinline__ float slope(int kind, float x) {
     }                                                                                                           \
     extern "C" __global__ void activation_backward_##NAME(T* dx, const T* dy, const T* x, uint64_t n, int kind) { \
         zip(dx, dy, x, n, [=](float g, float x) { return g * slope(kind, x); });                                \
+    }                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                       \
+        activation_gate_##NAME(T* y, const T* x, int half, int kind, int vector) {                              \
+        if (vector)                                                                                             \
+            gate<T, LANES<T>>(y, x, half, kind);                                                                \
+        else                                                                                                    \
+            gate<T, 1>(y, x, half, kind);                                                                       \
     }
 ACTIVATION(float, f32)
 ACTIVATION(bf16, bf16)

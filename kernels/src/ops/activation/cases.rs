@@ -10,10 +10,12 @@ pub fn cases() -> Vec<Case> {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for kind in Activation::ALL {
             cases.extend(shapes.iter().flat_map(|&shape| [forward(kind, shape, dtype, false), backward(kind, shape, dtype, false)]));
+            cases.extend([[1, 2], [3, 66], [5, 1008], [0, 8]].map(|[rows, wide]| gate(kind, rows, wide, dtype, false)));
         }
         let large = [8, 48_000, 64].into();
         cases.extend([forward(Activation::Elu, medium, dtype, false), backward(Activation::Elu, medium, dtype, false)]);
         cases.extend([forward(Activation::Elu, large, dtype, true), backward(Activation::Elu, large, dtype, true)]);
+        cases.push(gate(Activation::Gelu, 64, 2 * 11_264, dtype, true));
     }
     cases
 }
@@ -22,22 +24,31 @@ pub fn cases() -> Vec<Case> {
 /// `expf` and `tanhf` 2, `erfcf` 4. An error of an argument `z` counts `|z f'(z) / f(z)|` times.
 fn value(kind: Activation) -> usize {
     match kind {
+        Activation::Identity | Activation::Relu => 0,
         Activation::Elu => 2,
         Activation::Silu => 4 + 3,             // exponential; sum, division, product
         Activation::Gelu => 2 * 10 + 8 + 1,    // argument at z = 3 / sqrt 2; erfc; product
         Activation::GeluTanh => 5 * 7 + 4 + 3, // cubic argument of up to 6.7; as silu
         Activation::Tanh => 4,
+        Activation::Sigmoid => 4 + 2,      // exponential; sum, division
+        Activation::LeakyRelu => 2,        // the slope itself; product
+        Activation::Mish => 4 + 5 + 1 + 3, // n of the exponential, the sum and their product; sum, division, product
+        Activation::Softsign => 2,
     }
 }
 
 /// Roundoffs of `dx` relative to itself, and absolute ones, for |dy| <= 1, where it is a sum that may vanish.
 fn slope(kind: Activation) -> (usize, usize) {
     match kind {
+        Activation::Identity | Activation::Relu => (1, 0),
         Activation::Elu => (4 + 1, 0),
         Activation::Silu => (1, 10),     // 6 of a sigmoid, 10 of x s (1 - s) <= 0.23, 1 of the sum
         Activation::Gelu => (1, 15),     // 8 of erfc and 2 * 0.24 of its argument, 17 of x density <= 0.25, 1 of the sum
         Activation::GeluTanh => (1, 16), // 5 + 5 * 0.23 of a sigmoid of a cubic, 23 of its slope <= 0.36, 1 of the sum
-        Activation::Tanh => (4 + 5, 0),
+        Activation::Tanh | Activation::Sigmoid => (4 + 5, 0),
+        Activation::LeakyRelu => (2, 0),
+        Activation::Mish => (1, 20), // 12 of its value <= 1, 28 of x times its slope <= 0.27, 1 of the sum
+        Activation::Softsign => (4 + 1, 0),
     }
 }
 
@@ -55,6 +66,18 @@ fn forward(kind: Activation, shape: Shape, dtype: DType, bench: bool) -> Case {
         run: Box::new(move |i| Ok(vec![super::forward(kind, &i[0])?])),
         cost: Cost { bytes: 2 * shape.elements() * dtype.bytes(), flops: 20 * shape.elements() },
         bench,
+    }
+}
+
+fn gate(kind: Activation, rows: usize, wide: usize, dtype: DType, bench: bool) -> Case {
+    let outputs = rows * wide / 2;
+    Case {
+        label: format!("{kind:?} gate {rows}x{wide}"),
+        inputs: vec![x([rows, wide].into())],
+        outputs: vec![("y", Check::Within(Tolerance::roundings(value(kind) + 1).then_round_to(dtype)))],
+        run: Box::new(move |i| Ok(vec![super::gate(kind, &i[0])?])),
+        cost: Cost { bytes: 3 * outputs * dtype.bytes(), flops: 21 * outputs },
+        ..forward(kind, [rows, wide].into(), dtype, bench)
     }
 }
 

@@ -2,15 +2,40 @@ use super::Activation;
 use crate::cpu::{math, parallel};
 use crate::{Real, Result, Tensor};
 
-pub fn forward<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()> {
-    let activate = match kind {
+/// Of [`Activation::LeakyRelu`] below zero.
+const LEAK: f64 = 0.01;
+/// From where on [`Activation::Mish`] is what it is given, in f32 and nearly so in f64.
+const STEEP: f64 = 20.0;
+
+fn activation<T: Real>(kind: Activation) -> fn(&mut [T]) {
+    match kind {
+        Activation::Identity => |_| {},
         Activation::Elu => math::elu::<T>,
         Activation::Silu => math::silu,
         Activation::Gelu => math::gelu,
         Activation::GeluTanh => math::gelu_tanh,
         Activation::Tanh => math::tanh,
-    };
-    let x = x.as_slice::<T>()?;
+        Activation::Sigmoid => |values| each(values, sigmoid),
+        Activation::Relu => |values| each(values, |x| if x < T::zero() { T::zero() } else { x }),
+        Activation::LeakyRelu => |values| each(values, |x| if x < T::zero() { x * T::of(LEAK) } else { x }),
+        Activation::Mish => |values| each(values, |x| if x > T::of(STEEP) { x } else { x * mish(x).0 }),
+        Activation::Softsign => |values| each(values, |x| x / (T::one() + x.abs())),
+    }
+}
+
+fn each<T: Real>(values: &mut [T], f: impl Fn(T) -> T) {
+    values.iter_mut().for_each(|x| *x = f(*x));
+}
+
+/// `tanh ln(1 + e^x)` and its slope.
+fn mish<T: Real>(x: T) -> (T, T) {
+    let (e, one, two) = (x.exp(), T::one(), T::of(2.0));
+    let n = e * (e + two);
+    (n / (n + two), T::of(4.0) * e * (one + e) / ((n + two) * (n + two)))
+}
+
+pub fn forward<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()> {
+    let (activate, x) = (activation::<T>(kind), x.as_slice::<T>()?);
     parallel::for_rows(y.as_mut_slice::<T>()?, 1, |at, y| {
         // In blocks that stay in cache.
         for (y, x) in y.chunks_mut(4096).zip(x[at..].chunks(4096)) {
@@ -21,9 +46,22 @@ pub fn forward<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<
     Ok(())
 }
 
+pub fn gate<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()> {
+    let (activate, half, x) = (activation::<T>(kind), y.shape().last_dim(), x.as_slice::<T>()?);
+    parallel::for_rows(y.as_mut_slice::<T>()?, half, |at, y| {
+        for (y, x) in y.chunks_exact_mut(half).zip(x[2 * at * half..].chunks_exact(2 * half)) {
+            y.copy_from_slice(&x[..half]);
+            activate(y);
+            y.iter_mut().zip(&x[half..]).for_each(|(y, &x)| *y = *y * x);
+        }
+    });
+    Ok(())
+}
+
 pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Tensor) -> Result<()> {
     let one = T::one();
     match kind {
+        Activation::Identity => map2(dx, dy, x, |dy, _: T| dy),
         Activation::Elu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { dy * x.exp() }),
         Activation::Silu => map2(dx, dy, x, |dy, x: T| dy * (sigmoid(x) + x * sigmoid_slope(x))),
         Activation::Gelu => map2(dx, dy, x, |dy, x: T| {
@@ -35,6 +73,14 @@ pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Ten
             dy * (sigmoid(v) + x * sigmoid_slope(v) * slope)
         }),
         Activation::Tanh => map2(dx, dy, x, |dy, x: T| dy * T::of(4.0) * sigmoid_slope(x + x)),
+        Activation::Sigmoid => map2(dx, dy, x, |dy, x: T| dy * sigmoid_slope(x)),
+        Activation::Relu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { T::zero() }),
+        Activation::LeakyRelu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { dy * T::of(LEAK) }),
+        Activation::Mish => map2(dx, dy, x, |dy, x: T| {
+            let (value, slope) = mish(x);
+            if x > T::of(STEEP) { dy } else { dy * (value + x * slope) }
+        }),
+        Activation::Softsign => map2(dx, dy, x, |dy, x: T| dy / ((one + x.abs()) * (one + x.abs()))),
     }
 }
 

@@ -1,22 +1,28 @@
-//! Elementwise activations without parameters, of tensors of any shape.
+//! Elementwise activations without parameters, of tensors of any shape, and gates with them: `f(u) v` of rows `[u; v]`.
 //!
 //! | kind       | `y`                                                   | `dx / dy`                                   |
 //! |------------|-------------------------------------------------------|---------------------------------------------|
+//! | `Identity` | `x`                                                   | `1`                                         |
 //! | `Elu`      | `x` if `x > 0`, else `e^x - 1`                        | `1` if `x > 0`, else `e^x`                  |
 //! | `Silu`     | `x s`, `s = 1 / (1 + e^-x)`                           | `s (1 + x (1 - s))`                         |
 //! | `Gelu`     | `x (1 + erf(x / sqrt 2)) / 2`                         | `(1 + erf) / 2 + x e^(-x^2/2) / sqrt(2 pi)` |
 //! | `GeluTanh` | `x (1 + t) / 2`, `t = tanh(sqrt(2/pi) (x + 0.044715 x^3))` | the same, differentiated               |
 //! | `Tanh`     | `tanh x`                                              | `1 - tanh^2 x`                              |
+//! | `Sigmoid`  | `s`                                                   | `s (1 - s)`                                 |
+//! | `Relu`     | `0` if `x < 0`, else `x`                              | `1` if `x > 0`, else `0`                    |
+//! | `LeakyRelu` | `x / 100` if `x < 0`, else `x`                       | `1` if `x > 0`, else `1 / 100`              |
+//! | `Mish`     | `x t`, `t = tanh ln(1 + e^x)`                         | `t + x s (1 - t^2)`                         |
+//! | `Softsign` | `x / (1 + abs x)`                                     | `1 / (1 + abs x)^2`                         |
 //!
-//! Written so that nothing cancels: `(1 + tanh u) / 2` is the sigmoid of `2 u`, and `s (1 - s) = e / (1 + e)^2` with
-//! `e = e^-|x|`, so tails keep their relative accuracy in f32.
+//! Written so that nothing cancels: `(1 + tanh u) / 2` is the sigmoid of `2 u`, `s (1 - s) = e / (1 + e)^2` with
+//! `e = e^-|x|`, and `t = n / (n + 2)` with `n = e^x (e^x + 2)`, so tails keep their relative accuracy in f32.
 //!
 //! Storage f32, bf16, f16 on CUDA, f32 or f64 on the CPU. Source: `torch.nn.functional`, default arguments.
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{Device, Result, Tensor, dispatch_real, span};
+use crate::{Device, Error, Result, Shape, Tensor, dispatch_real, span};
 
 mod cases;
 pub(crate) mod cpu;
@@ -29,6 +35,7 @@ const NAME: &str = "activation";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
+    Identity,
     Elu,
     Silu,
     /// With the error function.
@@ -36,10 +43,28 @@ pub enum Activation {
     /// With the hyperbolic tangent that approximates it.
     GeluTanh,
     Tanh,
+    Sigmoid,
+    Relu,
+    /// With a slope of 1 / 100.
+    LeakyRelu,
+    Mish,
+    Softsign,
 }
 
 impl Activation {
-    pub const ALL: [Activation; 5] = [Activation::Elu, Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh];
+    pub const ALL: [Activation; 11] = [
+        Activation::Identity,
+        Activation::Elu,
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Tanh,
+        Activation::Sigmoid,
+        Activation::Relu,
+        Activation::LeakyRelu,
+        Activation::Mish,
+        Activation::Softsign,
+    ];
 }
 
 pub fn forward(kind: Activation, x: &Tensor) -> Result<Tensor> {
@@ -48,6 +73,27 @@ pub fn forward(kind: Activation, x: &Tensor) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::forward::<T>(kind, &mut y, x))?,
         Device::Cuda(gpu) => cuda::forward(&gpu, kind, &mut y, x)?,
+    }
+    Ok(y)
+}
+
+/// `y [.., H] = f(u) v` of rows `[u; v]` of `x [.., 2 H]`.
+///
+/// # Errors
+/// Rows that have no halves.
+pub fn gate(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    let _span = span::op("activation.gate");
+    let shape = x.shape();
+    let Some((&wide, outer)) = shape.split_last().filter(|(wide, _)| wide.is_multiple_of(2)) else {
+        return Err(Error::shape(NAME, "x", "[.., 2 H]", shape));
+    };
+    let mut y = Tensor::empty(&x.device(), x.dtype(), Shape::try_from(&[outer, &[wide / 2]].concat()[..])?)?;
+    if y.elements() == 0 {
+        return Ok(y);
+    }
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::gate::<T>(kind, &mut y, x))?,
+        Device::Cuda(gpu) => cuda::gate(&gpu, kind, &mut y, x)?,
     }
     Ok(y)
 }
@@ -74,6 +120,19 @@ mod tests {
         for kind in Activation::ALL {
             check_gradient(&[normal([3, 31], 3)], |i| forward(kind, &i[0]), |i, dy| Ok(vec![Some(backward(kind, dy, &i[0])?)]));
         }
+    }
+
+    #[test]
+    fn a_gate_is_a_product() {
+        let x = normal([5, 66], 4);
+        for kind in Activation::ALL {
+            let (active, found) = (forward(kind, &x).unwrap().to_f64().unwrap(), gate(kind, &x).unwrap());
+            let (x, found, shape) = (x.to_f64().unwrap(), found.to_f64().unwrap(), found.shape());
+            assert_eq!(*shape, [5, 33]);
+            assert!((0..165).all(|i| found[i] == active[i / 33 * 66 + i % 33] * x[i / 33 * 66 + 33 + i % 33]), "{kind:?}");
+        }
+        assert!(gate(Activation::Silu, &normal([2, 33], 1)).is_err());
+        assert_eq!(*gate(Activation::Silu, &normal([0, 8], 1)).unwrap().shape(), [0, 4]);
     }
 
     #[test]

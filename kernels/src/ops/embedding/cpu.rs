@@ -1,4 +1,4 @@
-use super::{Ids, Tables};
+use super::{Ids, NONE, Tables};
 use crate::cpu::parallel;
 use crate::{Element, Real, Result, Tensor};
 
@@ -29,6 +29,16 @@ pub fn forward<W: Element, T: Real + From<W>>(
             }
         }
     });
+    Ok(())
+}
+
+pub fn split(out: &mut Tensor, ids: &Tensor, size: i32) -> Result<()> {
+    let width = ids.shape()[1];
+    for (out, ids) in out.as_mut_slice::<i32>()?.chunks_exact_mut(1 + width).zip(ids.as_slice::<i32>()?.chunks_exact(width)) {
+        let id = ids[0];
+        (out[0], out[1]) = if id < 0 { (id, NONE) } else { (id % size, id / size - 1) };
+        out[2..].copy_from_slice(&ids[1..]);
+    }
     Ok(())
 }
 

@@ -36,6 +36,14 @@ pub fn forward(
     unsafe { kernel.launch(launch, args) }
 }
 
+pub fn split(gpu: &Cuda, out: &mut Tensor, ids: &Tensor, size: i32) -> Result<()> {
+    let columns = index(NAME, out.shape()[1])?;
+    index(NAME, out.elements().saturating_add(THREADS))?;
+    let args = args![&*out, ids, size, columns, out.elements() as i32];
+    // SAFETY: the parameters of embedding_split; a thread for each element of out, which has a column more than ids.
+    unsafe { gpu.kernel(&SOURCE, "embedding_split")?.launch(threads(NAME, out.elements())?, args) }
+}
+
 pub fn backward(gpu: &Cuda, gradient: &mut Tensor, tables: &Tables, dy: &Tensor, (ids, first): Ids) -> Result<()> {
     check_f32(NAME, dy)?;
     let (batch, dim) = (dy.shape()[0], dy.shape()[1]);

@@ -1,12 +1,14 @@
 // Rows of tables, added up, and the gradient of the tables.
 //
 //   forward    y[b] = onto[b] + sum over k of table_k[ids[b, k]], in the order of k; id -1 adds nothing, one outside its table NaN
+//   split      out[b] = (id % size, id / size - 1, the other ids of b), id the first of b; (id, -1, ..) if it is negative
 //   backward   gradient_k[r] += sum over b with ids[b, k] = r of dy[b], in the order of b
 //
 // Tensors    table [R, D] of T holds all tables, table k its rows starts[k] .. starts[k + 1]; y [B, D]; ids [B, id_stride]; onto
 //            [B, onto_stride], null for zero; dy [B, D] and gradient [R, D] f32; rows [K, B]: of R, what ids name, or none.
 // Mapping    embedding           block = (b, part of D), a thread = 16 bytes. The block looks its ids up together, so that
 //                                rows are fetched several at a time.
+//            embedding_split     a thread = an element of out [B, columns].
 //            embedding_rows      a thread = an id.
 //            embedding_backward  block = (row of R, part of D), a thread = 16 bytes. It reads what its table's column of ids names
 //                                and adds the rows of dy that it finds: no atomics, and no write where there are none.
@@ -14,7 +16,7 @@
 //            once; rows, which is read for each row of R, stays in L2.
 // Ladder     v1 as above. No GPU has timed it yet. Next: sorted ids, where B R is large.
 //
-// kernels: embedding_f32 embedding_bf16 embedding_f16 embedding_rows embedding_backward_f32
+// kernels: embedding_f32 embedding_bf16 embedding_f16 embedding_split embedding_rows embedding_backward_f32
 #include "vec.cuh"
 #include "block.cuh"
 
@@ -74,6 +76,17 @@ __device__ __forceinline__ void embed(T* y, const T* table, const int* ids, cons
 EMBEDDING(float, f32)
 EMBEDDING(bf16, bf16)
 EMBEDDING(f16, f16)
+
+extern "C" __global__ void embedding_split(int* out, const int* ids, int size, int columns, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const int b = i / columns, column = i % columns;
+    const int* const mine = ids + (int64_t)b * (columns - 1);
+    const int id = mine[max(column - 1, 0)];
+    if (column == 0) out[i] = id < 0 ? id : id % size;
+    else if (column == 1) out[i] = id < 0 ? NONE : id / size - 1;
+    else out[i] = id;
+}
 
 extern "C" __global__ void embedding_rows(int* rows, const int* ids, const int* starts, int batch, int tables, int id_stride) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;

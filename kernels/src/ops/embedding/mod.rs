@@ -9,7 +9,7 @@
 //!
 //! One launch whatever `K` is, and nothing of it is on the host, so that a captured step reads the ids of its own time. Sums in
 //! f32, rounded once: bit for bit what adding row after row in f32 gives. An id outside its table is an error on the CPU and a row
-//! of NaN on CUDA; [`Tables::check`] finds those that come from outside. The gradient is added to what is there, each row's terms
+//! of NaN on CUDA; [`Tables::check`] finds those that come from outside. [`split`] makes two ids of one that names rows of two tables. The gradient is added to what is there, each row's terms
 //! in the order of `b`: deterministic, and rows that no id names are not touched.
 //! Sources: `torch.nn.functional.embedding`; the sum over streams is Moshi's (`models/lm.py`, `LMModel.forward_text`), -1 its
 //! `zero_token_id`.
@@ -141,6 +141,27 @@ pub fn forward(weight: &Tensor, tables: &Tables, ids: Ids, onto: Option<(&Tensor
         (Device::Cpu, found) => return Err(Error::dtype(NAME, "weight", "f32, f64 or bf16 on the CPU", found)),
     }
     Ok(y)
+}
+
+/// Ids `[B, W]` of which the first column holds those of two tables of `size` rows, as `[B, 1 + W]`: `left = id % size`,
+/// `right = id / size - 1`, and the other columns. What is negative stays so, beside a `right` of -1.
+///
+/// # Errors
+/// Other than ids; no rows.
+pub fn split(ids: &Tensor, size: usize) -> Result<Tensor> {
+    let _span = span::op("embedding.split");
+    let &[batch, width @ 1..=usize::MAX] = &*ids.shape() else { return Err(Error::shape(NAME, "ids", "[B, W > 0]", ids.shape())) };
+    if ids.dtype() != DType::I32 {
+        return Err(Error::dtype(NAME, "ids", "i32", ids.dtype()));
+    }
+    let size = i32::try_from(size).ok().filter(|&size| size > 0);
+    let size = size.ok_or_else(|| Error::argument(NAME, "two tables of as many rows as are not counted in 31 bits"))?;
+    let mut out = Tensor::empty(&ids.device(), DType::I32, [batch, 1 + width])?;
+    match ids.device() {
+        Device::Cpu => cpu::split(&mut out, ids, size)?,
+        Device::Cuda(gpu) => cuda::split(&gpu, &mut out, ids, size)?,
+    }
+    Ok(out)
 }
 
 /// Adds the gradient with respect to the tables to `gradient [R, D]`: each row of `dy [B, D]` to the rows that its ids name.

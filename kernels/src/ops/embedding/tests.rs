@@ -85,6 +85,21 @@ fn a_replay_reads_the_ids_that_are_there_then() -> Result<()> {
 }
 
 #[test]
+fn an_id_of_two_tables_is_split() -> Result<()> {
+    for device in devices()? {
+        let ids = integers(&device, &[3, 70, 7 + 3, 71, -1, 72, 7 * 7 + 6, 73, -2, 74, 0, 75], [6, 2]);
+        let expected = [3, -1, 70, 3, 0, 71, -1, -1, 72, 6, 6, 73, -2, -1, 74, 0, -1, 75];
+        assert_eq!(split(&ids, 7)?.to_vec::<i32>()?, expected, "{device:?}");
+        assert_eq!(split(&integers(&device, &[i32::MAX], [1, 1]), 46_340)?.to_vec::<i32>()?, [41_707, 46_340], "{device:?}");
+        assert_eq!(*split(&integers(&device, &[], [0, 2]), 7)?.shape(), [0, 3]);
+        assert!(split(&ids, 0).is_err() && split(&ids, 1 << 31).is_err());
+        assert!(split(&integers(&device, &[], [2, 0]), 7).is_err());
+    }
+    assert!(split(&normal([2, 2], 1), 7).is_err());
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() -> Result<()> {
     let cpu = Device::Cpu;
     for sizes in [&[][..], &[usize::MAX], &[1 << 30, 1 << 30]] {
