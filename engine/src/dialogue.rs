@@ -8,7 +8,7 @@ use swara_kernels::{Cuda, DType, Device, Tensor, span};
 
 use crate::codec::{Codec, Session as CodecSession, unobserved};
 use crate::lm::session::Streams;
-use crate::lm::{Drawing, Lm, Prompt};
+use crate::lm::{Conditions, Drawing, Lm, Prompt};
 use crate::{Error, Result};
 
 /// A frame of what the model hears.
@@ -116,9 +116,24 @@ impl<'a> Dialogue<'a> {
     /// # Errors
     /// A codec that does not fit, see [`check`]; no memory.
     pub fn new(lm: &'a Lm, codec: Option<&'a Codec>, drawing: Drawing) -> Result<Dialogue<'a>> {
+        Dialogue::conditioned(lm, codec, drawing, &lm.usual().0, None)
+    }
+
+    /// As [`new`](Self::new), under conditions, led away from others by a factor where there is one.
+    ///
+    /// # Errors
+    /// As there; those of [`Session::conditioned`](crate::lm::Session::conditioned).
+    pub fn conditioned(
+        lm: &'a Lm,
+        codec: Option<&'a Codec>,
+        drawing: Drawing,
+        conditions: &Conditions,
+        against: Option<(f64, &Conditions)>,
+    ) -> Result<Dialogue<'a>> {
+        let against = against.map(|(factor, against)| (factor, std::slice::from_ref(against)));
         Ok(Dialogue {
             lm,
-            streams: Streams::new(lm, &[drawing])?,
+            streams: Streams::conditioned(lm, &[drawing], std::slice::from_ref(conditions), against)?,
             speech: codec.map(|codec| Speech::new(codec, lm)).transpose()?,
             aloud: codec.is_some(),
             frames: 0,

@@ -1,15 +1,16 @@
 //! The block of a causal transformer, over streams: Mimi's, Moshi's and Llama's, by what they are made of.
 
-use swara_kernels::ops::attention::{self, KvCache, Positions};
+use swara_kernels::ops::attention::{self, KvCache, Mask, Positions};
 use swara_kernels::ops::linear::{self, Activation, Fused, Weight as Matrix};
 use swara_kernels::ops::rope::{Rope, Style};
-use swara_kernels::ops::{layer_norm, rms_norm, rope};
+use swara_kernels::ops::{activation, layer_norm, rms_norm, rope};
 use swara_kernels::{Device, Tensor, span};
 
 use crate::Result;
 use crate::weights::Reader;
 
-/// `x += scale_1 * attention(norm1(x))`, then `x += scale_2 * feed_forward(norm2(x))`.
+/// `x += scale_1 * attention(norm1(x))`, then `x += scale_cross * cross_attention(norm_cross(x))` where there is one, then
+/// `x += scale_2 * feed_forward(norm2(x))`.
 ///
 /// | tensor                                            | shape                                    |                                  |
 /// |---------------------------------------------------|------------------------------------------|----------------------------------|
@@ -18,8 +19,12 @@ use crate::weights::Reader;
 /// | `self_attn.in_proj_weight`                        | `[(heads + 2 kv_heads) head_dim, width]` | queries, keys, values            |
 /// | `self_attn.out_proj.weight`                       | `[width, heads head_dim]`                |                                  |
 /// | `linear1.weight`, `linear2.weight`                | `[hidden, width]`, `[width, hidden]`     | [`FeedForward::Gelu`]            |
-/// | `gating.linear_in.weight`, `gating.linear_out.weight` | `[2 hidden, width]`, `[width, hidden]` | [`FeedForward::SiluGate`]      |
+/// | `gating.linear_in.weight`, `gating.linear_out.weight` | `[2 hidden, width]`, `[width, hidden]` | the other [`FeedForward`]s     |
 /// | `layer_scale_1.scale`, `layer_scale_2.scale`      | `[width]`                                | if `scaled`                      |
+/// | `norm_cross.weight`, `norm_cross.bias`            | `[width]`                                | if `crossed`, whatever [`Norm`]  |
+/// | `cross_attention.in_proj_weight`                  | `[3 width, width]`                       | queries of `x`; keys, values of a source |
+/// | `cross_attention.out_proj.weight`                 | `[width, width]`                         |                                  |
+/// | `layer_scale_cross.scale`                         | `[width]`                                | if `scaled`                      |
 #[derive(Clone, Debug)]
 pub struct Block {
     pub name: String,
@@ -36,9 +41,14 @@ pub struct Block {
     pub epsilon: f64,
     pub feed_forward: FeedForward,
     pub scaled: bool,
+    /// Whether rows attend to a source as well, all of it.
+    pub crossed: bool,
 }
 
-/// Matrices of a block.
+/// Of the norm before cross attention, which is always a layer norm.
+const CROSS_EPSILON: f64 = 1e-5;
+
+/// Matrices of a block without cross attention.
 pub(crate) const PLACES: usize = 4;
 
 /// Which of a block's norms the input of a matrix comes from, if from one.
@@ -109,13 +119,15 @@ pub enum FeedForward {
     Gelu,
     /// `linear_out(silu(u) v)`, `[u; v] = linear_in(x)`.
     SiluGate,
+    /// The same with another function.
+    Gate(activation::Activation),
 }
 
 impl FeedForward {
     fn names(self) -> [&'static str; 2] {
         match self {
             FeedForward::Gelu => ["linear1.weight", "linear2.weight"],
-            FeedForward::SiluGate => ["gating.linear_in.weight", "gating.linear_out.weight"],
+            FeedForward::SiluGate | FeedForward::Gate(_) => ["gating.linear_in.weight", "gating.linear_out.weight"],
         }
     }
 }
@@ -147,7 +159,7 @@ impl Block {
         let &Block { width, hidden, .. } = self;
         let name = |part: &str| format!("{}.{part}", self.name);
         let [widen, narrow] = self.feed_forward.names();
-        let wide = if self.feed_forward == FeedForward::SiluGate { 2 * hidden } else { hidden };
+        let wide = if self.feed_forward == FeedForward::Gelu { hidden } else { 2 * hidden };
         let mut tensors = self.norm.tensors(&name("norm1"), width);
         tensors.push((name("self_attn.in_proj_weight"), vec![self.projected(), width]));
         tensors.push((name("self_attn.out_proj.weight"), vec![width, self.heads * self.head_dim]));
@@ -156,6 +168,12 @@ impl Block {
         tensors.push((name(narrow), vec![width, hidden]));
         if self.scaled {
             tensors.extend(["layer_scale_1.scale", "layer_scale_2.scale"].map(|part| (name(part), vec![width])));
+        }
+        if self.crossed {
+            tensors.extend(Norm::Layer.tensors(&name("norm_cross"), width));
+            tensors.push((name("cross_attention.in_proj_weight"), vec![3 * width, width]));
+            tensors.push((name("cross_attention.out_proj.weight"), vec![width, width]));
+            tensors.extend(self.scaled.then(|| (name("layer_scale_cross.scale"), vec![width])));
         }
         tensors
     }
@@ -195,6 +213,48 @@ impl ReadyNorm {
     }
 }
 
+/// Attention to a source, the keys and values of which are the same for every step.
+struct Cross {
+    norm: LayerNorm,
+    queries: Matrix,
+    keys: Matrix,
+    values: Matrix,
+    out: Matrix,
+    scale: Option<Tensor>,
+}
+
+impl Cross {
+    fn new(layer: &Block, from: &mut Reader) -> Result<Cross> {
+        let name = |part: &str| format!("{}.{part}", layer.name);
+        let [queries, keys, values] = from.matrices(&name("cross_attention.in_proj_weight"))?;
+        Ok(Cross {
+            norm: LayerNorm::new(&name("norm_cross"), from)?,
+            queries,
+            keys,
+            values,
+            out: from.matrix(&name("cross_attention.out_proj.weight"))?,
+            scale: layer.scaled.then(|| from.parameter(&name("layer_scale_cross.scale"))).transpose()?,
+        })
+    }
+
+    fn run(&self, x: &Tensor, [keys, values]: &Source, head_dim: usize) -> Result<Tensor> {
+        let normed = layer_norm::forward(x, &self.norm.weight, &self.norm.bias, CROSS_EPSILON)?;
+        let q = linear::forward(&normed, &self.queries, Fused::default())?;
+        let (seen, _) = attention::forward(&heads(q, head_dim)?, keys, values, Mask::default())?;
+        let seen = seen.reshape(x.shape())?;
+        Ok(linear::forward(&seen, &self.out, Fused { scale: self.scale.as_ref(), residual: Some(x), ..Default::default() })?)
+    }
+}
+
+/// Keys and values `[B, S, heads, head_dim]` of what the rows of a block attend to.
+pub(crate) type Source = [Tensor; 2];
+
+/// `[B, T, heads, head_dim]` of `[B, T, width]`.
+fn heads(x: Tensor, head_dim: usize) -> Result<Tensor> {
+    let (batch, tokens, width) = (x.shape()[0], x.shape()[1], x.shape().last_dim());
+    Ok(x.reshape([batch, tokens, width / head_dim, head_dim])?)
+}
+
 /// A block with its tensors.
 pub(crate) struct ReadyBlock {
     pub layer: Block,
@@ -205,6 +265,7 @@ pub(crate) struct ReadyBlock {
     widen: Matrix,
     narrow: Matrix,
     scales: Option<[Tensor; 2]>,
+    cross: Option<Cross>,
 }
 
 impl ReadyBlock {
@@ -225,20 +286,46 @@ impl ReadyBlock {
             // Nothing is turned by no angle.
             None => Rope::with_frequencies(device, &vec![0.0; layer.head_dim / 2], Style::Interleaved)?,
         };
-        Ok(ReadyBlock { rope, norms, project, out, widen, narrow, scales, layer: layer.clone() })
+        let cross = layer.crossed.then(|| Cross::new(layer, from)).transpose()?;
+        Ok(ReadyBlock { rope, norms, project, out, widen, narrow, scales, cross, layer: layer.clone() })
     }
 
-    /// Of the matrices.
+    /// Of the matrices that a step reads.
     pub fn bytes(&self) -> usize {
-        [&self.project, &self.out, &self.widen, &self.narrow].into_iter().map(Matrix::bytes).sum()
+        let cross = self.cross.iter().flat_map(|cross| [&cross.queries, &cross.out]);
+        [&self.project, &self.out, &self.widen, &self.narrow].into_iter().chain(cross).map(Matrix::bytes).sum()
+    }
+
+    /// Of `source [B, S, width]`, where there is cross attention.
+    pub fn source(&self, source: &Tensor) -> Result<Option<Source>> {
+        let Some(cross) = &self.cross else { return Ok(None) };
+        let of = |matrix| heads(linear::forward(source, matrix, Fused::default())?, self.layer.head_dim);
+        Ok(Some([of(&cross.keys)?, of(&cross.values)?]))
     }
 
     /// The next rows `x [B, T, width]` of the streams at `positions`, which the caller advances after all blocks.
     pub fn run(&self, x: &Tensor, cache: &mut KvCache, positions: &Positions, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.observed(x, cache, positions, mask, |_, _| Ok(()))
+        self.run_beside(x, None, cache, positions, mask)
     }
 
-    /// As [`run`](Self::run), and `observe` sees what each of the matrices is multiplied with.
+    /// As [`run`](Self::run), beside what the rows attend to, where there is cross attention.
+    pub fn run_beside(
+        &self,
+        x: &Tensor,
+        source: Option<&Source>,
+        cache: &mut KvCache,
+        positions: &Positions,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let _span = span::layer(&self.layer.name);
+        let mut x = self.attend(x, cache, positions, mask, &mut |_, _| Ok(()))?;
+        if let (Some(cross), Some(source)) = (&self.cross, source) {
+            x = cross.run(&x, source, self.layer.head_dim)?;
+        }
+        self.feed_forward(&x, &mut |_, _| Ok(()))
+    }
+
+    /// As [`run`](Self::run) without cross attention, and `observe` sees what each of the matrices is multiplied with.
     pub fn observed(
         &self,
         x: &Tensor,
@@ -248,24 +335,44 @@ impl ReadyBlock {
         mut observe: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let _span = span::layer(&self.layer.name);
+        let x = self.attend(x, cache, positions, mask, &mut observe)?;
+        self.feed_forward(&x, &mut observe)
+    }
+
+    fn scale(&self, i: usize) -> Option<&Tensor> {
+        self.scales.as_ref().map(|scales| &scales[i])
+    }
+
+    fn attend(
+        &self,
+        x: &Tensor,
+        cache: &mut KvCache,
+        positions: &Positions,
+        mask: Option<&Tensor>,
+        observe: &mut impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let layer = &self.layer;
-        let scale = |i: usize| self.scales.as_ref().map(|scales| &scales[i]);
         let normed = self.norms[0].run(x, layer.epsilon)?;
         observe(0, &normed)?;
         let qkv = linear::forward(&normed, &self.project, Fused::default())?;
         let q = rope::append(&qkv, &self.rope, cache, positions, mask)?;
         let seen = attention::step(&q, cache, positions, layer.window, mask)?;
         observe(1, &seen)?;
-        let x = linear::forward(&seen, &self.out, Fused { scale: scale(0), residual: Some(x), ..Default::default() })?;
-        let activation = match layer.feed_forward {
-            FeedForward::Gelu => Activation::Gelu,
-            FeedForward::SiluGate => Activation::SiluGate,
-        };
-        let normed = self.norms[1].run(&x, layer.epsilon)?;
+        Ok(linear::forward(&seen, &self.out, Fused { scale: self.scale(0), residual: Some(x), ..Default::default() })?)
+    }
+
+    fn feed_forward(&self, x: &Tensor, observe: &mut impl FnMut(usize, &Tensor) -> Result<()>) -> Result<Tensor> {
+        let layer = &self.layer;
+        let normed = self.norms[1].run(x, layer.epsilon)?;
         observe(2, &normed)?;
-        let wide = linear::forward(&normed, &self.widen, Fused { activation, ..Default::default() })?;
+        let widen = |activation| linear::forward(&normed, &self.widen, Fused { activation, ..Default::default() });
+        let wide = match layer.feed_forward {
+            FeedForward::Gelu => widen(Activation::Gelu)?,
+            FeedForward::SiluGate => widen(Activation::SiluGate)?,
+            FeedForward::Gate(kind) => activation::gate(kind, &widen(Activation::None)?)?,
+        };
         observe(3, &wide)?;
-        Ok(linear::forward(&wide, &self.narrow, Fused { scale: scale(1), residual: Some(&x), ..Default::default() })?)
+        Ok(linear::forward(&wide, &self.narrow, Fused { scale: self.scale(1), residual: Some(x), ..Default::default() })?)
     }
 }
 

@@ -195,8 +195,34 @@ impl<'a> Reader<'a> {
         if let Some(panels) = self.panels(name)? {
             return Ok(Matrix::panels(panels)?);
         }
+        match self.codes(name)? {
+            Some(codes) => Ok(Matrix::quantized(&codes)?),
+            None => Ok(Matrix::new(&*self.weight(name)?)?),
+        }
+    }
+
+    /// `N` matrices of the same shape, one below the other in a tensor.
+    pub fn matrices<const N: usize>(&mut self, name: &str) -> Result<[Matrix; N]> {
+        let part = |i: usize, t: &Tensor| t.part(i * (t.elements() / N), [t.shape().rows() / N, t.shape().last_dim()]);
+        let all: Vec<Matrix> = match self.codes(name)? {
+            Some(Quantized { bits, codes, scales, mins }) => {
+                let mins = |i| mins.as_ref().map(|mins| part(i, mins)).transpose();
+                let of =
+                    |i| -> Result<Quantized> { Ok(Quantized { bits, codes: part(i, &codes)?, scales: part(i, &scales)?, mins: mins(i)? }) };
+                (0..N).map(|i| Ok(Matrix::quantized(&of(i)?)?)).collect::<Result<_>>()?
+            }
+            None => {
+                let held = self.weight(name)?;
+                (0..N).map(|i| Ok(Matrix::new(&part(i, &held)?)?)).collect::<Result<_>>()?
+            }
+        };
+        all.try_into().map_err(|_| Error::Argument(format!("tensor {name} is not {N} matrices")))
+    }
+
+    /// Of a matrix that is kept so, or is to be.
+    fn codes(&mut self, name: &str) -> Result<Option<Quantized>> {
         let codes = match (self.source.quantized(name)?, self.bits) {
-            (None, None) => return Ok(Matrix::new(&*self.weight(name)?)?),
+            (None, None) => return Ok(None),
             (None, Some(bits)) => {
                 let values = self.hold(name, DType::F32)?;
                 let &[rows, columns] = &*values.shape() else {
@@ -214,7 +240,7 @@ impl<'a> Reader<'a> {
             (Some(codes), _) => codes,
         };
         self.bytes += codes.bytes();
-        Ok(Matrix::quantized(&codes)?)
+        Ok(Some(codes))
     }
 
     fn panels(&mut self, name: &str) -> Result<Option<Panels>> {
@@ -261,6 +287,11 @@ impl<'a> Reader<'a> {
 
     pub fn parameter(&mut self, name: &str) -> Result<Tensor> {
         self.read(name, parameter_dtype(self.values))
+    }
+
+    /// As [`parameter`](Self::parameter), of values that are not its source's.
+    pub fn beside_values(&self, device: &Device, values: &[f32]) -> Result<Tensor> {
+        as_type(Tensor::from_slice(device, values, [values.len()])?, parameter_dtype(self.values))
     }
 
     fn hold(&self, name: &str, dtype: DType) -> Result<Held<'a>> {

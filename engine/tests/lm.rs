@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 
 use swara_engine::codec::Codec;
-use swara_engine::lm::{Conditions, Config, Drawing, Drawn, Format, Given, Layout, Lm, Session, Widths, matrices};
+use swara_engine::lm::{
+    Condition, ConditionRows, Conditions, Config, Drawing, Drawn, Format, Given, Layout, Lm, Session, Step, Widths, matrices,
+};
 use swara_kernels::case::SplitMix;
 use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::attention::Kept;
@@ -14,7 +16,23 @@ use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{Dtype, TensorRef, Weights, save};
 
-const CASES: [&str; 6] = ["moshi", "shared", "plain", "sines", "conditioned", "listener"];
+const CASES: [&str; 15] = [
+    "moshi",
+    "shared",
+    "plain",
+    "sines",
+    "conditioned",
+    "listener",
+    "voice",
+    "crossed",
+    "muxed",
+    "wide",
+    "relu",
+    "elu",
+    "gelu",
+    "mish",
+    "identity",
+];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/moshi_lm").join(name)
@@ -37,12 +55,29 @@ impl Case {
     fn session<'a>(&self, lm: &'a Lm) -> Session<'a> {
         let facts: serde_json::Value = serde_json::from_str(&self.file.metadata()["case"]).unwrap();
         let drawing = vec![Drawing::GREEDY; self.batch];
-        let Some(factor) = facts["cfg_coef"].as_f64() else { return Session::new(lm, &drawing).unwrap() };
         let words = |of: &serde_json::Value| -> Conditions {
-            of.as_object().unwrap().iter().filter_map(|(name, word)| Some((name.clone(), word.as_str()?.to_owned()))).collect()
+            of.as_object().unwrap().iter().filter_map(|(name, word)| Some((name.clone(), word.as_str()?.into()))).collect()
         };
-        let [given, against] = ["conditions", "against"].map(|key| facts[key].as_array().unwrap().iter().map(words).collect::<Vec<_>>());
-        Session::conditioned(lm, &drawing, &given, Some((factor, &against))).unwrap()
+        let [given, against] = ["conditions", "against"].map(|key| Some(facts[key].as_array()?.iter().map(words).collect::<Vec<_>>()));
+        let Some(mut given) = given else { return Session::new(lm, &drawing).unwrap() };
+        for tensor in self.file.names().filter(|name| name.starts_with("condition.") && !name.ends_with(".mask")) {
+            let (name, b) = tensor["condition.".len()..].split_once('.').unwrap();
+            let (shape, there) = (self.file.view(tensor).unwrap().shape, self.file.to_i32(&format!("{tensor}.mask")).unwrap());
+            let there = there.iter().map(|&there| there != 0).collect();
+            let rows = ConditionRows::new(self.file.to_f32(tensor).unwrap().into_owned(), shape[1], Some(there)).unwrap();
+            given[b.parse::<usize>().unwrap()].insert(name.to_owned(), Condition::Rows(rows));
+        }
+        let against = facts["cfg_coef"].as_f64().zip(against.as_deref());
+        Session::conditioned(lm, &drawing, &given, against).unwrap()
+    }
+
+    /// A step in which what the case hears and is given arrives.
+    fn step(&self, session: &mut Session, lm: &Lm, step: usize) -> Step {
+        let heard = self.heard(lm.device(), step);
+        match self.file.contains("given") {
+            true => session.step_given(&heard, &Given::new(lm, &self.ids("given", step), None).unwrap()).unwrap(),
+            false => session.step(&heard, None).unwrap(),
+        }
     }
 
     /// Step `step` of a tensor `[B, S, ..]`.
@@ -80,7 +115,7 @@ fn equals_moshi(device: &Device, name: &str, bound: f32) {
     let mut session = case.session(&lm);
     let mut worst: f32 = 0.0;
     for step in 0..case.steps {
-        let found = session.step(&case.heard(device, step), None).unwrap();
+        let found = case.step(&mut session, &lm, step);
         worst = worst.max(distance(&found.text_logits.to_vec().unwrap(), &case.f32("text_logits", step)));
         assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "{name}: said in step {step}");
         assert_eq!(found.complete.to_vec::<i32>().unwrap(), case.ids("out", step), "{name}: complete in step {step}");
@@ -124,8 +159,9 @@ fn delayed(codes: &[i32], delays: &[usize], initial: &[i32], steps: usize) -> im
 #[test]
 fn logits_of_given_tokens_equal_moshi() {
     for device in [Device::Cpu, Device::open("emulator").unwrap()] {
-        for name in ["moshi", "shared", "plain", "sines"] {
-            let file = Weights::open(golden(name).with_extension("safetensors")).unwrap();
+        for name in ["moshi", "shared", "plain", "sines", "crossed", "muxed", "wide", "relu", "elu", "gelu", "mish", "identity"] {
+            let case = Case::open(name);
+            let file = &case.file;
             let lm = Lm::open(&golden("weights").join(name), &device, DType::F32).unwrap();
             let config = lm.config();
             let shape = file.view("codes").unwrap().shape.to_vec();
@@ -133,7 +169,7 @@ fn logits_of_given_tokens_equal_moshi() {
             let codes = file.to_i32("codes").unwrap();
             let initial: Vec<i32> = (0..=config.n_q).map(|k| if k == 0 { config.text_card } else { config.card } as i32).collect();
             let at = delayed(&codes, &config.delays, &initial, steps);
-            let mut session = Session::new(&lm, &vec![Drawing::GREEDY; batch]).unwrap();
+            let mut session = case.session(&lm);
             let find = |name: &str| (file.to_f32(name).unwrap(), file.view(name).unwrap().shape.to_vec());
             let (text, logits, masks) = (find("forced.text_logits"), find("forced.logits"), file.to_i32("forced.mask").unwrap());
             let mut worst: f32 = 0.0;
@@ -191,7 +227,7 @@ fn what_is_not_given_is_drawn() {
     let refused = |given: &[i32]| Given::new(&lm, given, None).err().unwrap().to_string();
     assert!(refused(&[0; 3]).contains("3 tokens"));
     assert!(refused(&[0, 0, 99, 0, 0]).contains("token 99 is given in column 2, expected 0 to 32"));
-    assert!(refused(&[-1; 5]).contains("token -1"));
+    assert!(refused(&[-3; 5]).contains("token -3"));
 }
 
 /// A stream that sits out a step in which another is given a text changes nothing of its own.
@@ -224,7 +260,7 @@ fn a_masked_stream_is_given_nothing() {
 #[test]
 fn conditions_that_are_not_the_models_are_errors() {
     let lm = Lm::open(&golden("weights/conditioned"), &Device::Cpu, DType::F32).unwrap();
-    let one = |name: &str, word: &str| vec![Conditions::from([(name.to_owned(), word.to_owned())])];
+    let one = |name: &str, word: &str| vec![Conditions::from([(name.to_owned(), word.into())])];
     let greedy = [Drawing::GREEDY];
     let refused = |given: &[Conditions], against: Option<(f64, &[Conditions])>| {
         Session::conditioned(&lm, &greedy, given, against).err().unwrap().to_string()
@@ -253,6 +289,94 @@ fn conditions_that_are_not_the_models_are_errors() {
     assert!(differ);
     let plain = Lm::open(&golden("weights/moshi"), &Device::Cpu, DType::F32).unwrap();
     assert!(Session::conditioned(&plain, &greedy, &one("speed", "fast"), None).is_err());
+    let none = [Conditions::new()];
+    assert!(Session::conditioned(&plain, &greedy, &none, Some((2.0, &none))).err().unwrap().to_string().contains("has no conditions"));
+
+    let lm = Lm::open(&golden("weights/crossed"), &Device::Cpu, DType::F32).unwrap();
+    let rows = |name: &str, values: usize, width: usize| {
+        let rows = ConditionRows::new(vec![0.5; values], width, None).unwrap();
+        [Conditions::from([(name.to_owned(), Condition::Rows(rows))])]
+    };
+    let refused = |given: &[Conditions]| Session::conditioned(&lm, &greedy, given, None).err().unwrap().to_string();
+    assert!(refused(&rows("speaker", 10, 5)).contains("condition speaker is rows of 5, expected of 6"));
+    assert!(refused(&rows("mood", 6, 3)).contains("condition mood is 2 rows"));
+    assert!(refused(&rows("genre", 3, 3)).contains("condition genre is rows, expected a word"));
+    assert!(refused(&one("speaker", "me")).contains("condition speaker is \"me\", expected rows of 6"));
+    assert!(refused(&rows("singer", 6, 3)).contains("condition singer is none of the model's: which are genre, melody, mood, speaker"));
+}
+
+/// What is not given is as if nothing of it were there, and as many rows of nothing are as one, where positions do not count.
+#[test]
+fn what_is_not_there_is_padding() {
+    let (case, device) = (Case::open("voice"), Device::Cpu);
+    let lm = Lm::open(&golden("weights/voice"), &device, DType::F32).unwrap();
+    let nothing = |rows: usize| {
+        let rows = ConditionRows::new(vec![0.5; rows * 6], 6, Some(vec![false; rows])).unwrap();
+        Conditions::from([("speaker".to_owned(), Condition::Rows(rows))])
+    };
+    let sessions = [Conditions::new(), nothing(1), nothing(9)];
+    let mut sessions = sessions.map(|given| Session::conditioned(&lm, &[Drawing::GREEDY], &[given], None).unwrap());
+    for step in 0..12 {
+        let heard = Tensor::from_slice(&device, &case.ids("user", step)[..0], [1, 0]).unwrap();
+        let [a, b, c] = sessions.each_mut().map(|session| session.step(&heard, None).unwrap().text_logits.to_vec::<f32>().unwrap());
+        assert_eq!(a, b);
+        assert!(distance(&c, &a) < 1e-5);
+    }
+}
+
+/// Queries, keys and values of cross attention are one matrix in a file, and apart in memory, as codes as well.
+#[test]
+fn codes_of_cross_attention_are_near_its_values() {
+    let case = Case::open("voice");
+    let open = |format: Format| Lm::open(&golden("weights/voice"), &Device::Cpu, format).unwrap();
+    let (exact, rounded) = (open(DType::F32.into()), open(Format::int8(DType::F32)));
+    let [a, b] = [&exact, &rounded].map(|lm| case.step(&mut case.session(lm), lm, 0).text_logits.to_vec::<f32>().unwrap());
+    let distance = distance(&b, &a);
+    assert!(distance > 0.0 && distance < 0.1, "{distance}");
+    assert!(rounded.bytes_per_step(0) < exact.bytes_per_step(0));
+}
+
+/// Streams under guidance sit out and begin anew as they do without.
+#[test]
+fn streams_that_are_led_are_as_if_alone() {
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        let lm = Lm::open(&golden("weights/conditioned"), &device, DType::F32).unwrap();
+        let drawing: Vec<Drawing> = (0..2).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
+        let words = |words: [&str; 2]| words.map(|word| Conditions::from([("description".to_owned(), word.into())]));
+        let (given, against) = (words(["very_good", "good"]), words(["very_bad", "very_good"]));
+        let case = Case::open("conditioned");
+        let heard = |b: usize, t: usize| case.ids("user", t)[b * 2..][..2].to_vec();
+        let mask = |runs: &[u8]| Tensor::from_slice(&device, runs, [runs.len()]).unwrap();
+        let alone: Vec<Vec<Vec<f32>>> = (0..2)
+            .map(|b| {
+                let against = Some((1.7, &against[b..=b]));
+                let mut session = Session::conditioned(&lm, &drawing[b..=b], &given[b..=b], against).unwrap();
+                let step = |t: usize| {
+                    if t == 7 {
+                        session.reset(&mask(&[1])).unwrap();
+                    }
+                    let heard = Tensor::from_slice(&device, &heard(b, t), [1, 2]).unwrap();
+                    session.step(&heard, None).unwrap().text_logits.to_vec::<f32>().unwrap()
+                };
+                (0..12).map(step).collect()
+            })
+            .collect();
+        let mut session = Session::conditioned(&lm, &drawing, &given, Some((1.7, &against))).unwrap();
+        let mut at = [0usize; 2];
+        for round in 0..30 {
+            let runs = [round % 3 != 1, round % 2 == 0].map(u8::from);
+            let runs = [0, 1].map(|b| if at[b] < 12 { runs[b] } else { 0 });
+            session.reset(&mask(&[0, 1].map(|b| u8::from(runs[b] == 1 && at[b] == 7)))).unwrap();
+            let ids: Vec<i32> = (0..2).flat_map(|b| heard(b, at[b].min(11))).collect();
+            let found = session.step(&Tensor::from_slice(&device, &ids, [2, 2]).unwrap(), Some(&mask(&runs))).unwrap();
+            let logits = found.text_logits.to_vec::<f32>().unwrap();
+            for b in (0..2).filter(|&b| runs[b] == 1) {
+                assert_eq!(logits[b * 40..][..40], alone[b][at[b]], "stream {b} at step {}", at[b]);
+                at[b] += 1;
+            }
+        }
+        assert_eq!(at, [12, 12]);
+    }
 }
 
 /// The weights of the case moshi in the names of transformers say what they say in moshi's, and what transformers says.
@@ -637,16 +761,16 @@ fn write(dir: &Path, name: &str, tensors: &Tensors) {
 
 #[test]
 fn every_published_layout_says_the_same() {
-    for (name, schedule) in [("moshi", &[0, 1, 2, 3][..]), ("shared", &[0, 1, 1, 2, 1])] {
+    for (name, schedule) in [("moshi", &[0, 1, 2, 3][..]), ("shared", &[0, 1, 1, 2, 1]), ("voice", &[0, 1, 2, 3]), ("muxed", &[0, 1])] {
         let case = Case::open(name);
         let sets = schedule.iter().max().unwrap() + 1;
         for (layout, tensors) in [("since", saved_since(tensors(name), sets)), ("candle", per_step(tensors(name), schedule))] {
             let dir = tempfile::tempdir().unwrap();
             write(dir.path(), name, &tensors);
             let lm = Lm::open(dir.path(), &Device::Cpu, DType::F32).unwrap_or_else(|e| panic!("{name} {layout}: {e}"));
-            let mut session = Session::new(&lm, &vec![Drawing::GREEDY; case.batch]).unwrap();
+            let mut session = case.session(&lm);
             for step in 0..40 {
-                let found = session.step(&case.heard(&Device::Cpu, step), None).unwrap();
+                let found = case.step(&mut session, &lm, step);
                 assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "{name} {layout}: step {step}");
             }
         }
@@ -727,18 +851,25 @@ fn steps_as_graphs_equal_steps_launched_kernel_by_kernel() {
         Lm::random(config, device, Format { kept: Some(Kept::Int8), ..Format::int4_all(DType::BF16) }).unwrap()
     };
     type Open<'a> = &'a dyn Fn(&Device) -> Lm;
-    let models: [(&str, &str, Open); 4] = [
+    let models: [(&str, &str, Open); 8] = [
         ("moshi", "f32", &opened("moshi", DType::F32)),
         ("shared", "bf16", &opened("shared", DType::BF16)),
         ("listener", "f16", &opened("listener", DType::F16)),
         ("moshi", "few bits", &few_bits),
+        ("conditioned", "led", &opened("conditioned", DType::F32)),
+        ("crossed", "crossed", &opened("crossed", DType::F16)),
+        ("muxed", "muxed", &opened("muxed", DType::F32)),
+        ("wide", "wide", &opened("wide", DType::BF16)),
     ];
     for (case, name, open) in models {
         let device = Device::open("emulator").unwrap();
         let Device::Cuda(cuda) = &device else { unreachable!() };
         let (case, lm, batch) = (Case::open(case), open(&device), 2);
         let drawing: Vec<Drawing> = (0..batch as u64).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
-        let [mut replayed, mut launched] = [(); 2].map(|()| Session::new(&lm, &drawing).unwrap());
+        let [mut replayed, mut launched] = [(); 2].map(|()| match name {
+            "led" | "crossed" => case.session(&lm),
+            _ => Session::new(&lm, &drawing).unwrap(),
+        });
         launched.graphs(false);
         let (mut rng, heard, mut kernels) = (SplitMix(3), lm.config().heard(), 0);
         for step in 0..30 {

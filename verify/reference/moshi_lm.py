@@ -6,8 +6,10 @@ moshi_lm/weights/CASE/            config.json and model.safetensors, in the name
 moshi_lm/CASE.safetensors         `user` [B,S,U] codes of the user, `said` [B,S,1+dep_q] what is generated at each step, `out` [B,S,1+dep_q]
                                   what is complete then (-2: nothing yet), `text_logits` [B,S,V]; `heads` [B,S,H,6] where there are extra heads;
                                   `margin` [B,S,1+dep_q], how far the second best logit is below the best, over the spread of all;
-                                  `codes` [B,1+n_q,S], `logits` [B,dep_q,S,V], `mask` of LMModel.forward, teacher-forced; facts: `conditions`
-                                  and `against` of each stream, and `cfg_coef`, where the model has conditioners
+                                  `codes` [B,1+n_q,S], `logits` [B,dep_q,S,V], `mask` of LMModel.forward, teacher-forced; `given` [B,S,1+dep_q]
+                                  what is said without being drawn (-2: drawn). Where the model has conditioners, the facts have the words of
+                                  each stream (`conditions`), and, where it is led away from others, theirs (`against`) and `cfg_coef`;
+                                  `condition.NAME.B` [T,D] and `condition.NAME.B.mask` [T] are stream B's own, others have none
 moshi_lm/lora/lora.safetensors    a LoRA of the case moshi, of rank 2 and scaling 1.5, in the names of LoRALinear
 moshi_lm/lora/said.safetensors    as CASE.safetensors, of the case moshi with that LoRA merged by moshi's own code
 
@@ -21,7 +23,8 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from moshi.conditioners import ConditionAttributes
+from moshi.conditioners import ConditionAttributes, TensorCondition
+from moshi.conditioners.base import dropout_tensor
 from moshi.models import loaders
 from moshi.models.lm import LMGen, LMModel
 from moshi.modules import transformer
@@ -31,6 +34,7 @@ from dump import GOLDEN, Draw, save
 import mimi  # whose rotary phases are exact
 
 STEPS = 80
+SHORT = 40
 
 COMMON = dict(card=32, text_card=40, existing_text_padding_id=3, causal=True, num_heads=4, num_layers=2, depformer_num_heads=2,
               depformer_num_layers=2, depformer_weights_per_step=True, depformer_multi_linear=True)
@@ -60,12 +64,49 @@ CASES = {
     # Listens alone.
     "listener": dict(MOSHI, n_q=5, dep_q=0, delays=[0] * 6, norm="layer_norm_f32", extra_heads_num_heads=2, extra_heads_dim=6,
                      depformer_weights_per_step=False, depformer_multi_linear=False),
+    # As moshi's models that read text aloud: a voice for cross attention, words that are added up, led away from none.
+    "voice": dict(MOSHI, n_q=4, dep_q=4, delays=[0, 0, 2, 2, 2], cross_attention=True,
+                  conditioners={"speaker": dict(type="tensor", tensor=dict(dim=6)),
+                                "cfg": dict(type="lut", lut=dict(n_bins=7, dim=5, tokenizer="noop", possible_values=["1.0", "1.5", "2.0"])),
+                                "control": dict(type="lut", lut=dict(n_bins=1, dim=32, tokenizer="noop", possible_values=["ok"]))},
+                  fuser={"sum": ["control", "cfg"], "cross": ["speaker"], "prepend": [], "cross_attention_pos_emb": False,
+                         "cross_attention_pos_emb_scale": 1}),
+    # Several conditions one behind the other, in another order and with positions; words that are numbered by a hash.
+    "crossed": dict(MOSHI, n_q=4, dep_q=2, delays=[0, 0, 1, 0, 1], cross_attention=True, norm="layer_norm", layer_scale=0.3,
+                    conditioners={"genre": dict(type="lut", lut=dict(n_bins=7, dim=5, tokenizer="noop")),
+                                  "melody": dict(type="tensor", tensor=dict(dim=32, force_linear=False)),
+                                  "speaker": dict(type="tensor", tensor=dict(dim=6, learn_padding=False)),
+                                  "mood": dict(type="tensor", tensor=dict(dim=3))},
+                    fuser={"sum": ["mood", "genre"], "cross": ["speaker", "genre", "melody"], "cross_attention_pos_emb": True,
+                           "cross_attention_pos_emb_scale": 0.5}),
+    # Two texts in one.
+    "muxed": dict(MOSHI, n_q=4, dep_q=2, delays=[0, 0, 1, 0, 1], demux_second_text_stream=True, text_card_out=41 * 5,
+                  depformer_low_rank_embeddings=6, depformer_pos_emb="sin"),
+    # Sines in rows wider than a head can be; the weights in bf16.
+    "wide": dict(MOSHI, dim=136, num_heads=4, num_layers=1, n_q=3, dep_q=2, delays=[0, 0, 1, 0], text_card=20, card=16, positional_embedding="sin",
+                 max_period=200, gating="none", hidden_scale=0.25, norm="layer_norm", depformer_num_layers=1, depformer_dim_feedforward=24),
 }
+# Every other gate.
+GATES = [("relu", "leaky_relu"), ("elu", "tanh"), ("gelu", "sigmoid"), ("mish", "softsign"), ("identity", "mish")]
+CASES |= {temporal: dict(MOSHI, dim=16, num_heads=2, num_layers=1, n_q=3, dep_q=2, delays=[0, 0, 1, 0], text_card=20, card=16, gating=temporal,
+                         depformer_dim=12, depformer_dim_feedforward=30, depformer_num_layers=1, depformer_gating=depth)
+          for temporal, depth in GATES}
+HALVES = {"wide"}
 
 
 # Of the streams of a case, and what they are led away from.
 CONDITIONS = {"conditioned": dict(cfg_coef=2.5, conditions=[dict(description="very_good", speed=None), dict(description="good", speed="fast")],
-                                  against=[dict(description="very_bad", speed=None), dict(description=None, speed="slow")])}
+                                  against=[dict(description="very_bad", speed=None), dict(description=None, speed="slow")]),
+              "voice": dict(cfg_coef=1.8, conditions=[dict(cfg="1.5", control="ok"), dict(cfg=None, control="ok")],
+                            against=[dict(cfg=None, control=None), dict(cfg="2.0", control=None)]),
+              "crossed": dict(conditions=[dict(genre="Jeff Buckley"), dict(genre=None)])}
+
+# Lengths and widths of the streams' own.
+TENSORS = {"voice": dict(speaker=[(5, 6), (9, 6)]),
+           "crossed": dict(speaker=[(4, 6), (3, 6)], melody=[(5, 32), (7, 32)], mood=[(1, 3), (1, 3)])}
+
+# In which some is given.
+GIVEN = {"voice", "muxed"}
 
 
 def lm(config):
@@ -89,7 +130,7 @@ def randomise(model, draw):
             p.data = draw.uniform(0.2, 0.8, *p.shape)
         elif p.dim() == 1:
             p.data = draw.normal(*p.shape, scale=0.2)
-        elif "emb" in name and "low_rank" not in name:
+        elif "emb" in name and "low_rank" not in name and ".out" not in name:
             p.data = draw.normal(*p.shape)
         else:
             # Layers that say what comes next are sharp.
@@ -104,7 +145,7 @@ def in_float64(model):
             module.forward = lambda x, norm=module: torch.nn.LayerNorm.forward(norm, x)
 
 
-def published(state):
+def published(state, dtype):
     """The names under which weights were first published: steps of attention stacked."""
     stacked = {}
     for name, tensor in state.items():
@@ -112,7 +153,7 @@ def published(state):
             if f".{part}." in name:
                 name = f"{name.split(f'.{part}.')[0]}.{first}"
         stacked.setdefault(name, []).append(tensor)
-    return {name: torch.cat(parts).float().contiguous() for name, parts in stacked.items()}
+    return {name: torch.cat(parts).to(dtype).contiguous() for name, parts in stacked.items()}
 
 
 def margins(logits):
@@ -120,32 +161,65 @@ def margins(logits):
     return (best[..., 0] - best[..., 1]) / logits.std(-1)
 
 
-def conditioned(model, facts):
+def tensor_conditions(case):
+    """Of the streams, by name: rows, and which of them are there."""
+    draw = Draw("moshi_lm", f"{case}/conditions")
+    own = {name: [(draw.normal(*shape), draw.integers(0, 4, shape[0]) > 0) for shape in shapes] for name, shapes in TENSORS.get(case, {}).items()}
+    return {name: [(rows, mask | (mask.sum() == 0)) for rows, mask in streams] for name, streams in own.items()}
+
+
+def conditioned(model, facts, tensors):
     """Arguments of LMGen."""
     if not facts:
         return {}
-    attributes = [ConditionAttributes(text=text) for text in facts["conditions"] + facts["against"]]
-    return dict(cfg_coef=facts["cfg_coef"], condition_tensors=model.condition_provider.prepare_and_provide(attributes))
+    own = [{name: TensorCondition(streams[b][0][None], streams[b][1][None]) for name, streams in tensors.items()} for b in range(2)]
+    attributes = [ConditionAttributes(text=text, tensor=tensor) for text, tensor in zip(facts["conditions"], own)]
+    for text, tensor in zip(facts.get("against", []), own):
+        attributes.append(ConditionAttributes(text=text, tensor={name: dropout_tensor(x) for name, x in tensor.items()}))
+    return dict(cfg_coef=facts.get("cfg_coef", 1.0), condition_tensors=model.condition_provider.prepare_and_provide(attributes))
 
 
-def generate(model, config, draw, batch=2, facts=None):
-    card, heard = config["card"], config["n_q"] - config["dep_q"]
-    user = draw.integers(0, card, batch, STEPS, heard)
+def given_tokens(config, draw, batch, steps):
+    """A text in every third step, all codes in every fourth; -2 is drawn."""
+    given = torch.full((batch, steps, 1 + config["dep_q"]), -2)
+    texts = (config["text_card"] + 1) ** (2 if config.get("demux_second_text_stream") else 1)
+    given[:, ::3, 0] = draw.integers(0, texts, batch, len(range(0, steps, 3)))
+    given[:, 1::4, 1:] = draw.integers(0, config["card"], batch, len(range(1, steps, 4)), config["dep_q"])
+    # Nothing, which LMGen knows as its zero token.
+    given[1, 6, 0] = given[0, 5, 2] = -1
+    return given
+
+
+def generate(model, config, draw, batch=2, facts=None, steps=STEPS, tensors=None, given=False):
+    card, heard, facts = config["card"], config["n_q"] - config["dep_q"], facts or {}
+    user = draw.integers(0, card, batch, steps, heard)
+    given = given_tokens(config, draw, batch, steps) if given else None
     seen = dict(text=[], audio=[], logits=[], margin=[], heads=[], out=[])
-    gen = LMGen(model, use_sampling=False, check=True, on_text_hook=seen["text"].append, on_audio_hook=seen["audio"].append,
-                on_text_logits_hook=seen["logits"].append, support_out_of_sync=True, **conditioned(model, facts))
+
+    def text_hook(text):
+        if given is not None:
+            now = given[:, len(seen["text"]), 0]
+            text[:] = torch.where(now == -2, text, now)
+        seen["text"].append(text.clone())
+
+    gen = LMGen(model, use_sampling=False, check=not config.get("demux_second_text_stream"), on_text_hook=text_hook,
+                on_audio_hook=seen["audio"].append, on_text_logits_hook=seen["logits"].append, support_out_of_sync=True,
+                **conditioned(model, facts, tensors or {}))
     depth = model.forward_depformer
 
     def watched(k, *args):
         logits = depth(k, *args)
-        parts = logits.chunk(2) if facts else [logits, logits]
-        seen["margin"].append(margins((parts[1] + (parts[0] - parts[1]) * (facts or {}).get("cfg_coef", 1.0))[:, 0, 0]))
+        parts = logits.chunk(2) if "cfg_coef" in facts else [logits, logits]
+        seen["margin"].append(margins((parts[1] + (parts[0] - parts[1]) * facts.get("cfg_coef", 1.0))[:, 0, 0]))
         return logits
 
     model.forward_depformer = watched
     with torch.no_grad(), gen.streaming(batch):
-        for step in range(STEPS):
-            out, h = gen._step(user[:, step, :, None])
+        for step in range(steps):
+            codes = None if given is None or (given[:, step, 1:] == -2).any() else given[:, step, 1:, None]
+            out, h = gen._step(user[:, step, :, None], codes)
+            if codes is not None:
+                seen["margin"] += [torch.ones(batch)] * config["dep_q"]
             seen["out"].append(out[..., 0])
             seen["heads"].append(torch.stack([head(h)[:, 0] for head in model.extra_heads], 1) if model.extra_heads else None)
     model.forward_depformer = depth
@@ -154,19 +228,24 @@ def generate(model, config, draw, batch=2, facts=None):
     margin = margins(logits)[..., None]
     if config["dep_q"]:
         said = torch.cat([said, torch.stack(seen["audio"], 1)], -1)
-        depth = torch.stack(seen["margin"]).reshape(STEPS, config["dep_q"], batch).permute(2, 0, 1)
+        depth = torch.stack(seen["margin"]).reshape(steps, config["dep_q"], batch).permute(2, 0, 1)
         margin = torch.cat([margin, depth], -1)
     found = dict(user=user, said=said, out=torch.stack(seen["out"], 1), text_logits=logits, margin=margin)
     if model.extra_heads:
         found["heads"] = torch.stack(seen["heads"], 1)
+    if given is not None:
+        found["given"] = given
+    for name, streams in (tensors or {}).items():
+        for b, (rows, mask) in enumerate(streams):
+            found |= {f"condition.{name}.{b}": rows, f"condition.{name}.{b}.mask": mask}
     return found
 
 
-def teacher_forced(model, config, draw, batch=2, steps=13):
+def teacher_forced(model, config, draw, batch=2, steps=13, **conditions):
     text = draw.integers(0, config["text_card"], batch, 1, steps)
     codes = torch.cat([text, draw.integers(0, config["card"], batch, config["n_q"], steps)], 1)
     with torch.no_grad():
-        found = model(codes)
+        found = model(codes, **conditions)
     zero = lambda x: torch.nan_to_num(x, nan=0.0)
     return {"codes": codes, "forced.logits": zero(found.logits), "forced.mask": found.mask,
             "forced.text_logits": zero(found.text_logits), "forced.text_mask": found.text_mask}
@@ -193,17 +272,22 @@ def make(root=GOLDEN):
         draw = Draw("moshi_lm", case)
         model, facts = lm(config), CONDITIONS.get(case, {})
         randomise(model, draw)
+        dtype = torch.bfloat16 if case in HALVES else torch.float32
+        for p in model.parameters():
+            p.data = p.data.to(dtype).double()
         folder = root / "moshi_lm" / "weights" / case
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(published(model.state_dict()), folder / "model.safetensors", metadata={})
+        save_file(published(model.state_dict(), dtype), folder / "model.safetensors", metadata={})
         in_float64(model)
         if model.kind == "hibiki":
             # As CheckpointInfo.get_moshi has it.
             model.text_emb.weight.data[2] = model.text_emb.weight.data[3]
-        found = generate(model, config, draw, facts=facts)
-        if config["dep_q"] and not facts:
-            found |= teacher_forced(model, config, draw)
+        tensors, new = tensor_conditions(case), list(CASES).index(case) > list(CASES).index("listener")
+        found = generate(model, config, draw, facts=facts, steps=SHORT if new else STEPS, tensors=tensors, given=case in GIVEN)
+        if config["dep_q"] and "cfg_coef" not in facts:
+            conditions = {k: x for k, x in conditioned(model, facts, tensors).items() if k == "condition_tensors"}
+            found |= teacher_forced(model, config, draw, **conditions)
         print(case, "least margin", float(found["margin"].min()), "tokens", found["said"].unique().numel())
         save("moshi_lm", case, found, root, **facts)
         if case == "moshi":

@@ -63,6 +63,7 @@ fn transformer(config: &Config, name: &str) -> Vec<Layer> {
             epsilon: 1e-5,
             feed_forward: FeedForward::Gelu,
             scaled: true,
+            crossed: false,
         })
     };
     (0..t.layers).map(block).collect()

@@ -276,6 +276,7 @@ impl Builder<'_> {
                 epsilon: c.norm_eps,
                 feed_forward: FeedForward::Gelu,
                 scaled: true,
+                crossed: false,
             })
         };
         (0..c.num_hidden_layers).map(block).collect()

@@ -144,6 +144,7 @@ impl Llama {
             epsilon: self.rms_norm_eps,
             feed_forward: FeedForward::SiluGate,
             scaled: false,
+            crossed: false,
         };
         (0..self.num_hidden_layers).map(block).collect()
     }

@@ -146,8 +146,8 @@ pub fn observe(file: &Weights, conversations: &[Conversation], visit: impl FnMut
     checkpoint::whole_matrices(file)?;
     let layers = Layers::new(&config)?;
     let depth = if layers.depth.is_some() { config.depth()?.sines } else { None };
-    if !layers.conditions.is_empty() || depth.or(config.temporal()?.sines).is_some() {
-        return Err(Error::Config("a model with conditions, or with positions as sines, is not calibrated".into()));
+    if !layers.conditioners.is_empty() || depth.or(config.temporal()?.sines).is_some() || config.demux_second_text_stream {
+        return Err(Error::Config("a model with conditions, with positions as sines, or with two texts in one, is not calibrated".into()));
     }
     let mut observer = Observer { config: &config, from: &from, visit };
     let tokens = conversations.iter().map(|c| c.tokens(&config)).collect::<Result<Vec<_>>>()?;
@@ -172,7 +172,7 @@ impl<V: FnMut(Site) -> Result<()>> Observer<'_, V> {
     /// Gives `[steps, dim]` of each conversation, behind the last norm.
     fn temporal(&mut self, layers: &Layers, tokens: &[[Tensor; 2]]) -> Result<Vec<Vec<f32>>> {
         let (config, width) = (self.config, self.config.dim);
-        let fed = Rows::read(&layers.fed, None, &Device::Cpu, &mut self.reader())?;
+        let fed = Rows::read(&layers.fed, &Device::Cpu, &mut self.reader())?;
         let sum = |[fed_ids, _]: &[Tensor; 2]| fed.sum((fed_ids, 0))?.to_vec::<f32>().map_err(Error::from);
         let mut x = tokens.iter().map(sum).collect::<Result<Vec<_>>>()?;
         drop(fed);
@@ -241,7 +241,7 @@ impl<V: FnMut(Site) -> Result<()>> Observer<'_, V> {
     /// What step `k` of the depth transformer begins with in each conversation, `[steps, 1, width]`.
     fn first(&self, said: &Embedding, k: usize, tokens: &[[Tensor; 2]], h: &[Vec<f32>]) -> Result<Vec<Tensor>> {
         let from = &mut self.reader();
-        let said = Rows::read(std::slice::from_ref(said), None, &Device::Cpu, from)?;
+        let said = Rows::read(std::slice::from_ref(said), &Device::Cpu, from)?;
         let dense = Dense::read(&format!("depformer_in.{}", self.config.input(k)), false, from)?;
         let first = |([_, ids], h): (&[Tensor; 2], &Vec<f32>)| {
             let h = Tensor::from_slice(&Device::Cpu, h, [ids.shape()[0], 1, self.config.dim])?;

@@ -280,14 +280,14 @@ fn depth(name: &str) -> Option<(usize, &str, &str)> {
 pub(super) fn moshi_names(config: &Config, name: &str) -> (String, Option<(String, usize, usize)>) {
     let (base, set, sets, rest) = match depth(name) {
         Some((set, layer, rest)) => (format!("depformer.layers.{layer}."), set, config.sets(), rest),
-        None => match name.split_once(".self_attn.") {
+        None => match name.split_once(".self_attn.").or_else(|| name.split_once(".cross_attention.")) {
             Some((base, _)) => (format!("{base}."), 0, 1, &name[base.len() + 1..]),
             None => return (name.to_owned(), None),
         },
     };
-    let since = match rest {
-        "self_attn.in_proj_weight" => format!("{base}self_attn.in_projs.{set}.weight"),
-        "self_attn.out_proj.weight" => format!("{base}self_attn.out_projs.{set}.weight"),
+    let since = match rest.split_once('.') {
+        Some((attention @ ("self_attn" | "cross_attention"), "in_proj_weight")) => format!("{base}{attention}.in_projs.{set}.weight"),
+        Some((attention @ ("self_attn" | "cross_attention"), "out_proj.weight")) => format!("{base}{attention}.out_projs.{set}.weight"),
         _ => {
             let gate = rest.strip_prefix("gating.").filter(|_| config.depformer_weights_per_step);
             return (gate.map_or(format!("{base}{rest}"), |part| format!("{base}gating.{set}.{part}")), None);

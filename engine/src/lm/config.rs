@@ -1,4 +1,5 @@
 use serde::Deserialize;
+use swara_kernels::ops::activation::Activation;
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
 use swara_kernels::ops::rope::Style;
 
@@ -97,42 +98,66 @@ impl Default for Drawn {
 }
 
 /// What conditions are for.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Fuser {
     /// Added to what is fed.
     pub sum: Vec<String>,
+    /// Attended to, one behind the other.
     pub cross: Vec<String>,
     pub prepend: Vec<String>,
+    /// Whether sines of their positions are added to the rows that are attended to, and by what factor.
+    pub cross_attention_pos_emb: bool,
+    pub cross_attention_pos_emb_scale: f64,
 }
 
-/// Something that streams are conditioned on, by one of a few words.
+impl Default for Fuser {
+    fn default() -> Fuser {
+        let none = Vec::new;
+        Fuser { sum: none(), cross: none(), prepend: none(), cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1.0 }
+    }
+}
+
+/// Something that streams can be conditioned on.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Condition {
+pub(super) struct Conditioner {
     pub name: String,
-    pub words: Vec<String>,
-    pub bins: usize,
+    pub kind: Kind,
     pub width: usize,
     /// Whether rows of `width` are projected to those of the model.
     pub projected: bool,
-    /// Whether there is a row for no word; else it adds nothing.
+    /// Whether there is a row for what is not there; else it is zero.
     pub padded: bool,
-    pub summed: bool,
 }
 
-/// `LUTConditioner` of moshi's `conditioners/text.py`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    /// One of a table of `bins` words; those of no list are numbered by a hash.
+    Words {
+        known: Option<Vec<String>>,
+        bins: usize,
+    },
+    Rows,
+}
+
+/// `BaseConditioner` of moshi's `conditioners/base.py`.
 #[derive(Deserialize)]
-struct Lut {
-    n_bins: usize,
+struct Base {
     dim: usize,
-    tokenizer: String,
-    possible_values: Option<Vec<String>>,
     #[serde(default = "yes")]
     force_linear: bool,
     #[serde(default = "yes")]
     learn_padding: bool,
     #[serde(default)]
     output_bias: bool,
+}
+
+/// What `LUTConditioner` of moshi's `conditioners/text.py` has beside it.
+#[derive(Deserialize)]
+struct Lut {
+    n_bins: usize,
+    tokenizer: String,
+    possible_values: Option<Vec<String>>,
 }
 
 fn yes() -> bool {
@@ -328,6 +353,13 @@ impl Config {
         [self.text_card as i32].into_iter().chain(std::iter::repeat_n(self.card as i32, self.n_q)).collect()
     }
 
+    /// Tokens of text that the model knows, the one that begins it among them. Two texts in one token are
+    /// `first + (second + 1) (text_card + 1)`, without the second if that is its own first.
+    pub fn texts(&self) -> usize {
+        let one = self.text_card + 1;
+        if self.demux_second_text_stream { one * (one + 1) } else { one }
+    }
+
     pub fn text_outputs(&self) -> usize {
         self.text_card_out.unwrap_or(self.text_card)
     }
@@ -416,43 +448,64 @@ impl Config {
     }
 
     /// What streams can be conditioned on.
-    pub(super) fn conditions(&self) -> Result<Vec<Condition>> {
+    pub(super) fn conditioners(&self) -> Result<Vec<Conditioner>> {
         let fail = |why: String| Error::Config(format!("conditioners: {why}"));
-        let fuser = self.fuser.clone().unwrap_or_default();
-        for (key, names) in [("cross", &fuser.cross), ("prepend", &fuser.prepend)] {
-            if let Some(name) = names.first() {
-                return Err(Error::Config(format!("fuser: {name} in {key} is not known here yet")));
+        let conditioner = |(name, json): (&String, &serde_json::Value)| {
+            let kind = json.get("type").and_then(|kind| kind.as_str()).unwrap_or("none");
+            if !["lut", "tensor"].contains(&kind) {
+                return Err(fail(format!("{name} is of type {kind}, expected lut or tensor")));
             }
-        }
-        if let Some(name) = fuser.sum.iter().find(|name| !self.conditioners.contains_key(*name)) {
-            return Err(Error::Config(format!("fuser: {name} is none of the conditioners")));
-        }
-        let condition = |(name, json): (&String, &serde_json::Value)| {
-            match json.get("type").and_then(|kind| kind.as_str()) {
-                Some("lut") => {}
-                kind => return Err(fail(format!("{name} is of type {}, expected lut", kind.unwrap_or("none")))),
+            let json = json.get(kind).unwrap_or(&serde_json::Value::Null);
+            let wrong = |e: serde_json::Error| fail(format!("{name}: {e}"));
+            let base = Base::deserialize(json).map_err(wrong)?;
+            crate::config::check_ranges(&[("conditioners: dim", base.dim, 1, 1 << 14)])?;
+            let projected = base.force_linear || base.dim != self.dim;
+            if projected && base.output_bias {
+                return Err(fail(format!("{name} has a bias, which moshi's own have not")));
             }
-            let lut = json.get("lut").cloned().unwrap_or_default();
-            let lut: Lut = serde_json::from_value(lut).map_err(|e| fail(format!("{name}: {e}")))?;
-            let words = lut.possible_values.ok_or_else(|| fail(format!("{name} has no possible_values")))?;
-            crate::config::check_ranges(&[
-                ("conditioners: n_bins", lut.n_bins, words.len().max(1), 1 << 12),
-                ("conditioners: dim", lut.dim, 1, 1 << 14),
-            ])?;
-            match (&lut.tokenizer[..], lut.output_bias) {
-                ("noop", false) => Ok(Condition {
-                    name: name.clone(),
-                    words,
-                    bins: lut.n_bins,
-                    width: lut.dim,
-                    projected: lut.force_linear || lut.dim != self.dim,
-                    padded: lut.learn_padding,
-                    summed: fuser.sum.contains(name),
-                }),
-                _ => Err(fail(format!("{name} has the tokenizer {:?}, or a bias", lut.tokenizer))),
-            }
+            let kind = match kind {
+                "tensor" => Kind::Rows,
+                _ => {
+                    let lut = Lut::deserialize(json).map_err(wrong)?;
+                    let least = lut.possible_values.as_ref().map_or(1, |words| words.len().max(1));
+                    crate::config::check_ranges(&[("conditioners: n_bins", lut.n_bins, least, 1 << 12)])?;
+                    if lut.tokenizer != "noop" {
+                        return Err(fail(format!("{name} has the tokenizer {:?}, expected noop", lut.tokenizer)));
+                    }
+                    Kind::Words { known: lut.possible_values, bins: lut.n_bins }
+                }
+            };
+            Ok(Conditioner { name: name.clone(), kind, width: base.dim, projected, padded: base.learn_padding })
         };
-        self.conditioners.iter().map(condition).collect()
+        self.conditioners.iter().map(conditioner).collect()
+    }
+
+    /// What conditions are for, which the model has.
+    pub(super) fn fused(&self) -> Result<Fuser> {
+        let fail = |why: String| Err(Error::Config(format!("fuser: {why}")));
+        let fuser = self.fuser.clone().unwrap_or_default();
+        if let Some(name) = fuser.prepend.first() {
+            return fail(format!("{name} in prepend, which moshi does not do either: it conditions by sum and cross alone"));
+        }
+        if fuser.sum.len() + fuser.cross.len() > 64 {
+            return fail("more than 64 conditions".into());
+        }
+        if let Some(name) = fuser.sum.iter().chain(&fuser.cross).find(|name| !self.conditioners.contains_key(*name)) {
+            return fail(format!("{name} is none of the conditioners"));
+        }
+        match (self.cross_attention, fuser.cross.first()) {
+            (true, None) => return fail("no condition in cross, beside cross_attention".into()),
+            (false, Some(name)) => return fail(format!("{name} in cross of a model without cross_attention")),
+            _ => {}
+        }
+        if self.cross_attention && self.kv_repeat != 1 {
+            return fail(format!("cross_attention with kv_repeat {}: moshi has as many heads of keys there as of queries", self.kv_repeat));
+        }
+        let scale = fuser.cross_attention_pos_emb_scale;
+        if fuser.cross_attention_pos_emb && (self.dim < 4 || self.dim % 2 != 0 || scale.abs() >= 1e6 || !scale.is_finite()) {
+            return fail(format!("positions as sines scaled by {scale} in rows of {}, expected an even width from 4 on", self.dim));
+        }
+        Ok(fuser)
     }
 
     pub(super) fn depth_norm(&self) -> Result<Option<(Norm, f64)>> {
@@ -486,17 +539,19 @@ impl Config {
         if !self.causal {
             return fail("a model that is not causal".into());
         }
-        for (key, asked) in [("cross_attention", self.cross_attention), ("demux_second_text_stream", self.demux_second_text_stream)] {
-            if asked {
-                return fail(format!("{key} is not known here yet"));
+        if self.demux_second_text_stream {
+            if self.norm_emb {
+                return fail("norm_emb beside demux_second_text_stream, which moshi does not have".into());
             }
+            crate::config::check_ranges(&[
+                ("text_card of two texts", self.text_card, 1, 46_339),
+                ("text_card_out", self.text_outputs(), 1, self.texts()),
+            ])?;
         }
-        crate::config::check_ranges(&[("number of conditioners", self.conditions()?.len(), 0, 64)])?;
+        crate::config::check_ranges(&[("number of conditioners", self.conditioners()?.len(), 0, 64)])?;
+        self.fused()?;
         let temporal = self.temporal()?;
         temporal.check("")?;
-        if temporal.sines.is_some() && temporal.width > MAX_HEAD_DIM {
-            return fail(format!("positional_embedding is {} over rows of more than {MAX_HEAD_DIM}", self.positional_embedding));
-        }
         if self.dep_q == 0 {
             return Ok(());
         }
@@ -590,11 +645,22 @@ fn positions(key: &str, name: &str, period: f64, scale: f64) -> Result<(Option<R
 }
 
 fn feed_forward(key: &str, gating: &str) -> Result<FeedForward> {
-    match gating {
-        "none" => Ok(FeedForward::Gelu),
-        "silu" => Ok(FeedForward::SiluGate),
-        _ => Err(Error::Config(format!("{key} is {gating:?}, expected none or silu"))),
-    }
+    Ok(match gating {
+        "none" => FeedForward::Gelu,
+        "silu" => FeedForward::SiluGate,
+        "sigmoid" => FeedForward::Gate(Activation::Sigmoid),
+        "tanh" => FeedForward::Gate(Activation::Tanh),
+        "relu" => FeedForward::Gate(Activation::Relu),
+        "leaky_relu" => FeedForward::Gate(Activation::LeakyRelu),
+        "elu" => FeedForward::Gate(Activation::Elu),
+        "gelu" => FeedForward::Gate(Activation::Gelu),
+        "mish" => FeedForward::Gate(Activation::Mish),
+        "softsign" => FeedForward::Gate(Activation::Softsign),
+        "identity" => FeedForward::Gate(Activation::Identity),
+        _ => {
+            return Err(Error::Config(format!("{key} is {gating:?}, expected none, or a function that moshi has a gate of, such as silu")));
+        }
+    })
 }
 
 #[cfg(test)]
@@ -639,8 +705,38 @@ mod tests {
     fn what_is_no_such_model_is_refused() {
         let base = serde_json::json!({"dim": 32, "num_heads": 4, "num_layers": 2, "context": 8, "positional_embedding": "rope", "norm": "rms_norm",
             "gating": "silu", "n_q": 4, "dep_q": 2, "card": 16, "text_card": 20, "delays": [0, 0, 1, 0, 1], "depformer_dim": 16,
-            "depformer_num_heads": 2, "depformer_weights_per_step": true, "depformer_pos_emb": "none"});
+            "depformer_num_heads": 2, "depformer_weights_per_step": true, "depformer_pos_emb": "none",
+            "norm_emb": true, "conditioners": {"b": {"type": "tensor", "tensor": {"dim": 4}}}});
         Config::from_json(&base.to_string()).unwrap();
+        let mut crossed = base.clone();
+        crossed["cross_attention"] = true.into();
+        for (fuser, why) in [
+            (serde_json::json!({"cross": ["b"]}), None),
+            (serde_json::json!({"sum": ["b"]}), Some("no condition in cross")),
+            (
+                serde_json::json!({"cross": ["b"], "cross_attention_pos_emb": true, "cross_attention_pos_emb_scale": 1e7}),
+                Some("scaled by 10000000"),
+            ),
+        ] {
+            crossed["fuser"] = fuser;
+            match (Config::from_json(&crossed.to_string()), why) {
+                (Ok(_), None) => {}
+                (found, why) => assert!(found.unwrap_err().to_string().contains(why.unwrap())),
+            }
+        }
+        let mut muxed = base.clone();
+        muxed["norm_emb"] = false.into();
+        muxed["demux_second_text_stream"] = true.into();
+        muxed["text_card_out"] = (21 * 22).into();
+        assert_eq!(Config::from_json(&muxed.to_string()).unwrap().texts(), 21 * 22);
+        for (key, value) in [("text_card_out", 21 * 22 + 1), ("text_card", 46_340)] {
+            let mut muxed = muxed.clone();
+            muxed[key] = value.into();
+            assert!(Config::from_json(&muxed.to_string()).unwrap_err().to_string().contains(key));
+        }
+        crossed["fuser"] = serde_json::json!({"cross": ["b"]});
+        crossed["kv_repeat"] = 2.into();
+        assert!(Config::from_json(&crossed.to_string()).unwrap_err().to_string().contains("kv_repeat 2"));
         for (key, value, why) in [
             ("dim", serde_json::json!(33), "num_heads"),
             ("dim", serde_json::json!(u64::MAX), "dim is"),
@@ -652,17 +748,25 @@ mod tests {
             ("delays", serde_json::json!([0, 1]), "delays"),
             ("delays", serde_json::json!([0, 0, 1u64 << 40, 0, 1]), "delays"),
             ("norm", serde_json::json!("batch_norm"), "batch_norm"),
-            ("gating", serde_json::json!("mish"), "mish"),
+            ("gating", serde_json::json!("swish"), "swish"),
             ("positional_embedding", serde_json::json!("alibi"), "expected rope"),
             ("depformer_pos_emb", serde_json::json!("alibi"), "depformer_pos_emb"),
-            ("fuser", serde_json::json!({"cross": ["a"]}), "a in cross"),
+            ("fuser", serde_json::json!({"cross": ["a"]}), "a is none"),
             ("fuser", serde_json::json!({"sum": ["a"]}), "a is none"),
-            ("conditioners", serde_json::json!({"a": {"type": "tensor", "tensor": {"dim": 4}}}), "a is of type tensor"),
+            ("fuser", serde_json::json!({"cross": ["b"]}), "b in cross of a model without"),
+            ("fuser", serde_json::json!({"prepend": ["b"]}), "b in prepend"),
+            ("fuser", serde_json::json!({"sum": vec!["b"; 65]}), "more than 64"),
+            ("conditioners", serde_json::json!({"a": {"type": "wav", "wav": {"dim": 4}}}), "a is of type wav"),
+            ("conditioners", serde_json::json!({"a": {"type": "tensor", "tensor": {"dim": 0}}}), "dim is 0"),
+            ("conditioners", serde_json::json!({"a": {"type": "tensor", "tensor": {"dim": 4, "output_bias": true}}}), "a has a bias"),
+            ("conditioners", serde_json::json!({"a": {"type": "tensor"}}), "a: "),
+            ("conditioners", serde_json::json!({"a": {"type": "lut", "lut": {"dim": 4, "tokenizer": "noop"}}}), "n_bins"),
             (
                 "conditioners",
-                serde_json::json!({"a": {"type": "lut", "lut": {"n_bins": 4, "dim": 4, "tokenizer": "noop"}}}),
-                "possible_values",
+                serde_json::json!({"a": {"type": "lut", "lut": {"n_bins": 1, "dim": 4, "tokenizer": "noop", "possible_values": ["x", "y"]}}}),
+                "n_bins is 1",
             ),
+            ("conditioners", serde_json::json!({"a": {"type": "lut", "lut": {"n_bins": 4, "dim": 4, "tokenizer": "t5"}}}), "tokenizer"),
             ("hidden_scale", serde_json::json!(1e30), "feed-forward width"),
             ("depformer_gating", serde_json::json!("none"), "weights per step"),
             ("depformer_weights_per_step_schedule", serde_json::json!([0]), "schedule"),
@@ -671,9 +775,10 @@ mod tests {
             ("depformer_dim_feedforward", serde_json::json!([30, 30, 30]), "depformer_dim_feedforward"),
             ("depformer_dim_feedforward", serde_json::json!([30, 0]), "feed-forward width"),
             ("depformer_num_heads", serde_json::json!(16), "depformer_num_heads"),
-            ("cross_attention", serde_json::json!(true), "cross_attention"),
+            ("cross_attention", serde_json::json!(true), "no condition in cross, beside cross_attention"),
             ("conditioners", serde_json::json!({"a": 1}), "conditioners"),
             ("causal", serde_json::json!(false), "causal"),
+            ("demux_second_stream", serde_json::json!(true), "norm_emb"),
             ("max_period", serde_json::json!(-1.0), "period"),
             ("dep_q", serde_json::json!(5), "dep_q"),
         ] {

@@ -51,7 +51,8 @@ impl<'a> Merged<'a> {
         for (name, shape) in base.tensors() {
             let (own, stacked) = moshi_names(config, name);
             let mut update = Update::default();
-            let linear = part(name, shape).is_some() || [".low_rank.weight", ".output_proj.weight"].iter().any(|end| name.ends_with(end));
+            let linear = part(name, shape).is_some()
+                || [".low_rank.weight", ".out1.weight", ".out2.weight", ".output_proj.weight"].iter().any(|end| name.ends_with(end));
             let module = own.strip_suffix(".weight").filter(|_| linear);
             let frozen = module.map(|module| format!("{module}.frozen_W.weight"));
             if let Some(instead) = frozen.into_iter().chain([own.clone()]).find(|name| file.contains(name)) {

@@ -5,6 +5,7 @@
 
 mod calibration;
 mod checkpoint;
+mod conditions;
 mod config;
 mod lora;
 pub(crate) mod model;
@@ -17,9 +18,10 @@ use std::path::Path;
 
 pub use calibration::{Conversation, Seen, Site, observe};
 pub use checkpoint::{Layout, Part, check, matrices, named_lora, unread};
+pub use conditions::{Condition, ConditionRows, Conditions};
 pub use config::{Config, Drawn, Fuser, Widths};
 pub use prompt::{Prompt, Quiet};
-pub use session::{Conditions, Drawing, Given, Session, Step};
+pub use session::{Drawing, Given, Session, Step};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::quantized::Bits;

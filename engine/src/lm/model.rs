@@ -3,12 +3,13 @@
 use swara_kernels::cpu::parallel;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
+use swara_kernels::ops::layer_norm;
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
-use swara_kernels::ops::{elementwise, layer_norm};
 use swara_kernels::{DType, Device, Tensor, release_idle};
 
 use super::Format;
-use super::config::{Condition, Config, Shape};
+use super::conditions::ReadyConditioner;
+use super::config::{Conditioner, Config, Shape};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
 use crate::weights::{Reader, as_type, values_dtype};
 use crate::{Error, Result};
@@ -25,9 +26,16 @@ pub(super) struct Embedding {
     rank: Option<usize>,
     width: usize,
     norm: bool,
+    /// Whether an id is of two texts: there are two tables then, of the first and of the second.
+    muxed: bool,
 }
 
 impl Embedding {
+    /// Rows of each of its tables.
+    fn sizes(&self) -> impl Iterator<Item = usize> {
+        std::iter::repeat_n(self.rows, if self.muxed { 2 } else { 1 })
+    }
+
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let name = &self.name;
         let mut tensors = vec![(format!("{name}.weight"), vec![self.rows, self.rank.unwrap_or(self.width)])];
@@ -35,13 +43,17 @@ impl Embedding {
             tensors.extend(Norm::Layer.tensors(&format!("{name}.norm"), self.rank.unwrap_or(self.width)));
         }
         tensors.extend(self.rank.map(|rank| (format!("{name}.low_rank.weight"), vec![self.width, rank])));
+        if self.muxed {
+            let shape = vec![self.width, self.rank.unwrap_or(self.width)];
+            tensors.extend(["out1", "out2"].map(|part| (format!("{name}.{part}.weight"), shape.clone())));
+        }
         tensors
     }
 
     /// Rows `[rows, width]` as they are kept: what follows an embedding is the same for every id.
-    fn read(&self, plus: Option<&[f32]>, from: &mut Reader) -> Result<Tensor> {
+    fn read(&self, from: &mut Reader) -> Result<Tensor> {
         let name = &self.name;
-        if !self.norm && self.rank.is_none() && self.as_well.is_none() && plus.is_none() {
+        if !self.norm && self.rank.is_none() && self.as_well.is_none() && !self.muxed {
             return from.weight(&format!("{name}.weight"))?.into_tensor();
         }
         let mut rows = from.parameter(&format!("{name}.weight"))?;
@@ -54,65 +66,18 @@ impl Embedding {
             let row = rows.part(from * width, [1, width])?;
             rows.write_rows(to, &row)?;
         }
-        if self.rank.is_some() {
-            let widen = Matrix::for_product(&from.parameter(&format!("{name}.low_rank.weight"))?, linear::Product::Tiles)?;
-            rows = linear::forward(&rows, &widen, Fused::default())?;
-        }
-        if let Some(plus) = plus {
-            let mut values = rows.to_f64()?;
-            values.chunks_exact_mut(self.width).for_each(|row| row.iter_mut().zip(plus).for_each(|(row, &plus)| *row += f64::from(plus)));
-            rows = Tensor::from_f64(&rows.device(), rows.dtype(), &values, rows.shape())?;
-        }
-        as_type(rows, from.dtype())
-    }
-}
-
-impl Condition {
-    fn tensors(&self, dim: usize) -> Vec<(String, Vec<usize>)> {
-        let name = |part: &str| format!("condition_provider.conditioners.{}.{part}", self.name);
-        let mut tensors = vec![(name("embed.weight"), vec![self.bins + 1, self.width])];
-        tensors.extend(self.projected.then(|| (name("output_proj.weight"), vec![dim, self.width])));
-        tensors.extend(self.padded.then(|| (name("learnt_padding"), vec![1, 1, dim])));
-        tensors
-    }
-}
-
-/// What is added for each word of a condition, and for none.
-pub(super) struct Words {
-    condition: Condition,
-    rows: Vec<f32>,
-    none: Vec<f32>,
-}
-
-impl Words {
-    fn read(condition: &Condition, dim: usize, from: &mut Reader) -> Result<Words> {
-        let name = |part: &str| format!("condition_provider.conditioners.{}.{part}", condition.name);
-        // The last is of no word's.
-        let known = condition.words.len().clamp(1, condition.bins);
-        let mut rows = from.parameter(&name("embed.weight"))?.part(0, [known, condition.width])?;
-        if condition.projected {
-            let project = Matrix::for_product(&from.parameter(&name("output_proj.weight"))?, linear::Product::Tiles)?;
-            rows = linear::forward(&rows, &project, Fused::default())?;
-        }
-        let none = match condition.padded {
-            true => elementwise::convert(&from.parameter(&name("learnt_padding"))?, DType::F32)?.to_vec()?,
-            false => vec![0.0; dim],
+        // moshi has a projection of low rank beside those of two texts, and does not use it.
+        let parts: &[&str] = match (self.muxed, self.rank) {
+            (true, _) => &["out1", "out2"],
+            (false, Some(_)) => &["low_rank"],
+            (false, None) => return as_type(rows, from.dtype()),
         };
-        Ok(Words { condition: condition.clone(), rows: elementwise::convert(&rows, DType::F32)?.to_vec()?, none })
-    }
-
-    pub fn name(&self) -> &str {
-        &self.condition.name
-    }
-
-    /// Of a word, which it must know.
-    pub fn row(&self, word: Option<&str>) -> Result<&[f32]> {
-        let Some(word) = word else { return Ok(&self.none) };
-        let found = self.condition.words.iter().position(|known| known == word);
-        let width = self.none.len();
-        found.map(|at| &self.rows[at * width..][..width]).ok_or_else(|| {
-            Error::Argument(format!("condition {} is {word:?}, expected one of {}", self.condition.name, self.condition.words.join(", ")))
-        })
+        let mut tables = Tensor::empty(&rows.device(), from.dtype(), [parts.len() * self.rows, self.width])?;
+        for (i, part) in parts.iter().enumerate() {
+            let widen = Matrix::for_product(&from.parameter(&format!("{name}.{part}.weight"))?, linear::Product::Tiles)?;
+            tables.write_rows(i * self.rows, &as_type(linear::forward(&rows, &widen, Fused::default())?, from.dtype())?)?;
+        }
+        Ok(tables)
     }
 }
 
@@ -122,7 +87,7 @@ pub(super) struct Layers {
     pub fed: Vec<Embedding>,
     pub temporal: Vec<Block>,
     pub depth: Option<DepthLayers>,
-    pub conditions: Vec<Condition>,
+    pub conditioners: Vec<Conditioner>,
 }
 
 pub(super) struct DepthLayers {
@@ -135,8 +100,15 @@ pub(super) struct DepthLayers {
 
 impl Layers {
     pub fn new(config: &Config) -> Result<Layers> {
-        let embedding =
-            |name: String, rows: usize, width, rank| Embedding { name, as_well: None, rows: rows + 1, rank, width, norm: config.norm_emb };
+        let embedding = |name: String, rows: usize, width, rank| Embedding {
+            muxed: config.demux_second_text_stream && name.ends_with("text_emb"),
+            name,
+            as_well: None,
+            rows: rows + 1,
+            rank,
+            width,
+            norm: config.norm_emb,
+        };
         let mut fed = vec![embedding("text_emb".into(), config.text_card, config.dim, None)];
         // Hibiki says now and then that its text ends when it does not: moshi feeds it padding then.
         fed[0].as_well = (config.model_type == "hibiki" && config.text_card >= 3).then_some([3, 2]);
@@ -152,7 +124,8 @@ impl Layers {
                     embedding(name, rows, config.depformer_dim, config.depformer_low_rank_embeddings)
                 };
                 let shape = config.depth()?;
-                let set = |set: usize| blocks(&shape, config.depth_hidden(set), None, |layer| format!("depformer.{set}.layers.{layer}"));
+                let set =
+                    |set: usize| blocks(&shape, config.depth_hidden(set), None, false, |layer| format!("depformer.{set}.layers.{layer}"));
                 Some(DepthLayers {
                     said: (0..steps).map(code).collect(),
                     blocks: (0..config.sets()).map(set).collect(),
@@ -160,8 +133,9 @@ impl Layers {
                 })
             }
         };
-        let temporal = blocks(&config.temporal()?, config.hidden(), config.context, |layer| format!("transformer.layers.{layer}"));
-        Ok(Layers { fed, temporal, depth, conditions: config.conditions()? })
+        let name = |layer| format!("transformer.layers.{layer}");
+        let temporal = blocks(&config.temporal()?, config.hidden(), config.context, config.cross_attention, name);
+        Ok(Layers { fed, temporal, depth, conditioners: config.conditioners()? })
     }
 
     /// Tensors by the names of moshi, but for the depth transformer, whose sets of weights are `depformer.SET.layers.LAYER`.
@@ -177,7 +151,7 @@ impl Layers {
         for k in 0..config.extra_heads_num_heads {
             tensors.extend(dense(format!("extra_heads.{k}"), config.extra_heads_dim, config.dim, false));
         }
-        tensors.extend(self.conditions.iter().flat_map(|condition| condition.tensors(config.dim)));
+        tensors.extend(self.conditioners.iter().flat_map(|conditioner| conditioner.tensors(config.dim)));
         if let Some(depth) = &self.depth {
             let width = config.depformer_dim;
             tensors.extend(depth.said.iter().flat_map(Embedding::tensors));
@@ -192,7 +166,7 @@ impl Layers {
     }
 }
 
-fn blocks(shape: &Shape, hidden: usize, window: Option<usize>, name: impl Fn(usize) -> String) -> Vec<Block> {
+fn blocks(shape: &Shape, hidden: usize, window: Option<usize>, crossed: bool, name: impl Fn(usize) -> String) -> Vec<Block> {
     let block = |layer: usize| Block {
         name: name(layer),
         width: shape.width,
@@ -206,6 +180,7 @@ fn blocks(shape: &Shape, hidden: usize, window: Option<usize>, name: impl Fn(usi
         epsilon: shape.epsilon,
         feed_forward: shape.feed_forward,
         scaled: shape.scaled,
+        crossed,
     };
     (0..shape.layers).map(block).collect()
 }
@@ -222,13 +197,16 @@ pub(crate) fn room(values: usize) -> Result<Vec<f32>> {
 pub(crate) struct Rows {
     weight: Tensor,
     tables: Tables,
+    /// Rows of the first two tables, where an id names one of both.
+    muxed: Option<usize>,
 }
 
 impl Rows {
-    /// `plus` is added to every row.
-    pub(super) fn read(embeddings: &[Embedding], plus: Option<&[f32]>, device: &Device, from: &mut Reader) -> Result<Rows> {
-        let read = embeddings.iter().map(|embedding| embedding.read(plus, from));
-        Rows::stacked(&embeddings.iter().map(|e| e.rows).collect::<Vec<_>>(), read, device)
+    /// Of two texts in one are the first of them, if any.
+    pub(super) fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
+        let read = embeddings.iter().map(|embedding| embedding.read(from));
+        let rows = Rows::stacked(&embeddings.iter().flat_map(Embedding::sizes).collect::<Vec<_>>(), read, device)?;
+        Ok(Rows { muxed: embeddings.first().filter(|first| first.muxed).map(|first| first.rows), ..rows })
     }
 
     /// Tables of such `sizes`, in `parts` that are one or several whole ones.
@@ -245,7 +223,7 @@ impl Rows {
                 at += part.shape().rows();
             }
         }
-        Ok(Rows { weight, tables })
+        Ok(Rows { weight, tables, muxed: None })
     }
 
     /// That each of the ids `[.., K]` is one of its table, or none.
@@ -259,8 +237,9 @@ impl Rows {
     }
 
     /// As [`sum`](Self::sum), onto rows `[B, 1, width]`.
-    pub fn sum_onto(&self, ids: Ids, onto: Option<&Tensor>) -> Result<Tensor> {
-        let y = embedding::forward(&self.weight, &self.tables, ids, onto.map(|onto| (onto, 0)))?;
+    pub fn sum_onto(&self, (ids, first): Ids, onto: Option<&Tensor>) -> Result<Tensor> {
+        let ids = if let Some(size) = self.muxed { &embedding::split(ids, size)? } else { ids };
+        let y = embedding::forward(&self.weight, &self.tables, (ids, first), onto.map(|onto| (onto, 0)))?;
         let [batch, width] = [0, 1].map(|axis| y.shape()[axis]);
         Ok(y.reshape([batch, 1, width])?)
     }
@@ -287,6 +266,11 @@ impl Dense {
     pub fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         Ok(linear::forward(x, &self.weight, Fused { bias: self.bias.as_ref(), residual, ..Default::default() })?)
     }
+
+    /// With another bias.
+    pub fn run_with(&self, x: &Tensor, bias: Option<&Tensor>, residual: &Tensor) -> Result<Tensor> {
+        Ok(linear::forward(x, &self.weight, Fused { bias, residual: Some(residual), ..Default::default() })?)
+    }
 }
 
 /// The temporal transformer and what is around it.
@@ -297,8 +281,8 @@ pub(super) struct Temporal {
     epsilon: f64,
     pub text: Dense,
     pub heads: Vec<Dense>,
-    /// Of the conditions that are added to what is fed.
-    pub words: Vec<Words>,
+    /// Of what conditions are for.
+    pub conditioners: Vec<ReadyConditioner>,
 }
 
 impl Temporal {
@@ -322,7 +306,9 @@ impl Temporal {
 pub(super) struct Depth {
     /// For each step.
     pub said: Vec<Rows>,
-    pub inputs: Vec<Dense>,
+    /// Sines of the position of each step, which is the same in every frame.
+    sines: Vec<Tensor>,
+    inputs: Vec<Dense>,
     /// For each set of weights.
     pub blocks: Vec<Vec<ReadyBlock>>,
     norms: Vec<(ReadyNorm, f64)>,
@@ -334,6 +320,11 @@ impl Depth {
     pub fn bytes(&self, config: &Config, k: usize) -> usize {
         let blocks = self.blocks[config.set(k)].iter().map(ReadyBlock::bytes).sum::<usize>();
         blocks + self.inputs[config.input(k)].bytes() + self.linears[k].bytes()
+    }
+
+    /// What step `k` begins with, after `said`.
+    pub fn first(&self, config: &Config, k: usize, h: &Tensor, said: &Tensor) -> Result<Tensor> {
+        self.inputs[config.input(k)].run_with(h, self.sines.get(k), said)
     }
 
     /// Logits `[B, 1, card]` of step `k`.
@@ -378,9 +369,10 @@ pub(super) fn read(
 ) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
     let shape = config.temporal()?;
-    let fed = Rows::read(&layers.fed, None, device, from)?;
-    let summed = layers.conditions.iter().filter(|condition| condition.summed);
-    let words = summed.map(|condition| Words::read(condition, config.dim, from)).collect::<Result<_>>()?;
+    let fed = Rows::read(&layers.fed, device, from)?;
+    let fuser = config.fused()?;
+    let used = layers.conditioners.iter().filter(|c| fuser.sum.iter().chain(&fuser.cross).any(|name| *name == c.name));
+    let conditioners = used.map(|conditioner| ReadyConditioner::read(conditioner, config.dim, from)).collect::<Result<_>>()?;
     release_idle();
     from.bits = format.temporal;
     let blocks = ready(&layers.temporal, device, from)?;
@@ -388,7 +380,7 @@ pub(super) fn read(
     from.bits = format.heads;
     let temporal = Temporal {
         fed,
-        words,
+        conditioners,
         blocks,
         norm: ReadyNorm::new(shape.norm, "out_norm", from)?,
         epsilon: shape.epsilon,
@@ -405,14 +397,15 @@ pub(super) fn read(
             norms.push((ReadyNorm::new(norm, &format!("depformer_norms.{k}"), from)?, epsilon));
         }
     }
-    // A step is at the same position in every frame.
-    let sines = config.depth()?.sines;
-    let said = |k: usize, embedding: &Embedding, from: &mut Reader| {
-        let plus = sines.map(|sines| sines.row(config.depformer_dim, k));
-        Rows::read(std::slice::from_ref(embedding), plus.as_deref(), device, from)
-    };
+    let mut sines = Vec::new();
+    if let Some(of) = config.depth()?.sines {
+        for k in 0..config.dep_q {
+            sines.push(from.beside_values(device, &of.row(config.depformer_dim, k))?);
+        }
+    }
     let depth = Depth {
-        said: depth.said.iter().enumerate().map(|(k, e)| said(k, e, from)).collect::<Result<_>>()?,
+        said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
+        sines,
         inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
         blocks: depth.blocks.iter().map(|set| ready(set, device, from)).collect::<Result<_>>()?,
         norms,

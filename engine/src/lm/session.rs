@@ -1,22 +1,23 @@
-use std::collections::BTreeMap;
-
-use swara_kernels::ops::attention::{Kept, KvCache, Positions};
+use swara_kernels::ops::attention::{Kept, KvCache, MAX_HEAD_DIM, Positions};
 use swara_kernels::ops::delay::{self, Tokens, UNGENERATED};
-use swara_kernels::ops::elementwise;
 use swara_kernels::ops::rope::{self, Rope, Style};
 use swara_kernels::ops::sample::{self, Sampler, Settings};
-use swara_kernels::{DType, Tensor, span};
+use swara_kernels::ops::{elementwise, embedding};
+use swara_kernels::{DType, Device, Tensor, span};
 
 use super::Lm;
-use super::config::{Config, Drawn, Shape};
+use super::conditions::{Condition, Conditions, FusedConditions, fuse};
+use super::config::{Config, Drawn, Shape, Sines};
 use super::model::Depth;
 use super::prompt::Prompt;
 use crate::graph::{Outcome, Recorder};
+use crate::transformer::{ReadyBlock, Source};
 use crate::{Error, Result};
 
 /// Of Hibiki, and what moshi asks it for.
 const DESCRIPTION: &str = "description";
 const BEST: &str = "very_good";
+const WORST: &str = "very_bad";
 
 /// `batch` streams through a model, step by step, each masked out or begun anew as it comes.
 ///
@@ -31,13 +32,11 @@ pub struct Session<'a> {
     recorder: Recorder<Step>,
 }
 
-/// What the streams remember.
+/// What the streams remember. The model has a row for each of them, `R = B`; where they are led, those under the other conditions are
+/// behind them, `R = 2 B`.
 pub(crate) struct Streams {
-    /// `[B, 1, dim]`: what conditions add to what is fed.
-    onto: Option<Tensor>,
-    /// Sines of positions: what is turned to them, `[B, 1, 1, dim]`.
-    sines: Option<(Rope, Tensor)>,
-    against: Option<Against>,
+    context: Context,
+    led: Option<Led>,
     tokens: Tokens,
     positions: Positions,
     caches: Vec<KvCache>,
@@ -49,23 +48,82 @@ pub(crate) struct Streams {
     said: Tensor,
 }
 
-/// The same streams under other conditions, away from which they are led.
-struct Against {
-    factor: f64,
+/// What goes into every step.
+struct Context {
+    /// `[R, 1, dim]`: what conditions add to what is fed.
     onto: Option<Tensor>,
-    caches: Vec<KvCache>,
-    depth_caches: Vec<KvCache>,
+    /// What the rows of each block attend to.
+    sources: Vec<Option<Source>>,
+    sines: Option<Turned>,
 }
 
-impl Against {
-    /// `other + factor (logits - other)`.
-    fn lead(&self, logits: &Tensor, other: &Tensor) -> Result<Tensor> {
-        Ok(elementwise::add(other, &elementwise::scale(&elementwise::sub(logits, other)?, self.factor)?)?)
+/// Sines of positions, in as many pieces as a row has that can be turned at once.
+struct Turned {
+    /// Of as many frequencies each.
+    ropes: Vec<Rope>,
+    /// What is turned: `[R, 1, 1, 2 pairs]`, all in the first half.
+    row: Tensor,
+}
+
+impl Turned {
+    fn new(device: &Device, dtype: DType, sines: Sines, width: usize, rows: usize) -> Result<Turned> {
+        let half = width / 2;
+        let pairs = (1..=(MAX_HEAD_DIM / 2).min(half)).rev().find(|pairs| half % pairs == 0).unwrap_or(1);
+        let row: Vec<f32> = (0..2 * pairs).map(|i| if i < pairs { sines.scale as f32 } else { 0.0 }).collect();
+        let row = Tensor::from_slice(device, &row.repeat(rows), [rows, 1, 1, 2 * pairs])?;
+        let rope = |of: &[f64]| Rope::with_frequencies(device, of, Style::HalfSplit);
+        Ok(Turned {
+            ropes: sines.frequencies(width).chunks_exact(pairs).map(rope).collect::<swara_kernels::Result<_>>()?,
+            row: elementwise::convert(&row, dtype)?,
+        })
+    }
+
+    /// `[R, 1, width]`: cosines, then sines.
+    fn at(&self, positions: &Positions) -> Result<Tensor> {
+        let (pieces, rows, width) = (self.ropes.len(), self.row.shape()[0], self.row.shape().last_dim());
+        if let [rope] = &self.ropes[..] {
+            return Ok(rope::forward(&self.row, rope, positions)?.reshape([rows, 1, width])?);
+        }
+        let mut all = Tensor::empty(&self.row.device(), self.row.dtype(), [1, pieces, rows * width])?;
+        for (piece, rope) in self.ropes.iter().enumerate() {
+            all.write_rows(piece, &rope::forward(&self.row, rope, positions)?.reshape([1, rows * width])?)?;
+        }
+        // [piece, row, half, pair] to [row, half, piece, pair].
+        let all = elementwise::transpose(&all)?.reshape([2 * rows, width / 2, pieces])?;
+        Ok(elementwise::transpose(&all)?.reshape([rows, 1, pieces * width])?)
     }
 }
 
-/// The word for each condition of a stream, by its name; none for those that are not there.
-pub type Conditions = BTreeMap<String, String>;
+/// Classifier-free guidance, away from other conditions.
+struct Led {
+    factor: f64,
+    /// Of all rows.
+    positions: Positions,
+}
+
+/// `other + factor (logits - other)` of rows `[logits; other]`, if they are led.
+fn lead(led: Option<&Led>, all: Tensor) -> Result<Tensor> {
+    let Some(led) = led else { return Ok(all) };
+    let [logits, other] = [half(&all, 0)?, half(&all, 1)?];
+    Ok(elementwise::add(&other, &elementwise::scale(&elementwise::sub(&logits, &other)?, led.factor)?)?)
+}
+
+/// The first or the second half of rows `[2 B, ..]`.
+fn half(x: &Tensor, which: usize) -> Result<Tensor> {
+    let mut shape = x.shape().to_vec();
+    shape[0] /= 2;
+    Ok(x.part(which * (x.elements() / 2), swara_kernels::Shape::try_from(&shape[..])?)?)
+}
+
+/// Rows `[B, ..]`, and once more the same.
+fn twice(x: &Tensor) -> Result<Tensor> {
+    let mut shape = x.shape().to_vec();
+    shape[0] *= 2;
+    let mut y = Tensor::empty(&x.device(), x.dtype(), swara_kernels::Shape::try_from(&shape[..])?)?;
+    y.write_bytes(0, x)?;
+    y.write_bytes(x.bytes(), x)?;
+    Ok(y)
+}
 
 /// How the text and how the codes of one stream are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,7 +155,8 @@ pub struct Given {
 }
 
 impl Given {
-    /// `said [B, 1 + dep_q]`: tokens, or [`UNGENERATED`] for those that are drawn; `runs [B]`: the mask of the step, if it has one.
+    /// `said [B, 1 + dep_q]`: tokens, or [`UNGENERATED`] for those that are drawn, or [`NONE`](embedding::NONE) for those that say nothing
+    /// (moshi's `zero_token_id`); `runs [B]`: the mask of the step, if it has one.
     ///
     /// # Errors
     /// Lengths that are not a multiple of that; a token that the model does not know.
@@ -108,9 +167,11 @@ impl Given {
         if batch == 0 || said.len() != batch * width || runs.is_some_and(|runs| runs.len() != batch) {
             return Err(Error::Argument(format!("{} tokens are given, the model says {width} a step", said.len())));
         }
-        let known = |column: usize| if column == 0 { config.text_card } else { config.card };
+        let known = |column: usize| if column == 0 { config.texts() - 1 } else { config.card };
         let free = |token: i32| token == UNGENERATED;
-        if let Some(at) = said.iter().enumerate().position(|(at, &t)| !free(t) && !(0..=known(at % width) as i32).contains(&t)) {
+        if let Some(at) =
+            said.iter().enumerate().position(|(at, &t)| !free(t) && !(embedding::NONE..=known(at % width) as i32).contains(&t))
+        {
             let (column, most) = (at % width, known(at % width));
             return Err(Error::Argument(format!("token {} is given in column {column}, expected 0 to {most}", said[at])));
         }
@@ -169,10 +230,11 @@ impl<'a> Session<'a> {
     }
 
     /// Streams under `conditions`, one entry for each, led away from those `against` by a factor (classifier-free guidance), where there
-    /// is one: each step then runs twice.
+    /// is one: the model has two rows for each stream then.
     ///
     /// # Errors
-    /// Conditions or words that the model does not know; a number of entries that is not that of `drawing`.
+    /// Conditions or words that the model does not know; a number of entries that is not that of `drawing`; a model without conditions
+    /// that is to be led.
     pub fn conditioned(
         lm: &'a Lm,
         drawing: &[Drawing],
@@ -231,60 +293,49 @@ impl<'a> Session<'a> {
 
 impl Streams {
     pub fn new(lm: &Lm, drawing: &[Drawing]) -> Result<Streams> {
-        let mut usual = Conditions::new();
-        if lm.config.model_type == "hibiki" && lm.temporal.words.iter().any(|words| words.name() == DESCRIPTION) {
-            usual.insert(DESCRIPTION.to_owned(), BEST.to_owned());
-        }
-        Streams::conditioned(lm, drawing, &vec![usual; drawing.len()], None)
+        Streams::conditioned(lm, drawing, &vec![lm.usual().0; drawing.len()], None)
     }
 
-    fn conditioned(lm: &Lm, drawing: &[Drawing], conditions: &[Conditions], against: Option<(f64, &[Conditions])>) -> Result<Streams> {
+    pub fn conditioned(lm: &Lm, drawing: &[Drawing], conditions: &[Conditions], against: Option<(f64, &[Conditions])>) -> Result<Streams> {
         let (config, device, batch) = (&lm.config, &lm.device, drawing.len());
+        for (what, streams) in [("", Some(conditions)), (" against", against.map(|(_, against)| against))] {
+            if let Some(streams) = streams.filter(|streams| streams.len() != batch) {
+                return Err(Error::Argument(format!("conditions{what} for {} streams of {batch}", streams.len())));
+            }
+        }
+        match against {
+            Some((factor, _)) if !factor.is_finite() => return Err(Error::Argument(format!("a guidance of {factor}"))),
+            Some(_) if lm.temporal.conditioners.is_empty() => {
+                return Err(Error::Argument("guidance of a model that has no conditions".to_owned()));
+            }
+            _ => {}
+        }
+        let streams: Vec<&Conditions> = conditions.iter().chain(against.iter().flat_map(|(_, against)| *against)).collect();
+        let rows = streams.len();
+        let FusedConditions { onto, source } = fuse(lm, &streams)?;
+        let source = |block: &ReadyBlock| source.as_ref().map_or(Ok(None), |source| block.source(source));
         let caches = |shape: &Shape, capacity: usize, kept: Kept| -> Result<Vec<KvCache>> {
-            let cache = |_| Ok(KvCache::new(device, kept, batch, shape.kv_heads, capacity, shape.head_dim())?);
+            let cache = |_| Ok(KvCache::new(device, kept, rows, shape.kv_heads, capacity, shape.head_dim())?);
             (0..shape.layers).map(cache).collect()
         };
         let (mut depth_caches, mut depth_positions) = (Vec::new(), Vec::new());
         if lm.depth.is_some() {
             depth_caches = caches(&config.depth()?, config.dep_q, lm.values().into())?;
-            let at = |k: usize| Ok(Positions::at(device, &vec![k as i32; batch])?);
+            let at = |k: usize| Ok(Positions::at(device, &vec![k as i32; rows])?);
             depth_positions = (0..config.dep_q).map(at).collect::<Result<_>>()?;
         }
         let sampler = |column: usize| {
             let settings = |d: &Drawing| Settings { sequence: column as u32, ..if column == 0 { d.text } else { d.codes } };
             Ok(Sampler::new(device, &drawing.iter().map(settings).collect::<Vec<_>>())?)
         };
-        let remembered = || caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept());
-        let against = match against {
-            Some((factor, _)) if !factor.is_finite() => return Err(Error::Argument(format!("a guidance of {factor}"))),
-            Some((factor, conditions)) => Some(Against {
-                factor,
-                onto: onto(lm, conditions, batch)?,
-                caches: remembered()?,
-                depth_caches: match &lm.depth {
-                    Some(_) => caches(&config.depth()?, config.dep_q, lm.values().into())?,
-                    None => Vec::new(),
-                },
-            }),
-            None => None,
-        };
-        let sines = match config.temporal()?.sines {
-            Some(sines) => {
-                let scale = sines.scale as f32;
-                let row: Vec<f32> = (0..config.dim).map(|i| if i < config.dim / 2 { scale } else { 0.0 }).collect();
-                let rows = Tensor::from_slice(device, &row.repeat(batch), [batch, 1, 1, config.dim])?;
-                let rope = Rope::with_frequencies(device, &sines.frequencies(config.dim), Style::HalfSplit)?;
-                Some((rope, elementwise::convert(&rows, lm.values())?))
-            }
-            None => None,
-        };
+        let led = |(factor, _)| Ok::<_, Error>(Led { factor, positions: Positions::new(device, rows)? });
+        let sines = config.temporal()?.sines.map(|sines| Turned::new(device, lm.values(), sines, config.dim, rows)).transpose()?;
         Ok(Streams {
-            onto: onto(lm, conditions, batch)?,
-            sines,
-            against,
+            context: Context { onto, sources: lm.temporal.blocks.iter().map(source).collect::<Result<_>>()?, sines },
+            led: against.map(led).transpose()?,
             tokens: Tokens::new(device, batch, &config.delays, &config.initial(), 1 + config.dep_q)?,
             positions: Positions::new(device, batch)?,
-            caches: remembered()?,
+            caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept())?,
             depth_caches,
             depth_positions,
             samplers: (0..=config.dep_q).map(sampler).collect::<Result<_>>()?,
@@ -300,70 +351,45 @@ impl Streams {
         if let Some(given) = given {
             self.said.copy_from(&given.said)?;
         }
-        let batch = self.batch();
         let drawn = |column: usize| given.and_then(|given| given.drawn[column].as_ref()).or(mask);
         lm.device.step(|| {
             let ids = delay::feed(&mut self.tokens, heard, &self.positions, mask)?;
-            let sines = match &self.sines {
-                Some((rope, rows)) => Some(rope::forward(rows, rope, &self.positions)?.reshape([batch, 1, lm.config.dim])?),
-                None => None,
-            };
-            let hidden = |onto: &Option<Tensor>, caches: &mut [KvCache]| -> Result<Tensor> {
-                let mut x = lm.temporal.fed.sum_onto((&ids, 0), onto.as_ref())?;
-                if let Some(sines) = &sines {
-                    elementwise::add_assign(&mut x, sines)?;
+            let h = match &mut self.led {
+                Some(led) => {
+                    let mask = mask.map(twice).transpose()?;
+                    let h = hidden(lm, &twice(&ids)?, &self.context, &mut self.caches, &led.positions, mask.as_ref())?;
+                    led.positions.advance(1, mask.as_ref())?;
+                    h
                 }
-                for (block, cache) in lm.temporal.blocks.iter().zip(caches) {
-                    x = block.run(&x, cache, &self.positions, mask)?;
-                }
-                lm.temporal.norm(&x)
+                None => hidden(lm, &ids, &self.context, &mut self.caches, &self.positions, mask)?,
             };
-            let h = hidden(&self.onto, &mut self.caches)?;
-            let mut text_logits = lm.temporal.text.run(&h, None)?;
-            let other = match &mut self.against {
-                Some(against) => {
-                    let other = hidden(&against.onto, &mut against.caches)?;
-                    text_logits = against.lead(&text_logits, &lm.temporal.text.run(&other, None)?)?;
-                    Some(other)
-                }
-                None => None,
-            };
+            let text_logits = lead(self.led.as_ref(), lm.temporal.text.run(&h, None)?)?;
             let text_logits = self.draw(0, text_logits, drawn(0))?;
             let logits = match &lm.depth {
-                Some(depth) => self.say(&lm.config, depth, &h, other.as_ref(), drawn)?,
+                Some(depth) => self.say(&lm.config, depth, &h, drawn)?,
                 None => Vec::new(),
             };
             let complete = delay::take(&mut self.tokens, &self.said, &self.positions, mask)?;
             self.positions.advance(1, mask)?;
-            let heads = lm.temporal.heads.iter().map(|head| rows(head.run(&h, None)?)).collect::<Result<_>>()?;
+            let own = if self.led.is_some() { &half(&h, 0)? } else { &h };
+            let heads = lm.temporal.heads.iter().map(|head| rows(head.run(own, None)?)).collect::<Result<_>>()?;
             Ok(Step { complete, said: self.said.copy()?, text_logits, logits, heads })
         })
     }
 
     /// Draws the codes of a step one after the other, each in the streams that `drawn` gives for its column, and gives their logits.
-    fn say<'m>(
-        &mut self,
-        config: &Config,
-        depth: &Depth,
-        h: &Tensor,
-        other: Option<&Tensor>,
-        drawn: impl Fn(usize) -> Option<&'m Tensor>,
-    ) -> Result<Vec<Tensor>> {
+    fn say<'m>(&mut self, config: &Config, depth: &Depth, h: &Tensor, drawn: impl Fn(usize) -> Option<&'m Tensor>) -> Result<Vec<Tensor>> {
         let mut logits = Vec::with_capacity(config.dep_q);
         for k in 0..config.dep_q {
-            let said = depth.said[k].sum((&self.said, k))?;
-            let run = |h: &Tensor, caches: &mut [KvCache]| -> Result<Tensor> {
-                let mut y = depth.inputs[config.input(k)].run(h, Some(&said))?;
-                for (block, cache) in depth.blocks[config.set(k)].iter().zip(caches) {
-                    y = block.run(&y, cache, &self.depth_positions[k], None)?;
-                }
-                depth.logits(k, &y)
-            };
-            let mut found = run(h, &mut self.depth_caches)?;
-            if let (Some(against), Some(other)) = (&mut self.against, other) {
-                let other = run(other, &mut against.depth_caches)?;
-                found = against.lead(&found, &other)?;
+            let mut said = depth.said[k].sum((&self.said, k))?;
+            if self.led.is_some() {
+                said = twice(&said)?;
             }
+            let mut y = depth.first(config, k, h, &said)?;
+            for (block, cache) in depth.blocks[config.set(k)].iter().zip(&mut self.depth_caches) {
+                y = block.run(&y, cache, &self.depth_positions[k], None)?;
+            }
+            let found = lead(self.led.as_ref(), depth.logits(k, &y)?)?;
             logits.push(self.draw(k + 1, found, drawn(k + 1))?);
         }
         Ok(logits)
@@ -378,36 +404,74 @@ impl Streams {
 
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.samplers.iter_mut().try_for_each(|sampler| sampler.reset(mask))?;
+        if let Some(led) = &mut self.led {
+            led.positions.reset(&twice(mask)?)?;
+        }
         Ok(self.positions.reset(mask)?)
     }
 }
 
-/// What `conditions` of `batch` streams add to what is fed; none where the model has none.
-fn onto(lm: &Lm, conditions: &[Conditions], batch: usize) -> Result<Option<Tensor>> {
-    let words = &lm.temporal.words;
-    if conditions.len() != batch {
-        return Err(Error::Argument(format!("conditions for {} streams of {batch}", conditions.len())));
+impl Lm {
+    /// Whether a condition is rows and not a word.
+    pub fn takes_rows(&self, name: &str) -> bool {
+        self.temporal.conditioners.iter().any(|conditioner| conditioner.name() == name && conditioner.takes_rows())
     }
-    if let Some(name) = conditions.iter().flat_map(Conditions::keys).find(|name| words.iter().all(|words| words.name() != *name)) {
-        return Err(Error::Argument(format!("condition {name} is none of the model's")));
+
+    /// What moshi conditions streams on if nobody asks, and what they are led away from: Hibiki's own, by the best and the worst of
+    /// its descriptions, others by nothing.
+    pub fn usual(&self) -> (Conditions, Conditions) {
+        let of = |word: &str| match self.config.model_type == "hibiki" && self.temporal.conditioners.iter().any(|c| c.name() == DESCRIPTION)
+        {
+            true => Conditions::from([(DESCRIPTION.to_owned(), Condition::from(word))]),
+            false => Conditions::new(),
+        };
+        (of(BEST), of(WORST))
     }
-    if words.is_empty() {
-        return Ok(None);
+}
+
+/// What the temporal transformer gives, `[R, 1, dim]`.
+fn hidden(
+    lm: &Lm,
+    ids: &Tensor,
+    context: &Context,
+    caches: &mut [KvCache],
+    positions: &Positions,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
+    let mut x = lm.temporal.fed.sum_onto((ids, 0), context.onto.as_ref())?;
+    if let Some(sines) = &context.sines {
+        elementwise::add_assign(&mut x, &sines.at(positions)?)?;
     }
-    let dim = lm.config.dim;
-    let mut rows = vec![0.0; batch * dim];
-    for (row, conditions) in rows.chunks_exact_mut(dim).zip(conditions) {
-        for words in words {
-            let more = words.row(conditions.get(words.name()).map(String::as_str))?;
-            row.iter_mut().zip(more).for_each(|(row, more)| *row += more);
-        }
+    for ((block, source), cache) in lm.temporal.blocks.iter().zip(&context.sources).zip(caches) {
+        x = block.run_beside(&x, source.as_ref(), cache, positions, mask)?;
     }
-    let rows = Tensor::from_slice(&lm.device, &rows, [batch, 1, dim])?;
-    Ok(Some(elementwise::convert(&rows, lm.values())?))
+    lm.temporal.norm(&x)
 }
 
 /// `[B, 1, V]` as `[B, V]`.
 fn rows(x: Tensor) -> Result<Tensor> {
     let (batch, width) = (x.shape()[0], x.shape().last_dim());
     Ok(x.reshape([batch, width])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the pieces of a row.
+    #[test]
+    fn sines_of_wide_rows_are_those_of_their_positions() {
+        let sines = Sines { period: 700.0, scale: 0.8 };
+        for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+            for width in [4, 126, 128, 130, 136, 194, 256, 262] {
+                let at = [0, 1, 77, 1000];
+                let turned = Turned::new(&device, DType::F32, sines, width, at.len()).unwrap();
+                let found = turned.at(&Positions::at(&device, &at).unwrap()).unwrap();
+                assert_eq!(*found.shape(), [at.len(), 1, width]);
+                let expected: Vec<f32> = at.iter().flat_map(|&at| sines.row(width, at as usize)).collect();
+                let worst = found.to_vec::<f32>().unwrap().iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-6, "{device:?}: {width} wide, off by {worst}");
+            }
+        }
+    }
 }

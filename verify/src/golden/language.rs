@@ -106,7 +106,7 @@ fn session<'a>(dump: &Dump, lm: &'a Lm, batch: usize) -> Result<Session<'a>> {
         let streams = dump.fact(field)?.as_array().ok_or_else(|| dump.wrong(field, "conditions of each stream"))?;
         let stream = |of: &serde_json::Value| {
             let words = of.as_object().into_iter().flatten();
-            words.filter_map(|(name, word)| Some((name.clone(), word.as_str()?.to_owned()))).collect()
+            words.filter_map(|(name, word)| Some((name.clone(), word.as_str()?.into()))).collect()
         };
         Ok(streams.iter().map(stream).collect())
     };

@@ -1,0 +1,265 @@
+//! What streams are conditioned on: words, and rows such as those of a voice. They are added to what is fed at every step, or the
+//! temporal transformer attends to them.
+//!
+//! | tensor, behind `condition_provider.conditioners.NAME.` | shape             |                                                       |
+//! |--------------------------------------------------------|-------------------|-------------------------------------------------------|
+//! | `embed.weight`                                         | `[bins + 1, width]` | of words; the last row is of no word                |
+//! | `output_proj.weight`                                   | `[dim, width]`    | unless `width` is `dim` and no projection is asked for |
+//! | `learnt_padding`                                       | `[1, 1, dim]`     | where nothing is; without it zero                     |
+//!
+//! Source: `BaseConditioner`, `TensorCondition` and `ConditionFuser` of moshi's `conditioners/base.py`, `NoopTokenizer` of its `text.py`.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+use swara_kernels::ops::elementwise;
+use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
+use swara_kernels::{DType, Device, Tensor};
+
+use super::Lm;
+use super::config::{Conditioner, Kind, Sines};
+use super::model::room;
+use crate::weights::Reader;
+use crate::{Error, Result};
+
+/// Of the sines of positions of rows that are attended to.
+const PERIOD: f64 = 10_000.0;
+
+/// What a stream is conditioned on, by name; nothing for those that are not there.
+pub type Conditions = BTreeMap<String, Condition>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Condition {
+    Word(String),
+    Rows(ConditionRows),
+}
+
+impl From<&str> for Condition {
+    fn from(word: &str) -> Condition {
+        Condition::Word(word.to_owned())
+    }
+}
+
+/// Rows `[T, width]`, some of which may not be there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConditionRows {
+    values: Vec<f32>,
+    width: usize,
+    there: Vec<bool>,
+}
+
+impl ConditionRows {
+    /// Most rows of one condition.
+    pub const MOST: usize = 1 << 14;
+
+    /// `there [T]`; by default all are.
+    ///
+    /// # Errors
+    /// No rows, or more than [`Self::MOST`]; lengths that do not fit; values that are not finite.
+    pub fn new(values: Vec<f32>, width: usize, there: Option<Vec<bool>>) -> Result<ConditionRows> {
+        let rows = values.len().checked_div(width).unwrap_or(0);
+        if rows == 0 || rows > Self::MOST || values.len() != rows * width || there.as_ref().is_some_and(|there| there.len() != rows) {
+            let mask = there.map_or(String::new(), |there| format!(" and a mask of {}", there.len()));
+            let what = format!("a condition of {} values{mask}, expected 1 to {} rows of {width}", values.len(), Self::MOST);
+            return Err(Error::Argument(what));
+        }
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::Argument(format!("value {} of row {} of a condition is {}", at % width, at / width, values[at])));
+        }
+        Ok(ConditionRows { there: there.unwrap_or_else(|| vec![true; rows]), values, width })
+    }
+}
+
+impl Conditioner {
+    fn tensor(&self, part: &str) -> String {
+        format!("condition_provider.conditioners.{}.{part}", self.name)
+    }
+
+    pub(super) fn tensors(&self, dim: usize) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = Vec::new();
+        if let Kind::Words { bins, .. } = self.kind {
+            tensors.push((self.tensor("embed.weight"), vec![bins + 1, self.width]));
+        }
+        tensors.extend(self.projected.then(|| (self.tensor("output_proj.weight"), vec![dim, self.width])));
+        tensors.extend(self.padded.then(|| (self.tensor("learnt_padding"), vec![1, 1, dim])));
+        tensors
+    }
+}
+
+/// A conditioner with its tensors.
+pub(super) struct ReadyConditioner {
+    conditioner: Conditioner,
+    /// `[words, dim]`: what each word becomes.
+    words: Vec<f32>,
+    project: Option<Matrix>,
+    /// `[dim]`: what stands where nothing is.
+    none: Vec<f32>,
+}
+
+impl ReadyConditioner {
+    pub fn read(conditioner: &Conditioner, dim: usize, from: &mut Reader) -> Result<ReadyConditioner> {
+        let name = |part: &str| conditioner.tensor(part);
+        let none = match conditioner.padded {
+            true => elementwise::convert(&from.parameter(&name("learnt_padding"))?, DType::F32)?.to_vec()?,
+            false => vec![0.0; dim],
+        };
+        let project = match conditioner.projected {
+            true => Some(Matrix::for_product(&from.parameter(&name("output_proj.weight"))?, Product::Tiles)?),
+            false => None,
+        };
+        let mut ready = ReadyConditioner { conditioner: conditioner.clone(), words: Vec::new(), project, none };
+        if let Kind::Words { known, bins } = &conditioner.kind {
+            let words = known.as_ref().map_or(*bins, |words| words.len().clamp(1, *bins));
+            ready.words = ready.projected(from.parameter(&name("embed.weight"))?.part(0, [words, conditioner.width])?)?;
+        }
+        Ok(ready)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.conditioner.name
+    }
+
+    pub fn takes_rows(&self) -> bool {
+        self.conditioner.kind == Kind::Rows
+    }
+
+    fn projected(&self, rows: Tensor) -> Result<Vec<f32>> {
+        let rows = match &self.project {
+            Some(project) => linear::forward(&rows, project, Fused::default())?,
+            None => rows,
+        };
+        Ok(elementwise::convert(&rows, DType::F32)?.to_vec()?)
+    }
+
+    /// Puts what a condition becomes, `[length, dim]`, behind `rows`: padding where it is not, or is no longer.
+    fn push(&self, rows: &mut Vec<f32>, condition: Option<&Condition>, length: usize, device: &Device) -> Result<()> {
+        let (name, width, dim) = (self.name(), self.conditioner.width, self.none.len());
+        let end = rows.len() + length * dim;
+        match (condition, &self.conditioner.kind) {
+            (None, _) => {}
+            (Some(Condition::Word(word)), Kind::Words { known: Some(words), .. }) => {
+                let wrong = || Error::Argument(format!("condition {name} is {word:?}, expected one of {}", words.join(", ")));
+                let at = words.iter().position(|known| known == word).ok_or_else(wrong)?;
+                rows.extend(&self.words[at * dim..][..dim]);
+            }
+            (Some(Condition::Word(word)), Kind::Words { known: None, bins }) => {
+                rows.extend(&self.words[number(word, *bins) * dim..][..dim]);
+            }
+            (Some(Condition::Rows(given)), Kind::Rows) if given.width == width => {
+                let values = Tensor::from_slice(device, &given.values, [given.there.len(), width])?;
+                let values = self.projected(values)?;
+                for (row, &there) in values.chunks_exact(dim).zip(&given.there) {
+                    rows.extend(if there { row } else { &self.none });
+                }
+            }
+            (Some(Condition::Rows(given)), Kind::Rows) => {
+                return Err(Error::Argument(format!("condition {name} is rows of {}, expected of {width}", given.width)));
+            }
+            (Some(Condition::Rows(_)), Kind::Words { .. }) => {
+                return Err(Error::Argument(format!("condition {name} is rows, expected a word")));
+            }
+            (Some(Condition::Word(word)), Kind::Rows) => {
+                return Err(Error::Argument(format!("condition {name} is {word:?}, expected rows of {width}")));
+            }
+        }
+        while rows.len() < end {
+            rows.extend(&self.none);
+        }
+        Ok(())
+    }
+}
+
+/// What stands for a word of no list: SHA-256 of it, modulo `bins`.
+fn number(word: &str, bins: usize) -> usize {
+    Sha256::digest(word).iter().fold(0, |rest, &byte| (rest * 256 + usize::from(byte)) % bins)
+}
+
+/// What conditions are for the rows of a batch.
+pub(super) struct FusedConditions {
+    /// `[B, 1, dim]`: what they add to what is fed.
+    pub onto: Option<Tensor>,
+    /// `[B, T, dim]`: what is attended to.
+    pub source: Option<Tensor>,
+}
+
+/// Of the `streams`. As in moshi, what is attended to is as long for all of them as for the longest.
+///
+/// # Errors
+/// Conditions and words that the model does not know; rows of another width, or several that are added.
+pub(super) fn fuse(lm: &Lm, streams: &[&Conditions]) -> Result<FusedConditions> {
+    let (fuser, known, dim) = (lm.config.fused()?, &lm.temporal.conditioners, lm.config.dim);
+    if let Some(name) = streams.iter().flat_map(|stream| stream.keys()).find(|name| known.iter().all(|known| known.name() != *name)) {
+        let names: Vec<&str> = known.iter().map(ReadyConditioner::name).collect();
+        let why = if names.is_empty() { "it has none".to_owned() } else { format!("which are {}", names.join(", ")) };
+        return Err(Error::Argument(format!("condition {name} is none of the model's: {why}")));
+    }
+    let find = |name: &String| known.iter().find(|known| known.name() == name).ok_or_else(|| Error::MissingTensor(name.clone()));
+    let length = |name: &str| {
+        let of = |stream: &&Conditions| match stream.get(name) {
+            Some(Condition::Rows(rows)) => rows.there.len(),
+            _ => 1,
+        };
+        streams.iter().map(of).max().unwrap_or(1)
+    };
+    let tensor = |rows: Vec<f32>, length: usize| -> Result<Tensor> {
+        let tensor = Tensor::from_slice(&lm.device, &rows, [streams.len(), length, dim])?;
+        Ok(elementwise::convert(&tensor, lm.values())?)
+    };
+    let mut fused = FusedConditions { onto: None, source: None };
+    if !fuser.sum.is_empty() {
+        let mut onto = vec![0.0; streams.len() * dim];
+        for name in &fuser.sum {
+            if length(name) > 1 {
+                return Err(Error::Argument(format!("condition {name} is {} rows, expected the one that is added", length(name))));
+            }
+            let mut rows = room(onto.len())?;
+            streams.iter().try_for_each(|stream| find(name)?.push(&mut rows, stream.get(name), 1, &lm.device))?;
+            onto.iter_mut().zip(&rows).for_each(|(onto, more)| *onto += more);
+        }
+        fused.onto = Some(tensor(onto, 1)?);
+    }
+    if !fuser.cross.is_empty() {
+        let total: usize = fuser.cross.iter().map(|name| length(name)).sum();
+        let mut rows = room(streams.len().saturating_mul(total).saturating_mul(dim))?;
+        for stream in streams {
+            for name in &fuser.cross {
+                find(name)?.push(&mut rows, stream.get(name), length(name), &lm.device)?;
+            }
+        }
+        if fuser.cross_attention_pos_emb {
+            let sines = Sines { period: PERIOD, scale: fuser.cross_attention_pos_emb_scale };
+            for (at, row) in rows.chunks_exact_mut(dim).enumerate() {
+                row.iter_mut().zip(sines.row(dim, at % total)).for_each(|(value, sine)| *value += sine);
+            }
+        }
+        fused.source = Some(tensor(rows, total)?);
+    }
+    Ok(fused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_no_list_has_the_number_that_moshi_gives_it() {
+        // hash_trick of moshi's conditioners/text.py.
+        for (word, bins, expected) in [("Jeff Buckley", 7, 0), ("Jeff Buckley", 4096, 3269), ("", 1000, 549), ("स्वर", 4096, 3648)]
+        {
+            assert_eq!(number(word, bins), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn what_are_no_rows_is_refused() {
+        let refused = |values: &[f32], width: usize, there: Option<Vec<bool>>| {
+            ConditionRows::new(values.to_vec(), width, there).unwrap_err().to_string()
+        };
+        assert!(refused(&[], 4, None).contains("0 values"));
+        assert!(refused(&[1.0; 7], 4, None).contains("rows of 4"));
+        assert!(refused(&[1.0; 8], 0, None).contains("rows of 0"));
+        assert!(refused(&[1.0; 8], 4, Some(vec![true])).contains("a mask of 1"));
+        assert!(refused(&[1.0, f32::NAN], 1, None).contains("row 1"));
+        assert!(refused(&vec![0.0; ConditionRows::MOST + 1], 1, None).contains("1 to 16384"));
+    }
+}
