@@ -130,6 +130,8 @@ if has bench; then
         model=(--random --config "${LM_CONFIG:-moshi-7b}" --format "$format")
         bench lm "lm-$format" "${model[@]}"
         bench lm "lm-$format-no-graph" "${model[@]}" --no-graph
+        # The depth transformer as one cooperative kernel is the default; and its kernels one by one within the graph.
+        bench lm "lm-$format-plain-depth" "${model[@]}" --plain-depth
         # Samples to samples through a Mimi: one launch, and kernel by kernel, which waits for the device after every stage.
         bench lm "lm-$format-frame" "${model[@]}" "--mimi=${MIMI:-random}"
         bench lm "lm-$format-frame-no-graph" "${model[@]}" --no-graph "--mimi=${MIMI:-random}"

@@ -112,7 +112,7 @@ const KINDS: [Kind; 3] = [
     },
     Kind {
         keys: ["config", "format", "device", "batch"],
-        more: &["context", "kv", "codec", "graphs"],
+        more: &["context", "kv", "codec", "graphs", "plain_depth"],
         measures: &[measure("step_ms_p50", ["step_ms_low", "step_ms_high"], None)],
     },
 ];
@@ -152,6 +152,7 @@ fn table(rows: Vec<Map<String, Value>>) -> Result<Table, String> {
         key.extend(kind.more.iter().map(|name| match row.get(*name) {
             // What older files do not say.
             None if *name == "graphs" => "true".to_owned(),
+            None if *name == "plain_depth" => "false".to_owned(),
             None | Some(Value::Null) => String::new(),
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),

@@ -44,6 +44,9 @@ pub struct Row {
     /// Whether steps on CUDA may be graphs.
     #[serde(default = "yes")]
     pub graphs: bool,
+    /// Whether the depth transformer is launched kernel by kernel where it may be one launch.
+    #[serde(default)]
+    pub plain_depth: bool,
     /// Kernels and graphs that the host queues for a step, beside copies; none on the CPU.
     pub launches_per_step: Option<u64>,
     /// The kernels in it.
@@ -115,6 +118,7 @@ impl Model {
             (Model::Moshi(lm), Some(codec)) if batch == 1 => {
                 let mut dialogue = Dialogue::new(lm, Some(codec), Drawing::seeded(&Drawn::default(), 0))?;
                 dialogue.graphs(how.graphs);
+                dialogue.plain_depth(how.plain_depth);
                 return Ok(Streams::Frames(codec, Box::new(dialogue.live()?)));
             }
             (_, Some(_)) => return Err(Error::Argument("frames are of one stream of a model that hears and speaks".into())),
@@ -129,7 +133,10 @@ impl Model {
             }
         };
         match &mut streams {
-            Streams::Moshi(_, session) => session.graphs(how.graphs),
+            Streams::Moshi(_, session) => {
+                session.graphs(how.graphs);
+                session.plain_depth(how.plain_depth);
+            }
             Streams::Csm(_, session) => session.graphs(how.graphs),
             Streams::Frames(..) => {}
         }
@@ -142,6 +149,8 @@ impl Model {
 pub struct How<'a> {
     /// Whether steps may be graphs.
     pub graphs: bool,
+    /// Whether Moshi's depth transformer is launched kernel by kernel where it may be one launch.
+    pub plain_depth: bool,
     /// Frames from samples to samples through it, not steps from codes to codes.
     pub codec: Option<&'a Codec>,
 }
@@ -206,6 +215,7 @@ pub struct Times {
     /// Launches and kernels of a step.
     launches: Option<[u64; 2]>,
     graphs: bool,
+    plain_depth: bool,
     codec: Option<String>,
     /// Of the codec's weights.
     codec_bytes: usize,
@@ -236,11 +246,11 @@ impl Times {
         let steps = Samples::new(seconds).ok_or_else(|| Error::Argument("no steps to time".into()))?;
         let codec = how.codec.map(|codec| codec.name().to_owned());
         let codec_bytes = how.codec.map_or(0, |codec| codec.bytes(model.heard()));
-        Ok(Times { batch, steps, launches, graphs: how.graphs, codec, codec_bytes, no_graph })
+        Ok(Times { batch, steps, launches, graphs: how.graphs, plain_depth: how.plain_depth, codec, codec_bytes, no_graph })
     }
 
     pub fn row(&self, lm: &Model, config: &str, format: &str, ceilings: &Ceilings, [loading, stepping]: [Option<f64>; 2]) -> Row {
-        let Times { batch, steps, launches, graphs, codec, codec_bytes, no_graph: _ } = self;
+        let Times { batch, steps, launches, graphs, plain_depth, codec, codec_bytes, no_graph: _ } = self;
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2) - lm.bytes_per_step(0);
         let bytes = lm.bytes_per_step(0) + batch * remembered + codec_bytes;
         let (low, high) = steps.median_interval(1.96);
@@ -260,6 +270,7 @@ impl Times {
             bytes_per_step: bytes,
             codec: codec.clone(),
             graphs: *graphs,
+            plain_depth: *plain_depth,
             launches_per_step: launches.map(|[launches, _]| launches),
             kernels_per_step: launches.map(|[_, kernels]| kernels),
             share_of_ceiling: bytes as f64 / ceilings.bytes / steps.median(),

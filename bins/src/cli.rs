@@ -522,6 +522,9 @@ pub struct BenchLm {
     /// Launch every kernel by itself, not a step as one graph
     #[arg(long)]
     pub no_graph: bool,
+    /// Launch the kernels of Moshi's depth transformer by themselves, not all of a step as one cooperative kernel
+    #[arg(long)]
+    pub plain_depth: bool,
     #[command(flatten)]
     pub memory: Memory,
     /// Steps to time

@@ -87,6 +87,14 @@ pub fn warn_without_graph(why: Option<&str>) {
     }
 }
 
+/// Warns, once, why the depth transformer is not one launch where it was to be.
+pub fn warn_with_plain_depth(why: Option<&str>) {
+    static ONCE: Once = Once::new();
+    if let Some(why) = why {
+        ONCE.call_once(|| warn(format!("the depth transformer is launched kernel by kernel: {why}")));
+    }
+}
+
 pub fn detail(text: impl AsRef<str>) {
     if verbosity() >= 2 {
         let _ = writeln!(std::io::stderr(), "{}", printable(text.as_ref()));

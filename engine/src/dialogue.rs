@@ -157,6 +157,12 @@ impl<'a> Dialogue<'a> {
         (self.graphs, self.last, self.recording, self.refused) = (wanted, None, None, None);
     }
 
+    /// As [`Session::plain_depth`](crate::lm::Session::plain_depth).
+    pub fn plain_depth(&mut self, wanted: bool) {
+        self.streams.plain_depth(wanted);
+        (self.last, self.recording) = (None, None);
+    }
+
     /// Why frames are no graphs where they were to be.
     pub fn no_graph(&self) -> Option<&str> {
         self.refused.as_deref()

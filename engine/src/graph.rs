@@ -50,6 +50,11 @@ impl<G: Outcome> Recorder<G> {
         *self = Recorder { wanted: graphs, ..Recorder::default() };
     }
 
+    /// Records anew: the work has become another.
+    pub fn forget(&mut self) {
+        self.want(self.wanted);
+    }
+
     /// Why steps are launched kernel by kernel on a device that has graphs, where they were to be graphs.
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()

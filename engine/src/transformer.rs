@@ -1,6 +1,9 @@
 //! The block of a causal transformer, over streams: Mimi's, Moshi's and Llama's, by what they are made of.
 
+use std::sync::Arc;
+
 use swara_kernels::ops::attention::{self, KvCache, Mask, Positions};
+use swara_kernels::ops::depth;
 use swara_kernels::ops::linear::{self, Activation, Fused, Weight as Matrix};
 use swara_kernels::ops::rope::{Rope, Style};
 use swara_kernels::ops::{activation, layer_norm, rms_norm, rope};
@@ -194,14 +197,14 @@ impl LayerNorm {
 /// A norm with its tensors.
 pub(crate) enum ReadyNorm {
     Layer(LayerNorm),
-    Rms(Tensor),
+    Rms(Arc<Tensor>),
 }
 
 impl ReadyNorm {
     pub fn new(norm: Norm, name: &str, from: &mut Reader) -> Result<ReadyNorm> {
         Ok(match norm {
             Norm::Layer => ReadyNorm::Layer(LayerNorm::new(name, from)?),
-            Norm::Rms => ReadyNorm::Rms(from.parameter(&format!("{name}.alpha"))?),
+            Norm::Rms => ReadyNorm::Rms(Arc::new(from.parameter(&format!("{name}.alpha"))?)),
         })
     }
 
@@ -210,6 +213,13 @@ impl ReadyNorm {
             ReadyNorm::Layer(norm) => layer_norm::forward(x, &norm.weight, &norm.bias, epsilon)?,
             ReadyNorm::Rms(alpha) => rms_norm::forward(x, alpha, epsilon)?,
         })
+    }
+
+    pub fn rms(&self) -> Option<Arc<Tensor>> {
+        match self {
+            ReadyNorm::Layer(_) => None,
+            ReadyNorm::Rms(alpha) => Some(Arc::clone(alpha)),
+        }
     }
 }
 
@@ -260,10 +270,10 @@ pub(crate) struct ReadyBlock {
     pub layer: Block,
     rope: Rope,
     norms: [ReadyNorm; 2],
-    project: Matrix,
-    out: Matrix,
-    widen: Matrix,
-    narrow: Matrix,
+    project: Arc<Matrix>,
+    out: Arc<Matrix>,
+    widen: Arc<Matrix>,
+    narrow: Arc<Matrix>,
     scales: Option<[Tensor; 2]>,
     cross: Option<Cross>,
 }
@@ -271,7 +281,7 @@ pub(crate) struct ReadyBlock {
 impl ReadyBlock {
     pub fn new(layer: &Block, device: &Device, from: &mut Reader) -> Result<ReadyBlock> {
         let name = |part: &str| format!("{}.{part}", layer.name);
-        let mut matrix = |part: &str| from.matrix(&name(part));
+        let mut matrix = |part: &str| from.matrix(&name(part)).map(Arc::new);
         let (project, out) = (matrix("self_attn.in_proj_weight")?, matrix("self_attn.out_proj.weight")?);
         let [widen, narrow] = layer.feed_forward.names();
         let (widen, narrow) = (matrix(widen)?, matrix(narrow)?);
@@ -293,7 +303,8 @@ impl ReadyBlock {
     /// Of the matrices that a step reads.
     pub fn bytes(&self) -> usize {
         let cross = self.cross.iter().flat_map(|cross| [&cross.queries, &cross.out]);
-        [&self.project, &self.out, &self.widen, &self.narrow].into_iter().chain(cross).map(Matrix::bytes).sum()
+        let own = [&self.project, &self.out, &self.widen, &self.narrow].map(Arc::as_ref);
+        own.into_iter().chain(cross).map(Matrix::bytes).sum()
     }
 
     /// Of `source [B, S, width]`, where there is cross attention.
@@ -301,6 +312,25 @@ impl ReadyBlock {
         let Some(cross) = &self.cross else { return Ok(None) };
         let of = |matrix| heads(linear::forward(source, matrix, Fused::default())?, self.layer.head_dim);
         Ok(Some([of(&cross.keys)?, of(&cross.values)?]))
+    }
+
+    /// For a launch of a whole depth transformer, or why it is none that such a launch computes.
+    pub fn in_one_launch(&self) -> std::result::Result<depth::Block, &'static str> {
+        let Block { rotary, window, feed_forward, .. } = &self.layer;
+        let [Some(before), Some(between)] = [0, 1].map(|i: usize| self.norms[i].rms()) else { return Err("norms that centre") };
+        match (rotary, window, feed_forward, &self.scales) {
+            (None, None, FeedForward::SiluGate, None) => {}
+            (Some(_), ..) => return Err("rotary positions"),
+            (_, Some(_), ..) => return Err("a window"),
+            (_, _, FeedForward::Gelu, _) => return Err("layers without a gate"),
+            (_, _, FeedForward::Gate(_), _) => return Err("gates other than SiLU"),
+            (.., Some(_)) => return Err("scaled layers"),
+        }
+        if self.cross.is_some() {
+            return Err("cross attention");
+        }
+        let [project, out, widen, narrow] = [&self.project, &self.out, &self.widen, &self.narrow].map(Arc::clone);
+        Ok(depth::Block { norms: [before, between], project, out, widen, narrow })
     }
 
     /// The next rows `x [B, T, width]` of the streams at `positions`, which the caller advances after all blocks.

@@ -4,7 +4,7 @@
 //   SWARA_ARCH        compute capability x 10 (75, 80, 90 ...), on a GPU and on the emulator
 //   conversions       float_to_f16 f16_to_float float_to_bf16 pack_f16x2, pack_bf16x2 float_to_tf32 (sm_80)
 //   approximations    exp2_approx log2_approx sin_approx cos_approx tanh_approx rcp_approx rsqrt_approx
-//   loads             load_once16: 16 bytes of global memory that no other block of the multiprocessor will want
+//   loads             load_once16: 16 bytes of global memory that no other block of the multiprocessor will want; prefetch_l2
 //   asynchronous copy cp_async16 cp_async8 cp_async4 cp_async_commit cp_async_wait<N>   (plain loads below sm_80)
 //   matrices          ldmatrix_x1 _x2 _x4 (+ _trans), mma_m16n8k16_bf16 _f16, mma_m16n8k8_tf32 (sm_80), mma_m16n8k8_f16
 //   between blocks    ld_acquire st_release grid_barrier grid_dependency_wait grid_dependency_launch
@@ -110,6 +110,9 @@ __device__ __forceinline__ uint4 load_once16(const void* p) {
     asm("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
+
+// Asks for the line of `p`, of memory that no kernel in flight writes, to be in the second level cache.
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- asynchronous copy, global -> shared; `valid` false writes zeros and reads nothing
 
@@ -366,6 +369,7 @@ inline float rsqrt_approx(float x) { return 1.0f / sqrtf(x); }
 // ---- loads
 
 inline uint4 load_once16(const void* p) { return *(const uint4*)p; }
+inline void prefetch_l2(const void*) {}
 
 // ---- asynchronous copy: the runtime poisons the destination and copies when the matching wait returns
 

@@ -340,11 +340,13 @@ impl Kernel<'_> {
     }
 }
 
-/// One kernel argument: a device pointer or a scalar, stored by value, or a tensor map.
+/// One kernel argument: a device pointer or a scalar, stored by value, a tensor map, or a struct.
 #[derive(Clone, Copy)]
 pub enum Arg<'a> {
     Bits(u64),
     Map(&'a TensorMap),
+    /// A struct, as it lies in memory.
+    Words(&'a [u64]),
 }
 
 impl Arg<'_> {
@@ -353,6 +355,7 @@ impl Arg<'_> {
         match self {
             Arg::Bits(bits) => std::ptr::from_mut(bits).cast(),
             Arg::Map(map) => std::ptr::from_ref(*map).cast_mut().cast(),
+            Arg::Words(words) => words.as_ptr().cast_mut().cast(),
         }
     }
 }
@@ -360,6 +363,11 @@ impl Arg<'_> {
 impl<'a> From<&'a TensorMap> for Arg<'a> {
     fn from(map: &'a TensorMap) -> Self {
         Arg::Map(map)
+    }
+}
+impl<'a> From<&'a [u64]> for Arg<'a> {
+    fn from(words: &'a [u64]) -> Self {
+        Arg::Words(words)
     }
 }
 impl From<&Tensor> for Arg<'_> {

@@ -125,10 +125,13 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             None => format.of(common.dtype()?)?,
         };
         let lm = language_model(args, &device, args.memory.of(format_of))?;
+        if let (Model::Moshi(lm), false) = (&lm, args.plain_depth) {
+            terminal::warn_with_plain_depth(lm.plain_depth());
+        }
         let loading = peak_rss_mb();
         release_freed_memory();
         forget_peak();
-        let how = How { graphs: !args.no_graph, codec: codec.as_ref() };
+        let how = How { graphs: !args.no_graph, plain_depth: args.plain_depth, codec: codec.as_ref() };
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, how)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
         times.iter().for_each(|times| terminal::warn_without_graph(times.no_graph.as_deref()));

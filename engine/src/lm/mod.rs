@@ -140,6 +140,13 @@ impl Lm {
         self.temporal.bytes() + self.depth.as_ref().map_or(0, depth) + remembered
     }
 
+    /// Why the depth transformer is not one launch a step, on a device that has launches; guidance and many streams are further reasons
+    /// ([`Session::plain_depth`]).
+    pub fn plain_depth(&self) -> Option<&str> {
+        let depth = self.depth.as_ref().filter(|_| self.device != Device::Cpu);
+        depth.and_then(|depth| depth.in_one.as_ref().err()).map(String::as_str)
+    }
+
     /// What keys and values are kept as.
     pub fn kept(&self) -> Kept {
         self.format.kept.unwrap_or(self.values().into())

@@ -1,7 +1,10 @@
 //! The layers of a language model over audio codes, with their weights.
 
+use std::sync::Arc;
+
 use swara_kernels::cpu::parallel;
 use swara_kernels::ops::attention::Kept;
+use swara_kernels::ops::depth;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
 use swara_kernels::ops::layer_norm;
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
@@ -195,7 +198,7 @@ pub(crate) fn room(values: usize) -> Result<Vec<f32>> {
 
 /// Tables one below the other.
 pub(crate) struct Rows {
-    weight: Tensor,
+    weight: Arc<Tensor>,
     tables: Tables,
     /// Rows of the first two tables, where an id names one of both.
     muxed: Option<usize>,
@@ -223,7 +226,7 @@ impl Rows {
                 at += part.shape().rows();
             }
         }
-        Ok(Rows { weight, tables, muxed: None })
+        Ok(Rows { weight: Arc::new(weight), tables, muxed: None })
     }
 
     /// That each of the ids `[.., K]` is one of its table, or none.
@@ -247,15 +250,15 @@ impl Rows {
 
 /// `x W^T + b`.
 pub(crate) struct Dense {
-    weight: Matrix,
-    bias: Option<Tensor>,
+    weight: Arc<Matrix>,
+    bias: Option<Arc<Tensor>>,
 }
 
 impl Dense {
     pub fn read(name: &str, bias: bool, from: &mut Reader) -> Result<Dense> {
         Ok(Dense {
-            weight: from.matrix(&format!("{name}.weight"))?,
-            bias: bias.then(|| from.parameter(&format!("{name}.bias"))).transpose()?,
+            weight: Arc::new(from.matrix(&format!("{name}.weight"))?),
+            bias: bias.then(|| from.parameter(&format!("{name}.bias")).map(Arc::new)).transpose()?,
         })
     }
 
@@ -264,7 +267,7 @@ impl Dense {
     }
 
     pub fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        Ok(linear::forward(x, &self.weight, Fused { bias: self.bias.as_ref(), residual, ..Default::default() })?)
+        Ok(linear::forward(x, &self.weight, Fused { bias: self.bias.as_deref(), residual, ..Default::default() })?)
     }
 
     /// With another bias.
@@ -313,6 +316,8 @@ pub(super) struct Depth {
     pub blocks: Vec<Vec<ReadyBlock>>,
     norms: Vec<(ReadyNorm, f64)>,
     pub linears: Vec<Dense>,
+    /// All of it as one launch a frame, or why there is none.
+    pub in_one: std::result::Result<depth::Depth, String>,
 }
 
 impl Depth {
@@ -325,6 +330,50 @@ impl Depth {
     /// What step `k` begins with, after `said`.
     pub fn first(&self, config: &Config, k: usize, h: &Tensor, said: &Tensor) -> Result<Tensor> {
         self.inputs[config.input(k)].run_with(h, self.sines.get(k), said)
+    }
+
+    /// All of it as one launch a frame, on a device that has launches.
+    fn put_in_one(&mut self, config: &Config, dtype: DType, device: &Device) -> Result<()> {
+        let layers = match device {
+            Device::Cpu => Err("the CPU launches nothing".to_owned()),
+            Device::Cuda(_) => self.layers(config, dtype),
+        };
+        self.in_one = match layers.map(depth::Depth::new) {
+            Ok(Ok(whole)) => Ok(whole),
+            Ok(Err(refused @ swara_kernels::Error::Argument { .. })) => Err(refused.to_string()),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(why) => Err(why),
+        };
+        Ok(())
+    }
+
+    fn layers(&self, config: &Config, dtype: DType) -> std::result::Result<depth::Layers, String> {
+        let Some(first) = self.blocks.first().and_then(|set| set.first()) else { return Err("no layers".to_owned()) };
+        if !self.sines.is_empty() {
+            return Err("sines of positions".to_owned());
+        }
+        if self.said.iter().any(|said| said.muxed.is_some()) {
+            return Err("two texts in one token".to_owned());
+        }
+        let set = |set: &Vec<ReadyBlock>| set.iter().map(ReadyBlock::in_one_launch).collect();
+        let step = |(k, linear): (usize, &Dense)| {
+            let norm = match self.norms.get(k) {
+                Some((norm, _)) => Some(norm.rms().ok_or("norms that centre")?),
+                None => None,
+            };
+            let (said, linear, bias) = (Arc::clone(&self.said[k].weight), Arc::clone(&linear.weight), linear.bias.clone());
+            Ok(depth::Step { said, input: config.input(k), set: config.set(k), norm, linear, bias })
+        };
+        Ok(depth::Layers {
+            dtype,
+            heads: first.layer.heads,
+            kv_heads: first.layer.kv_heads,
+            epsilon: first.layer.epsilon,
+            last_epsilon: self.norms.first().map_or(0.0, |(_, epsilon)| *epsilon),
+            inputs: self.inputs.iter().map(|input| Arc::clone(&input.weight)).collect(),
+            sets: self.blocks.iter().map(set).collect::<std::result::Result<_, &str>>()?,
+            steps: self.linears.iter().enumerate().map(step).collect::<std::result::Result<_, &str>>()?,
+        })
     }
 
     /// Logits `[B, 1, card]` of step `k`.
@@ -403,14 +452,16 @@ pub(super) fn read(
             sines.push(from.beside_values(device, &of.row(config.depformer_dim, k))?);
         }
     }
-    let depth = Depth {
+    let mut depth = Depth {
         said: depth.said.iter().map(|e| Rows::read(std::slice::from_ref(e), device, from)).collect::<Result<_>>()?,
         sines,
         inputs: (0..config.inputs()).map(|i| Dense::read(&format!("depformer_in.{i}"), false, from)).collect::<Result<_>>()?,
         blocks: depth.blocks.iter().map(|set| ready(set, device, from)).collect::<Result<_>>()?,
         norms,
         linears,
+        in_one: Err(String::new()),
     };
+    depth.put_in_one(config, values_dtype(device, format.dtype), device)?;
     release_idle();
     Ok((temporal, Some(depth)))
 }

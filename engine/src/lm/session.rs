@@ -1,5 +1,6 @@
 use swara_kernels::ops::attention::{Kept, KvCache, MAX_HEAD_DIM, Positions};
 use swara_kernels::ops::delay::{self, Tokens, UNGENERATED};
+use swara_kernels::ops::depth;
 use swara_kernels::ops::rope::{self, Rope, Style};
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::ops::{elementwise, embedding};
@@ -43,6 +44,9 @@ pub(crate) struct Streams {
     depth_caches: Vec<KvCache>,
     /// Of each step of the depth transformer.
     depth_positions: Vec<Positions>,
+    /// Of the depth transformer as one launch, where it can be.
+    depth_state: Option<depth::State>,
+    plain_depth: bool,
     samplers: Vec<Sampler>,
     /// i32 `[B, 1 + dep_q]`: of the step that runs.
     said: Tensor,
@@ -285,6 +289,14 @@ impl<'a> Session<'a> {
         self.recorder.refused()
     }
 
+    /// Whether the depth transformer is launched kernel by kernel. By default it is one launch a step on CUDA, for up to
+    /// [`depth::MOST_STREAMS`] streams without guidance, where its layers are such ([`Lm::plain_depth`]): those of Moshi are. The two round
+    /// alike but for the order of sums in norms and attention, and so say the same unless two logits are as close as that.
+    pub fn plain_depth(&mut self, wanted: bool) {
+        self.streams.plain_depth(wanted);
+        self.recorder.forget();
+    }
+
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.streams.reset(mask)
@@ -324,6 +336,11 @@ impl Streams {
             let at = |k: usize| Ok(Positions::at(device, &vec![k as i32; rows])?);
             depth_positions = (0..config.dep_q).map(at).collect::<Result<_>>()?;
         }
+        let whole = lm.depth.as_ref().and_then(|depth| depth.in_one.as_ref().ok());
+        let depth_state = match whole.filter(|_| against.is_none() && batch <= depth::MOST_STREAMS) {
+            Some(whole) => Some(whole.state(batch)?),
+            None => None,
+        };
         let sampler = |column: usize| {
             let settings = |d: &Drawing| Settings { sequence: column as u32, ..if column == 0 { d.text } else { d.codes } };
             Ok(Sampler::new(device, &drawing.iter().map(settings).collect::<Vec<_>>())?)
@@ -338,9 +355,15 @@ impl Streams {
             caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept())?,
             depth_caches,
             depth_positions,
+            depth_state,
+            plain_depth: false,
             samplers: (0..=config.dep_q).map(sampler).collect::<Result<_>>()?,
             said: Tensor::zeros(device, DType::I32, [batch, 1 + config.dep_q])?,
         })
+    }
+
+    pub fn plain_depth(&mut self, wanted: bool) {
+        self.plain_depth = wanted;
     }
 
     pub fn batch(&self) -> usize {
@@ -379,6 +402,9 @@ impl Streams {
 
     /// Draws the codes of a step one after the other, each in the streams that `drawn` gives for its column, and gives their logits.
     fn say<'m>(&mut self, config: &Config, depth: &Depth, h: &Tensor, drawn: impl Fn(usize) -> Option<&'m Tensor>) -> Result<Vec<Tensor>> {
+        if let (Ok(whole), Some(state), false) = (&depth.in_one, &mut self.depth_state, self.plain_depth) {
+            return Ok(whole.say(state, h, &mut self.said, &mut self.samplers[1..], |k| drawn(k + 1))?);
+        }
         let mut logits = Vec::with_capacity(config.dep_q);
         for k in 0..config.dep_q {
             let mut said = depth.said[k].sum((&self.said, k))?;

@@ -19,6 +19,8 @@ const HEADERS: &[(&str, &str)] = headers![
     "snake.cuh",
     "norm.cuh",
     "rng.cuh",
+    "sample.cuh",
+    "codes.cuh",
     "gemm.cuh",
     "attention.cuh",
     "attention_gradient.cuh",

@@ -9,6 +9,7 @@ pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod cross_entropy;
 pub mod delay;
+pub mod depth;
 pub mod elementwise;
 pub mod embedding;
 mod launch;
@@ -62,6 +63,7 @@ pub const REGISTRY: &[&Op] = &[
     &sample::OP,
     &cross_entropy::OP,
     &delay::OP,
+    &depth::OP,
 ];
 
 /// Kernels of instructions that the emulator knows from the manual alone, and that are easily misread: it shows that the reading agrees

@@ -178,14 +178,9 @@ pub fn codes(weight: &Quantized, k: usize) -> Result<Quantized> {
 pub fn by_codes(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Quantized, fused: &Fused) -> Result<()> {
     let (rows, columns, k) = (y.shape().rows(), y.shape().last_dim(), x.shape().last_dim());
     let (outputs, scaled) = (weight.codes.shape().rows(), k / weight.scales.shape().last_dim());
-    let (bits, vector) = match weight.bits {
-        Bits::Four => (4, 32),
-        Bits::Eight => (8, 16),
-    };
-    // A turn of a group is no more than the shortest chunk of x, so that chunks change no order.
-    let turn = STAGED_BYTES / (CODES_PASSES[2].0 * x.dtype().bytes()) / vector;
-    let few = few(y, k, group(k, vector).min(turn), CODES_PASSES, fused.activation)?;
+    let few = few(y, k, codes_group(k, weight.bits, x.dtype()), CODES_PASSES, fused.activation)?;
     let int = |n| index(NAME, n);
+    let bits = 128 / codes_vector(weight.bits);
     let kernel = gpu.kernel(&LOW_BIT, &kernel_name(NAME, &format!("linear_int{bits}_{}", few.rows), x)?)?;
     let args = args![
         y,
@@ -207,6 +202,26 @@ pub fn by_codes(gpu: &Cuda, y: &mut Tensor, x: &Tensor, weight: &Quantized, fuse
     ];
     // SAFETY: the parameters of LINEAR_CODES; `output` has checked every extent, `codes` the rows of codes, `few` that none overflows.
     unsafe { kernel.launch(few.launch, args) }
+}
+
+/// Of rows of values that are whole vectors.
+pub fn values_group(k: usize, dtype: DType) -> Option<usize> {
+    Some(vector_of(k, dtype)).filter(|&vector| vector > 1).map(|vector| group(k, vector))
+}
+
+pub fn codes_group(k: usize, bits: Bits, dtype: DType) -> usize {
+    let vector = codes_vector(bits);
+    // A turn of a group is no more than the shortest chunk of x, so that chunks change no order.
+    let turn = STAGED_BYTES / (CODES_PASSES[2].0 * dtype.bytes()) / vector;
+    group(k, vector).min(turn)
+}
+
+/// Codes in 16 bytes.
+fn codes_vector(bits: Bits) -> usize {
+    match bits {
+        Bits::Four => 32,
+        Bits::Eight => 16,
+    }
 }
 
 fn vector_of(k: usize, dtype: DType) -> usize {

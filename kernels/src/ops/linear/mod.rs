@@ -69,6 +69,12 @@ enum Prepared {
     CudaCodes(Quantized),
 }
 
+/// A matrix as it lies on a CUDA device.
+pub(crate) enum Stored<'a> {
+    Values(&'a Tensor),
+    Codes(&'a Quantized),
+}
+
 impl Weight {
     /// Prepares `weight [N, K]` for the device it is on, in a copy.
     ///
@@ -109,6 +115,23 @@ impl Weight {
         let (outputs, inputs) = weight.extents(NAME)?;
         let prepared = Prepared::Cpu(Packed::of_panels(weight)?);
         Ok(Weight { prepared, device: Device::Cpu, dtype: None, outputs, inputs, product: Product::FewRows })
+    }
+
+    /// What CUDA reads for few rows of x of type `dtype`, and how many threads share a sum; none for another product, or for rows that
+    /// are not whole vectors.
+    pub(crate) fn few_rows(&self, dtype: DType) -> Option<(Stored<'_>, usize)> {
+        match &self.prepared {
+            Prepared::Cuda(weight) if self.product == Product::FewRows && weight.dtype() == dtype => {
+                let group = cuda::values_group(self.inputs, dtype)?;
+                Some((Stored::Values(weight), group))
+            }
+            Prepared::CudaCodes(weight) => Some((Stored::Codes(weight), cuda::codes_group(self.inputs, weight.bits, dtype))),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Of what is stored.

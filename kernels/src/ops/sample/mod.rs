@@ -36,7 +36,7 @@ pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 
 const NAME: &str = "sample";
 /// Logits of a row are fewer: an index has 21 bits.
-const MAX_LOGITS: usize = (1 << 21) - 1;
+pub(crate) const MAX_LOGITS: usize = (1 << 21) - 1;
 
 /// What one row draws with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,9 +70,9 @@ impl Settings {
 /// How each of `B` rows draws, and how often it did.
 pub struct Sampler {
     /// `[B, 5]` i32: see [`Settings::words`].
-    settings: Tensor,
+    pub(crate) settings: Tensor,
     /// `[B, 2]` i32: low and high half.
-    counters: Tensor,
+    pub(crate) counters: Tensor,
 }
 
 impl Sampler {

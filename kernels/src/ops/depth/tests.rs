@@ -1,0 +1,186 @@
+use std::sync::Arc;
+
+use super::cases::{SMALL, Shape};
+use super::*;
+use crate::case::{Case, Check, Cost};
+use crate::driver::Arch;
+use crate::driver::dry;
+use crate::ops::sample::Settings;
+use crate::ops::testing::{check_emulator, devices};
+use crate::quantized::Bits;
+use crate::tolerance::Tolerance;
+
+/// What `shape` draws, on `device`.
+fn drawn(shape: &Shape, device: &Device, dtype: DType, seed: u64) -> Result<(Depth, Tensor)> {
+    let mut inputs = vec![crate::case::Input::normal("h", [shape.batch, shape.dim])];
+    inputs.extend(shape.weights());
+    let case = Case {
+        label: String::new(),
+        dtype,
+        inputs,
+        outputs: vec![("none", Check::Ignore)],
+        run: Box::new(|_| Ok(Vec::new())),
+        cost: Cost::default(),
+        bench: false,
+    };
+    let tensors = case.upload(device, &case.draw(seed), false)?;
+    Ok((shape.depth(dtype, &tensors[1..])?, tensors[0].copy()?))
+}
+
+fn samplers(shape: &Shape, device: &Device) -> Result<Vec<Sampler>> {
+    let settings = |k: usize| {
+        let row = |b: usize| Settings { temperature: [0.8, 0.0, 1.5][b % 3], top_k: 6, seed: b as u64, sequence: k as u32 };
+        (0..shape.batch).map(row).collect::<Vec<_>>()
+    };
+    (0..shape.steps).map(|k| Sampler::new(device, &settings(k))).collect()
+}
+
+/// Several frames with the same state, on the emulator of an old and of a new GPU, beside the operations on the same device.
+#[test]
+fn one_launch_says_what_the_operations_say() -> Result<()> {
+    let (four, eight) = (Some((Bits::Four, 32, true)), Some((Bits::Eight, 32, false)));
+    for device in devices()?.into_iter().filter(|device| *device != Device::Cpu) {
+        let Device::Cuda(gpu) = &device else { continue };
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for codes in [None, eight, four] {
+                for batch in [1, 3] {
+                    let shape = Shape { batch, codes, sets: 2, norm: batch == 3, ..SMALL };
+                    let mut worst: f64 = 0.0;
+                    let (depth, h) = drawn(&shape, &device, dtype, 5)?;
+                    let mut state = depth.state(batch)?;
+                    let [mut mine, mut plain] = [samplers(&shape, &device)?, samplers(&shape, &device)?];
+                    let ids = [1, 2, 3, 4].repeat(batch);
+                    let [mut said, mut expected] = [0; 2].map(|_| Tensor::from_slice(&device, &ids, [batch, 4]).unwrap());
+                    let mask = Tensor::from_slice(&device, &(0..batch).map(|b| u8::from(b != 1)).collect::<Vec<_>>(), [batch])?;
+                    for frame in 0..4 {
+                        let drawn = |k: usize| (frame > 1 && k == 1).then_some(&mask);
+                        let before = gpu.kernels();
+                        let found = depth.say(&mut state, &h, &mut said, &mut mine, drawn)?;
+                        assert_eq!(gpu.kernels() - before, 1, "launches of a frame");
+                        let logits = cpu::say(&depth, &h, &mut expected, &mut plain, drawn)?;
+                        let what = format!("{dtype}, {codes:?}, {batch} streams, frame {frame}");
+                        assert_eq!(said.to_vec::<i32>()?, expected.to_vec::<i32>()?, "{what}");
+                        let tolerance = Tolerance::accumulate(1000).via(dtype, 16).then_round_to(dtype);
+                        for (found, logits) in found.iter().zip(&logits) {
+                            let comparison = tolerance.compare(&found.to_f64()?, &logits.to_f64()?);
+                            worst = worst.max(comparison.budget_used);
+                            assert!(comparison.holds(), "{what}: {:?}", comparison.worst);
+                        }
+                        for (mine, plain) in mine.iter().zip(&plain) {
+                            assert_eq!(mine.counters()?, plain.counters()?, "{what}");
+                        }
+                    }
+                    println!("{dtype}, {codes:?}, {batch} streams: logits within {worst:.2} of their tolerance");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A stream's logits do not depend on those beside it.
+#[test]
+fn streams_are_as_if_alone() -> Result<()> {
+    let device = Device::open("emulator")?;
+    let shape = Shape { batch: 6, norm: true, ..SMALL };
+    let (depth, h) = drawn(&shape, &device, DType::BF16, 3)?;
+    let say = |h: &Tensor, ids: &[i32]| -> Result<(Vec<i32>, Vec<Vec<f64>>)> {
+        let batch = h.shape()[0];
+        let mut said = Tensor::from_slice(&device, ids, [batch, 4])?;
+        let mut samplers = samplers(&Shape { batch, ..shape }, &device)?;
+        let logits = depth.say(&mut depth.state(batch)?, h, &mut said, &mut samplers, |_| None)?;
+        Ok((said.to_vec()?, logits.iter().map(|logits| logits.to_f64()).collect::<Result<_>>()?))
+    };
+    let ids: Vec<i32> = (0..6).flat_map(|b| [b, 0, 0, 0]).collect();
+    let (said, logits) = say(&h, &ids)?;
+    let (first, alone) = say(&h.part(0, [1, shape.dim])?, &ids[..4])?;
+    assert_eq!(said[..4], first);
+    for (all, alone) in logits.iter().zip(&alone) {
+        assert_eq!(all[..shape.card], alone[..]);
+    }
+    Ok(())
+}
+
+/// What README and depth.cu say of Moshi.
+#[test]
+fn a_frame_of_moshi_meets_208_times() -> Result<()> {
+    let shape = Shape { steps: 8, sets: 8, inputs: 8, layers: 6, ..SMALL };
+    let (depth, _) = drawn(&shape, &Device::open("emulator")?, DType::BF16, 1)?;
+    let phases = depth.program.map(|program| program.phases.to_vec::<i32>()).transpose()?.unwrap_or_default();
+    assert_eq!(phases.chunks(24).filter(|phase| phase[23] != 0).count(), 208);
+    let (device, notes) = dry::open(Arch(90));
+    let (depth, h) = drawn(&shape, &device, DType::BF16, 1)?;
+    let mut state = depth.state(1)?;
+    let mut said = Tensor::zeros(&device, DType::I32, [1, 9])?;
+    let mut samplers = samplers(&shape, &device)?;
+    notes.take();
+    depth.say(&mut state, &h, &mut said, &mut samplers, |_| None)?;
+    let launches = notes.take();
+    assert!(launches.len() == 1 && launches[0].launch.cooperative && launches[0].kernel == "depth_1_bf16");
+    Ok(())
+}
+
+#[test]
+fn what_one_launch_cannot_do_is_refused() -> Result<()> {
+    let device = Device::open("emulator")?;
+    let new = |shape: Shape, dtype: DType| drawn(&shape, &device, dtype, 1).map(|(depth, _)| depth);
+    let refused = |shape: Shape, dtype: DType, why: &str| match new(shape, dtype) {
+        Err(Error::Argument { op: NAME, what }) => assert!(what.contains(why), "{what}"),
+        other => panic!("{why}: {:?}", other.err()),
+    };
+    refused(Shape { head_dim: 24, ..SMALL }, DType::BF16, "heads of 24");
+    refused(Shape { head_dim: 12, width: 48, ..SMALL }, DType::BF16, "heads of 12");
+    refused(Shape { card: 41, ..SMALL }, DType::F32, "41 logits");
+    refused(Shape { dim: 99, ..SMALL }, DType::F32, "[64, 99]");
+    refused(Shape { steps: 33, sets: 1, inputs: 1, layers: 1, ..SMALL }, DType::F32, "33 steps");
+    refused(Shape { layers: 0, ..SMALL }, DType::F32, "no inputs, layers or steps");
+    refused(Shape { kv_heads: 3, ..SMALL }, DType::F32, "4 heads beside 3");
+    refused(Shape { dim: 65_536, width: 8, heads: 1, kv_heads: 1, head_dim: 8, hidden: 8, ..SMALL }, DType::F32, "shared memory");
+    let depth = new(Shape { batch: 2, ..SMALL }, DType::F32)?;
+    assert!(matches!(depth.state(MOST_STREAMS + 1), Err(Error::Argument { .. })));
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() -> Result<()> {
+    for device in [Device::Cpu, Device::open("emulator")?] {
+        let shape = Shape { batch: 2, ..SMALL };
+        let (depth, h) = drawn(&shape, &device, DType::F32, 1)?;
+        let zeros = |dtype, shape: [usize; 2]| Tensor::zeros(&device, dtype, shape);
+        let mut said = zeros(DType::I32, [2, 4])?;
+        let mut few = samplers(&Shape { steps: 2, ..shape }, &device)?;
+        let mut others = samplers(&Shape { batch: 3, ..shape }, &device)?;
+        let mut right = samplers(&shape, &device)?;
+        let mut state = depth.state(2)?;
+        let mask = Tensor::zeros(&device, DType::U8, [3])?;
+        assert!(depth.say(&mut state, &h, &mut said, &mut few, |_| None).is_err());
+        assert!(depth.say(&mut state, &h, &mut said, &mut others, |_| None).is_err());
+        assert!(depth.say(&mut state, &h, &mut said, &mut right, |_| Some(&mask)).is_err());
+        assert!(depth.say(&mut state, &h, &mut zeros(DType::I32, [2, 5])?, &mut right, |_| None).is_err());
+        assert!(depth.say(&mut state, &h, &mut zeros(DType::F32, [2, 4])?, &mut right, |_| None).is_err());
+        assert!(depth.say(&mut state, &zeros(DType::F32, [2, 95])?, &mut said, &mut right, |_| None).is_err());
+        assert!(depth.say(&mut state, &zeros(DType::F32, [3, 96])?, &mut said, &mut right, |_| None).is_err());
+        assert!(depth.say(&mut depth.state(3)?, &h, &mut said, &mut right, |_| None).is_err());
+        assert!(depth.say(&mut state, &h, &mut said, &mut right, |_| None).is_ok());
+        let wrong = |change: fn(&mut Layers)| {
+            let (Depth { mut layers, .. }, _) = drawn(&shape, &device, DType::F32, 1).unwrap();
+            change(&mut layers);
+            assert!(Depth::new(layers).is_err());
+        };
+        wrong(|layers| layers.steps[1].set = 3);
+        wrong(|layers| layers.steps[1].input = 3);
+        wrong(|layers| layers.epsilon = f64::NAN);
+        wrong(|layers| layers.last_epsilon = -1.0);
+        wrong(|layers| layers.sets[1].truncate(1));
+        wrong(|layers| layers.sets[0][0].out = Arc::clone(&layers.sets[0][0].narrow));
+        wrong(|layers| layers.sets[0][0].norms[1] = Arc::clone(&layers.steps[0].said));
+        wrong(|layers| layers.steps[0].linear = Arc::clone(&layers.inputs[0]));
+        wrong(|layers| layers.steps.clear());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_emulator_says_the_same() {
+    check_emulator(&OP);
+}
