@@ -49,6 +49,8 @@ const BREAKS: &[(&str, &str, &str)] = &[
     ),
     // The last dimension of a distance.
     ("src/ops/rvq_search/rvq_search.cu", "base + j < d;", "base + j < d - 1;"),
+    // A draw from logits that other blocks have yet to write.
+    ("src/ops/depth/depth.cu", "if (phase.meets)", "if (phase.meets && phase.work != LOGITS)"),
     // A variance without its epsilon.
     ("cuda/norm.cuh", "row_sum(squares) / channels + epsilon", "row_sum(squares) / channels"),
     // A coefficient of the sine in two digits.

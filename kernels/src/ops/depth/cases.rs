@@ -23,7 +23,6 @@ pub(super) struct Shape {
     pub dim: usize,
     pub width: usize,
     pub hidden: usize,
-    pub ids: usize,
     pub card: usize,
     /// Bits, groups of so many columns, and whether there are minima.
     pub codes: Option<(Bits, usize, bool)>,
@@ -44,7 +43,6 @@ pub(super) const SMALL: Shape = Shape {
     dim: 96,
     width: 64,
     hidden: 96,
-    ids: 9,
     card: 40,
     codes: None,
     norm: false,
@@ -60,6 +58,11 @@ impl Shape {
         (0..self.sets * self.layers).for_each(|_| all.extend(block));
         all.extend(vec![[self.card, width]; self.steps]);
         all
+    }
+
+    /// Rows of each table: what is drawn, and one more.
+    fn ids(&self) -> usize {
+        self.card + 1
     }
 
     /// In the order of [`Shape::depth`].
@@ -81,7 +84,7 @@ impl Shape {
         }
         let norms = 2 * self.sets * self.layers + if self.norm { self.steps } else { 0 };
         inputs.extend((0..norms).map(|_| Input::new("norm", [self.width], Fill::Uniform(0.5, 1.5)).f32()));
-        inputs.extend((0..self.steps).map(|_| Input::normal("said rows", [self.ids, self.width])));
+        inputs.extend((0..self.steps).map(|_| Input::normal("said rows", [self.ids(), self.width])));
         if self.bias {
             inputs.extend((0..self.steps).map(|_| Input::new("bias", [self.card], Fill::Uniform(-0.5, 0.5)).f32()));
         }
@@ -178,7 +181,7 @@ pub(super) fn cases() -> Vec<Case> {
     // Bytes of matrices outweigh what blocks exchange.
     let heavy =
         Shape { steps: 2, sets: 2, inputs: 2, heads: 2, head_dim: 64, kv_heads: 2, width: 128, hidden: 256, dim: 256, card: 256, ..SMALL };
-    let moshi = Shape { heads: 16, kv_heads: 16, head_dim: 64, width: 1024, hidden: 2816, dim: 1024, ids: 2049, card: 2048, ..heavy };
+    let moshi = Shape { heads: 16, kv_heads: 16, head_dim: 64, width: 1024, hidden: 2816, dim: 1024, card: 2048, ..heavy };
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         cases.extend(small.into_iter().chain([heavy, Shape { batch: 3, ..heavy }]).map(|shape| case(shape, dtype, false)));
@@ -197,7 +200,8 @@ fn tolerance(shape: &Shape, dtype: DType) -> Tolerance {
 /// f32 draws in two streams of three, and the other, as narrower types in all, has its ids given: two devices may round those types
 /// apart, and so draw others.
 fn case(shape: Shape, dtype: DType, bench: bool) -> Case {
-    let Shape { batch, steps, dim, width, hidden, card, ids, .. } = shape;
+    let Shape { batch, steps, dim, width, hidden, card, .. } = shape;
+    let ids = shape.ids();
     let settings = |b: usize| Settings { temperature: [0.0, 0.8][b % 2], top_k: 5, seed: 7, sequence: b as u32 };
     let words = |b: usize| {
         let Settings { temperature, top_k, seed, sequence } = settings(b);

@@ -204,18 +204,23 @@ impl Scratch {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// What a launch reads and writes beside the layers and its scratch.
+pub struct Frame<'a> {
+    pub h: &'a Tensor,
+    pub said: &'a mut Tensor,
+    pub samplers: &'a mut [Sampler],
+    pub logits: &'a [Tensor],
+}
+
 pub fn say<'m>(
     gpu: &Cuda,
     depth: &Depth,
     program: &Program,
     scratch: &mut Scratch,
-    h: &Tensor,
-    said: &mut Tensor,
-    samplers: &mut [Sampler],
-    logits: &[Tensor],
+    frame: Frame,
     drawn: impl Fn(usize) -> Option<&'m Tensor>,
 ) -> Result<()> {
+    let Frame { h, said, samplers, logits } = frame;
     let (layers, e, batch) = (&depth.layers, &depth.extents, said.shape()[0]);
     let limits = gpu.driver().limits();
     let fits = |rows: usize| (rows * program.row_bytes).saturating_add(STATIC_BYTES) <= limits.max_shared_bytes as usize;

@@ -177,7 +177,7 @@ impl Depth {
                 let logits =
                     (0..steps).map(|_| Tensor::empty(&self.device, h.dtype(), [batch, self.extents.card])).collect::<Result<Vec<_>>>()?;
                 if batch > 0 {
-                    cuda::say(gpu, self, program, scratch, h, said, samplers, &logits, drawn)?;
+                    cuda::say(gpu, self, program, scratch, cuda::Frame { h, said, samplers, logits: &logits }, drawn)?;
                 }
                 Ok(logits)
             }

@@ -5,7 +5,7 @@ use super::*;
 use crate::case::{Case, Check, Cost};
 use crate::driver::Arch;
 use crate::driver::dry;
-use crate::ops::sample::Settings;
+use crate::ops::sample::{self, Settings};
 use crate::ops::testing::{check_emulator, devices};
 use crate::quantized::Bits;
 use crate::tolerance::Tolerance;
@@ -35,46 +35,60 @@ fn samplers(shape: &Shape, device: &Device) -> Result<Vec<Sampler>> {
     (0..shape.steps).map(|k| Sampler::new(device, &settings(k))).collect()
 }
 
-/// Several frames with the same state, on the emulator of an old and of a new GPU, beside the operations on the same device.
+/// Several frames with the same state, on the emulator of an old and of a new GPU, beside the operations on the same device: logits of
+/// the same ids, draws from these logits, and in f32, where no two logits are so close, draws from theirs.
 #[test]
 fn one_launch_says_what_the_operations_say() -> Result<()> {
     let (four, eight) = (Some((Bits::Four, 32, true)), Some((Bits::Eight, 32, false)));
     for device in devices()?.into_iter().filter(|device| *device != Device::Cpu) {
-        let Device::Cuda(gpu) = &device else { continue };
         for dtype in [DType::F32, DType::BF16, DType::F16] {
-            for codes in [None, eight, four] {
-                for batch in [1, 3] {
-                    let shape = Shape { batch, codes, sets: 2, norm: batch == 3, ..SMALL };
-                    let mut worst: f64 = 0.0;
-                    let (depth, h) = drawn(&shape, &device, dtype, 5)?;
-                    let mut state = depth.state(batch)?;
-                    let [mut mine, mut plain] = [samplers(&shape, &device)?, samplers(&shape, &device)?];
-                    let ids = [1, 2, 3, 4].repeat(batch);
-                    let [mut said, mut expected] = [0; 2].map(|_| Tensor::from_slice(&device, &ids, [batch, 4]).unwrap());
-                    let mask = Tensor::from_slice(&device, &(0..batch).map(|b| u8::from(b != 1)).collect::<Vec<_>>(), [batch])?;
-                    for frame in 0..4 {
-                        let drawn = |k: usize| (frame > 1 && k == 1).then_some(&mask);
-                        let before = gpu.kernels();
-                        let found = depth.say(&mut state, &h, &mut said, &mut mine, drawn)?;
-                        assert_eq!(gpu.kernels() - before, 1, "launches of a frame");
-                        let logits = cpu::say(&depth, &h, &mut expected, &mut plain, drawn)?;
-                        let what = format!("{dtype}, {codes:?}, {batch} streams, frame {frame}");
-                        assert_eq!(said.to_vec::<i32>()?, expected.to_vec::<i32>()?, "{what}");
-                        let tolerance = Tolerance::accumulate(1000).via(dtype, 16).then_round_to(dtype);
-                        for (found, logits) in found.iter().zip(&logits) {
-                            let comparison = tolerance.compare(&found.to_f64()?, &logits.to_f64()?);
-                            worst = worst.max(comparison.budget_used);
-                            assert!(comparison.holds(), "{what}: {:?}", comparison.worst);
-                        }
-                        for (mine, plain) in mine.iter().zip(&plain) {
-                            assert_eq!(mine.counters()?, plain.counters()?, "{what}");
-                        }
-                    }
-                    println!("{dtype}, {codes:?}, {batch} streams: logits within {worst:.2} of their tolerance");
-                }
+            for (codes, batch) in [(None, 1), (None, 3), (eight, 3), (four, 1)] {
+                let shape = Shape { batch, codes, sets: 2, norm: batch == 3, ..SMALL };
+                equals_the_operations(&shape, &device, dtype)?;
             }
         }
     }
+    Ok(())
+}
+
+fn equals_the_operations(shape: &Shape, device: &Device, dtype: DType) -> Result<()> {
+    let Device::Cuda(gpu) = device else { unreachable!("no launches") };
+    let &Shape { batch, codes, layers, .. } = shape;
+    let (depth, h) = drawn(shape, device, dtype, 5)?;
+    let mut state = depth.state(batch)?;
+    let [mut mine, mut twins, mut plain, mut idle] = [(); 4].map(|()| samplers(shape, device).unwrap());
+    let ids = [1, 2, 3, 4].repeat(batch);
+    let [mut said, mut again, mut expected] = [(); 3].map(|()| Tensor::from_slice(device, &ids, [batch, 4]).unwrap());
+    let flags = |f: fn(usize) -> bool| Tensor::from_slice(device, &(0..batch).map(|b| u8::from(f(b))).collect::<Vec<_>>(), [batch]);
+    let (some, none) = (flags(|b| b != 1)?, flags(|_| false)?);
+    // Those of both.
+    let tolerance = Tolerance::accumulate(2000).via(dtype, 2 * (8 * layers + 4)).then_round_to(dtype);
+    let mut worst: f64 = 0.0;
+    for frame in 0..3 {
+        let drawn = |k: usize| (frame > 0 && k == 1).then_some(&some);
+        let what = format!("{dtype}, {codes:?}, {batch} streams, frame {frame}");
+        let before = gpu.kernels();
+        let found = depth.say(&mut state, &h, &mut said, &mut mine, drawn)?;
+        assert_eq!(gpu.kernels() - before, 1, "launches of a frame");
+        for (k, (logits, twin)) in found.iter().zip(&mut twins).enumerate() {
+            sample::draw(&mut again, k + 1, logits, twin, drawn(k))?;
+            assert_eq!(mine[k].counters()?, twin.counters()?, "{what}");
+        }
+        assert_eq!(said.to_vec::<i32>()?, again.to_vec::<i32>()?, "{what}");
+        if dtype == DType::F32 {
+            cpu::say(&depth, &h, &mut expected, &mut plain, drawn)?;
+            assert_eq!(said.to_vec::<i32>()?, expected.to_vec::<i32>()?, "{what}");
+        }
+        let logits = cpu::say(&depth, &h, &mut said.copy()?, &mut idle, |_| Some(&none))?;
+        for (found, logits) in found.iter().zip(&logits) {
+            let [found, logits] = [found.to_f64()?, logits.to_f64()?];
+            assert!(found.iter().all(|logit| logit.is_finite()), "{what}");
+            let comparison = tolerance.compare(&found, &logits);
+            worst = worst.max(comparison.budget_used);
+            assert!(comparison.holds(), "{what}: {:?}", comparison.worst);
+        }
+    }
+    println!("{dtype}, {codes:?}, {batch} streams: logits within {worst:.2} of their tolerance");
     Ok(())
 }
 
@@ -98,6 +112,22 @@ fn streams_are_as_if_alone() -> Result<()> {
     for (all, alone) in logits.iter().zip(&alone) {
         assert_eq!(all[..shape.card], alone[..]);
     }
+    Ok(())
+}
+
+/// As an embedding by itself: NaN for the stream whose id is in no table, here until its next column is given.
+#[test]
+fn an_id_outside_its_table_is_a_row_of_nan() -> Result<()> {
+    let device = Device::open("emulator")?;
+    let shape = Shape { batch: 3, ..SMALL };
+    let (depth, h) = drawn(&shape, &device, DType::F32, 3)?;
+    let none = Tensor::zeros(&device, DType::U8, [3])?;
+    let last = shape.card as i32;
+    let mut said = Tensor::from_slice(&device, &[last + 1, 0, 0, 0, last, 0, 0, 0, -2, 0, 0, 0], [3, 4])?;
+    let logits = depth.say(&mut depth.state(3)?, &h, &mut said, &mut samplers(&shape, &device)?, |_| Some(&none))?;
+    let first = logits[0].to_f64()?;
+    let row = |b: usize| &first[b * shape.card..][..shape.card];
+    assert!([0, 2].iter().all(|&b| row(b).iter().all(|logit| logit.is_nan())) && row(1).iter().all(|logit| logit.is_finite()));
     Ok(())
 }
 
