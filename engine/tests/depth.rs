@@ -62,7 +62,7 @@ fn equals_its_kernels(config: &Config, format: Format, batch: usize) {
         .collect();
     let [mut whole, mut plain] = [(); 2].map(|()| Session::new(&lm, &drawing).unwrap());
     plain.plain_depth(true);
-    [&mut whole, &mut plain].map(|session| session.graphs(false));
+    [&mut whole, &mut plain].into_iter().for_each(|session| session.graphs(false));
     // Eight roundings a layer, and four around them, on either side.
     let tolerance = Tolerance::accumulate(1000).via(format.dtype, 2 * (8 * 2 + 4)).then_round_to(format.dtype);
     let mut worst: f64 = 0.0;
