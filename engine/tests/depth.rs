@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use swara_engine::lm::{Conditions, Config, Drawing, Drawn, Format, Given, Lm, Session, Widths};
+use swara_engine::lm::{Conditions, Config, Drawing, Drawn, Format, Fuser, Given, Lm, Session, Widths};
 use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::tolerance::Tolerance;
@@ -28,13 +28,12 @@ fn config() -> Config {
     }
 }
 
-/// A schedule of weights, tables of low rank with positions, a norm before the logits and biases behind them, sets of several widths.
+/// A schedule of weights, tables of low rank, a norm before the logits and biases behind them, sets of several widths.
 fn scheduled() -> Config {
     Config {
         depformer_weights_per_step_schedule: Some(vec![0, 1, 1, 2]),
         depformer_low_rank_embeddings: Some(16),
         depformer_dim_feedforward: Some(Widths::Each(vec![96, 144, 48])),
-        depformer_pos_emb: "sin".into(),
         depformer_norm: Some("rms_norm".into()),
         bias_proj: true,
         ..config()
@@ -151,10 +150,10 @@ fn what_one_launch_does_not_compute_is_launched_by_its_kernels_and_says_why() {
         Lm::open(&path, &device, dtype).unwrap()
     };
     assert_eq!(open("moshi", DType::F32).plain_depth(), None);
-    assert_eq!(open("sines", DType::F32).plain_depth(), None);
     assert_eq!(open("listener", DType::F32).plain_depth(), None);
     for (name, dtype, why) in [
-        ("plain", DType::F32, "rotary positions"),
+        ("plain", DType::F32, "norms that centre"),
+        ("sines", DType::F32, "sines of positions"),
         ("shared", DType::F32, "scaled layers"),
         ("moshi", DType::BF16, "[16, 44] that is not made of whole vectors of bf16"),
     ] {
@@ -162,8 +161,12 @@ fn what_one_launch_does_not_compute_is_launched_by_its_kernels_and_says_why() {
         assert!(lm.plain_depth().is_some_and(|found| found.contains(why)), "{name}: {:?}", lm.plain_depth());
     }
     let centred = Config { depformer_norm: Some("layer_norm".into()), ..config() };
-    let ungated = Config { depformer_gating: Some("none".into()), ..config() };
-    for (config, why) in [(centred, "norms that centre"), (ungated, "without a gate")] {
+    let ungated = Config { depformer_gating: Some("none".into()), depformer_weights_per_step: false, ..config() };
+    let other = Config { depformer_gating: Some("gelu".into()), ..config() };
+    let rotary = Config { depformer_pos_emb: "rope".into(), ..config() };
+    for (config, why) in
+        [(centred, "norms that centre"), (ungated, "without a gate"), (other, "other than SiLU"), (rotary, "rotary positions")]
+    {
         let lm = Lm::random(config, &device, DType::F32).unwrap();
         assert!(lm.plain_depth().is_some_and(|found| found.contains(why)), "{:?}", lm.plain_depth());
     }
@@ -175,7 +178,10 @@ fn what_one_launch_does_not_compute_is_launched_by_its_kernels_and_says_why() {
 #[test]
 fn guided_and_many_streams_are_launched_by_their_kernels() {
     let (device, notes) = dry::open(Arch(90));
-    let lm = Lm::random(config(), &device, DType::BF16).unwrap();
+    let lut = serde_json::json!({"n_bins": 2, "dim": 8, "tokenizer": "noop", "possible_values": ["fast"]});
+    let conditioners = [("speed".to_owned(), serde_json::json!({"type": "lut", "lut": lut}))].into_iter().collect();
+    let fuser = Some(Fuser { sum: vec!["speed".to_owned()], ..Fuser::default() });
+    let lm = Lm::random(Config { conditioners, fuser, ..config() }, &device, DType::BF16).unwrap();
     assert_eq!(lm.plain_depth(), None);
     let launched = |mut session: Session, batch: usize| {
         notes.take();

@@ -157,6 +157,7 @@ pub fn unread(file: &weights::Weights) -> Result<BTreeMap<String, usize>> {
             *read = rows.end.max(*read);
         }
     }
+    found.retain(|name, read| file.info(name).and_then(|(_, shape)| shape.first()).is_some_and(|rows| *read < *rows));
     Ok(found)
 }
 
