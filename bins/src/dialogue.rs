@@ -107,7 +107,7 @@ impl Persona {
     fn voice(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
         let fail = |why: String| Failure::file("cannot use voice", why, path);
         let format = codec.format();
-        let (mut samples, most) = (Vec::new(), Prompt::MOST_FRAMES * format.hop);
+        let (mut samples, most) = (Vec::<f32>::new(), Prompt::MOST_FRAMES * format.hop);
         let mut reader = AudioReader::open(path, Some(format.sample_rate))?;
         for piece in &mut reader {
             samples.extend(piece?);

@@ -86,7 +86,7 @@ fn room() -> Room {
         .replace("\"num_quantizers\": 6", "\"num_quantizers\": 8");
     metadata.insert("config".into(), config);
     // Of 6 codebooks it becomes one of 8.
-    let more = |name: &str| {
+    let more = |name: &str| -> Vec<String> {
         let last = name.contains("rvq_rest.vq.layers.4.");
         (4..if last { 7 } else { 5 }).map(|k| name.replace("rvq_rest.vq.layers.4.", &format!("rvq_rest.vq.layers.{k}."))).collect()
     };
@@ -195,7 +195,7 @@ fn what_cannot_be_told_is_refused() {
     refuses("model", &voice("text.wav"), 1, "text.wav");
     refuses("model", &voice("nowhere.wav"), 1, "nowhere.wav");
     refuses("model", &voice("silence.wav"), 1, "nothing but silence");
-    refuses("model", &voice("nothing.wav"), 1, "nothing but silence");
+    refuses("model", &voice("nothing.wav"), 1, "nothing.wav");
     refuses("model", &["--voice", "voice.wav"], 2, "sound wants --mimi");
     refuses("model", &["--prompt", " \n"], 2, "--prompt: no words");
     refuses("model", &["--prompt", &"a ".repeat(40_000)], 1, "bytes, at most 65536 are encoded");

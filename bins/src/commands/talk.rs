@@ -30,14 +30,19 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     }
     let sound = args.input.is_some() || args.output.is_some() || args.persona.voice.is_some();
     let mimi = match &args.mimi {
+        Some(asked) => Some(PathBuf::from(asked)),
         None if sound => dialogue::mimi(None, &args.model)?,
-        asked => asked.as_ref().map(PathBuf::from),
+        None => None,
     };
     if sound && mimi.is_none() {
         return Err(Failure::usage("talk: sound wants --mimi, a codec"));
     }
     let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
-    let codec = mimi.as_ref().map(|mimi| codec::open_on(common, &device, &mimi.to_string_lossy())).transpose()?;
+    let codec = match (&args.mimi, &mimi) {
+        (Some(asked), _) => Some(codec::open_on(common, &device, asked)?),
+        (None, Some(named)) => Some(codec::open_file(common, &device, named)?),
+        (None, None) => None,
+    };
     if let (Some(codec), Some(path)) = (&codec, &mimi) {
         dialogue::check_codec(codec, &lm, path)?;
     }
