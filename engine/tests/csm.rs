@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::csm::{Config, Csm, Session, Step};
+use swara_engine::csm::{Config, Csm, Draft, Drafted, Session, Step};
 use swara_engine::lm::Format;
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::embedding::NONE;
@@ -375,6 +375,8 @@ fn a_frame_of_zeros_ends_it() {
     let csm = open(dir.path(), &Device::Cpu, DType::F32);
     let said = greedy(&csm, &case, 1000, 1, |_, _| {});
     assert!(csm.ends(&said[0]));
+    let (drafted, _) = says(&csm, Settings::GREEDY, Some(Draft { codes: 3, layers: 1 }), 1, |_, _| {});
+    assert!(csm.ends(&drafted[0].0[..6]));
     assert!(!csm.ends(&[0, 0, 0, 0, 0, 1]) && !csm.ends(&[1, 0, 0, 0, 0, 0]));
     assert!((0..case.frames).all(|frame| !csm.ends(&case.codes(frame))));
 }
@@ -393,10 +395,8 @@ fn few_bits_and_bf16_run_on_the_cpu() {
     assert!(known.is_sorted_by(|more, less| more > less), "{known:?}");
 }
 
-/// Kernels of codes take rows of multiples of 32, which the stored model does not have.
-#[test]
-fn few_bits_are_the_same_on_the_emulator() {
-    let case = Case::open();
+/// The stored model with rows of multiples of 32, as kernels of codes take them.
+fn in_groups() -> Config {
     let mut config = config();
     for (pointer, width) in [
         ("/hidden_size", 64),
@@ -409,7 +409,13 @@ fn few_bits_are_the_same_on_the_emulator() {
     ] {
         *config.pointer_mut(pointer).unwrap() = width.into();
     }
-    let config = Config::from_json(&config.to_string()).unwrap();
+    Config::from_json(&config.to_string()).unwrap()
+}
+
+#[test]
+fn few_bits_are_the_same_on_the_emulator() {
+    let case = Case::open();
+    let config = in_groups();
     for format in [Format::int8(DType::F32), Format::int4(DType::F32), Format::int4_all(DType::F32)] {
         let says = |device: &Device| {
             let csm = Csm::random(config.clone(), device, format).unwrap();
@@ -423,6 +429,182 @@ fn few_bits_are_the_same_on_the_emulator() {
         println!("{format:?}: logits on the emulator within {worst:.1e} of the spread of those on the CPU");
         assert!(said == again && worst < 1e-4, "{format:?}: {worst}");
     }
+}
+
+/// Codes and logits of `frames` frames after the prompt, drafted or not; before each, `each` has the session.
+fn says(csm: &Csm, drawing: Settings, draft: Option<Draft>, frames: usize, each: impl Fn(&mut Session, usize)) -> (Vec<Said>, Drafted) {
+    let case = Case::open();
+    let mut session = Session::new(csm, &[drawing]).unwrap();
+    session.draft(draft).unwrap();
+    let (before, last) = case.parts();
+    session.prompt(before, None).unwrap();
+    let mut next = row(csm.device(), last, case.width);
+    let mut said = Vec::new();
+    for frame in 0..frames {
+        each(&mut session, frame);
+        let step = session.step(&next, None).unwrap();
+        said.push((step.said.to_vec().unwrap(), step.logits.iter().map(|l| l.to_f64().unwrap()).collect()));
+        next = step.said;
+    }
+    let drafted = session.drafted().cloned().unwrap_or_default();
+    (said, drafted)
+}
+
+/// Codes as a row, and the logits of each.
+type Said = (Vec<i32>, Vec<Vec<f64>>);
+
+const DRAWN: Settings = Settings { temperature: 0.9, top_k: 12, seed: 3, sequence: 0 };
+
+/// Drafted or not, the same codes of the same logits, bit for bit, so that a draw's probabilities are not another's either.
+#[test]
+fn what_is_drafted_is_said_as_without_a_draft() {
+    let emulator = Device::open("emulator").unwrap();
+    let stored = |device: &Device, format: Format| open(&golden("weights"), device, format);
+    let int4 = Format::int4_all(DType::F32);
+    let mut models: Vec<Csm> =
+        [DType::F32.into(), DType::BF16.into(), Format::int8(DType::F32), int4].map(|format| stored(&Device::Cpu, format)).into();
+    models.extend([DType::F32, DType::BF16].map(|dtype| stored(&emulator, dtype.into())));
+    models.extend([Format::int8(DType::F32), int4].map(|format| Csm::random(in_groups(), &emulator, format).unwrap()));
+    for csm in &models {
+        let frames = if *csm.device() == Device::Cpu { 12 } else { 4 };
+        for drawing in [Settings::GREEDY, DRAWN] {
+            let (expected, _) = says(csm, drawing, None, frames, |_, _| {});
+            for (codes, layers) in [(1, 0), (3, 0), (100, 0), (1, 1), (2, 1), (100, 1)] {
+                let (said, drafted) = says(csm, drawing, Some(Draft { codes, layers }), frames, |_, _| {});
+                let what = format!("{codes} codes by {layers} layers, {drawing:?}, {:?} on {:?}", csm.format(), csm.device());
+                assert_eq!(
+                    said.iter().map(|(codes, _)| codes).collect::<Vec<_>>(),
+                    expected.iter().map(|(codes, _)| codes).collect::<Vec<_>>(),
+                    "{what}"
+                );
+                assert!(said == expected, "logits of {what}");
+                let right: u64 = drafted.right.iter().sum();
+                assert_eq!(drafted.passes + right, drafted.frames * 5, "a pass gives a code more than it found right: {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_more_guesses_are_right_the_fewer_passes_there_are() {
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        let csm = open(&golden("weights"), &device, DType::F32);
+        const FRAMES: usize = 6;
+        let (expected, _) = says(&csm, DRAWN, None, FRAMES, |_, _| {});
+        // Wrong from code `wrong` on.
+        let guessed = |draft: Draft, wrong: usize| {
+            let give = |session: &mut Session, frame: usize| {
+                let off = |(k, &code): (usize, &i32)| if k < wrong { code } else { (code + 1) % csm.config().vocab_size as i32 };
+                let codes: Vec<i32> = expected[frame].0[..6].iter().enumerate().map(off).collect();
+                session.guess(&codes).unwrap();
+            };
+            let (said, drafted) = says(&csm, DRAWN, Some(draft), FRAMES, give);
+            assert!(said == expected, "{draft:?}, wrong from code {wrong} on");
+            assert_eq!(drafted.frames, FRAMES as u64);
+            drafted
+        };
+        for layers in [0, 1] {
+            for (codes, wrong, passes, right) in
+                [(100, 6, 1, 4), (4, 6, 1, 4), (2, 6, 2, 3), (1, 6, 3, 2), (4, 0, 5, 0), (1, 1, 5, 0), (4, 3, 3, 2)]
+            {
+                let found = guessed(Draft { codes, layers }, wrong);
+                let what = format!("{codes} codes by {layers} layers, wrong from code {wrong} on: {found:?}");
+                assert_eq!(found.passes, passes * FRAMES as u64, "{what}");
+                assert_eq!(found.right.iter().sum::<u64>(), right * FRAMES as u64, "{what}");
+                assert!(found.right.iter().zip(&found.compared).all(|(right, compared)| right <= compared), "{what}");
+                assert_eq!((found.compared[0], found.compared[5]), (0, 0), "the first code and the last are not guessed: {what}");
+            }
+        }
+    }
+}
+
+/// A guess is drawn with the noise of the draw itself: of the same logits it is always right.
+#[test]
+fn guesses_of_the_same_logits_are_right() {
+    let models = [Device::Cpu, Device::open("emulator").unwrap()].map(|device| {
+        let mut idle = tensors();
+        let (mut changed, last) = (0, "depth_decoder.model.layers.1.");
+        for (name, (_, values)) in idle.iter_mut().filter(|(name, _)| name.starts_with(last)) {
+            if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+                values.fill(0.0);
+                changed += 1;
+            }
+        }
+        assert_eq!(changed, 2);
+        let mut alike = tensors();
+        alike.get_mut("depth_decoder.codebooks_head.weight").unwrap().1.fill(0.0);
+        [(idle, 1), (alike, 0)].map(|(tensors, layers)| (open(written(&tensors, &config()).path(), &device, DType::F32), layers))
+    });
+    for (csm, layers) in models.iter().flatten() {
+        for drawing in [DRAWN, Settings { top_k: 0, ..DRAWN }, Settings::GREEDY] {
+            let (expected, _) = says(csm, drawing, None, 8, |_, _| {});
+            let (said, drafted) = says(csm, drawing, Some(Draft { codes: 4, layers: *layers }), 8, |_, _| {});
+            assert!(said == expected, "{layers} layers, {drawing:?}");
+            // There is nothing before the first frame.
+            let frames = if *layers == 0 { 7 } else { 8 };
+            assert_eq!(drafted.compared[1..5], [frames; 4], "{layers} layers, {drawing:?}");
+            assert_eq!(drafted.right, drafted.compared, "{layers} layers, {drawing:?}");
+            assert_eq!(drafted.acceptance()[..2], [None, Some(1.0)]);
+        }
+    }
+}
+
+/// Steps with a mask, without, drafted and as graphs go on from each other.
+#[test]
+fn a_stream_may_be_drafted_now_and_then() {
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        let csm = open(&golden("weights"), &device, DType::F32);
+        let (expected, _) = says(&csm, DRAWN, None, 16, |_, _| {});
+        let case = Case::open();
+        let drafts = [None, Some(Draft { codes: 2, layers: 1 }), Some(Draft { codes: 3, layers: 0 })];
+        let masks = [0u8, 1].map(|runs| Tensor::from_slice(&device, &[runs], [1]).unwrap());
+        let mut session = Session::new(&csm, &[DRAWN]).unwrap();
+        for _ in 0..2 {
+            let (before, last) = case.parts();
+            session.prompt(before, None).unwrap();
+            let mut next = row(&device, last, case.width);
+            for (frame, (codes, _)) in expected.iter().enumerate() {
+                if frame % 3 == 0 {
+                    session.draft(drafts[frame / 3 % 3]).unwrap();
+                    let waits = frame / 3 % 3 > 0 && device != Device::Cpu;
+                    assert_eq!(session.no_graph().is_some(), waits, "frame {frame} on {device:?}");
+                }
+                if frame % 5 == 4 {
+                    session.step(&next, Some(&masks[0])).unwrap();
+                }
+                let step = session.step(&next, (frame % 4 == 3).then_some(&masks[1])).unwrap();
+                assert_eq!(step.said.to_vec::<i32>().unwrap(), *codes, "frame {frame} on {device:?}");
+                next = step.said;
+            }
+            session.reset(&masks[1]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_draft_that_does_not_fit_is_an_error() {
+    let csm = open(&golden("weights"), &Device::Cpu, DType::F32);
+    let refused = |result: swara_engine::Result<()>, why: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    let draft = |codes, layers| Some(Draft { codes, layers });
+    let mut two = Session::new(&csm, &[Settings::GREEDY; 2]).unwrap();
+    refused(two.draft(draft(1, 0)), "2 streams");
+    let mut session = Session::new(&csm, &[Settings::GREEDY]).unwrap();
+    refused(session.guess(&[0; 6]), "nothing is drafted");
+    for (codes, layers) in [(0, 0), (1, 2), (1, usize::MAX)] {
+        refused(session.draft(draft(codes, layers)), "expected 1 or more codes by 0 to 1");
+    }
+    session.draft(draft(usize::MAX, 0)).unwrap();
+    for codes in [&[][..], &[0; 5], &[0; 7]] {
+        refused(session.guess(codes), "for a frame of 6");
+    }
+    for strange in [-1, csm.config().vocab_size as i32, i32::MIN, i32::MAX] {
+        refused(session.guess(&[0, 1, strange, 0, 0, 0]), &format!("a guess of {strange}"));
+    }
+    let case = Case::open();
+    session.step(&row(&Device::Cpu, case.parts().1, case.width), None).unwrap();
 }
 
 #[test]

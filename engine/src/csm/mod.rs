@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod config;
+mod draft;
 mod model;
 mod session;
 
@@ -16,6 +17,7 @@ use std::path::Path;
 
 pub use checkpoint::{Layout, check, matrices};
 pub use config::{Config, Llama};
+pub use draft::{Draft, Drafted};
 pub use session::{Session, Step};
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::{DType, Device};
@@ -110,6 +112,11 @@ impl Csm {
     pub fn bytes_per_step(&self, seen: usize) -> usize {
         let remembered = seen.min(self.config.max_position_embeddings) * self.backbone.remembered(self.kept());
         self.backbone.bytes() + self.depth.bytes() + remembered
+    }
+
+    /// As [`Csm::bytes_per_step`], with guesses as they were.
+    pub fn bytes_per_drafted_step(&self, seen: usize, draft: Draft, drafted: &Drafted) -> usize {
+        self.bytes_per_step(seen) - self.depth.bytes() + self.depth.bytes_drafted(draft.layers, drafted)
     }
 
     /// What keys and values are kept as.

@@ -5,7 +5,7 @@ use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
 use swara_kernels::ops::rope::Style;
 use swara_kernels::{Device, Tensor, release_idle};
 
-use super::{Config, Llama};
+use super::{Config, Drafted, Llama};
 use crate::Result;
 use crate::lm::Format;
 use crate::lm::model::{Dense, Rows, ready};
@@ -97,6 +97,17 @@ impl Depth {
     /// Of the matrices that a frame reads: the layers once for every code but the first.
     pub fn bytes(&self) -> usize {
         self.input.bytes() + self.heads.len() * self.transformer.bytes() + self.heads.iter().map(Dense::bytes).sum::<usize>()
+    }
+
+    /// The same where the first `guessing` layers guess: they are read, and with them a head, for every row but the last of a pass, and
+    /// the other layers once a pass.
+    pub fn bytes_drafted(&self, guessing: usize, drafted: &Drafted) -> usize {
+        let of = |blocks: &[ReadyBlock]| blocks.iter().map(ReadyBlock::bytes).sum::<usize>() as f64;
+        let (first, others) = self.transformer.blocks.split_at(guessing);
+        let heads = self.heads.iter().map(Dense::bytes).sum::<usize>() as f64;
+        let [passes, rows] = [drafted.passes, drafted.rows].map(|n| n as f64 / drafted.frames.max(1) as f64);
+        let guesses = if guessing > 0 { (rows - passes) / self.heads.len() as f64 } else { 0.0 };
+        self.input.bytes() + (rows * of(first) + passes * of(others) + (1.0 + guesses) * heads) as usize
     }
 }
 

@@ -1,10 +1,13 @@
+use std::ops::Range;
+
 use swara_kernels::ops::attention::{Kept, KvCache, Positions};
 use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::ops::{elementwise, pad};
-use swara_kernels::{Tensor, span};
+use swara_kernels::{Device, Tensor, span};
 
-use super::{Csm, Llama};
+use super::draft::Drafting;
+use super::{Csm, Draft, Drafted, Llama};
 use crate::graph::{Outcome, Recorder};
 use crate::{Error, Result};
 
@@ -15,24 +18,26 @@ use crate::{Error, Result};
 ///
 /// On CUDA steps with a mask, and those without, are recorded as a graph when two of the kind come in a row, and are a launch and a copy for every tensor
 /// of [`Step`] from then on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
+/// So they are with [`Session::draft`].
 pub struct Session<'a> {
     csm: &'a Csm,
     batch: usize,
     streams: Streams,
     recorder: Recorder<Step>,
+    drafting: Option<Drafting>,
 }
 
 /// What the streams remember.
-struct Streams {
+pub(super) struct Streams {
     positions: Positions,
     caches: Vec<KvCache>,
     depth_caches: Vec<KvCache>,
     /// Of the first two rows of a frame, then of each further one.
     depth_positions: Vec<Positions>,
     /// Of each code.
-    samplers: Vec<Sampler>,
+    pub samplers: Vec<Sampler>,
     /// i32 `[B, K + 1]`: the frame at work, as a row.
-    said: Tensor,
+    pub said: Tensor,
 }
 
 /// What a step gave.
@@ -77,7 +82,7 @@ impl<'a> Session<'a> {
             samplers: (0..config.num_codebooks).map(sampler).collect::<Result<_>>()?,
             said: Tensor::from_slice(device, &vec![NONE; batch * width], [batch, width])?,
         };
-        Ok(Session { csm, batch, streams, recorder: Recorder::default() })
+        Ok(Session { csm, batch, streams, recorder: Recorder::default(), drafting: None })
     }
 
     pub fn batch(&self) -> usize {
@@ -122,7 +127,36 @@ impl<'a> Session<'a> {
             return Err(Error::Argument(format!("a row of ids is {row:?}, expected [{}, {}]", self.batch, csm.config.num_codebooks + 1)));
         }
         let streams = &mut self.streams;
-        self.recorder.run(&csm.device, row, 0, mask, |row, mask| streams.step(csm, row, mask))
+        match &mut self.drafting {
+            Some(drafting) if mask.is_none() => streams.step(csm, row, None, Some(drafting)),
+            _ => self.recorder.run(&csm.device, row, 0, mask, |row, mask| streams.step(csm, row, mask, None)),
+        }
+    }
+
+    /// From here on steps without a mask guess codes and look them over several at a time, or do not: what is said is the same, bit for
+    /// bit. They wait for the device after every code, and are no graphs.
+    ///
+    /// # Errors
+    /// More than one stream; no codes, or all layers of the depth decoder.
+    pub fn draft(&mut self, draft: Option<Draft>) -> Result<()> {
+        self.drafting = draft.map(|draft| Drafting::new(self.csm, self.batch, draft)).transpose()?;
+        Ok(())
+    }
+
+    /// What is guessed of the next frame, all `K` codes of it, in place of what the draft would guess.
+    ///
+    /// # Errors
+    /// No [`Session::draft`]; another number of codes; one that the model does not know.
+    pub fn guess(&mut self, codes: &[i32]) -> Result<()> {
+        match &mut self.drafting {
+            Some(drafting) => drafting.give(self.csm, codes),
+            None => Err(Error::Argument("codes are guessed where nothing is drafted".to_owned())),
+        }
+    }
+
+    /// What became of guesses since [`Session::draft`].
+    pub fn drafted(&self) -> Option<&Drafted> {
+        self.drafting.as_ref().map(|drafting| &drafting.tally)
     }
 
     /// Whether steps become graphs, as they do by default.
@@ -132,7 +166,10 @@ impl<'a> Session<'a> {
 
     /// Why steps are no graphs where they were to be.
     pub fn no_graph(&self) -> Option<&str> {
-        self.recorder.refused()
+        match (&self.drafting, &self.csm.device) {
+            (Some(_), Device::Cuda(_)) => Some("the host compares what is drafted"),
+            _ => self.recorder.refused(),
+        }
     }
 
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
@@ -142,14 +179,17 @@ impl<'a> Session<'a> {
 }
 
 impl Streams {
-    fn step(&mut self, csm: &Csm, row: &Tensor, mask: Option<&Tensor>) -> Result<Step> {
+    fn step(&mut self, csm: &Csm, row: &Tensor, mask: Option<&Tensor>, drafting: Option<&mut Drafting>) -> Result<Step> {
         csm.device.step(|| {
             let x = csm.backbone.fed.sum((row, 0))?;
             let x = self.think(csm, x, mask)?;
             self.positions.advance(1, mask)?;
             let h = csm.backbone.transformer.norm(&x)?;
             let mut logits = vec![self.draw(0, csm.backbone.head.run(&h, None)?, mask)?];
-            self.say(csm, &h, &mut logits, mask)?;
+            match drafting {
+                Some(drafting) => drafting.say(self, csm, &h, &mut logits)?,
+                None => self.say(csm, &h, &mut logits, mask)?,
+            }
             Ok(Step { said: self.said.copy()?, logits })
         })
     }
@@ -166,15 +206,8 @@ impl Streams {
     fn say(&mut self, csm: &Csm, h: &Tensor, logits: &mut Vec<Tensor>, mask: Option<&Tensor>) -> Result<()> {
         let depth = &csm.depth;
         for (k, head) in depth.heads.iter().enumerate() {
-            let said = depth.said[k].sum((&self.said, k))?;
-            let mut y = match k {
-                // Two rows at once, so that the weights are read once; a single row is padded with zeros.
-                0 => elementwise::add(&pad::reflect(&depth.input.run(h, None)?, 0, 1)?, &pad::reflect(&said, 1, 0)?)?,
-                _ => said,
-            };
-            for (block, cache) in depth.transformer.blocks.iter().zip(&mut self.depth_caches) {
-                y = block.run(&y, cache, &self.depth_positions[k], None)?;
-            }
+            let y = self.read(csm, h, k)?;
+            let mut y = self.depth_layers(csm, 0..depth.transformer.blocks.len(), y, k)?;
             if k == 0 {
                 y = pad::reflect(&y, -1, 0)?;
             }
@@ -184,8 +217,26 @@ impl Streams {
         Ok(())
     }
 
+    /// What the depth decoder reads after code `k`, `[B, 1, width]`; with the first code, what the backbone said before it.
+    pub(super) fn read(&self, csm: &Csm, h: &Tensor, k: usize) -> Result<Tensor> {
+        let said = csm.depth.said[k].sum((&self.said, k))?;
+        Ok(match k {
+            // Two rows at once, so that the weights are read once; a single row is padded with zeros.
+            0 => elementwise::add(&pad::reflect(&csm.depth.input.run(h, None)?, 0, 1)?, &pad::reflect(&said, 1, 0)?)?,
+            _ => said,
+        })
+    }
+
+    /// Some of the depth decoder's layers over rows of which the first is read after code `k`.
+    pub(super) fn depth_layers(&mut self, csm: &Csm, layers: Range<usize>, mut y: Tensor, k: usize) -> Result<Tensor> {
+        for (block, cache) in csm.depth.transformer.blocks[layers.clone()].iter().zip(&mut self.depth_caches[layers]) {
+            y = block.run(&y, cache, &self.depth_positions[k], None)?;
+        }
+        Ok(y)
+    }
+
     /// Draws code `k`, and gives its logits `[B, V]`.
-    fn draw(&mut self, k: usize, logits: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    pub(super) fn draw(&mut self, k: usize, logits: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let width = logits.shape().last_dim();
         let logits = logits.reshape([self.said.shape()[0], width])?;
         sample::draw(&mut self.said, k, &logits, &mut self.samplers[k], mask)?;

@@ -114,6 +114,11 @@ impl Sampler {
         Ok(halves.chunks_exact(2).map(|half| half[0] as u32 as u64 | (half[1] as u32 as u64) << 32).collect())
     }
 
+    /// One that draws next what this one draws next, from the same logits: to see it without counting it.
+    pub fn copy(&self) -> Result<Sampler> {
+        Ok(Sampler { settings: self.settings.copy()?, counters: self.counters.copy()? })
+    }
+
     /// Rows whose `mask` (u8 `[B]`) is not zero draw as at the start again.
     ///
     /// # Errors
