@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use swara_engine::codec::Codec;
-use swara_engine::csm::{self, Csm};
+use swara_engine::csm::{self, Csm, Draft, Drafted};
 use swara_engine::dialogue::{Dialogue, Heard};
 use swara_engine::lm::{Drawing, Drawn, Lm, Session};
 use swara_engine::{Error, Result};
+use swara_kernels::case::SplitMix;
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::Settings;
@@ -41,6 +42,14 @@ pub struct Row {
     /// What hears and speaks, if anything does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codec: Option<String>,
+    /// How codes are guessed, if they are: most of a pass, and layers that guess.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<String>,
+    /// The share of guesses that were made right, if they were not the draft's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guesses: Option<Guesses>,
     /// Whether steps on CUDA may be graphs.
     #[serde(default = "yes")]
     pub graphs: bool,
@@ -62,6 +71,17 @@ pub struct Row {
     /// The same since the model was there.
     #[serde(default)]
     pub steps_peak_rss_mb: Option<f64>,
+}
+
+/// What became of guesses, those of the steps before the timed ones among them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Guesses {
+    /// Of each code, how many of those looked at were right.
+    pub acceptance: Vec<Option<f64>>,
+    pub right_per_pass: f64,
+    pub passes_per_step: f64,
+    /// To the median without guesses, of steps in turns.
+    pub time_ratio: f64,
 }
 
 fn yes() -> bool {
@@ -105,15 +125,21 @@ impl Model {
         }
     }
 
-    fn bytes_per_step(&self, seen: usize) -> usize {
-        match self {
-            Model::Moshi(lm) => lm.bytes_per_step(seen),
-            Model::Csm(csm) => csm.bytes_per_step(seen),
+    fn bytes_per_step(&self, seen: usize, guessed: Option<(Draft, &Drafted)>) -> usize {
+        match (self, guessed) {
+            (Model::Moshi(lm), _) => lm.bytes_per_step(seen),
+            (Model::Csm(csm), None) => csm.bytes_per_step(seen),
+            (Model::Csm(csm), Some((draft, drafted))) => csm.bytes_per_drafted_step(seen, draft, drafted),
         }
     }
 
     /// The steps of so many streams, which draw as they do by default.
     fn streams<'a>(&'a self, batch: usize, how: How<'a>) -> Result<Streams<'a>> {
+        if how.draft.is_some() && !matches!(self, Model::Csm(_)) {
+            return Err(Error::Argument(
+                "only the depth decoder of a CSM is drafted: that of a Moshi has other weights for every code".into(),
+            ));
+        }
         let mut streams = match (self, how.codec) {
             (Model::Moshi(lm), Some(codec)) if batch == 1 => {
                 let mut dialogue = Dialogue::new(lm, Some(codec), Drawing::seeded(&Drawn::default(), 0))?;
@@ -129,7 +155,9 @@ impl Model {
             (Model::Csm(csm), None) => {
                 let settings = |seed| Settings { temperature: 0.9, top_k: 50, seed, sequence: 0 };
                 let drawing: Vec<Settings> = (0..batch as u64).map(settings).collect();
-                Streams::Csm(csm, Box::new(csm::Session::new(csm, &drawing)?))
+                let mut session = csm::Session::new(csm, &drawing)?;
+                session.draft(how.draft)?;
+                Streams::Csm(csm, Box::new(session))
             }
         };
         match &mut streams {
@@ -153,6 +181,10 @@ pub struct How<'a> {
     pub plain_depth: bool,
     /// Frames from samples to samples through it, not steps from codes to codes.
     pub codec: Option<&'a Codec>,
+    /// How a CSM guesses codes.
+    pub draft: Option<Draft>,
+    /// Not the draft's own guesses: with this probability what is said, else something else.
+    pub right: Option<f64>,
 }
 
 enum Streams<'a> {
@@ -171,8 +203,8 @@ impl Streams<'_> {
         }
     }
 
-    /// One step of codes made up, from host memory to host memory; its seconds.
-    fn step(&mut self, batch: usize, step: usize) -> Result<f64> {
+    /// One step of codes made up, from host memory to host memory: its seconds, and what a CSM said.
+    fn step(&mut self, batch: usize, step: usize) -> Result<(f64, Vec<i32>)> {
         let codes = |width: usize, card: usize| -> Vec<i32> { (0..batch * width).map(|i| ((step * 31 + i * 17) % card) as i32).collect() };
         match self {
             Streams::Frames(codec, dialogue) => {
@@ -182,7 +214,7 @@ impl Streams<'_> {
                 let samples: Vec<f32> = (0..hop).map(sample).collect();
                 let start = Instant::now();
                 dialogue.step(Heard::Samples(&samples))?;
-                Ok(start.elapsed().as_secs_f64())
+                Ok((start.elapsed().as_secs_f64(), Vec::new()))
             }
             Streams::Moshi(lm, session) => {
                 let (heard, card) = (lm.config().heard(), lm.config().card);
@@ -190,7 +222,7 @@ impl Streams<'_> {
                 let start = Instant::now();
                 let codes = Tensor::from_slice(lm.device(), &codes, [batch, heard])?;
                 session.step(&codes, None)?.complete.to_vec::<i32>()?;
-                Ok(start.elapsed().as_secs_f64())
+                Ok((start.elapsed().as_secs_f64(), Vec::new()))
             }
             Streams::Csm(csm, session) => {
                 let width = csm.config().num_codebooks + 1;
@@ -198,10 +230,25 @@ impl Streams<'_> {
                 row.iter_mut().skip(width - 1).step_by(width).for_each(|text| *text = NONE);
                 let start = Instant::now();
                 let row = Tensor::from_slice(csm.device(), &row, [batch, width])?;
-                session.step(&row, None)?.said.to_vec::<i32>()?;
-                Ok(start.elapsed().as_secs_f64())
+                let said = session.step(&row, None)?.said.to_vec::<i32>()?;
+                Ok((start.elapsed().as_secs_f64(), said))
             }
         }
+    }
+    /// What became of guesses.
+    fn drafted(&self) -> Option<&Drafted> {
+        match self {
+            Streams::Csm(_, session) => session.drafted(),
+            _ => None,
+        }
+    }
+
+    /// Guesses what is `said` next, each code with the probability `right`, else another.
+    fn guess(&mut self, said: &[i32], right: f64, rng: &mut SplitMix) -> Result<()> {
+        let Streams::Csm(csm, session) = self else { return Ok(()) };
+        let (codebooks, vocab) = (csm.config().num_codebooks, csm.config().vocab_size as i32);
+        let guess = |&code: &i32| if rng.uniform() < right { code } else { (code + 1) % vocab };
+        session.guess(&said[..codebooks].iter().map(guess).collect::<Vec<_>>())
     }
 }
 
@@ -219,40 +266,84 @@ pub struct Times {
     codec: Option<String>,
     /// Of the codec's weights.
     codec_bytes: usize,
+    drafted: Option<(Draft, Drafted)>,
+    right: Option<f64>,
     /// Why steps were no graphs where they were to be.
     pub no_graph: Option<String>,
 }
 
+/// One way to make steps, at work.
+struct Lane<'a> {
+    how: How<'a>,
+    streams: Streams<'a>,
+    seconds: Vec<f64>,
+    launches: [u64; 2],
+}
+
 impl Times {
-    pub fn take(model: &Model, batch: usize, steps: usize, how: How) -> Result<Times> {
-        let mut streams = model.streams(batch, how)?;
+    /// Steps made in several ways, in turns, since what disturbs the machine then disturbs all. All say the same: a step that differs from
+    /// the first way's, from which guesses are made that are to be right, is an error.
+    pub fn take(model: &Model, batch: usize, steps: usize, hows: &[How]) -> Result<Vec<Times>> {
+        let lane = |&how| Ok(Lane { how, streams: model.streams(batch, how)?, seconds: Vec::with_capacity(steps), launches: [0; 2] });
+        let mut lanes = hows.iter().map(lane).collect::<Result<Vec<_>>>()?;
         let launched = || match model.device() {
             Device::Cpu => None,
             Device::Cuda(cuda) => Some([cuda.launches(), cuda.kernels()]),
         };
-        let (mut seconds, mut before) = (Vec::with_capacity(steps), launched());
+        let mut rng = SplitMix(1);
         for step in 0..WARMUP + steps {
-            if step == WARMUP {
-                before = launched();
-            }
-            let taken = streams.step(batch, step)?;
-            if step >= WARMUP {
-                seconds.push(taken);
+            let mut first: Option<Vec<i32>> = None;
+            for Lane { how, streams, seconds, launches } in &mut lanes {
+                if let (Some(right), Some(said)) = (how.right, &first) {
+                    streams.guess(said, right, &mut rng)?;
+                }
+                let before = launched();
+                let (taken, said) = streams.step(batch, step)?;
+                if step >= WARMUP {
+                    seconds.push(taken);
+                    if let Some((before, after)) = before.zip(launched()) {
+                        *launches = std::array::from_fn(|i| launches[i] + after[i] - before[i]);
+                    }
+                }
+                if *first.get_or_insert_with(|| said.clone()) != said {
+                    return Err(Error::Argument(format!("step {step} says other codes with {:?} than without", how.draft)));
+                }
             }
         }
-        let each = |(before, after): ([u64; 2], [u64; 2])| std::array::from_fn(|i| (after[i] - before[i]) / steps.max(1) as u64);
-        let launches = before.zip(launched()).map(each);
-        let no_graph = streams.no_graph().map(str::to_owned);
-        let steps = Samples::new(seconds).ok_or_else(|| Error::Argument("no steps to time".into()))?;
-        let codec = how.codec.map(|codec| codec.name().to_owned());
-        let codec_bytes = how.codec.map_or(0, |codec| codec.bytes(model.heard()));
-        Ok(Times { batch, steps, launches, graphs: how.graphs, plain_depth: how.plain_depth, codec, codec_bytes, no_graph })
+        lanes.into_iter().map(|lane| Times::of(lane, model, batch)).collect()
     }
 
-    pub fn row(&self, lm: &Model, config: &str, format: &str, ceilings: &Ceilings, [loading, stepping]: [Option<f64>; 2]) -> Row {
-        let Times { batch, steps, launches, graphs, plain_depth, codec, codec_bytes, no_graph: _ } = self;
-        let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2) - lm.bytes_per_step(0);
-        let bytes = lm.bytes_per_step(0) + batch * remembered + codec_bytes;
+    fn of(lane: Lane, model: &Model, batch: usize) -> Result<Times> {
+        let Lane { how, streams, seconds, launches } = lane;
+        let launches = launches.map(|count| count / seconds.len().max(1) as u64);
+        Ok(Times {
+            batch,
+            launches: matches!(model.device(), Device::Cuda(_)).then_some(launches),
+            graphs: how.graphs,
+            plain_depth: how.plain_depth,
+            codec: how.codec.map(|codec| codec.name().to_owned()),
+            codec_bytes: how.codec.map_or(0, |codec| codec.bytes(model.heard())),
+            drafted: how.draft.zip(streams.drafted().cloned()),
+            right: how.right,
+            no_graph: streams.no_graph().map(str::to_owned),
+            steps: Samples::new(seconds).ok_or_else(|| Error::Argument("no steps to time".into()))?,
+        })
+    }
+
+    /// `plain` are the steps without guesses that these were in turns with.
+    pub fn row(
+        &self,
+        plain: &Times,
+        lm: &Model,
+        config: &str,
+        format: &str,
+        ceilings: &Ceilings,
+        [loading, stepping]: [Option<f64>; 2],
+    ) -> Row {
+        let Times { batch, steps, launches, graphs, plain_depth, codec, codec_bytes, drafted, right, no_graph: _ } = self;
+        let drafted = drafted.as_ref().map(|(draft, drafted)| (*draft, drafted));
+        let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2, None) - lm.bytes_per_step(0, None);
+        let bytes = lm.bytes_per_step(0, drafted) + batch * remembered + codec_bytes;
         let (low, high) = steps.median_interval(1.96);
         Row {
             config: config.to_owned(),
@@ -269,6 +360,14 @@ impl Times {
             steps: steps.len(),
             bytes_per_step: bytes,
             codec: codec.clone(),
+            draft: drafted.map(|(draft, _)| format!("{}:{}", draft.codes, draft.layers)),
+            right: *right,
+            guesses: drafted.map(|(_, drafted)| Guesses {
+                acceptance: drafted.acceptance(),
+                right_per_pass: drafted.right_per_pass(),
+                passes_per_step: drafted.passes_per_frame(),
+                time_ratio: steps.median() / plain.steps.median(),
+            }),
             graphs: *graphs,
             plain_depth: *plain_depth,
             launches_per_step: launches.map(|[launches, _]| launches),

@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Format, Memory, Sampling, joined, kept, same_target, temperature};
+pub use swara::common::{Common, Format, Memory, Sampling, draft, joined, kept, same_target, share, temperature};
 use swara::dialogue::Persona;
+use swara_engine::csm::Draft;
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};
@@ -220,6 +221,10 @@ pub struct Speak {
     /// Seed of what is drawn
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Guess up to N codes of a frame and look them over at once: by what was said in the frame before, or by the first LAYERS of the depth
+    /// decoder. What is said is the same
+    #[arg(long, value_name = "N[:LAYERS]", value_parser = draft)]
+    pub draft: Option<Draft>,
     /// Rows of a prompt in place of text and context: `ids` i32 [R, K + 1], codes and then text, and `mask` u8, which of them are there
     #[arg(long, value_name = "IN.safetensors", conflicts_with_all = ["text", "context", "speaker", "tokenizer"])]
     pub prompt_ids: Option<PathBuf>,
@@ -519,6 +524,12 @@ pub struct BenchLm {
     /// Whole frames of one stream, from samples to samples, through this Mimi: a file, or random weights
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "random", conflicts_with = "batch")]
     pub mimi: Option<String>,
+    /// CSM: steps without and with such guesses (`swara speak --draft`), in turns; may be repeated
+    #[arg(long, value_name = "N[:LAYERS]", value_parser = draft, conflicts_with = "mimi")]
+    pub draft: Vec<Draft>,
+    /// Not its own guesses, but such as are right with this probability: what they would be worth; may be repeated
+    #[arg(long, value_name = "P", value_parser = share, requires = "draft")]
+    pub right: Vec<f64>,
     /// Launch every kernel by itself, not a step as one graph
     #[arg(long)]
     pub no_graph: bool,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use swara_engine::codec::Stored;
+use swara_engine::csm::Draft;
 use swara_engine::lm::{self, Drawing, Drawn, Lm};
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::{DType, Device};
@@ -265,4 +266,18 @@ impl Sampling {
 
 pub fn temperature(text: &str) -> std::result::Result<f32, String> {
     text.parse().ok().filter(|t: &f32| (0.0..=100.0).contains(t)).ok_or_else(|| "expected 0 to 100".to_owned())
+}
+
+/// `N` or `N:LAYERS`.
+pub fn draft(text: &str) -> std::result::Result<Draft, String> {
+    let number = |text: &str| text.parse::<u8>().map_err(|_| "expected N or N:LAYERS, such as 3 or 3:1".to_owned());
+    let (codes, layers) = text.split_once(':').unwrap_or((text, "0"));
+    match (number(codes)?, number(layers)?) {
+        (0, _) => Err("expected at least 1 code".to_owned()),
+        (codes, layers) => Ok(Draft { codes: codes.into(), layers: layers.into() }),
+    }
+}
+
+pub fn share(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|p| (0.0..=1.0).contains(p)).ok_or_else(|| "expected 0 to 1".to_owned())
 }

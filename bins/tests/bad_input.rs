@@ -224,6 +224,10 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     room.refuses(&["roundtrip", "good.wav", "--model", "tiny.safetensors", "--device", "cpu", "--dtype", "f16"], 2, "bf16");
     room.refuses(&["bench", "lm", "--random", "--dtype", "int8"], 2, "int8");
     room.refuses(&["bench", "lm", "--random", "--format", "f32", "--dtype", "bf16"], 2, "contradict");
+    room.refuses(&["bench", "lm", "--random", "--right", "0.5"], 2, "--draft");
+    for draft in ["0", "-1", "3:", "3:1:1", ":", "1000", "x"] {
+        room.refuses(&["speak", "--model", ".", "--text", "x", "o.wav", &format!("--draft={draft}")], 2, "--draft");
+    }
     room.refuses(&["verify", "no_such_op"], 2, "no_such_op");
     room.refuses(&["doctor", "--threads", "0"], 2, "0");
     room.refuses(&["doctor", "--kernels", "."], 2, "--kernels");

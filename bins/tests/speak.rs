@@ -93,6 +93,10 @@ fn what_it_says_to_rows_is_what_transformers_says() {
         assert_eq!((&report["steps"], &report["ended"], &report["first_audio_ms"]), (&case.frames.into(), &false.into(), &Value::Null));
         assert_eq!(dumped(&room), case.codes(), "{device}");
         assert_eq!(Weights::open(room.path("d.safetensors")).unwrap().view("codes").unwrap().shape, [K, case.frames]);
+        let report = room.json(&[&args[..], &[&weights, "--device", device, "--json", "--draft", "2:1"]].concat());
+        assert_eq!(dumped(&room), case.codes(), "{device}");
+        let [passes, right] = ["passes_per_frame", "right_per_pass"].map(|key| report["draft"][key].as_f64().unwrap());
+        assert!((2.0..=5.0).contains(&passes) && (passes * (1.0 + right) - 5.0).abs() < 1e-9, "{report}");
     }
 }
 
@@ -142,6 +146,7 @@ fn it_draws_by_its_seed() {
     let first = says(&["--seed", "5"]);
     assert_eq!(first.len(), K * 12);
     assert_eq!(says(&["--seed", "5"]), first);
+    assert_eq!(says(&["--seed", "5", "--draft", "3"]), first);
     assert_ne!(says(&["--seed", "6"]), first);
     assert_ne!(says(&["--seed", "5", "--temp", "0.3"]), first);
     assert_ne!(says(&["--seed", "5", "--speaker", "2"]), first);
@@ -219,6 +224,18 @@ fn what_a_model_is_can_be_seen() {
     assert!(shown.contains("that does not run") && shown.contains("lm_head.weight"), "{shown}");
     let rows = room.json(&["bench", "lm", "--model", "csm", "--steps", "3", "--device", "cpu", "--json", "-"]);
     assert!(rows[0]["bytes_per_step"].as_u64().unwrap() > 100_000 && rows[0]["context"] == 128, "{rows}");
+    let drafts = ["--draft", "4", "--draft", "1:1", "--right", "1", "--right", "0"];
+    let rows = room.json(&[&["bench", "lm", "--model", "csm", "--steps", "3", "--device", "cpu", "--json", "-"][..], &drafts].concat());
+    let rows = rows.as_array().unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row["draft"].as_str()).collect::<Vec<_>>(),
+        [None, Some("4:0"), Some("4:0"), Some("1:1"), Some("1:1")]
+    );
+    let of = |key: &str| rows.iter().map(|row| row["guesses"][key].as_f64()).collect::<Vec<_>>();
+    assert_eq!(of("passes_per_step"), [None, Some(1.0), Some(5.0), Some(3.0), Some(5.0)]);
+    assert_eq!(of("right_per_pass"), [None, Some(4.0), Some(0.0), Some(2.0 / 3.0), Some(0.0)]);
+    let bytes = |row: usize| rows[row]["bytes_per_step"].as_u64().unwrap();
+    assert!(bytes(1) < bytes(0) && bytes(2) == bytes(0) && bytes(3) < bytes(4), "{rows:?}");
 }
 
 #[test]
@@ -264,6 +281,7 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     text(&["--speaker", "-1"], 2, "-1");
     text(&["--temp", "nan"], 2, "expected 0 to 100");
     text(&["--greedy", "--temp", "0.5"], 2, "cannot be used with");
+    text(&["--draft", "2:2"], 2, "2 layers, expected 1 or more codes by 0 to 1");
     text(&["--prompt-ids", "prompt.safetensors"], 2, "cannot be used with");
     speak(&["--model", "csm", "--text", &"word ".repeat(100)], 1, "leaves room for no frame");
     let rows = |name: &str, ids: &[i32], mask: &[u8], says: &str| {

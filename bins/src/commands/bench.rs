@@ -131,11 +131,14 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         let loading = peak_rss_mb();
         release_freed_memory();
         forget_peak();
-        let how = How { graphs: !args.no_graph, plain_depth: args.plain_depth, codec: codec.as_ref() };
-        let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, how)).collect::<Vec<_>>();
+        let hows = hows(args, codec.as_ref());
+        let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, &hows)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
-        times.iter().for_each(|times| terminal::warn_without_graph(times.no_graph.as_deref()));
-        rows.extend(times.iter().map(|times| times.row(&lm, &name, &format.name(), &ceilings, [loading, peak_rss_mb()])));
+        times.iter().flatten().for_each(|times| terminal::warn_without_graph(times.no_graph.as_deref()));
+        let peaks = [loading, peak_rss_mb()];
+        for in_turns in &times {
+            rows.extend(in_turns.iter().map(|times| times.row(&in_turns[0], &lm, &name, &format.name(), &ceilings, peaks)));
+        }
         measured = Some(ceilings);
     }
     let Some(ceilings) = measured else { return Err(Failure::usage("bench: no format")) };
@@ -145,6 +148,10 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         "streams",
         "context",
         "kv",
+        "draft",
+        "right",
+        "passes",
+        "ratio",
         "step ms",
         "p99",
         "max",
@@ -161,12 +168,25 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         let counts = r.launches_per_step.zip(r.kernels_per_step);
         let launches = counts.map_or("-".to_owned(), |(launches, kernels)| format!("{launches}/{kernels}"));
         let [peak, steps] = [r.peak_rss_mb, r.steps_peak_rss_mb].map(|mb| mb.map_or("-".to_owned(), |mb| format!("{mb:.0}")));
+        let made = r.right.map_or(String::new(), |right| format!(" @{right}"));
+        let draft = r.draft.as_ref().map(|draft| format!("{draft}{made}"));
+        let guesses = r.guesses.as_ref().map(|g| [g.right_per_pass, g.passes_per_step, g.time_ratio].map(|v| format!("{v:.2}")));
+        let guesses = [draft].into_iter().chain(guesses.map_or([const { None }; 3], |guesses| guesses.map(Some)));
         [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone()]
             .into_iter()
+            .chain(guesses.map(|cell| cell.unwrap_or_else(|| "-".to_owned())))
             .chain(times)
             .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak, steps])
             .collect()
     })
+}
+
+/// Without guesses, then with each draft, and with each share of them right.
+fn hows<'a>(args: &BenchLm, codec: Option<&'a codec::Codec>) -> Vec<How<'a>> {
+    let plain = How { graphs: !args.no_graph, plain_depth: args.plain_depth, codec, draft: None, right: None };
+    let shares = || if args.right.is_empty() { vec![None] } else { args.right.iter().copied().map(Some).collect() };
+    let drafted = args.draft.iter().flat_map(|&draft| shares().into_iter().map(move |right| How { draft: Some(draft), right, ..plain }));
+    [plain].into_iter().chain(drafted).collect()
 }
 
 /// The Mimi of whole frames, with the codebooks of Moshi if it is random.

@@ -54,7 +54,9 @@ pub fn run(common: &Common, args: &Speak) -> Result {
         (Some(codec), Some(output)) => Some(Voice::new(codec, &csm, output)?),
         _ => None,
     };
-    let mut speech = Speech { csm: &csm, session: Session::new(&csm, &[settings])?, voice, codes: Vec::new(), times: Default::default() };
+    let mut session = Session::new(&csm, &[settings])?;
+    session.draft(args.draft).map_err(|why| Failure::usage(format!("--draft: {why}")))?;
+    let mut speech = Speech { csm: &csm, session, voice, codes: Vec::new(), times: Default::default() };
     speech.say(&rows, most)?;
     speech.finish(common, args)
 }
@@ -320,6 +322,10 @@ impl Speech<'_> {
                     "lm_p50": times.lm.percentile_ms(0.5), "decode_p50": times.decode.percentile_ms(0.5),
                     "total_p50": times.total.percentile_ms(0.5), "total_p99": times.total.percentile_ms(0.99),
                 },
+                "draft": args.draft.zip(self.session.drafted()).map(|(draft, drafted)| json!({
+                    "codes": draft.codes, "layers": draft.layers, "passes_per_frame": drafted.passes_per_frame(),
+                    "right_per_pass": drafted.right_per_pass(), "acceptance": drafted.acceptance(),
+                })),
                 "first_audio_ms": times.first_audio.map(|s| s * 1e3),
                 "peak_rss_mb": peak_rss_mb(), "peak_vram_mb": peak_vram_mb(csm.device()),
             }));
@@ -336,6 +342,10 @@ impl Speech<'_> {
             times.total.percentile_ms(0.99),
             if times.ended { "" } else { "; it had not ended" },
         ));
+        if let Some(drafted) = self.session.drafted() {
+            let [passes, right] = [drafted.passes_per_frame(), drafted.right_per_pass()];
+            terminal::note(format!("{passes:.1} passes of the depth decoder a frame, {right:.2} right guesses in each"));
+        }
         Ok(())
     }
 }
