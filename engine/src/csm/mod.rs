@@ -3,7 +3,8 @@
 //! A row is `K` codes of one frame of sound, or one id of text, `[K + 1]` ids in all, those that are not there being
 //! [`NONE`](swara_kernels::ops::embedding::NONE). The backbone reads the sum of their embeddings. What it says of the last row gives the
 //! first code of the next frame, and with it the depth decoder the others, one by one: it is one transformer, which reads the projected
-//! output of the backbone and then the projected embedding of each code, and begins anew in every frame.
+//! output of the backbone and then the projected embedding of each code, and begins anew in every frame. Codes may be guessed, and several
+//! looked over in one pass of it ([`Draft`]).
 //!
 //! Sources: Sesame's `csm` (`models.py`, `generator.py`); `modeling_csm.py` and `generation_csm.py` of `transformers` 4.57.
 
