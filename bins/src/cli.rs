@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Format, Memory, Sampling, draft, joined, kept, same_target, share, temperature};
+pub use swara::common::{Common, Conditioning, Format, Memory, Sampling, draft, joined, kept, same_target, share, temperature};
 use swara::dialogue::Persona;
 use swara_engine::csm::Draft;
 use swara_kernels::driver::emulator::Schedule;
@@ -163,6 +163,8 @@ pub struct Talk {
     pub memory: Memory,
     #[command(flatten)]
     pub sampling: Sampling,
+    #[command(flatten)]
+    pub conditioning: Conditioning,
     /// Codes of what the model hears, in place of IN.wav
     #[arg(long, value_name = "IN.safetensors")]
     pub user_codes: Option<PathBuf>,

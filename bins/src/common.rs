@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use swara_engine::codec::Stored;
 use swara_engine::csm::Draft;
-use swara_engine::lm::{self, Drawing, Drawn, Lm};
+use swara_engine::lm::{self, Condition, ConditionRows, Conditions, Drawing, Drawn, Lm};
 use swara_kernels::ops::attention::Kept;
 use swara_kernels::{DType, Device};
+use swara_loader::weights::Weights;
 
 use crate::failure::{Failure, Result};
 use crate::terminal;
@@ -262,6 +263,72 @@ impl Sampling {
         };
         if self.greedy { Drawing::GREEDY } else { Drawing::seeded(&drawn, self.seed) }
     }
+}
+
+/// What a model is conditioned on.
+#[derive(Args)]
+pub struct Conditioning {
+    /// Condition it on a word, or on rows of a safetensors file (its tensor NAME, [T, D] or [1, T, D], and NAME.mask [T] if not all are
+    /// there): once for each of its conditions
+    #[arg(long = "condition", value_name = "NAME=WORD|FILE")]
+    conditions: Vec<String>,
+    /// Lead it away from other conditions by this factor (classifier-free guidance); 1 is not at all
+    #[arg(long, value_name = "FACTOR", value_parser = guidance)]
+    cfg: Option<f64>,
+    /// As --condition: what --cfg leads away from; by default no conditions, and for Hibiki its worst description
+    #[arg(long, value_name = "NAME=WORD|FILE", requires = "cfg")]
+    against: Vec<String>,
+}
+
+/// Conditions, and those that a model is led away from by a factor.
+pub type Conditioned = (Conditions, Option<(f64, Conditions)>);
+
+impl Conditioning {
+    /// As is asked, beside what a model is conditioned on if nobody asks.
+    pub fn of(&self, lm: &Lm) -> Result<Conditioned> {
+        let (usual, unusual) = lm.usual();
+        let with = |mut conditions: Conditions, flag: &str, asked: &[String]| -> Result<Conditions> {
+            let mut named = Vec::new();
+            for asked in asked {
+                let Some((name, value)) = asked.split_once('=') else {
+                    return Err(Failure::usage(format!("{flag}: {asked:?}, expected NAME=WORD or NAME=FILE")));
+                };
+                if named.contains(&name) {
+                    return Err(Failure::usage(format!("{flag}: {name} twice")));
+                }
+                named.push(name);
+                let condition = if lm.takes_rows(name) { Condition::Rows(rows(Path::new(value), name)?) } else { Condition::from(value) };
+                conditions.insert(name.to_owned(), condition);
+            }
+            Ok(conditions)
+        };
+        let conditions = with(usual, "--condition", &self.conditions)?;
+        let against = with(unusual, "--against", &self.against)?;
+        Ok((conditions, self.cfg.filter(|&factor| factor != 1.0).map(|factor| (factor, against))))
+    }
+}
+
+fn guidance(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|factor: &f64| (-100.0..=100.0).contains(factor)).ok_or_else(|| "expected -100 to 100".to_owned())
+}
+
+/// Rows of the condition `name`, from a file that holds them.
+fn rows(path: &Path, name: &str) -> Result<ConditionRows> {
+    let fail = |why: String| Failure::file("cannot use condition", why, path);
+    let file = Weights::open(path)?;
+    if !file.contains(name) {
+        return Err(fail(format!("no tensor {name}")));
+    }
+    let width = match *file.view(name)?.shape {
+        [_, width] | [1, _, width] => width,
+        ref shape => return Err(fail(format!("tensor {name} has shape {shape:?}, expected [T, D] or [1, T, D]"))),
+    };
+    let mask = format!("{name}.mask");
+    let there = match file.contains(&mask) {
+        true => Some(file.to_f32(&mask)?.iter().map(|&there| there != 0.0).collect()),
+        false => None,
+    };
+    ConditionRows::new(file.to_f32(name)?.into_owned(), width, there).map_err(|e| fail(e.to_string()))
 }
 
 pub fn temperature(text: &str) -> std::result::Result<f32, String> {

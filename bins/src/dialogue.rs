@@ -15,6 +15,7 @@ use swara_loader::tokenizer::{TextStream, Tokenizer};
 use swara_loader::weights::named;
 
 use crate::codec::Times;
+use crate::common::Conditioned;
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
@@ -168,11 +169,18 @@ pub struct Spoken<'a> {
 }
 
 impl<'a> Spoken<'a> {
-    pub fn new(lm: &'a Lm, codec: Option<&'a Codec>, tokenizer: Option<&'a Tokenizer>, drawing: Drawing) -> Result<Spoken<'a>> {
+    pub fn new(
+        lm: &'a Lm,
+        codec: Option<&'a Codec>,
+        tokenizer: Option<&'a Tokenizer>,
+        drawing: Drawing,
+        (conditions, against): &Conditioned,
+    ) -> Result<Spoken<'a>> {
+        let against = against.as_ref().map(|(factor, against)| (*factor, against));
         Ok(Spoken {
             lm,
             codec,
-            dialogue: Dialogue::new(lm, codec, drawing)?,
+            dialogue: Dialogue::conditioned(lm, codec, drawing, conditions, against)?,
             words: tokenizer.map(|tokenizer| (tokenizer, TextStream::default())),
             times: FrameTimes::default(),
             prompted: 0,
@@ -248,7 +256,8 @@ impl<'a> Spoken<'a> {
         let config = self.lm.config();
         let padding = [config.existing_text_padding_id, config.existing_text_end_padding_id];
         match &mut self.words {
-            Some((tokenizer, stream)) if !padding.contains(&text) => stream.push(tokenizer, text),
+            // Of two texts in one, the first.
+            Some((tokenizer, stream)) if !padding.contains(&text) => stream.push(tokenizer, text % (config.text_card as i32 + 1)),
             _ => String::new(),
         }
     }

@@ -41,6 +41,81 @@ fn what_it_says_is_what_moshi_says() {
     }
 }
 
+/// What the first stream of a case hears, as a codes file, and what is complete from the second step on.
+fn first_stream(room: &Room, case: &str) -> (Weights, Vec<i32>) {
+    let case = Weights::open(golden(&format!("moshi_lm/{case}.safetensors"))).unwrap();
+    let &[_, steps, width] = case.view("user").unwrap().shape else { panic!("user is [B, S, U]") };
+    let user = case.to_i32("user").unwrap();
+    let codes: Vec<i32> = (0..width).flat_map(|k| (0..steps).map(move |t| t * width + k)).map(|i| user[i]).collect();
+    save(room.path("user.safetensors"), &[TensorRef::i32("codes", &[width, steps], &codes)], &Default::default()).unwrap();
+    let (out, said) = (case.to_i32("out").unwrap(), case.view("out").unwrap().shape[2]);
+    let text = (1..steps).map(|t| out[t * said]).collect();
+    (case, text)
+}
+
+#[test]
+fn it_is_conditioned_and_led_as_moshi_is() {
+    let room = Room::new();
+    let (_, expected) = first_stream(&room, "conditioned");
+    let talk = ["talk", "--user-codes", "user.safetensors", "--dump", "d.safetensors", "--greedy"];
+    let arguments = |model: &str, more: &[&str]| -> Vec<String> {
+        talk.iter().chain(&["--model", &golden(&format!("moshi_lm/weights/{model}"))]).chain(more).map(|s| (*s).to_owned()).collect()
+    };
+    let text = |model: &str, more: &[&str]| {
+        let args = arguments(model, more);
+        room.works(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        Weights::open(room.path("d.safetensors")).unwrap().to_i32("text").unwrap().into_owned()
+    };
+    // Led away from Hibiki's worst description, as moshi leads it.
+    for device in ["cpu", "emulator"] {
+        assert_eq!(text("conditioned", &["--cfg", "2.5", "--device", device]), expected, "{device}");
+    }
+    let asked = ["--condition", "description=very_good", "--cfg", "2.5", "--against", "description=very_bad", "--device", "cpu"];
+    assert_eq!(text("conditioned", &asked), expected);
+    let plain = text("conditioned", &["--device", "cpu"]);
+    assert_eq!(text("conditioned", &["--cfg", "1", "--device", "cpu"]), plain);
+    assert!(plain != expected && text("conditioned", &["--condition", "speed=fast", "--device", "cpu"]) != plain);
+
+    let (case, expected) = first_stream(&room, "crossed");
+    let mut more = vec!["--condition".to_owned(), "genre=Jeff Buckley".to_owned()];
+    for name in ["speaker", "melody", "mood"] {
+        let find = |b: usize| format!("condition.{name}.{b}");
+        // As long as the second stream's.
+        let width = case.view(&find(0)).unwrap().shape[1];
+        let rows = [0, 1].map(|b| case.view(&find(b)).unwrap().shape[0]).into_iter().max().unwrap();
+        let (mut values, mut there) =
+            (case.to_f32(&find(0)).unwrap().into_owned(), case.to_i32(&(find(0) + ".mask")).unwrap().into_owned());
+        values.resize(rows * width, 0.5);
+        there.resize(rows, 0);
+        let mask = format!("{name}.mask");
+        let shape = [1, rows, width];
+        let tensors = [TensorRef::f32(name, &shape, &values), TensorRef::i32(&mask, &shape[1..2], &there)];
+        save(room.path(&format!("{name}.safetensors")), &tensors, &Default::default()).unwrap();
+        more.extend(["--condition".to_owned(), format!("{name}={name}.safetensors")]);
+    }
+    let more: Vec<&str> = more.iter().map(String::as_str).chain(["--device", "cpu"]).collect();
+    assert_eq!(text("crossed", &more), expected);
+
+    std::fs::remove_file(room.path("d.safetensors")).unwrap();
+    let refuses = |model: &str, more: &[&str], code: i32, says: &str| {
+        let args = arguments(model, &[more, &["--device", "cpu"]].concat());
+        room.refuses(&args.iter().map(String::as_str).collect::<Vec<_>>(), code, says);
+    };
+    refuses("conditioned", &["--condition", "mood=good"], 1, "condition mood is none of the model's: which are description, speed");
+    refuses("conditioned", &["--condition", "speed=late"], 1, "condition speed is \"late\", expected one of slow, fast");
+    refuses("conditioned", &["--condition", "speed"], 2, "expected NAME=WORD");
+    refuses("conditioned", &["--condition", "speed=fast", "--condition", "speed=slow"], 2, "speed twice");
+    refuses("conditioned", &["--cfg", "nan"], 2, "expected -100 to 100");
+    refuses("conditioned", &["--against", "speed=slow"], 2, "--cfg");
+    refuses("moshi", &["--cfg", "2"], 1, "guidance of a model that has no conditions");
+    refuses("crossed", &["--condition", "speaker=nothing.safetensors"], 1, "nothing.safetensors");
+    refuses("crossed", &["--condition", "speaker=melody.safetensors"], 1, "no tensor speaker");
+    save(room.path("flat.safetensors"), &[TensorRef::f32("speaker", &[6], &[0.0; 6])], &Default::default()).unwrap();
+    refuses("crossed", &["--condition", "speaker=flat.safetensors"], 1, "expected [T, D]");
+    save(room.path("narrow.safetensors"), &[TensorRef::f32("speaker", &[2, 5], &[0.0; 10])], &Default::default()).unwrap();
+    refuses("crossed", &["--condition", "speaker=narrow.safetensors"], 1, "rows of 5, expected of 6");
+}
+
 #[test]
 fn a_lora_is_of_what_it_says() {
     let room = Room::new();

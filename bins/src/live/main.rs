@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::{Value, json};
 use swara::codec::{self, Times};
-use swara::common::{Common, Format, Memory, Sampling};
+use swara::common::{Common, Conditioning, Format, Memory, Sampling};
 use swara::dialogue::{self, Heard, Persona, Spoken};
 use swara::failure::{Failure, Result, exit};
 use swara::process::{Cpus, keep_freed_memory, lock_memory, peak_rss_mb, release_freed_memory};
@@ -60,6 +60,8 @@ struct Live {
     memory: Memory,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    conditioning: Conditioning,
     /// Input comes as it is spoken: a frame that finds the queue full drops the one that has waited longest, whose reply is silence, so that
     /// lag never grows; without this flag input waits and nothing is dropped, as is right for files
     #[arg(long)]
@@ -111,7 +113,8 @@ fn run(args: &Live, began: Instant) -> Result {
     }
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
-    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), args.sampling.of(&lm))?.graphs(!args.no_graph).live()?;
+    let (drawing, conditions) = (args.sampling.of(&lm), args.conditioning.of(&lm)?);
+    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), drawing, &conditions)?.graphs(!args.no_graph).live()?;
     let dialogue = dialogue.prompt(&args.persona)?;
     release_freed_memory();
     if args.mlock {

@@ -1,6 +1,7 @@
 //! Language models over audio codes, against what `LMGen` of moshi says.
 
-use swara_engine::lm::{Conditions, Drawing, Given, Lm, Session};
+use swara_engine::lm::{Condition, ConditionRows, Conditions, Drawing, Given, Lm, Session};
+use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::tolerance::Tolerance;
 use swara_kernels::{DType, Device, Tensor};
 
@@ -31,6 +32,8 @@ pub fn moshi(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     let columns = 1 + config.dep_q;
     let heads = config.extra_heads_num_heads * config.extra_heads_dim;
     let (said, out, margin) = (wide("said", columns)?, wide("out", columns)?, wide("margin", columns)?);
+    let free = f64::from(UNGENERATED);
+    let given = if dump.has("given") { wide("given", columns)? } else { vec![free; said.len()] };
     let text_logits = wide("text_logits", config.text_outputs())?;
     let head_logits = if heads > 0 { wide("heads", heads)? } else { Vec::new() };
     let ids = |values: &[f64], step: usize, width: usize| -> Vec<i32> {
@@ -41,8 +44,7 @@ pub fn moshi(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
     let mut same = 0;
     for step in 0..steps {
         let heard = Tensor::from_slice(device, &ids(&user, step, config.heard()), [batch, config.heard()])?;
-        let given = ids(&said, step, columns);
-        let found = session.step_given(&heard, &Given::new(&lm, &given, None)?)?;
+        let found = session.step_given(&heard, &Given::new(&lm, &ids(&said, step, columns), None)?)?;
         if found.complete.to_vec::<i32>()? != ids(&out, step, columns) {
             outcome.fail(format!("step {step}: what is complete is not what moshi has complete"));
         }
@@ -60,6 +62,10 @@ pub fn moshi(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
             let logits = logits?;
             for (b, row) in logits.chunks_exact(logits.len() / batch).enumerate() {
                 let place = (b * steps + step) * columns + column;
+                if given[place] != free {
+                    same += 1;
+                    continue;
+                }
                 let best = (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]).then(j.cmp(&i)));
                 // Where the next one is as close as that, either may be drawn.
                 let said = said[place] as usize;
@@ -99,7 +105,7 @@ fn put(all: &mut [f64], logits: &Tensor, step: usize, steps: usize) -> Result<Ve
 /// Under the conditions of the case, if it has some.
 fn session<'a>(dump: &Dump, lm: &'a Lm, batch: usize) -> Result<Session<'a>> {
     let drawing = vec![Drawing::GREEDY; batch];
-    if !dump.facts.get("cfg_coef").is_some_and(serde_json::Value::is_number) {
+    if dump.facts.get("conditions").is_none() {
         return Ok(Session::new(lm, &drawing)?);
     }
     let words = |field: &str| -> Result<Vec<Conditions>> {
@@ -110,5 +116,17 @@ fn session<'a>(dump: &Dump, lm: &'a Lm, batch: usize) -> Result<Session<'a>> {
         };
         Ok(streams.iter().map(stream).collect())
     };
-    Ok(Session::conditioned(lm, &drawing, &words("conditions")?, Some((dump.number("cfg_coef")?, &words("against")?)))?)
+    let mut conditions = words("conditions")?;
+    for tensor in dump.weights.names().filter(|name| !name.ends_with(".mask")) {
+        let Some((name, stream)) = tensor.strip_prefix("condition.").and_then(|rest| rest.split_once('.')) else { continue };
+        let stream = stream.parse().ok().and_then(|b: usize| conditions.get_mut(b));
+        let stream = stream.ok_or_else(|| dump.broken(format!("{tensor} is of no stream")))?;
+        let ((values, shape), (there, _)) = (dump.values(tensor, SAME)?, dump.values(&format!("{tensor}.mask"), SAME)?);
+        let (values, there) = (values.into_iter().map(|v| v as f32).collect(), there.iter().map(|&there| there != 0.0).collect());
+        let rows = ConditionRows::new(values, shape.last().copied().unwrap_or(0), Some(there))?;
+        stream.insert(name.to_owned(), Condition::Rows(rows));
+    }
+    let led = dump.facts.get("cfg_coef").is_some_and(serde_json::Value::is_number);
+    let against = if led { Some((dump.number("cfg_coef")?, words("against")?)) } else { None };
+    Ok(Session::conditioned(lm, &drawing, &conditions, against.as_ref().map(|(factor, against)| (*factor, &against[..])))?)
 }
