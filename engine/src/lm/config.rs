@@ -502,7 +502,7 @@ impl Config {
             return fail(format!("cross_attention with kv_repeat {}: moshi has as many heads of keys there as of queries", self.kv_repeat));
         }
         let scale = fuser.cross_attention_pos_emb_scale;
-        if fuser.cross_attention_pos_emb && (self.dim < 4 || self.dim % 2 != 0 || scale.abs() >= 1e6 || !scale.is_finite()) {
+        if fuser.cross_attention_pos_emb && (self.dim < 4 || !self.dim.is_multiple_of(2) || scale.abs() >= 1e6 || !scale.is_finite()) {
             return fail(format!("positions as sines scaled by {scale} in rows of {}, expected an even width from 4 on", self.dim));
         }
         Ok(fuser)

@@ -72,7 +72,7 @@ struct Turned {
 impl Turned {
     fn new(device: &Device, dtype: DType, sines: Sines, width: usize, rows: usize) -> Result<Turned> {
         let half = width / 2;
-        let pairs = (1..=(MAX_HEAD_DIM / 2).min(half)).rev().find(|pairs| half % pairs == 0).unwrap_or(1);
+        let pairs = (1..=(MAX_HEAD_DIM / 2).min(half)).rev().find(|pairs| half.is_multiple_of(*pairs)).unwrap_or(1);
         let row: Vec<f32> = (0..2 * pairs).map(|i| if i < pairs { sines.scale as f32 } else { 0.0 }).collect();
         let row = Tensor::from_slice(device, &row.repeat(rows), [rows, 1, 1, 2 * pairs])?;
         let rope = |of: &[f64]| Rope::with_frequencies(device, of, Style::HalfSplit);

@@ -52,7 +52,7 @@ pub fn gate<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()>
         for (y, x) in y.chunks_exact_mut(half).zip(x[2 * at * half..].chunks_exact(2 * half)) {
             y.copy_from_slice(&x[..half]);
             activate(y);
-            y.iter_mut().zip(&x[half..]).for_each(|(y, &x)| *y = *y * x);
+            y.iter_mut().zip(&x[half..]).for_each(|(y, &x)| *y *= x);
         }
     });
     Ok(())
