@@ -84,6 +84,8 @@ fn blocks_are_ordered_by_fences_and_atomics() {
     on_every_schedule("blocks_meet", cooperative, arguments, &mut []).unwrap();
     on_every_schedule("blocks_count", cooperative, arguments, &mut []).unwrap();
     says(on_every_schedule("blocks_without_a_fence", cooperative, arguments, &mut []), &["race: reads byte", "nothing to order"]);
+    on_every_schedule("blocks_read_and_meet", cooperative, arguments, &mut []).unwrap();
+    says(on_every_schedule("blocks_read", cooperative, arguments, &mut []), &["race: ", "nothing to order"]);
 }
 
 #[test]

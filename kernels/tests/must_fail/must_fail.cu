@@ -208,6 +208,19 @@ extern "C" __global__ void blocks_without_a_fence(float* y, float* numbers, unsi
     pass_on<false, false>(y, numbers, state);
 }
 
+// Blocks that have passed unlike numbers of barriers read what one of them writes once they have met.
+template <bool MEET>
+__device__ void read_then_write(float* y, float* number, unsigned* state) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) number[0] = 1.0f;
+    for (unsigned turn = 0; turn < 3 * blockIdx.x; turn++) __syncthreads();
+    grid_barrier(state);
+    y[blockIdx.x * blockDim.x + threadIdx.x] = number[0];
+    if (MEET) grid_barrier(state);
+    if (blockIdx.x == 1 && threadIdx.x == 0) number[0] = 2.0f;
+}
+extern "C" __global__ void blocks_read_and_meet(float* y, float* number, unsigned* state) { read_then_write<true>(y, number, state); }
+extern "C" __global__ void blocks_read(float* y, float* number, unsigned* state) { read_then_write<false>(y, number, state); }
+
 // The last thread's own update is ordered before its read; those of the others are not.
 template <bool BARRIER>
 __device__ void count(unsigned* total) {

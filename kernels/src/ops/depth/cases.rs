@@ -172,7 +172,19 @@ pub(super) fn cases() -> Vec<Case> {
             dim: 32,
             ..SMALL
         },
-        Shape { batch: 2, width: 128, heads: 2, kv_heads: 1, head_dim: 128, hidden: 544, steps: 2, norm: true, ..SMALL },
+        Shape {
+            batch: 2,
+            width: 128,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 128,
+            hidden: 544,
+            steps: 2,
+            sets: 2,
+            inputs: 2,
+            norm: true,
+            ..SMALL
+        },
         Shape { codes: Some((eight, 32, false)), ..SMALL },
         Shape { codes: Some((eight, 32, true)), batch: 3, kv_heads: 1, norm: true, ..SMALL },
         Shape { codes: Some((four, 32, true)), ..SMALL },

@@ -99,6 +99,10 @@ impl Order {
         for (_, hands) in self.hands.drain() {
             self.known.join(&hands.acquired);
         }
+        // Behind every block that it has heard of: blocks that pass unlike numbers of barriers count alike once all have met, for readers
+        // in several blocks are remembered with one epoch.
+        let latest = self.known.epochs.values().max().map_or(0, |epoch| epoch + 1);
+        self.epoch = self.epoch.max(latest);
     }
 
     pub fn sync_warp(&mut self, warp: u32, lanes: u32) {
