@@ -198,7 +198,7 @@ pub(super) fn cases() -> Vec<Case> {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         cases.extend(small.into_iter().chain([heavy, Shape { batch: 3, ..heavy }]).map(|shape| case(shape, dtype, false)));
     }
-    cases.push(case(moshi, DType::BF16, true));
+    cases.extend([DType::F32, DType::BF16].map(|dtype| case(moshi, dtype, true)));
     cases.push(case(Shape { codes: Some((eight, 1024, false)), hidden: 3072, ..moshi }, DType::BF16, true));
     cases
 }
