@@ -90,8 +90,8 @@ fn yes() -> bool {
 
 /// What makes steps.
 pub enum Model {
-    Moshi(Lm),
-    Csm(Csm),
+    Moshi(Box<Lm>),
+    Csm(Box<Csm>),
 }
 
 impl Model {

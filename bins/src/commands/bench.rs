@@ -206,19 +206,19 @@ const CONFIG_BYTES: u64 = 1 << 20;
 fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Model> {
     if let Some(path) = &args.model {
         return Ok(match csm::Layout::of(&Weights::open(path)?) {
-            Some(_) => Model::Csm(Csm::open(path, device, format)?),
-            None => Model::Moshi(Lm::open(path, device, format)?),
+            Some(_) => Model::Csm(Box::new(Csm::open(path, device, format)?)),
+            None => Model::Moshi(Box::new(Lm::open(path, device, format)?)),
         });
     }
     let config = match args.config.as_str() {
         "csm-1b" => {
-            return Ok(Model::Csm(Csm::random(csm::Config::csm_1b(), device, format)?));
+            return Ok(Model::Csm(Box::new(Csm::random(csm::Config::csm_1b(), device, format)?)));
         }
         "moshi-7b" => Config::moshi(),
         "moshi-1b" => Config::moshi_1b(),
         file => Config::from_json(&input::read_text(file, "read configuration", CONFIG_BYTES)?)?,
     };
-    Ok(Model::Moshi(Lm::random(config, device, format)?))
+    Ok(Model::Moshi(Box::new(Lm::random(config, device, format)?)))
 }
 
 /// A time on the emulator says nothing about a GPU, so none is given.
