@@ -63,7 +63,8 @@ fn room() -> Room {
     std::fs::create_dir(room.path("model")).unwrap();
     std::fs::copy(&vocabulary, room.path("model/tokenizer.model")).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(golden("personaplex/weights/config.json")).unwrap()).unwrap();
-    (config["card"], config["text_card"]) = (CODES.into(), words.into());
+    // All of a prompt is remembered.
+    (config["card"], config["text_card"], config["context"]) = (CODES.into(), words.into(), 300.into());
     room.write("model/config.json", config.to_string().as_bytes());
     copy(
         &golden("personaplex/weights"),
