@@ -171,6 +171,9 @@ pub struct Talk {
     /// Launch every kernel by itself, not a frame as one graph: stages are timed then
     #[arg(long)]
     pub no_graph: bool,
+    /// Launch the kernels of the depth transformer by themselves, not all of a frame as one cooperative kernel
+    #[arg(long)]
+    pub plain_depth: bool,
     /// Write text, codes and the first text logits
     #[arg(long, value_name = "OUT.safetensors")]
     pub dump: Option<PathBuf>,

@@ -303,6 +303,9 @@ impl Conditioning {
             Ok(conditions)
         };
         let conditions = with(usual, "--condition", &self.conditions)?;
+        if self.cfg == Some(1.0) && !self.against.is_empty() {
+            return Err(Failure::usage("--against: with --cfg 1 nothing is led away from"));
+        }
         let against = with(unusual, "--against", &self.against)?;
         Ok((conditions, self.cfg.filter(|&factor| factor != 1.0).map(|factor| (factor, against))))
     }

@@ -199,6 +199,15 @@ impl<'a> Spoken<'a> {
         self
     }
 
+    /// As [`Dialogue::plain_depth`]; where it is not asked for and yet so, that is said.
+    pub fn plain_depth(mut self, wanted: bool) -> Spoken<'a> {
+        self.dialogue.plain_depth(wanted);
+        if !wanted {
+            terminal::warn_with_plain_depth(self.lm.plain_depth());
+        }
+        self
+    }
+
     /// As [`Dialogue::live`].
     pub fn live(mut self) -> Result<Spoken<'a>> {
         self.dialogue = self.dialogue.live()?;
@@ -254,10 +263,11 @@ impl<'a> Spoken<'a> {
 
     fn word(&mut self, text: i32) -> String {
         let config = self.lm.config();
-        let padding = [config.existing_text_padding_id, config.existing_text_end_padding_id];
+        let none = [config.existing_text_padding_id, config.existing_text_end_padding_id, config.text_card as i32];
+        // Of two texts in one, the first.
+        let text = text % (config.text_card as i32 + 1);
         match &mut self.words {
-            // Of two texts in one, the first.
-            Some((tokenizer, stream)) if !padding.contains(&text) => stream.push(tokenizer, text % (config.text_card as i32 + 1)),
+            Some((tokenizer, stream)) if !none.contains(&text) => stream.push(tokenizer, text),
             _ => String::new(),
         }
     }

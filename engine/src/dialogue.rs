@@ -207,7 +207,8 @@ impl<'a> Dialogue<'a> {
         Ok(codes)
     }
 
-    /// Has the model say a prompt before the first frame. What it says then is dropped, and every frame that is heard is answered.
+    /// Has the model say a prompt before the first frame. What it says then is dropped, and every frame that is heard is answered, unless a column is
+    /// late by more than one step: then the last frames of the prompt are first.
     ///
     /// # Errors
     /// A conversation that has begun; as [`Session::prompt`](crate::lm::Session::prompt).

@@ -30,16 +30,28 @@ impl Piece {
         Error::File { path: file.path().to_owned(), why: format!("tensor {}: {why}", self.name) }
     }
 
-    /// The tensors that a file has it in, with their shapes: it, or codes and what makes values of them.
+    /// The tensors that a file has it in, with their shapes: it, or codes and what makes values of them. How many groups there are, and of
+    /// how many bits codes are, is the file's to say.
     pub fn stored(&self, file: &weights::Weights) -> Vec<(String, Vec<usize>)> {
+        const ROWS: usize = Panels::ROWS;
         let beside = |part: &str| self.name.strip_suffix("weight").unwrap_or(&self.name).to_owned() + part;
-        let found = |name: String| file.info(&name).map(|(_, shape)| (name, shape.to_vec()));
+        let found = |part: &str| file.info(&beside(part)).map(|(_, shape)| shape.to_vec());
+        let own = || vec![(self.name.clone(), self.shape.clone())];
+        let Some([rows, columns]) = self.matrix() else { return own() };
+        if file.contains(&beside("qweight")) && packed(file, &self.name) {
+            let parts = ["qweight", "qzeros", "scales", "g_idx"];
+            return parts.into_iter().filter_map(|part| Some((beside(part), found(part)?))).collect();
+        }
         if packed(file, &self.name) {
-            return ["qweight", "qzeros", "panels", "scales", "mins", "g_idx"].map(beside).into_iter().filter_map(found).collect();
+            let last = |part: &str, axis: usize| found(part).and_then(|shape| shape.get(axis).copied()).unwrap_or(0);
+            let width = if last("panels", 2) == ROWS / 2 { ROWS / 2 } else { ROWS };
+            let scales = vec![rows / ROWS, last("scales", 1), ROWS];
+            let mins = found("mins").map(|_| (beside("mins"), scales.clone()));
+            let parts = [(beside("panels"), vec![rows / ROWS, columns, width]), (beside("scales"), scales)];
+            return parts.into_iter().chain(mins).collect();
         }
         let scales = format!("{}_scb", self.name);
-        let scales = self.matrix().filter(|_| file.contains(&scales)).map(|[rows, _]| (scales, vec![rows]));
-        [(self.name.clone(), self.shape.clone())].into_iter().chain(scales).collect()
+        own().into_iter().chain(file.contains(&scales).then(|| (scales, vec![rows]))).collect()
     }
 
     /// As codes; None where it has none.
@@ -65,10 +77,13 @@ impl Piece {
 
     /// In panels, where the file has whole ones of it.
     fn panels<'f>(&self, file: &'f weights::Weights) -> Result<Option<codes::Panels<'f>>> {
-        let Some([all, columns]) = self.matrix() else { return Ok(None) };
-        let rows = self.rows.as_ref().map_or(all, Range::len);
-        // Others are refused as codes.
-        Ok(file.panels(&self.name, self.rows.as_ref())?.filter(|panels| [panels.rows(), panels.columns()] == [rows, columns]))
+        let Some(panels) = self.matrix().map_or(Ok(None), |_| file.panels(&self.name, self.rows.as_ref()))? else { return Ok(None) };
+        let (found, expected) =
+            ([panels.rows(), panels.columns()], self.matrix().map(|[all, columns]| [self.rows.as_ref().map_or(all, Range::len), columns]));
+        match expected {
+            Some(expected) if expected != found => Err(self.fail(file, format!("codes {found:?}, expected {expected:?}"))),
+            _ => Ok(Some(panels)),
+        }
     }
 
     /// # Errors
@@ -91,10 +106,10 @@ impl Piece {
     }
 }
 
-/// Whether a matrix is there as GPTQ or AWQ have it, or in panels.
+/// Whether a matrix is there as GPTQ or AWQ have it, or in panels, and not as it is.
 pub(crate) fn packed(file: &weights::Weights, name: &str) -> bool {
     let has = |layer: &str| ["qweight", "panels"].iter().any(|part| file.contains(&format!("{layer}{part}")));
-    name.strip_suffix("weight").is_some_and(has)
+    !file.contains(name) && name.strip_suffix("weight").is_some_and(has)
 }
 
 /// Pieces one below the other as codes; None where one has none, or they are not alike.

@@ -26,7 +26,8 @@ pub fn read_all(weights: &Weights) {
         }
         let _ = (weights.to_i32(&name), weights.to_u64(&name));
         // A packed layer goes by the name that its weight had.
-        for name in [name.replace("qweight", "weight"), name] {
+        for name in [name.replace("qweight", "weight"), name.replace("panels", "weight"), name] {
+            let _ = weights.panels(&name, Some(&(0..32)));
             if let Ok(Some(matrix)) = weights.quantized(&name) {
                 assert_eq!(matrix.dequantize().len(), matrix.rows() * matrix.columns());
             }

@@ -106,11 +106,12 @@ impl Panels {
     /// Rows of a panel.
     pub const ROWS: usize = 32;
 
+    /// Of codes, scales and minima.
     pub fn bytes(&self) -> usize {
         [Some(&self.codes), Some(&self.scales), self.mins.as_ref()].into_iter().flatten().map(Tensor::bytes).sum()
     }
 
-    /// `N` and `K`, of which there is at least one.
+    /// `N`, and `K`, which is not 0.
     ///
     /// # Errors
     /// Tensors of other shapes or types than those above, or elsewhere.

@@ -461,7 +461,8 @@ impl<'m> Rules<'m> {
         let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
         let mut longest = None;
         let mut at = offset(unit(0)?);
-        for (depth, &byte) in text.iter().enumerate() {
+        // No rule is longer, unless a table goes in a circle.
+        for (depth, &byte) in text.iter().take(MOST_PIECE).enumerate() {
             at ^= usize::from(byte);
             let node = unit(at)?;
             if node & (1 << 31 | 0xff) != u32::from(byte) {

@@ -8,7 +8,9 @@ use crate::sentencepiece::{BYTE, Encoder, Model, NORMAL, Piece as Published, USE
 use crate::{Error, Result};
 
 /// Files of this kind have about one megabyte.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 16 << 20;
+/// Pieces of a vocabulary, at most.
+const MAX_PIECES: usize = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Piece {
@@ -37,8 +39,8 @@ impl Tokenizer {
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
         let model = Model::decode(bytes).map_err(|e| fail(path, format!("no sentencepiece model: {e}")))?;
-        if model.pieces.is_empty() {
-            return Err(fail(path, "no sentencepiece model: no pieces".into()));
+        if model.pieces.is_empty() || model.pieces.len() > MAX_PIECES {
+            return Err(fail(path, format!("no sentencepiece model: {} pieces, expected 1 to {MAX_PIECES}", model.pieces.len())));
         }
         let piece = |(id, published): (usize, &Published)| {
             let text = published.text();

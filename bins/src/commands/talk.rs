@@ -49,7 +49,8 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let mut source = Source::open(args, &lm, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
     let (drawing, conditions) = (args.sampling.of(&lm), args.conditioning.of(&lm)?);
-    let dialogue = Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), drawing, &conditions)?.graphs(!args.no_graph);
+    let dialogue =
+        Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), drawing, &conditions)?.graphs(!args.no_graph).plain_depth(args.plain_depth);
     let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() }.prompt(&args.persona)?;
     let mut talk = Conversation {
         lm: &lm,

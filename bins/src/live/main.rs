@@ -78,6 +78,9 @@ struct Live {
     /// Launch every kernel by itself, not a frame as one graph: stages are timed then
     #[arg(long)]
     no_graph: bool,
+    /// Launch the kernels of the depth transformer by themselves, not all of a frame as one cooperative kernel
+    #[arg(long)]
+    plain_depth: bool,
     /// Write what is said at the end as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -114,7 +117,10 @@ fn run(args: &Live, began: Instant) -> Result {
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
     let (drawing, conditions) = (args.sampling.of(&lm), args.conditioning.of(&lm)?);
-    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), drawing, &conditions)?.graphs(!args.no_graph).live()?;
+    let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), drawing, &conditions)?
+        .graphs(!args.no_graph)
+        .plain_depth(args.plain_depth)
+        .live()?;
     let dialogue = dialogue.prompt(&args.persona)?;
     release_freed_memory();
     if args.mlock {

@@ -139,7 +139,8 @@ impl ReadyConditioner {
             (None, _) => {}
             (Some(Condition::Word(word)), Kind::Words { known: Some(words), .. }) => {
                 let wrong = || Error::Argument(format!("condition {name} is {word:?}, expected one of {}", words.join(", ")));
-                let at = words.iter().position(|known| known == word).ok_or_else(wrong)?;
+                // Of words that are there twice, moshi's dictionary has the last.
+                let at = words.iter().rposition(|known| known == word).ok_or_else(wrong)?;
                 rows.extend(&self.words[at * dim..][..dim]);
             }
             (Some(Condition::Word(word)), Kind::Words { known: None, bins }) => {
@@ -202,8 +203,11 @@ pub(super) fn fuse(lm: &Lm, streams: &[&Conditions]) -> Result<FusedConditions> 
         streams.iter().map(of).max().unwrap_or(1)
     };
     let tensor = |rows: Vec<f32>, length: usize| -> Result<Tensor> {
-        let tensor = Tensor::from_slice(&lm.device, &rows, [streams.len(), length, dim])?;
-        Ok(elementwise::convert(&tensor, lm.values())?)
+        let tensor = elementwise::convert(&Tensor::from_slice(&lm.device, &rows, [streams.len(), length, dim])?, lm.values())?;
+        match tensor.to_f64()?.iter().all(|v| v.is_finite()) {
+            true => Ok(tensor),
+            false => Err(Error::Argument(format!("conditions that are beyond the numbers of {}", lm.values()))),
+        }
     };
     let mut fused = FusedConditions { onto: None, source: None };
     if !fuser.sum.is_empty() {

@@ -48,6 +48,11 @@ impl Prompt {
         if !config.full_duplex() {
             return fail(format!("a prompt for a model that says {codes} codes a frame and hears {}, expected as many", config.heard()));
         }
+        config.check()?;
+        let padding = config.existing_text_padding_id;
+        if usize::try_from(padding).map_or(true, |padding| padding > config.text_card) {
+            return fail(format!("existing_text_padding_id is {padding}, which is none of the model's {} tokens", config.text_card));
+        }
         let knows = |code: &i32| usize::try_from(*code).is_ok_and(|code| code < config.card);
         if [&quiet.said, &quiet.heard].iter().any(|frame| frame.len() != codes || !frame.iter().all(knows)) {
             let of = quiet.said.len();
@@ -62,7 +67,7 @@ impl Prompt {
         if let Some(at) = text.iter().position(|&token| usize::try_from(token).map_or(true, |token| token >= config.text_card)) {
             return fail(format!("token {} of a prompt, at {at}, is none of the model's {}", text[at], config.text_card));
         }
-        let frames = voice.len() / codes + text.len() + 2 * quiet.frames;
+        let frames = (voice.len() / codes + text.len()).saturating_add(quiet.frames.saturating_mul(2));
         if frames == 0 || frames > Self::MOST_FRAMES {
             return fail(format!("a prompt of {frames} frames, expected 1 to {}", Self::MOST_FRAMES));
         }
@@ -94,6 +99,10 @@ impl Prompt {
 
     /// Has the streams that run say it, and drops what they say.
     pub(crate) fn run(&self, lm: &Lm, streams: &mut Streams, runs: Option<&[u8]>) -> Result<()> {
+        let config = lm.config();
+        if config.initial() != self.initial || !config.full_duplex() || config.delays[..=config.dep_q] != self.delays {
+            return Err(Error::Argument("a prompt for another model".to_owned()));
+        }
         let batch = streams.batch();
         let heard = Tensor::from_slice(lm.device(), &self.heard.repeat(batch), [batch, self.heard.len()])?;
         for step in 0..self.frames() {

@@ -48,10 +48,12 @@ impl<'a> Panels<'a> {
         Ok(Self { shape, bits, group, scales, mins, codes })
     }
 
+    /// Outputs, a multiple of [`ROWS`](Self::ROWS).
     pub fn rows(&self) -> usize {
         self.shape[0]
     }
 
+    /// Inputs.
     pub fn columns(&self) -> usize {
         self.shape[1]
     }
@@ -65,14 +67,17 @@ impl<'a> Panels<'a> {
         self.group
     }
 
+    /// `[panels, columns / group, 32]`.
     pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
+    /// As the scales; None where codes are symmetric.
     pub fn mins(&self) -> Option<&[f32]> {
         self.mins.as_deref()
     }
 
+    /// `[panels, columns, 32]` of 8 bits, `[panels, columns, 16]` of 4.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }

@@ -239,7 +239,7 @@ impl Weights {
     /// - a file of `torch.save` (`.bin`, `.pth`, `.th`, `.pt`, `.ckpt`), zip or older. Nothing in it is executed. Its state dict may be
     ///   what was saved, or lie within it (`state_dict`, `best_state`, `model`); what lies beside it is [`metadata`](Self::metadata);
     /// - GGUF, with tensors of plain types, Q8_0, Q4_0 and Q4_K; shapes are PyTorch's, the innermost dimension last;
-    /// - a directory: `model.safetensors`, else `model.safetensors.index.json` and the files it names, else the same as
+    /// - a directory: the file that its `config.json` calls `moshi_name`, else `model.safetensors`, else `model.safetensors.index.json` and the files it names, else the same as
     ///   `pytorch_model.bin`, else its only file with such an ending.
     ///
     /// The kind of a file is told by its contents, not by its name.
@@ -268,6 +268,11 @@ impl Weights {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Of the files that tensors are in.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| &*shard.path)
     }
 
     /// Sorted.

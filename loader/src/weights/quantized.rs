@@ -120,7 +120,8 @@ impl Weights {
     /// # Errors
     /// Tensors that do not fit each other, with what [`Panels`] says to them; rows beyond the last.
     pub fn panels(&self, name: &str, rows: Option<&Range<usize>>) -> Result<Option<Panels<'_>>> {
-        let Some(layer) = name.strip_suffix("weight").filter(|layer| self.contains(&format!("{layer}panels"))) else { return Ok(None) };
+        let beside = |layer: &&str| self.contains(&format!("{layer}panels")) && !self.contains(&format!("{layer}qweight"));
+        let Some(layer) = name.strip_suffix("weight").filter(|_| !self.contains(name)).filter(beside) else { return Ok(None) };
         let name = |part: &str| format!("{layer}{part}");
         let codes = self.view(&name("panels"))?;
         let &[panels, columns, width] = codes.shape else {

@@ -7,7 +7,7 @@ use swara_engine::codec::{Rounded, rounded_mimi};
 use swara_loader::quantized::Panels;
 use swara_loader::weights::{Dtype, TensorRef, Weights, save};
 
-use super::{Losses, bytes, copy, report};
+use super::{Losses, bytes, report};
 use crate::cli::{Common, Method, Quantize, QuantizeFormat};
 use crate::failure::{Failure, Result};
 
@@ -41,7 +41,7 @@ pub fn run(common: &Common, args: &Quantize, file: &Weights, path: &Path) -> Res
     // A single file is read without what is beside it.
     let config = args.input.join("config.json");
     if config.is_file() {
-        copy(&config, &folder.join("config.json"))?;
+        std::fs::copy(&config, folder.join("config.json")).map_err(|e| Failure::file("cannot copy", e, &config))?;
     }
     report(common, args, path, &losses, &counts, 0)
 }

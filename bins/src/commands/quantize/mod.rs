@@ -3,6 +3,7 @@ mod codec;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 
 use serde_json::json;
@@ -169,13 +170,18 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     let file = Weights::open(&args.input)?;
     let folder = &args.output;
     let path = folder.join(if args.format.is_gguf() { "model.gguf" } else { "model.safetensors" });
-    if same(file.path(), &path) || same(file.path(), folder) {
+    if same(file.path(), folder) || file.paths().any(|from| same(from, &path)) {
         return Err(Failure::usage("quantize: would overwrite what it reads"));
     }
     if args.format.is_gguf()
         && let Some(other) = rival(folder)
     {
         return Err(Failure::file("cannot quantize", format!("{other} there would be read instead of model.gguf"), folder));
+    }
+    if let Ok(there) = Weights::open(&path)
+        && kind(&there) != kind(&file)
+    {
+        return Err(Failure::file("cannot quantize", format!("{}, and not of the same kind, is there already", kind(&there)), &path));
     }
     let csm = csm::Layout::of(&file).is_some();
     if !csm && lm::Layout::of(&file).is_none() && swara_engine::codec::family(&file).is_some() {
@@ -230,6 +236,8 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         Some(from) => calibration::run(common, args, from, &file, &wanted)?,
         None => Calibrated::default(),
     };
+    let beside = beside(&args.input)?;
+    let made = !folder.exists();
     std::fs::create_dir_all(folder).map_err(|e| Failure::file("cannot create folder", e, folder))?;
 
     let (mut losses, mut counts) = (calibrated.losses.clone(), BTreeMap::<String, usize>::new());
@@ -263,17 +271,44 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         }
         matrix.bytes(&codes, content, &file).map(Cow::Owned)
     };
-    match args.format.is_gguf() {
-        true => save_gguf_each(&path, planned, &BTreeMap::from([("general.architecture".into(), "moshi".into())]), make)?,
-        false => save_each(&path, planned, file.metadata(), make)?,
-    }
+    let saved = match args.format.is_gguf() {
+        true => {
+            let architecture = if csm { "csm" } else { "moshi" };
+            save_gguf_each(&path, planned, &BTreeMap::from([("general.architecture".into(), architecture.into())]), make)
+        }
+        false => save_each(&path, planned, file.metadata(), make),
+    };
     bar.finish_and_clear();
-    let beside = if args.input.is_dir() { args.input.as_path() } else { args.input.parent().unwrap_or(Path::new("")) };
-    copy_beside(beside, folder)?;
+    if saved.is_err() && made {
+        let _ = std::fs::remove_dir(folder); // empty, or somebody else's by now
+    }
+    saved?;
+    for (name, bytes) in beside {
+        let to = folder.join(name);
+        std::fs::write(&to, bytes).map_err(|e| Failure::file("cannot write", e, &to))?;
+    }
     if !unread.is_empty() {
         terminal::note(format!("weights of steps that would draw what is heard are left out: all or half of {} tensors", unread.len()));
     }
+    let packed = matrices.iter().filter(|(matrix, _)| matrix.packed).count();
+    if args.packed && packed < matrices.len() {
+        terminal::note(format!(
+            "{} of {} matrices have rows that fill no panels of 32, and are not packed",
+            matrices.len() - packed,
+            matrices.len()
+        ));
+    }
     report(common, args, &path, &losses, &counts, calibrated.steps)
+}
+
+/// What a file holds, by its names.
+fn kind(file: &Weights) -> &'static str {
+    match (csm::Layout::of(file), lm::Layout::of(file), swara_engine::codec::family(file)) {
+        (Some(_), ..) => "a CSM",
+        (_, Some(_), _) => "a language model",
+        (_, _, Some(_)) => "a codec",
+        _ => "another file",
+    }
 }
 
 /// None for what stays as it is: of rows that ggml has no blocks for.
@@ -301,25 +336,33 @@ fn same(a: &Path, b: &Path) -> bool {
     std::fs::canonicalize(a).ok().is_some_and(|a| std::fs::canonicalize(b).ok() == Some(a))
 }
 
-/// The configuration, and vocabularies.
-fn copy_beside(from: &Path, to: &Path) -> Result {
-    let from = if from.as_os_str().is_empty() { Path::new(".") } else { from };
-    let entries = std::fs::read_dir(from).map_err(|e| Failure::file("cannot read folder", e, from))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_name().unwrap_or_default();
-        let wanted = name == "config.json" || path.extension().is_some_and(|extension| extension == "model") || name == "tokenizer.json";
-        let to = to.join(name);
-        if wanted && path.is_file() {
-            copy(&path, &to)?;
+/// The configuration that a folder was read with, and vocabularies: names and contents.
+fn beside(input: &Path) -> Result<Vec<(OsString, Vec<u8>)>> {
+    let folder = match input.parent() {
+        _ if input.is_dir() => input,
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let entries = std::fs::read_dir(folder).map_err(|e| Failure::file("cannot read folder", e, folder))?;
+    let mut found = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
+        let name = path.file_name().unwrap_or_default().to_owned();
+        // A single file is read without what is beside it.
+        let config = name == "config.json" && input.is_dir();
+        if config || name == "tokenizer.json" || path.extension().is_some_and(|extension| extension == "model") {
+            let bytes = std::fs::read(&path).map_err(|e| Failure::file("cannot read", e, &path))?;
+            found.push((name, if config { with_usual_names(bytes) } else { bytes }));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-fn copy(from: &Path, to: &Path) -> Result {
-    match same(from, to) {
-        true => Ok(()),
-        false => std::fs::copy(from, to).map(|_| ()).map_err(|e| Failure::file("cannot copy", e, from)),
+/// A configuration that names no file of weights: they are where they are looked for without that.
+fn with_usual_names(config: Vec<u8>) -> Vec<u8> {
+    let Ok(serde_json::Value::Object(mut keys)) = serde_json::from_slice(&config) else { return config };
+    match keys.remove("moshi_name") {
+        Some(_) => serde_json::to_vec_pretty(&keys).unwrap_or(config),
+        None => config,
     }
 }
 

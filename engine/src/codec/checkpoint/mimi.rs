@@ -182,7 +182,7 @@ pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>)
     for (branch, books) in BRANCHES.iter().zip(&books) {
         for (k, book) in books.iter().enumerate() {
             for (part, spec) in [("cluster_usage", &book.usage), ("embedding_sum", &book.sum)] {
-                let values = file.to_f32(&spec.name)?.into_owned();
+                let values = super::read(file, spec, &Device::Cpu)?.to_vec()?;
                 let name = format!("{branch}.vq.layers.{k}._codebook.{part}");
                 rounded.insert(name, Rounded::Values { shape: spec.published.clone(), values });
             }

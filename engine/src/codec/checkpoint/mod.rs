@@ -97,7 +97,7 @@ fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) ->
         Family::Mimi(naming) => {
             let (model, weights, quantizer) = mimi::load(file, &naming, config.map(MimiConfig::from_json).transpose()?, device)?;
             // What the file has no codes of is rounded as well.
-            let stored = Stored { int8: stored.int8 || !weights.panels.is_empty(), ..stored };
+            let stored = if weights.panels.is_empty() { stored } else { Stored::INT8 };
             return Codec::assemble(name, model, &weights, quantizer, device, stored);
         }
         Family::Own => return own(file, name, Config::from_json(need(file, config)?)?, device, stored),

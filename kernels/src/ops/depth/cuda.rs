@@ -192,15 +192,31 @@ impl Scratch {
         if batch > MOST_STREAMS {
             return Err(Error::argument(NAME, format!("{batch} streams, at most {MOST_STREAMS}")));
         }
-        let Depth { layers, extents: e, device, .. } = depth;
-        let values = |shape: [usize; 2]| Tensor::empty(device, layers.dtype, shape);
+        let ([x, wide, qkv, sums], device) = (Scratch::shapes(depth, batch), &depth.device);
+        let values = |shape: [usize; 2]| Tensor::empty(device, depth.layers.dtype, shape);
         Ok(Scratch {
-            x: values([batch, e.width])?,
-            wide: values([batch, e.hidden])?,
-            qkv: values([e.layers * layers.steps.len() * batch, e.projected])?,
-            sums: Tensor::empty(device, DType::F32, [layers.inputs.len() * batch, e.width])?,
+            x: values(x)?,
+            wide: values(wide)?,
+            qkv: values(qkv)?,
+            sums: Tensor::empty(device, DType::F32, sums)?,
             barrier: Tensor::zeros(device, DType::I32, [1])?,
         })
+    }
+
+    /// Of `x`, `wide`, `qkv` and `sums`.
+    fn shapes(Depth { layers, extents: e, .. }: &Depth, batch: usize) -> [[usize; 2]; 4] {
+        let slots = e.layers * layers.steps.len() * batch;
+        [[batch, e.width], [batch, e.hidden], [slots, e.projected], [layers.inputs.len() * batch, e.width]]
+    }
+
+    /// That it was made for such frames.
+    pub fn check(&self, depth: &Depth, batch: usize) -> Result<()> {
+        let own = [&self.x, &self.wide, &self.qkv, &self.sums];
+        let alike = own.iter().zip(Scratch::shapes(depth, batch)).all(|(tensor, shape)| *tensor.shape() == shape);
+        match alike && self.x.dtype() == depth.layers.dtype && self.x.device() == depth.device {
+            true => Ok(()),
+            false => Err(Error::argument(NAME, "a state of another depth transformer")),
+        }
     }
 }
 

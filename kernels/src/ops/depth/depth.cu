@@ -19,7 +19,7 @@
 //            changes a bit.
 // Bytes      every matrix once (again from L2 for every further M rows); activations stay in the L2 cache.
 // Cost       Moshi (8 steps of 6 layers): 208 meetings instead of 416 launches. A meeting is an atomic and a read of it by way of L2, 1 to
-//            2 us: 0.2 to 0.4 ms a frame. Matrices: 1.31 GB of bf16, 0.66 of 8 bits, 0.35 of 4: 0.27, 0.14, 0.07 ms at 4.8 TB/s, which
+//            2 us: 0.2 to 0.4 ms a frame. Matrices: 1.33 GB of bf16, 0.67 of 8 bits, 0.38 of 4: 0.28, 0.14, 0.08 ms at 4.8 TB/s, which
 //            overlap with the meetings as far as the next phase's weights fit the L2 cache (at most 12 MB).
 // Ladder     v1. No GPU has run it yet. Next: the first weights of a phase into shared memory before the meeting; two blocks a multiprocessor.
 //
@@ -276,7 +276,7 @@ struct Rows {
         }
     }
 
-    // Of the next R rows of the matrix from `first_of_mine` on: what a thread adds to their sums.
+    // Of the matrix's `rows`: what a thread adds to their sums.
     template <int BITS>
     __device__ __forceinline__ void add(float (&sum)[M][R], const uint64_t (&rows)[R], const Share& share) const {
         constexpr int COLUMNS = BITS ? 128 / (BITS ? BITS : 1) : N, PIECES = COLUMNS / N;

@@ -174,6 +174,7 @@ impl Depth {
         (0..steps).try_for_each(|k| check::mask(NAME, &self.device, batch, drawn(k)))?;
         match (&self.device, &self.program, &mut state.scratch) {
             (Device::Cuda(gpu), Some(program), Some(scratch)) => {
+                scratch.check(self, batch)?;
                 let logits =
                     (0..steps).map(|_| Tensor::empty(&self.device, h.dtype(), [batch, self.extents.card])).collect::<Result<Vec<_>>>()?;
                 if batch > 0 {

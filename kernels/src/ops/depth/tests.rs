@@ -191,6 +191,11 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
         assert!(depth.say(&mut state, &zeros(DType::F32, [2, 95])?, &mut said, &mut right, |_| None).is_err());
         assert!(depth.say(&mut state, &zeros(DType::F32, [3, 96])?, &mut said, &mut right, |_| None).is_err());
         assert!(depth.say(&mut depth.state(3)?, &h, &mut said, &mut right, |_| None).is_err());
+        if device != Device::Cpu {
+            // What it computes in would be too small.
+            let (fewer, _) = drawn(&Shape { steps: 2, ..shape }, &device, DType::F32, 1)?;
+            assert!(depth.say(&mut fewer.state(2)?, &h, &mut said, &mut right, |_| None).is_err());
+        }
         assert!(depth.say(&mut state, &h, &mut said, &mut right, |_| None).is_ok());
         let wrong = |change: fn(&mut Layers)| {
             let (Depth { mut layers, .. }, _) = drawn(&shape, &device, DType::F32, 1).unwrap();
