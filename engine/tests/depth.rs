@@ -178,7 +178,9 @@ fn what_one_launch_does_not_compute_is_launched_by_its_kernels_and_says_why() {
 #[test]
 fn guided_and_many_streams_are_launched_by_their_kernels() {
     let (device, notes) = dry::open(Arch(90));
-    let lut = serde_json::json!({"n_bins": 2, "dim": 8, "tokenizer": "noop", "possible_values": ["fast"]});
+    let lut = serde_json::json!({
+        "n_bins": 2, "dim": 64, "tokenizer": "noop", "possible_values": ["fast"], "force_linear": false, "learn_padding": false
+    });
     let conditioners = [("speed".to_owned(), serde_json::json!({"type": "lut", "lut": lut}))].into_iter().collect();
     let fuser = Some(Fuser { sum: vec!["speed".to_owned()], ..Fuser::default() });
     let lm = Lm::random(Config { conditioners, fuser, ..config() }, &device, DType::BF16).unwrap();

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 use swara_kernels::ops::elementwise;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
@@ -203,11 +204,12 @@ pub(super) fn fuse(lm: &Lm, streams: &[&Conditions]) -> Result<FusedConditions> 
         streams.iter().map(of).max().unwrap_or(1)
     };
     let tensor = |rows: Vec<f32>, length: usize| -> Result<Tensor> {
-        let tensor = elementwise::convert(&Tensor::from_slice(&lm.device, &rows, [streams.len(), length, dim])?, lm.values())?;
-        match tensor.to_f64()?.iter().all(|v| v.is_finite()) {
-            true => Ok(tensor),
-            false => Err(Error::Argument(format!("conditions that are beyond the numbers of {}", lm.values()))),
+        let most = if lm.values() == DType::F16 { f16::MAX.to_f32() } else { bf16::MAX.to_f32() };
+        if !rows.iter().all(|v| v.abs() <= most) {
+            return Err(Error::Argument(format!("conditions that are beyond the numbers of {}", lm.values())));
         }
+        let tensor = Tensor::from_slice(&lm.device, &rows, [streams.len(), length, dim])?;
+        Ok(elementwise::convert(&tensor, lm.values())?)
     };
     let mut fused = FusedConditions { onto: None, source: None };
     if !fuser.sum.is_empty() {
