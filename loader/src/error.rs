@@ -115,8 +115,6 @@ pub enum WeightsError {
     Dtype { tensor: String, expected: &'static str, found: &'static str },
     #[error("it names {found:?}, expected the plain name of a file beside it")]
     ShardName { found: String },
-    #[error("{key} is {found:?}, which is not beside it")]
-    NotBeside { key: String, found: String },
     #[error("index places tensor {tensor} in {shard}, which does not have it")]
     NotInShard { tensor: String, shard: String },
     #[error("tensor {tensor}: {why}")]

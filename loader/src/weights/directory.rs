@@ -65,21 +65,18 @@ fn indexed(dir: &Path, path: &Path) -> Result<Vec<Shard>> {
     Ok(shards.into_values().collect())
 }
 
-/// The file of a model's directory that its `config.json` names under `key`, such as `moshi_name`.
+/// The file of a model's directory that its `config.json` names under `key`, such as `moshi_name`; none where that is not there, as in
+/// folders whose files were renamed.
 ///
 /// # Errors
-/// A name with a folder in it; a file that is not there.
+/// A name with a folder in it.
 pub fn named(dir: &Path, key: &str) -> Result<Option<PathBuf>> {
     // One that cannot be read is an error to whoever wants more of it.
     let config = config(dir).ok().flatten();
     let Some(name) = config.as_ref().and_then(|config| config.get(key)?.as_str()).filter(|name| !name.is_empty()) else { return Ok(None) };
-    let fail = |why| Err(Error::Weights { path: dir.join("config.json"), why });
-    if Path::new(name).file_name() != Some(name.as_ref()) {
-        return fail(WeightsError::ShardName { found: name.to_owned() });
-    }
-    match dir.join(name) {
-        path if path.is_file() => Ok(Some(path)),
-        _ => fail(WeightsError::NotBeside { key: key.to_owned(), found: name.to_owned() }),
+    match Path::new(name).file_name() == Some(name.as_ref()) {
+        true => Ok(Some(dir.join(name)).filter(|path| path.is_file())),
+        false => Err(Error::Weights { path: dir.join("config.json"), why: WeightsError::ShardName { found: name.to_owned() } }),
     }
 }
 
