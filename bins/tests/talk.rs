@@ -107,7 +107,7 @@ fn it_is_conditioned_and_led_as_moshi_is() {
     refuses("conditioned", &["--condition", "speed=fast", "--condition", "speed=slow"], 2, "speed twice");
     refuses("conditioned", &["--cfg", "nan"], 2, "expected -100 to 100");
     refuses("conditioned", &["--against", "speed=slow"], 2, "--cfg");
-    refuses("moshi", &["--cfg", "2"], 1, "guidance of a model that has no conditions");
+    refuses("sines", &["--cfg", "2"], 1, "guidance of a model that has no conditions");
     refuses("crossed", &["--condition", "speaker=nothing.safetensors"], 1, "nothing.safetensors");
     refuses("crossed", &["--condition", "speaker=melody.safetensors"], 1, "no tensor speaker");
     save(room.path("flat.safetensors"), &[TensorRef::f32("speaker", &[6], &[0.0; 6])], &Default::default()).unwrap();
