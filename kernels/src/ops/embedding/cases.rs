@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::{Tables, backward, forward};
+use super::{Tables, backward, forward, split};
 use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::tolerance::Tolerance;
 use crate::{DType, Device, Result, Tensor};
@@ -40,7 +40,28 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(gradient(batch, sizes, dim, false));
     }
     cases.push(gradient(4000, &MOSHI, 1024, true));
+    cases.extend([(1, 1, 1), (3, 5, 7), (130, 4, 46_341), (1, 300, 33)].map(|(batch, width, size)| both(batch, width, size, false)));
+    cases.push(both(4096, 17, 32_001, true));
     cases
+}
+
+/// Ids `[batch, width]`, of which the first column holds those of two tables: some are of one table, some of none.
+fn both(batch: usize, width: usize, size: usize, bench: bool) -> Case {
+    let most = (size * size + size).min(i32::MAX as usize);
+    let id = |at: usize| match at % 5 {
+        3 => -(1.0 + (at % 2) as f64),
+        4 => (at % size) as f64,
+        _ => (at * 2_654_435_761 % most) as f64,
+    };
+    Case {
+        label: format!("split {batch}x{width}, two of {size}"),
+        dtype: DType::F32,
+        inputs: vec![integers("ids", batch, width, (0..batch * width).map(id).collect())],
+        outputs: vec![("split", Check::Exact)],
+        run: Box::new(move |i| Ok(vec![split(&i[0], size)?])),
+        cost: Cost { bytes: 4 * batch * (2 * width + 1), flops: 0 },
+        bench,
+    }
 }
 
 /// Ids of `[batch, 1 + tables + 1]`, of which the outer columns are not for these tables: most rows of each table, one in seven -1.
