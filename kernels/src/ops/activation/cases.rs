@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         let large = [8, 48_000, 64].into();
         cases.extend([forward(Activation::Elu, medium, dtype, false), backward(Activation::Elu, medium, dtype, false)]);
         cases.extend([forward(Activation::Elu, large, dtype, true), backward(Activation::Elu, large, dtype, true)]);
+        cases.push(gate(Activation::Relu, 16, 2 * 2048, dtype, false));
         cases.push(gate(Activation::Gelu, 64, 2 * 11_264, dtype, true));
     }
     cases
