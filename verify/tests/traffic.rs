@@ -30,6 +30,7 @@ const NEVER_BOUND: &[(&str, &str)] = &[
     ("attention_many_128_int8_f32", "likewise"),
     ("clip_scale", "one number"),
     ("delay_", "a few numbers a stream"),
+    ("embedding_split", "likewise"),
 ];
 
 /// Kernels, by the start of their name, and cases, by a part of theirs, that need not coalesce.
