@@ -73,7 +73,7 @@ pub struct Config {
     pub lora_scaling: f64,
     pub lora_rank: Option<usize>,
 
-    /// `hibiki` reads the end of its text as padding; [`PERSONAPLEX`](Self::PERSONAPLEX) also draws what is heard.
+    /// `hibiki` reads the end of its text as padding; `personaplex` also draws what is heard.
     pub model_type: String,
     pub conditioners: serde_json::Map<String, serde_json::Value>,
     pub fuser: Option<Fuser>,
