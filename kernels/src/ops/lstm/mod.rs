@@ -10,13 +10,13 @@
 //! | weight  | `[4 H, H]`   | as PyTorch's `weight_hh`, prepared                                                                  |
 //! | `h`     | `[B, T, H]`  | as `gates`; `c` is kept in f32 (f64 beside f64)                                                     |
 //!
-//! Two launches a step: the product, by [`linear`], whose order of summation is its own, and the cell. Source: Hochreiter and Schmidhuber
-//! 1997; `torch.nn.LSTM`. There is no gradient.
+//! Two launches a step: the product, by [`linear`], whose order of summation is its own, and the cell; so, too, going back. Source:
+//! Hochreiter and Schmidhuber 1997; `torch.nn.LSTM`.
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
-use crate::ops::check;
 use crate::ops::linear::{self, Fused, Weight};
+use crate::ops::{check, elementwise, matmul};
 use crate::{Device, Error, Result, Tensor, dispatch_real, span};
 
 mod cases;
@@ -57,6 +57,87 @@ pub fn forward(gates: &Tensor, weight: &Weight) -> Result<Tensor> {
     Ok(y)
 }
 
+/// `(dgates, dweight [4 H, H])` of [`forward`], which gave `y`; `weight [4 H, H]` as it is.
+///
+/// What the cells held is computed anew, all products of it as one.
+pub fn backward(dy: &Tensor, gates: &Tensor, weight: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _span = span::op("lstm.backward");
+    check::same(NAME, y, "dy", dy)?;
+    let prepared = Weight::new(weight)?;
+    let &[batch, steps, hidden] = &*y.shape() else { return Err(Error::shape(NAME, "y", "[batch, time, hidden]", y.shape())) };
+    if prepared.inputs() != hidden || prepared.outputs() != hidden.saturating_mul(4) {
+        return Err(Error::shape(NAME, "weight", format!("[{}, {hidden}]", 4 * hidden), weight.shape()));
+    }
+    if *gates.shape() != [batch, steps, 4 * hidden] {
+        return Err(Error::shape(NAME, "gates", format!("[{batch}, {steps}, {}]", 4 * hidden), gates.shape()));
+    }
+    check::alike(NAME, y, "gates", gates)?;
+    let device = gates.device();
+    let mut dgates = gates.empty_like()?;
+    if y.elements() == 0 {
+        return Ok((dgates, Tensor::zeros(&device, weight.dtype(), weight.shape())?));
+    }
+    let before = delayed(y)?;
+    let sums = linear::forward(&before, &prepared, Fused { residual: Some(gates), ..Fused::default() })?;
+    let cells = cells(&sums, hidden)?;
+    // Of the step after: what its hidden value and its cell pull.
+    let mut pull = Pull {
+        hidden: Tensor::zeros(&device, gates.dtype(), [batch, hidden])?,
+        cell: Tensor::zeros(&device, check::statistics_dtype(gates.dtype()), [batch, hidden])?,
+        gates: Tensor::empty(&device, gates.dtype(), [batch, 4 * hidden])?,
+    };
+    let turned = elementwise::transpose(&weight.copy()?.reshape([1, 4 * hidden, hidden])?)?;
+    let turned = Weight::new(&turned.reshape([hidden, 4 * hidden])?)?;
+    for t in (0..steps).rev() {
+        step_backward(&mut dgates, &mut pull, dy, &sums, &cells, t)?;
+        if t > 0 {
+            pull.hidden = linear::forward(&pull.gates, &turned, Fused::default())?;
+        }
+    }
+    let rows = batch * steps;
+    let flat = dgates.copy()?.reshape([rows, 4 * hidden])?;
+    let dweight = matmul::forward(&flat, &before.reshape([rows, hidden])?, matmul::Transpose { a: true, b: false })?;
+    Ok((dgates, dweight))
+}
+
+/// What a step pulls at the one before it: at its hidden value and its cell `[B, H]`; and its own gates' gradients `[B, 4 H]`.
+struct Pull {
+    hidden: Tensor,
+    cell: Tensor,
+    gates: Tensor,
+}
+
+/// `h[t - 1]` of every step.
+fn delayed(y: &Tensor) -> Result<Tensor> {
+    let [batch, steps, hidden] = [y.shape()[0], y.shape()[1], y.shape()[2]];
+    let mut before = Tensor::zeros(&y.device(), y.dtype(), y.shape())?;
+    for item in 0..batch {
+        before.write_rows(item * steps + 1, &y.part(item * steps * hidden, [steps - 1, hidden])?)?;
+    }
+    Ok(before)
+}
+
+/// Cells `[B, T, H]` of the sums `[B, T, 4 H]` of gates and recurrent products.
+fn cells(sums: &Tensor, hidden: usize) -> Result<Tensor> {
+    let _span = span::op("lstm.cells");
+    let shape = [sums.shape()[0], sums.shape()[1], hidden];
+    let mut cells = Tensor::empty(&sums.device(), check::statistics_dtype(sums.dtype()), shape)?;
+    match sums.device() {
+        Device::Cpu => dispatch_real!(NAME, sums.dtype(), T => cpu::cells::<T>(&mut cells, sums))?,
+        Device::Cuda(gpu) => cuda::cells(&gpu, &mut cells, sums)?,
+    }
+    Ok(cells)
+}
+
+/// Step `t`, going back. Everything was checked.
+fn step_backward(dgates: &mut Tensor, pull: &mut Pull, dy: &Tensor, sums: &Tensor, cells: &Tensor, t: usize) -> Result<()> {
+    let _span = span::op("lstm.step_backward");
+    match dy.device() {
+        Device::Cpu => dispatch_real!(NAME, dy.dtype(), T => cpu::step_backward::<T>(dgates, pull, dy, sums, cells, t)),
+        Device::Cuda(gpu) => cuda::step_backward(&gpu, dgates, pull, dy, sums, cells, t),
+    }
+}
+
 /// What a step leaves to the next, `[B, H]` each.
 struct State {
     hidden: Tensor,
@@ -75,7 +156,7 @@ fn step(y: &mut Tensor, state: &mut State, gates: &Tensor, recurrent: &Tensor, t
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_emulator, normal, tensor};
+    use crate::ops::testing::{check_emulator, check_gradient, normal, tensor};
 
     #[test]
     fn values_are_those_of_the_formula() {
@@ -102,6 +183,20 @@ mod tests {
         for (i, one) in gates.to_vec::<f64>().unwrap().chunks(60).enumerate() {
             let alone = forward(&tensor(one, [1, 5, 12]), &weight).unwrap().to_vec::<f64>().unwrap();
             assert_eq!(alone, both[i * 15..][..15]);
+        }
+    }
+
+    #[test]
+    fn gradients_match_differences() {
+        for (batch, steps, hidden) in [(1, 1, 1), (2, 5, 3), (3, 2, 4)] {
+            check_gradient(
+                &[normal([batch, steps, 4 * hidden], 1), normal([4 * hidden, hidden], 2)],
+                |i| forward(&i[0], &Weight::new(&i[1])?),
+                |i, dy| {
+                    let (dgates, dweight) = backward(dy, &i[0], &i[1], &forward(&i[0], &Weight::new(&i[1])?)?)?;
+                    Ok(vec![Some(dgates), Some(dweight)])
+                },
+            );
         }
     }
 
