@@ -258,18 +258,18 @@ __device__ __forceinline__ void copy_elements(T* tile, const C& cursor, const So
     }
 }
 
-/// Applies the window's prologue to what this thread itself copied; `inner` is where the cursor stood then.
-template <int PITCH, bool FLIP, class C, class T, class Element>
-__device__ __forceinline__ void activate_elements(Element* tile, Index inner, const Window<T>& window) {
+/// Applies the source's prologue to what this thread itself copied; `inner` is where the cursor stood then.
+template <int PITCH, bool FLIP, class C, class Element, class Source>
+__device__ __forceinline__ void activate_elements(Element* tile, Index inner, const Source& source) {
 #pragma unroll 1
     for (int e = 0; e < C::CHUNK; ++e) {
-        const Activation activate = window.activation(inner.minor);
+        const Activation activate = source.activation(inner.minor);
 #pragma unroll 1
         for (int p = 0; p < C::PASSES; ++p) {
             Element* at = tile + place<C, PITCH, FLIP>(p, e);
             *at = from_float<Element>(activate(to_float(*at)));
         }
-        advance(inner, 1, window.channels);
+        advance(inner, 1, source.inner_extent());
     }
 }
 

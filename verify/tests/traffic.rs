@@ -12,7 +12,7 @@ use swara_verify::{KernelTraffic, Outcome, Report, Traffic};
 const RIDGE: f64 = 10.0;
 const TENSOR_CORE_RIDGE: f64 = 64.0;
 /// Operations whose products of 16-bit types use tensor cores.
-const PRODUCTS: [&str; 5] = ["matmul", "conv1d", "conv_transpose1d", "linear", "attention"];
+const PRODUCTS: [&str; 6] = ["matmul", "conv1d", "conv2d", "conv_transpose1d", "linear", "attention"];
 /// Below this the sectors at the ends of tensors weigh too much.
 const LEAST_BYTES: usize = 64 << 10;
 /// How far counted and stated traffic may be apart.

@@ -6,6 +6,7 @@ pub mod attention;
 mod check;
 pub mod codebook;
 pub mod conv1d;
+pub mod conv2d;
 pub mod conv_transpose1d;
 pub mod cross_entropy;
 pub mod delay;
@@ -19,6 +20,7 @@ pub mod loss;
 pub mod lstm;
 pub mod matmul;
 pub mod pad;
+pub mod peak_norm;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -40,6 +42,7 @@ use crate::driver::Source;
 /// Every operation, for `verify`, `bench`, the compile gate and the kernel table.
 pub const REGISTRY: &[&Op] = &[
     &conv1d::OP,
+    &conv2d::OP,
     &conv_transpose1d::OP,
     &matmul::OP,
     &codebook::OP,
@@ -58,6 +61,7 @@ pub const REGISTRY: &[&Op] = &[
     &loss::OP,
     &adamw::OP,
     &pad::OP,
+    &peak_norm::OP,
     &lstm::OP,
     &embedding::OP,
     &sample::OP,

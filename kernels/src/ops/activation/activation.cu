@@ -8,6 +8,8 @@
 //
 // kernels: activation_f32 activation_bf16 activation_f16 activation_gate_f32 activation_gate_bf16 activation_gate_f16
 // kernels: activation_backward_f32 activation_backward_bf16 activation_backward_f16
+// kernels: leaky_relu_f32 leaky_relu_bf16 leaky_relu_f16
+// kernels: leaky_relu_backward_f32 leaky_relu_backward_bf16 leaky_relu_backward_f16
 #include "activation.cuh"
 #include "vec.cuh"
 
@@ -86,6 +88,12 @@ __device__ __forceinline__ void gate(T* y, const T* x, int half, int kind) {
     }                                                                                                           \
     extern "C" __global__ void activation_backward_##NAME(T* dx, const T* dy, const T* x, uint64_t n, int kind) { \
         zip(dx, dy, x, n, [=](float g, float x) { return g * slope(kind, x); });                                \
+    }                                                                                                           \
+    extern "C" __global__ void leaky_relu_##NAME(T* y, const T* x, uint64_t n, float slope) {                    \
+        map(y, x, n, [=](float x) { return x < 0.0f ? slope * x : x; });                                        \
+    }                                                                                                           \
+    extern "C" __global__ void leaky_relu_backward_##NAME(T* dx, const T* dy, const T* y, uint64_t n, float slope) { \
+        zip(dx, dy, y, n, [=](float g, float y) { return y > 0.0f ? g : slope * g; });                          \
     }                                                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                       \
         activation_gate_##NAME(T* y, const T* x, int half, int kind, int vector) {                              \

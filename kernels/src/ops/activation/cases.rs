@@ -1,5 +1,5 @@
 use super::Activation;
-use crate::case::{Case, Check, Cost, Fill, Input};
+use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
 use crate::tolerance::{ROUNDOFF, Tolerance};
 use crate::{DType, Shape};
 
@@ -12,6 +12,7 @@ pub fn cases() -> Vec<Case> {
             cases.extend(shapes.iter().flat_map(|&shape| [forward(kind, shape, dtype, false), backward(kind, shape, dtype, false)]));
             cases.extend([[1, 2], [3, 66], [5, 1008], [0, 8]].map(|[rows, wide]| gate(kind, rows, wide, dtype, false)));
         }
+        cases.extend([[0].into(), [127].into(), [33, 1001].into()].into_iter().flat_map(|shape| leaky_relu(shape, dtype)));
         let large = [8, 48_000, 64].into();
         cases.extend([forward(Activation::Elu, medium, dtype, false), backward(Activation::Elu, medium, dtype, false)]);
         cases.extend([forward(Activation::Elu, large, dtype, true), backward(Activation::Elu, large, dtype, true)]);
@@ -68,6 +69,16 @@ fn forward(kind: Activation, shape: Shape, dtype: DType, bench: bool) -> Case {
         cost: Cost { bytes: 2 * shape.elements() * dtype.bytes(), flops: 20 * shape.elements() },
         bench,
     }
+}
+
+/// The slope that a kernel has may be a roundoff from the oracle's, beside which the product rounds.
+fn leaky_relu(shape: Shape, dtype: DType) -> [Case; 2] {
+    const SLOPE: f64 = 0.1;
+    let (forward, backward) = (forward(Activation::LeakyRelu, shape, dtype, false), backward(Activation::LeakyRelu, shape, dtype, false));
+    let (run, label) = (Box::new(|i: &Inputs| Ok(vec![super::leaky_relu(&i[0], SLOPE)?])), format!("leaky forward {shape:?}"));
+    let forward = Case { run, label, ..forward };
+    let run = Box::new(|i: &Inputs| Ok(vec![super::leaky_relu_backward(&i[0], &i[1], SLOPE)?]));
+    [forward, Case { run, label: format!("leaky backward {shape:?}"), ..backward }]
 }
 
 fn gate(kind: Activation, rows: usize, wide: usize, dtype: DType, bench: bool) -> Case {

@@ -1,5 +1,5 @@
 use super::Activation;
-use crate::cpu::{math, parallel};
+use crate::cpu::{math, parallel, vectorised};
 use crate::{Real, Result, Tensor};
 
 /// Of [`Activation::LeakyRelu`] below zero.
@@ -82,6 +82,31 @@ pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Ten
         }),
         Activation::Softsign => map2(dx, dy, x, |dy, x: T| dy / ((one + x.abs()) * (one + x.abs()))),
     }
+}
+
+pub fn leaky_relu<T: Real>(y: &mut Tensor, x: &Tensor, slope: f64) -> Result<()> {
+    let (x, slope) = (x.as_slice::<T>()?, T::of(slope));
+    parallel::for_rows(y.as_mut_slice::<T>()?, 1, |at, y| {
+        let x = &x[at..][..y.len()];
+        vectorised(
+            #[inline(always)]
+            || y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < T::zero() { slope * x } else { x }),
+        );
+    });
+    Ok(())
+}
+
+pub fn leaky_relu_backward<T: Real>(dx: &mut Tensor, dy: &Tensor, y: &Tensor, slope: f64) -> Result<()> {
+    let (dy, y, slope) = (dy.as_slice::<T>()?, y.as_slice::<T>()?, T::of(slope));
+    parallel::for_rows(dx.as_mut_slice::<T>()?, 1, |at, dx| {
+        let n = dx.len();
+        let (dy, y) = (&dy[at..][..n], &y[at..][..n]);
+        vectorised(
+            #[inline(always)]
+            || (0..n).for_each(|i| dx[i] = if y[i] > T::zero() { dy[i] } else { slope * dy[i] }),
+        );
+    });
+    Ok(())
 }
 
 fn sigmoid<T: Real>(x: T) -> T {

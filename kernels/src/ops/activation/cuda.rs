@@ -44,3 +44,17 @@ pub fn backward(gpu: &Cuda, kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &
     // SAFETY: the parameters of activation_backward_*; n elements each.
     unsafe { kernel.launch(launch::elements(NAME, n, x.dtype().bytes())?, args![dx, dy, x, n as u64, number(kind)]) }
 }
+
+pub fn leaky_relu(gpu: &Cuda, y: &mut Tensor, x: &Tensor, slope: f64) -> Result<()> {
+    let kernel = gpu.kernel(&SOURCE, &launch::kernel_name(NAME, "leaky_relu", x)?)?;
+    let n = x.elements();
+    // SAFETY: the parameters of leaky_relu_*; n elements each.
+    unsafe { kernel.launch(launch::elements(NAME, n, x.dtype().bytes())?, args![y, x, n as u64, slope as f32]) }
+}
+
+pub fn leaky_relu_backward(gpu: &Cuda, dx: &mut Tensor, dy: &Tensor, y: &Tensor, slope: f64) -> Result<()> {
+    let kernel = gpu.kernel(&SOURCE, &launch::kernel_name(NAME, "leaky_relu_backward", y)?)?;
+    let n = y.elements();
+    // SAFETY: the parameters of leaky_relu_backward_*; n elements each.
+    unsafe { kernel.launch(launch::elements(NAME, n, y.dtype().bytes())?, args![dx, dy, y, n as u64, slope as f32]) }
+}

@@ -17,6 +17,8 @@
 //! Written so that nothing cancels: `(1 + tanh u) / 2` is the sigmoid of `2 u`, `s (1 - s) = e / (1 + e)^2` with
 //! `e = e^-|x|`, and `t = n / (n + 2)` with `n = e^x (e^x + 2)`, so tails keep their relative accuracy in f32.
 //!
+//! [`leaky_relu`] has the slope that it is given, `slope x` if `x < 0`; its backward goes by its output.
+//!
 //! Storage f32, bf16, f16 on CUDA, f32 or f64 on the CPU. Source: `torch.nn.functional`, default arguments.
 
 use crate::case::Op;
@@ -110,10 +112,50 @@ pub fn backward(kind: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(dx)
 }
 
+/// `x`, or `slope x` where that is negative. `slope` is positive.
+pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
+    let _span = span::op("activation.leaky_relu");
+    check_slope(slope)?;
+    let mut y = x.empty_like()?;
+    match x.device() {
+        Device::Cpu => dispatch_real!(NAME, x.dtype(), T => cpu::leaky_relu::<T>(&mut y, x, slope))?,
+        Device::Cuda(gpu) => cuda::leaky_relu(&gpu, &mut y, x, slope)?,
+    }
+    Ok(y)
+}
+
+/// `dx` of [`leaky_relu`], from its output, which has the sign of its input.
+pub fn leaky_relu_backward(dy: &Tensor, y: &Tensor, slope: f64) -> Result<Tensor> {
+    let _span = span::op("activation.leaky_relu_backward");
+    check_slope(slope)?;
+    check::same(NAME, y, "dy", dy)?;
+    let mut dx = y.empty_like()?;
+    match y.device() {
+        Device::Cpu => dispatch_real!(NAME, y.dtype(), T => cpu::leaky_relu_backward::<T>(&mut dx, dy, y, slope))?,
+        Device::Cuda(gpu) => cuda::leaky_relu_backward(&gpu, &mut dx, dy, y, slope)?,
+    }
+    Ok(dx)
+}
+
+fn check_slope(slope: f64) -> Result<()> {
+    if slope > 0.0 && slope.is_finite() { Ok(()) } else { Err(Error::argument(NAME, format!("a slope of {slope} is not positive"))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::testing::{check_gradient, normal};
+
+    #[test]
+    fn a_leaky_relu_has_its_slope_and_its_gradient() {
+        let y = leaky_relu(&crate::ops::testing::tensor(&[-2.0, 0.0, 3.0], [3]), 0.2).unwrap();
+        assert_eq!(y.to_f64().unwrap(), [-0.4, 0.0, 3.0]);
+        let backward = |i: &[Tensor], dy: &Tensor| Ok(vec![Some(leaky_relu_backward(dy, &leaky_relu(&i[0], 0.2)?, 0.2)?)]);
+        check_gradient(&[normal([3, 31], 3)], |i| leaky_relu(&i[0], 0.2), backward);
+        for slope in [0.0, -0.1, f64::NAN, f64::INFINITY] {
+            assert!(leaky_relu(&normal([2], 1), slope).is_err() && leaky_relu_backward(&y, &y, slope).is_err());
+        }
+    }
 
     #[test]
     fn gradients_match_differences() {

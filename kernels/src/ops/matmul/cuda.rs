@@ -277,7 +277,7 @@ pub(crate) fn run_length(total: usize, m: usize, n: usize) -> usize {
 }
 
 /// Rows of a run, whole steps of the kernel, and how many runs there are.
-fn runs(total: usize, depth: usize) -> (usize, usize) {
+pub(crate) fn runs(total: usize, depth: usize) -> (usize, usize) {
     let depth = depth.next_multiple_of(32);
     (depth, total.div_ceil(depth))
 }

@@ -1,6 +1,7 @@
-use super::reflect;
+use super::{concat, reflect, reflect_backward};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Input};
+use crate::tolerance::Tolerance;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -17,9 +18,12 @@ pub(super) fn cases() -> Vec<Case> {
             ([0, 4, 8], 1, 1),
             ([1, 600, 40], 6, 7),
         ] {
-            cases.push(case(shape, left, right, dtype, false));
+            cases.extend([case(shape, left, right, dtype, false), gradient(shape, left, right, dtype)]);
         }
         cases.push(case([8, 24_000, 64], 6, 0, dtype, true));
+        for (batch, rows, channels) in [(1, [1, 1, 1], 1), (2, [31, 7, 2], 33), (3, [0, 5, 9], 8), (5, [127, 33, 64], 32)] {
+            cases.push(joined(batch, rows, channels, dtype));
+        }
     }
     cases
 }
@@ -35,5 +39,32 @@ fn case(shape: [usize; 3], left: isize, right: isize, dtype: DType, bench: bool)
         run: Box::new(move |i| Ok(vec![reflect(&i[0], left, right)?])),
         cost: Cost { bytes: batch * (out + read) as usize * channels * dtype.bytes(), flops: 0 },
         bench,
+    }
+}
+
+fn gradient(shape: [usize; 3], left: isize, right: isize, dtype: DType) -> Case {
+    let [batch, t, channels] = shape;
+    let padded = (t as isize + left + right) as usize;
+    Case {
+        label: format!("backward {batch}x{t}x{channels} {left:+} {right:+}"),
+        inputs: vec![Input::normal("dy", [batch, padded, channels])],
+        // Three rows at most.
+        outputs: vec![("dx", Check::Within(Tolerance::accumulate(2).then_round_to(dtype)))],
+        run: Box::new(move |i| Ok(vec![reflect_backward(&i[0], left, right, t)?])),
+        cost: Cost { bytes: batch * (t + padded) * channels * dtype.bytes(), flops: batch * padded * channels },
+        ..case(shape, left, right, dtype, false)
+    }
+}
+
+fn joined(batch: usize, rows: [usize; 3], channels: usize, dtype: DType) -> Case {
+    let n = batch * rows.iter().sum::<usize>() * channels;
+    Case {
+        label: format!("concat {batch}x{rows:?}x{channels}"),
+        dtype,
+        inputs: rows.map(|t| Input::normal("part", [batch, t, channels])).to_vec(),
+        outputs: vec![("y", Check::Exact)],
+        run: Box::new(|i| Ok(vec![concat(&i.iter().collect::<Vec<_>>())?])),
+        cost: Cost { bytes: 2 * n * dtype.bytes(), flops: 0 },
+        bench: false,
     }
 }
