@@ -8,7 +8,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use swara_kernels::ops::conv1d::{self, Fused};
-use swara_kernels::ops::{activation, conv_transpose1d, elementwise, loss, matmul, reduce, rvq_search, snake, stft, weight_norm};
+use swara_kernels::ops::{
+    activation, conv_transpose1d, conv2d, elementwise, loss, matmul, pad, peak_norm, reduce, rvq_search, snake, stft, weight_norm,
+};
 use swara_kernels::{Result, Tensor};
 
 /// A tensor that may have a place on a tape.
@@ -91,12 +93,12 @@ impl Tape {
     fn record(
         &self,
         inputs: &[&Var],
-        value: Tensor,
+        value: impl Into<Rc<Tensor>>,
         backward: impl FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
     ) -> Var {
         let inputs: Vec<_> = inputs.iter().map(|v| v.node).collect();
         let node = inputs.iter().any(Option::is_some).then(|| self.push(Entry::Operation { inputs, backward: Box::new(backward) }));
-        Var { value: Rc::new(value), node }
+        Var { value: value.into(), node }
     }
 
     fn record_loss(&self, input: &Var, value: Tensor, backward: impl FnOnce() -> Result<Tensor> + 'static) -> Var {
@@ -208,6 +210,62 @@ impl Tape {
         }))
     }
 
+    /// Convolution of images plus `bias`, then a LeakyReLU of `slope`, unless that is 1.
+    pub fn conv2d(&self, x: &Var, weight: &Var, bias: Option<&Var>, geometry: conv2d::Geometry, slope: f64) -> Result<Var> {
+        let value = Rc::new(conv2d::forward(&x.value, &weight.value, bias.map(Var::value), &geometry, slope)?);
+        let (x_value, w_value, y_value) = (x.value.clone(), weight.value.clone(), value.clone());
+        let none = x.detached();
+        Ok(self.record(&[x, weight, bias.unwrap_or(&none)], value, move |dy, needed| {
+            let dy = if slope == 1.0 { dy } else { activation::leaky_relu_backward(&dy, &y_value, slope)? };
+            let size = [x_value.shape()[1], x_value.shape()[2]];
+            let dx = if needed[0] { Some(conv2d::backward_input(&dy, &w_value, &geometry, size)?) } else { None };
+            let dw = if needed[1] { Some(conv2d::backward_weight(&dy, &x_value, &geometry)?) } else { None };
+            let db = if needed[2] { Some(reduce::sum_rows(&dy)?) } else { None };
+            Ok(vec![dx, dw, db])
+        }))
+    }
+
+    pub fn leaky_relu(&self, x: &Var, slope: f64) -> Result<Var> {
+        let value = Rc::new(activation::leaky_relu(&x.value, slope)?);
+        let y_value = value.clone();
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(activation::leaky_relu_backward(&dy, &y_value, slope)?)])))
+    }
+
+    pub fn scale(&self, x: &Var, factor: f64) -> Result<Var> {
+        let value = elementwise::scale(&x.value, factor)?;
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(elementwise::scale(&dy, factor)?)])))
+    }
+
+    /// Rows without their mean, at a peak of `level`.
+    pub fn peak_norm(&self, x: &Var, level: f64) -> Result<Var> {
+        let value = peak_norm::forward(&x.value, level)?;
+        let x_value = x.value.clone();
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(peak_norm::backward(&dy, &x_value, level)?)])))
+    }
+
+    /// `x [B, T, C]` with rows more at its ends, reflected, or fewer.
+    pub fn pad(&self, x: &Var, left: isize, right: isize) -> Result<Var> {
+        let value = pad::reflect(&x.value, left, right)?;
+        let rows = x.value.shape()[1];
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(pad::reflect_backward(&dy, left, right, rows)?)])))
+    }
+
+    /// `[B, T1 + T2 + .., C]` of `[B, T1, C]`, `[B, T2, C]`, ..
+    pub fn concat(&self, parts: &[Var]) -> Result<Var> {
+        let value = pad::concat(&parts.iter().map(Var::value).collect::<Vec<_>>())?;
+        let rows: Vec<isize> = parts.iter().map(|part| part.value.shape()[1] as isize).collect();
+        Ok(self.record(&parts.iter().collect::<Vec<_>>(), value, move |dy, needed| {
+            let total: isize = rows.iter().sum();
+            let mut before = 0;
+            let part = |(&rows, &needed): (&isize, &bool)| {
+                let at = before;
+                before += rows;
+                needed.then(|| pad::reflect(&dy, -at, at + rows - total)).transpose()
+            };
+            rows.iter().zip(needed).map(part).collect()
+        }))
+    }
+
     /// `x [.., K]` times a constant matrix `[K, N]`.
     pub fn project(&self, x: &Var, matrix: &Rc<Tensor>) -> Result<Var> {
         let value = matmul::forward(&x.value, matrix, matmul::Transpose::default())?;
@@ -260,8 +318,36 @@ impl Tape {
         Ok(self.record_loss(x, value, move || loss::log_l1_backward(&x_value, &target, floor, weight)))
     }
 
+    /// `weight * mean (x - target)^2` for a number.
+    pub fn square_loss(&self, x: &Var, target: f64, weight: f64) -> Result<Var> {
+        self.mse_loss(x, &Var::from(filled(&x.value, target)?), weight)
+    }
+
+    /// `weight * mean max(0, 1 - sign x)`.
+    pub fn hinge_loss(&self, x: &Var, sign: f64, weight: f64) -> Result<Var> {
+        const RELU: activation::Activation = activation::Activation::Relu;
+        let short = elementwise::sub(&filled(&x.value, 1.0)?, &elementwise::scale(&x.value, sign)?)?;
+        let value = reduce::mean(&activation::forward(RELU, &short)?)?;
+        Ok(self.record_loss(x, value, move || {
+            activation::backward(RELU, &filled(&short, -sign * weight / short.elements().max(1) as f64)?, &short)
+        }))
+    }
+
+    /// `weight * mean x`.
+    pub fn mean_loss(&self, x: &Var, weight: f64) -> Result<Var> {
+        let (value, x_value) = (reduce::mean(&x.value)?, x.value.clone());
+        Ok(self.record_loss(x, value, move || filled(&x_value, weight / x_value.elements().max(1) as f64)))
+    }
+
     /// A loss whose gradient is known already: `weight * gradient`.
     pub fn known_loss(&self, x: &Var, value: Tensor, gradient: Tensor, weight: f64) -> Var {
         self.record_loss(x, value, move || elementwise::scale(&gradient, weight))
     }
+}
+
+/// As `like`, of one value.
+fn filled(like: &Tensor, value: f64) -> Result<Tensor> {
+    let width = like.shape().last_dim();
+    let row = Tensor::from_f64(&like.device(), like.dtype(), &vec![value; width], [width])?;
+    elementwise::add_row(&Tensor::zeros(&like.device(), like.dtype(), like.shape())?, &row)
 }

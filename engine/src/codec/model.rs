@@ -295,7 +295,7 @@ pub enum Layout {
     Alpha,
     /// `[C, 1, 1]` is `[C]`.
     Gain,
-    /// `[out, in, taps]` is `[taps, in, out]`.
+    /// `[out, in, taps]` is `[taps, in, out]`; of images `[out, in, down, across]`, whose taps are counted row by row.
     Conv,
     /// `[in, out, taps]` is `[taps, in, out]`.
     ConvTranspose,
@@ -321,7 +321,7 @@ impl TensorSpec {
             Layout::Plain => p.clone(),
             Layout::Alpha => vec![p[1]],
             Layout::Gain => vec![p[0]],
-            Layout::Conv => vec![p[2], p[1], p[0]],
+            Layout::Conv => vec![p[2..].iter().product(), p[1], p[0]],
             Layout::ConvTranspose => vec![p[2], p[0], p[1]],
         }
     }
@@ -342,7 +342,8 @@ impl TensorSpec {
 
     fn permute(&self, mut place: impl FnMut(usize, usize)) {
         let p = &self.published;
-        let &[a, b, taps] = &p[..] else { return (0..p.iter().product()).for_each(|i| place(i, i)) };
+        let &[a, b, _, ..] = &p[..] else { return (0..p.iter().product()).for_each(|i| place(i, i)) };
+        let taps = p[2..].iter().product();
         for x in 0..a {
             for y in 0..b {
                 for k in 0..taps {
