@@ -4,6 +4,7 @@
 //! not from generators with a memory. So a resumed run is bit-exact with one that was never stopped.
 
 mod config;
+mod discriminator;
 mod initial;
 mod losses;
 pub mod quantize;
@@ -14,6 +15,11 @@ mod state;
 use std::rc::Rc;
 
 pub use config::{CodebookRules, LossWeights, Schedule, TrainConfig};
+pub use discriminator::{
+    AdversarialForm, AdversarialRule, BandConfig, DiscriminatorConfig, Discriminators, PeriodConfig, PeriodRules, Reduction, ScaleConfig,
+    StftConfig, adversarial_loss, discriminator_loss, feature_loss,
+};
+pub use recording::Recording;
 pub use run::{Event, Report, Start, Validation, run};
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::adamw::{self, AdamW};
@@ -22,7 +28,6 @@ use swara_kernels::{DType, Device, Shape, Tensor, span};
 
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Quantised, Stages, mix};
-use self::recording::Recording;
 use crate::codec::model::{Layout, Model, TensorSpec};
 use crate::codec::{Codec, Config, QuantizerKind, quantizer};
 use crate::tape::{Tape, Var};
