@@ -1,15 +1,19 @@
 //! Reverse-mode differentiation: a list of what was computed, walked backwards.
 //!
 //! An entry keeps what its backward needs and nothing else; the tape is dropped after every step. Losses are terminal: each
-//! is recorded with its weight, and [`Tape::backward`] starts from all of them. Gradients of values used more than once add
-//! up in the order of the tape, so they do not depend on timing.
+//! is recorded with its weight, and [`Tape::backward`] starts from all of them, [`Tape::backward_from`] from some. Gradients
+//! of values used more than once add up in the order of the tape, so they do not depend on timing.
+
+mod transformer;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use swara_kernels::ops::activation::{self, Activation};
 use swara_kernels::ops::conv1d::{self, Fused};
+use swara_kernels::ops::linear::Weight;
 use swara_kernels::ops::{
-    activation, conv_transpose1d, conv2d, elementwise, loss, matmul, pad, peak_norm, reduce, rvq_search, snake, stft, weight_norm,
+    conv_transpose1d, conv2d, elementwise, loss, lstm, matmul, pad, peak_norm, reduce, rvq_search, snake, stft, weight_norm,
 };
 use swara_kernels::{Result, Tensor};
 
@@ -30,6 +34,15 @@ impl Var {
         Var { value: value.clone(), node: None }
     }
 
+    pub fn shared(&self) -> Rc<Tensor> {
+        self.value.clone()
+    }
+
+    /// The same place on the tape, under another value.
+    pub fn told(&self, value: Tensor) -> Var {
+        Var { value: Rc::new(value), node: self.node }
+    }
+
     /// The same value, cut off from whatever computed it.
     pub fn detached(&self) -> Var {
         Var { value: self.value.clone(), node: None }
@@ -43,7 +56,7 @@ impl From<Tensor> for Var {
 }
 
 /// Maps the gradient of an output to those of the inputs, in order; `None` where the input is not differentiated.
-type Backward = Box<dyn FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>>>;
+type Backward = Box<dyn Fn(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>>>;
 
 enum Entry {
     Leaf,
@@ -51,11 +64,10 @@ enum Entry {
         inputs: Vec<Option<usize>>,
         backward: Backward,
     },
-    /// As an operation, but nothing is downstream of it: its backward gets its own value in place of a gradient.
+    /// Nothing is downstream of it: its gradient needs none.
     Loss {
-        inputs: Vec<Option<usize>>,
-        value: Rc<Tensor>,
-        backward: Backward,
+        input: usize,
+        gradient: Box<dyn Fn() -> Result<Tensor>>,
     },
 }
 
@@ -68,6 +80,31 @@ pub struct Tape {
 pub struct Gradients(Vec<Option<Tensor>>);
 
 impl Gradients {
+    fn of(entries: usize) -> Gradients {
+        Gradients((0..entries).map(|_| None).collect())
+    }
+
+    /// From the gradient of `entry`, number `node`, to those of its inputs.
+    fn pass(&mut self, node: usize, entry: &Entry) -> Result<()> {
+        let found = match entry {
+            Entry::Leaf => return Ok(()),
+            Entry::Operation { inputs, backward } => {
+                let Some(dy) = self.0[node].take() else { return Ok(()) };
+                let needed: Vec<bool> = inputs.iter().map(Option::is_some).collect();
+                inputs.iter().copied().zip(backward(dy, &needed)?).collect()
+            }
+            Entry::Loss { input, gradient } => vec![(Some(*input), Some(gradient()?))],
+        };
+        for (input, gradient) in found {
+            let (Some(input), Some(gradient)) = (input, gradient) else { continue };
+            match &mut self.0[input] {
+                Some(sum) => elementwise::add_assign(sum, &gradient)?,
+                empty => *empty = Some(gradient),
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the gradient of `leaf`; `None` if no loss depends on it.
     pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
         self.0.get_mut(leaf.node?)?.take()
@@ -94,45 +131,46 @@ impl Tape {
         &self,
         inputs: &[&Var],
         value: impl Into<Rc<Tensor>>,
-        backward: impl FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
+        backward: impl Fn(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
     ) -> Var {
         let inputs: Vec<_> = inputs.iter().map(|v| v.node).collect();
         let node = inputs.iter().any(Option::is_some).then(|| self.push(Entry::Operation { inputs, backward: Box::new(backward) }));
         Var { value: value.into(), node }
     }
 
-    fn record_loss(&self, input: &Var, value: Tensor, backward: impl FnOnce() -> Result<Tensor> + 'static) -> Var {
-        let value = Rc::new(value);
-        let node = input.node.map(|node| {
-            let backward: Backward = Box::new(move |_, _| Ok(vec![Some(backward()?)]));
-            self.push(Entry::Loss { inputs: vec![Some(node)], value: value.clone(), backward })
-        });
-        Var { value, node }
+    fn record_loss(&self, input: &Var, value: Tensor, gradient: impl Fn() -> Result<Tensor> + 'static) -> Var {
+        let node = input.node.map(|input| self.push(Entry::Loss { input, gradient: Box::new(gradient) }));
+        Var { value: Rc::new(value), node }
+    }
+
+    /// Takes `gradient` of `x` from losses that another tape holds.
+    pub fn pull(&self, x: &Var, gradient: Tensor) {
+        if let Some(input) = x.node {
+            self.push(Entry::Loss { input, gradient: Box::new(move || gradient.copy()) });
+        }
     }
 
     /// Gradients of the weighted sum of all losses recorded so far.
     pub fn backward(self) -> Result<Gradients> {
-        let entries = self.entries.into_inner();
-        let mut gradients: Vec<Option<Tensor>> = entries.iter().map(|_| None).collect();
-        for (node, entry) in entries.into_iter().enumerate().rev() {
-            let (inputs, backward, dy) = match entry {
-                Entry::Leaf => continue,
-                Entry::Operation { inputs, backward } => match gradients[node].take() {
-                    Some(dy) => (inputs, backward, dy),
-                    None => continue,
-                },
-                Entry::Loss { inputs, value, backward } => (inputs, backward, value.copy()?),
-            };
-            let needed: Vec<bool> = inputs.iter().map(Option::is_some).collect();
-            for (input, gradient) in inputs.into_iter().zip(backward(dy, &needed)?) {
-                let (Some(input), Some(gradient)) = (input, gradient) else { continue };
-                match &mut gradients[input] {
-                    Some(sum) => elementwise::add_assign(sum, &gradient)?,
-                    empty => *empty = Some(gradient),
-                }
+        let mut entries = self.entries.into_inner();
+        let mut gradients = Gradients::of(entries.len());
+        // What an entry kept is freed as soon as it was used.
+        while let Some(entry) = entries.pop() {
+            gradients.pass(entries.len(), &entry)?;
+        }
+        Ok(gradients)
+    }
+
+    /// Gradients of the weighted sum of some of the losses.
+    pub fn backward_from(&self, losses: &[Var]) -> Result<Gradients> {
+        let entries = self.entries.borrow();
+        let mut gradients = Gradients::of(entries.len());
+        for (node, entry) in entries.iter().enumerate().rev() {
+            if !matches!(entry, Entry::Loss { .. }) || losses.iter().any(|loss| loss.node == Some(node)) {
+                gradients.pass(node, entry)?;
             }
         }
-        Ok(Gradients(gradients))
+        Ok(gradients)
     }
 
     pub fn add(&self, a: &Var, b: &Var) -> Result<Var> {
@@ -157,10 +195,10 @@ impl Tape {
         Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(dy.reshape(from)?)])))
     }
 
-    pub fn tanh(&self, x: &Var) -> Result<Var> {
-        let value = activation::forward(activation::Activation::Tanh, &x.value)?;
+    pub fn activation(&self, kind: Activation, x: &Var) -> Result<Var> {
+        let value = activation::forward(kind, &x.value)?;
         let x_value = x.value.clone();
-        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(activation::backward(activation::Activation::Tanh, &dy, &x_value)?)])))
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(activation::backward(kind, &dy, &x_value)?)])))
     }
 
     pub fn snake(&self, x: &Var, alpha: &Var) -> Result<Var> {
@@ -178,6 +216,48 @@ impl Tape {
         Ok(self.record(&[v, g], value, move |dw, needed| {
             let (dv, dg) = weight_norm::backward(&dw, &v_value, &g_value, axis)?;
             Ok(vec![needed[0].then_some(dv), needed[1].then_some(dg)])
+        }))
+    }
+
+    /// `h [B, T, H]` of `gates [B, T, 4 H]`.
+    pub fn lstm(&self, gates: &Var, weight: &Var) -> Result<Var> {
+        let y = Rc::new(lstm::forward(&gates.value, &Weight::new(&weight.value)?)?);
+        let (saved, w_value, output) = (gates.value.clone(), weight.value.clone(), y.clone());
+        Ok(self.record(&[gates, weight], y, move |dy, needed| {
+            let (dgates, dweight) = lstm::backward(&dy, &saved, &w_value, &output)?;
+            Ok(vec![needed[0].then_some(dgates), needed[1].then_some(dweight)])
+        }))
+    }
+
+    /// `bias [C]` added to every row.
+    pub fn add_row(&self, x: &Var, bias: &Var) -> Result<Var> {
+        let value = elementwise::add_row(&x.value, &bias.value)?;
+        Ok(self.record(&[x, bias], value, |dy, needed| {
+            let dbias = if needed[1] { Some(reduce::sum_rows(&dy)?) } else { None };
+            Ok(vec![needed[0].then_some(dy), dbias])
+        }))
+    }
+
+    /// `x [B, T, C]` after so many copies of its first row.
+    pub fn begin(&self, x: &Var, copies: usize) -> Result<Var> {
+        let [batch, t, channels] = x.value.shape()[..] else {
+            return Err(swara_kernels::Error::shape("begin", "x", "[batch, time, channels]", x.value.shape()));
+        };
+        let (rows, width) = (copies + t, channels);
+        let mut value = Tensor::empty(&x.value.device(), x.value.dtype(), [batch, rows, width])?;
+        for item in 0..batch {
+            let first = x.value.part(item * t * width, [1, width])?;
+            (0..copies).try_for_each(|i| value.write_rows(item * rows + i, &first))?;
+            value.write_rows(item * rows + copies, &x.value.part(item * t * width, [t, width])?)?;
+        }
+        Ok(self.record(&[x], value, move |dy, _| {
+            let mut dx = Tensor::empty(&dy.device(), dy.dtype(), [batch, t, width])?;
+            for item in 0..batch {
+                dx.write_rows(item * t, &dy.part((item * rows + copies) * width, [t, width])?)?;
+                let first = reduce::sum_rows(&dy.part(item * rows * width, [copies + 1, width])?)?;
+                dx.write_rows(item * t, &first.reshape([1, width])?)?;
+            }
+            Ok(vec![Some(dx)])
         }))
     }
 

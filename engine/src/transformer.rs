@@ -74,7 +74,7 @@ impl Rotary {
         Rotary { theta, style, scaling: None }
     }
 
-    fn rope(&self, device: &Device, head_dim: usize) -> Result<Rope> {
+    pub(crate) fn rope(&self, device: &Device, head_dim: usize) -> Result<Rope> {
         let Some(scaling) = self.scaling else { return Ok(Rope::new(device, head_dim, self.theta, self.style)?) };
         let scaled: Vec<f64> = rope::frequencies(head_dim, self.theta).into_iter().map(|f| scaling.frequency(f)).collect();
         Ok(Rope::with_frequencies(device, &scaled, self.style)?)

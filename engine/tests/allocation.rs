@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use swara_engine::codec::{Codec, Config, Session};
-use swara_engine::train::{CodebookRules, LossWeights, Schedule, TrainConfig, Trainer};
+use swara_engine::train::{CodebookRules, Schedule, TrainConfig, Trainer};
 use swara_kernels::{DType, Device};
 
 struct Counting;
@@ -74,11 +74,9 @@ fn check(codec: &Codec, codebooks: usize) {
 fn a_stream_of_the_bundled_shape_allocates_nothing() {
     let _turn = turn();
     let config = TrainConfig {
-        model: "swara-te50".into(),
-        codec: None,
         train: Schedule { batch: 1, crop_frames: 50, ..Schedule::default() },
-        loss: LossWeights::default(),
         codebook: CodebookRules { start: 0, kmeans_iterations: 1, ..CodebookRules::default() },
+        ..TrainConfig::new("swara-te50", None)
     };
     let mut trainer = Trainer::new(config, &Device::Cpu).unwrap();
     let noise: Vec<f32> = (0..16000).map(|i| (i as f32 * 0.37).sin() * (i as f32 * 0.011).cos() * 0.3).collect();

@@ -2,29 +2,30 @@
 
 use swara_engine::codec::{Config, QuantizerKind};
 use swara_engine::metrics;
-use swara_engine::train::{CodebookRules, LossWeights, Losses, Schedule, TrainConfig, Trainer};
+use swara_engine::train::{CodebookRules, LossWeights, Losses, Optimizer, Schedule, TrainConfig, Trainer};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
 
 fn tiny(quantizer: QuantizerKind) -> TrainConfig {
+    let codec = Config {
+        sample_rate: 16000,
+        encoder_widths: vec![8, 16, 24],
+        decoder_widths: vec![24, 16, 8],
+        strides: vec![4, 2],
+        dilations: vec![1, 3],
+        latent: 16,
+        causal: true,
+        quantizer,
+        codebook_dim: 8,
+        codebook_sizes: vec![32, 16],
+        transformer: None,
+    };
     TrainConfig {
-        model: "tiny".into(),
-        codec: Some(Config {
-            sample_rate: 16000,
-            encoder_widths: vec![8, 16, 24],
-            decoder_widths: vec![24, 16, 8],
-            strides: vec![4, 2],
-            dilations: vec![1, 3],
-            latent: 16,
-            causal: true,
-            quantizer,
-            codebook_dim: 8,
-            codebook_sizes: vec![32, 16],
-            transformer: None,
-        }),
-        train: Schedule { steps: 300, batch: 2, crop_frames: 80, learning_rate: 3e-3, warmup: 10, ..Schedule::default() },
+        train: Schedule { steps: 300, batch: 2, crop_frames: 80, ..Schedule::default() },
+        optimizer: Optimizer { learning_rate: 3e-3, warmup: 10, ..Optimizer::default() },
         loss: LossWeights { mel: 1.0, wave: 10.0, mel_scales: vec![(5, 32), (10, 64), (20, 128), (40, 256)], ..LossWeights::default() },
         codebook: CodebookRules { start: 5, kmeans_batches: 1, kmeans_iterations: 5, dropout: 0.0, ..CodebookRules::default() },
+        ..TrainConfig::new("tiny", Some(codec))
     }
 }
 
@@ -96,7 +97,7 @@ fn twenty_steps_are_the_same_on_the_cpu_and_on_the_emulator() {
         config.train.crop_frames = 40;
         // The first steps of Adam are as large for a gradient that is all rounding as for any other. At 5e-4 and above that
         // grows until a code flips at a near-tie, within the 20 steps; and one code moves a loss by more than 1e-4.
-        config.train.learning_rate = 2e-4;
+        config.optimizer.learning_rate = 2e-4;
         let mut runs = ["cpu", "emulator"].map(|device| {
             let device = Device::open(device).expect("the emulator needs a C++ compiler");
             train(&mut Trainer::new(config.clone(), &device).unwrap(), 20, |step| step)

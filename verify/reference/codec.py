@@ -28,6 +28,7 @@ CASES = {
     "factorised_causal": CodecConfig(**TINY, strides=[2, 4], quantizer="factorised"),
     "factorised_symmetric": CodecConfig(**TINY, strides=[2, 4], quantizer="factorised", causal=False),
     "ema_symmetric_odd_stride": CodecConfig(**TINY, strides=[2, 5], quantizer="ema", causal=False),
+    "hybrid": CodecConfig(**TINY, strides=[2, 4], quantizer="ema", transformer=dict(layers=2, heads=2, hidden=12, window=7)),
 }
 SAMPLES = 320
 
@@ -47,6 +48,8 @@ def randomise(model, draw):
             value = draw.uniform(0.3, 2.5, *shape)
         elif kind == "bias":
             value = draw.normal(*shape, scale=0.1)
+        elif kind == "scale" or "norm" in name and kind == "weight":
+            value = draw.uniform(0.5, 1.5, *shape)
         elif kind == "weight_g":
             value = draw.uniform(0.7 * gain(name), 1.3 * gain(name), *shape)
         elif kind == "cluster_usage":
@@ -84,9 +87,9 @@ def make():
         randomise(model, draw)
         source = leaf(np.stack([speech(draw.rng, SAMPLES, config.sample_rate)[None] for _ in range(2)]))
         margin = []
-        z = model.encoder(source)
+        z = model.latent(source)
         z_q, codes, losses = model.quantizer(z, margin)
-        wave = model.decoder(z_q)
+        wave = model.wave(z_q)
         loss, parts = total_loss(config, wave, source, losses)
         for tensor in (z, z_q, wave):
             tensor.retain_grad()
@@ -100,5 +103,6 @@ def make():
         with torch.no_grad():
             for k in range(1, codes.shape[1] + 1):
                 tensors[f"wave.{k}"] = model.decode(codes[:, :k])
-        save("codec", case, tensors, config=asdict(config), hop=config.hop,
+        given = {name: value for name, value in asdict(config).items() if value is not None}
+        save("codec", case, tensors, config=given, hop=config.hop,
              mel_scales=[list(s) for s in scales])

@@ -1,6 +1,7 @@
 """The DAC-style codec as a plain PyTorch module; parameter names are the tensor names of the dumps.
 
-Wave [B,1,T] -> z [B,latent,T/hop] -> codes [B,K,T/hop] and z_q -> wave. A stride-s layer has kernel 2s. Causal layers
+Wave [B,1,T] -> z [B,latent,T/hop] -> codes [B,K,T/hop] and z_q -> wave; transformers of Mimi's kind may stand between the
+convolutions and the quantiser. A stride-s layer has kernel 2s. Causal layers
 pad (K-1) dilation - (s-1) zeros on the left, and transposed ones drop their last s samples; symmetric layers pad as
 DAC does ((K-1) dilation / 2, or ceil(s/2) where strided), so an odd stride loses a sample per decoder stage.
 """
@@ -30,6 +31,7 @@ class CodecConfig:
     quantizer: str = "ema"
     codebook_dim: int = 32
     codebook_sizes: list = field(default_factory=lambda: [2048] + [1024] * 7)
+    transformer: dict | None = None
 
     @property
     def hop(self):
@@ -142,6 +144,68 @@ class DecoderBlock(Block):
         return self.residual(self.conv_t1(self.snake1(x)))
 
 
+class LayerScale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), 0.01))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+class Attention(nn.Module):
+    """Causal, of so many keys at most, pairs of neighbours turned by their position."""
+
+    def __init__(self, width, heads, window):
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) / math.sqrt(3 * width))
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        length, size = x.shape[1], x.shape[2] // self.heads
+        q, k, v = F.linear(x, self.in_proj_weight).unflatten(2, (3, self.heads, size)).permute(2, 0, 3, 1, 4)
+        at = torch.arange(length)
+        angles = at[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size).to(x)
+
+        def turned(x):
+            turn = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(torch.ones_like(angles), angles)
+            return torch.view_as_real(turn).flatten(-2)
+
+        distance = at[:, None] - at
+        seen = F.scaled_dot_product_attention(turned(q), turned(k), v, (distance >= 0) & (distance < self.window))
+        return self.out_proj(seen.transpose(1, 2).flatten(2))
+
+
+class TransformerLayer(nn.Module):
+    def __init__(self, width, heads, hidden, window):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads, window)
+        self.linear1 = nn.Linear(width, hidden, bias=False)
+        self.linear2 = nn.Linear(hidden, width, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = LayerScale(width), LayerScale(width)
+
+    def forward(self, x):
+        x = x + self.layer_scale_1(self.self_attn(self.norm1(x)))
+        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+
+
+class Transformer(nn.Module):
+    """Of features [B,C,T]; the identity without layers."""
+
+    def __init__(self, c):
+        super().__init__()
+        t = dict(c.transformer or {"layers": 0})
+        self.layers = nn.ModuleList(TransformerLayer(c.latent, **t) for _ in range(t.pop("layers")))
+
+    def forward(self, z):
+        x = z.transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return x.transpose(1, 2)
+
+
 class Encoder(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -245,13 +309,20 @@ class Codec(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+        self.encoder_transformer, self.decoder_transformer = Transformer(config), Transformer(config)
         self.quantizer = {"ema": EmaQuantizer, "factorised": FactorisedQuantizer}[config.quantizer](config)
         self.decoder = Decoder(config)
 
     def forward(self, wave):
         """Wave [B,1,T], T a multiple of hop -> (wave, codes, losses of the quantiser)."""
-        z_q, codes, losses = self.quantizer(self.encoder(wave))
-        return self.decoder(z_q), codes, losses
+        z_q, codes, losses = self.quantizer(self.latent(wave))
+        return self.wave(z_q), codes, losses
+
+    def latent(self, wave):
+        return self.encoder_transformer(self.encoder(wave))
+
+    def wave(self, z_q):
+        return self.decoder(self.decoder_transformer(z_q))
 
     def fold(self):
         """Computes every normalised weight once, for inference."""
@@ -261,7 +332,7 @@ class Codec(nn.Module):
         return self.eval()
 
     def encode(self, wave):
-        return self.quantizer(self.encoder(wave))[1]
+        return self.quantizer(self.latent(wave))[1]
 
     def decode(self, codes):
-        return self.decoder(self.quantizer.decode(codes))
+        return self.wave(self.quantizer.decode(codes))

@@ -167,12 +167,14 @@ def reference(model, case, x, draw, root, layers):
     return codes, margin, wave
 
 
+RENAMES = [("in_projs.0.weight", "in_proj_weight"), ("out_projs.0.weight", "out_proj.weight")]
+
+
 def original(state):
     """The names of the published checkpoint."""
-    renames = [("in_projs.0.weight", "in_proj_weight"), ("out_projs.0.weight", "out_proj.weight")]
     out = {}
     for name, tensor in state.items():
-        for new, old in renames:
+        for new, old in RENAMES:
             name = name.replace(new, old)
         out[name] = tensor.float().contiguous()
     return out

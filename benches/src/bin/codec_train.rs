@@ -21,11 +21,10 @@ fn main() -> Result<()> {
     let (batch, seconds, steps, threads) = (number(0, 8)?, number(1, 1)?, number(2, 10)?.max(1), number(3, 2)?);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let config = TrainConfig {
-        model: "swara-te50".into(),
-        codec: None,
         train: Schedule { batch, crop_frames: 50 * seconds, ..Schedule::default() },
         loss: LossWeights { commitment: 1.0, ..LossWeights::default() },
         codebook: CodebookRules { start: 0, kmeans_iterations: 2, dropout: 0.0, ..CodebookRules::default() },
+        ..TrainConfig::new("swara-te50", None)
     };
     let device = Device::open(args.get(4).map_or("cpu", String::as_str))?;
     let mut trainer = Trainer::new(config, &device)?;

@@ -1,6 +1,6 @@
 //! Mimi (Défossez et al. 2024, section 3.3): SEANet with a transformer on either side of a split quantiser, all of it causal.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use swara_kernels::ops::rope::Style;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// The numbers of a Mimi, by the keys of `config.json` in `transformers`. What a file leaves out is as published; what it has
 /// beyond these is of no consequence here.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     pub sampling_rate: u32,
@@ -107,7 +107,7 @@ impl Config {
     }
 
     /// Refuses what is not a Mimi, and shapes that no file should be able to ask for.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::Config(what));
         let only = |key, found: &dyn std::fmt::Debug, expected: &str| fail(format!("{key} is {found:?}, expected {expected}"));
         match self {

@@ -22,8 +22,10 @@ mod whole;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+#[cfg(test)]
+pub(crate) use checkpoint::encodec_layers;
 pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, Rounded, family, rounded_mimi};
-pub(crate) use checkpoint::{embedding_spec, fold, read};
+pub(crate) use checkpoint::{embedding_spec, fold, mimi_to_train, read};
 pub use config::{Config, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};
 pub use session::Session;

@@ -47,15 +47,28 @@ pub fn factorised_tensors(latent: usize, dim: usize, sizes: &[usize], folded: bo
     sizes.iter().enumerate().flat_map(stage).collect()
 }
 
-/// Moving averages of an `ema` quantiser's stage `k`: usage and sum.
+/// The two halves of a split quantiser (Mimi).
+pub const SPLIT: [&str; 2] = ["quantizer.rvq_first", "quantizer.rvq_rest"];
+
+/// Projections around the codebooks of each half of a split quantiser.
+pub fn split_tensors(latent: usize, dim: usize) -> impl Iterator<Item = TensorSpec> {
+    SPLIT.into_iter().flat_map(move |half| {
+        let projection = |name: &str, shape| TensorSpec::new(format!("{half}.{name}.weight"), Layout::Conv, shape);
+        [projection("input_proj", [dim, latent, 1]), projection("output_proj", [latent, dim, 1])]
+    })
+}
+
+/// Usage and sum of the codebook called `name`.
+pub fn average_tensors(name: &str, [size, dim]: [usize; 2]) -> [TensorSpec; 2] {
+    [
+        TensorSpec::new(format!("{name}.cluster_usage"), Layout::Plain, [size]),
+        TensorSpec::new(format!("{name}.embedding_sum"), Layout::Plain, [size, dim]),
+    ]
+}
+
+/// Moving averages of an `ema` quantiser's stages: usage and sum of each.
 pub fn codebook_tensors(config: &Config) -> Vec<TensorSpec> {
-    let stage = |(k, &size): (usize, &usize)| {
-        let stage = format!("quantizer.layers.{k}.codebook");
-        [
-            TensorSpec::new(format!("{stage}.cluster_usage"), Layout::Plain, [size]),
-            TensorSpec::new(format!("{stage}.embedding_sum"), Layout::Plain, [size, config.codebook_dim]),
-        ]
-    };
+    let stage = |(k, &size): (usize, &usize)| average_tensors(&format!("quantizer.layers.{k}.codebook"), [size, config.codebook_dim]);
     match config.quantizer {
         QuantizerKind::Ema => config.codebook_sizes.iter().enumerate().flat_map(stage).collect(),
         QuantizerKind::Factorised => Vec::new(),

@@ -1,6 +1,9 @@
 use serde::{Deserialize, Serialize};
 
+use super::architecture::Architecture;
+use super::discriminator::{AdversarialRule, DiscriminatorConfig};
 use crate::codec::Config;
+use crate::codec::mimi::Config as MimiConfig;
 use crate::{Error, Result};
 
 /// A training run, as its TOML file says it.
@@ -11,32 +14,33 @@ pub struct TrainConfig {
     pub model: String,
     /// The model's shape, if it is not a preset.
     pub codec: Option<Config>,
+    /// A Mimi's shape instead, in the keys of `transformers`; what is left out is as published.
+    pub mimi: Option<MimiConfig>,
     #[serde(default)]
     pub train: Schedule,
+    #[serde(default)]
+    pub optimizer: Optimizer,
     #[serde(default)]
     pub loss: LossWeights,
     #[serde(default)]
     pub codebook: CodebookRules,
+    /// Makes the weights of the losses of the wave their shares of its gradient.
+    pub balancer: Option<BalancerRules>,
+    /// Discriminators to train against.
+    pub adversarial: Option<Adversarial>,
 }
 
-/// Steps, batches and the optimiser.
+/// Steps, batches, and what is written when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
     pub steps: u64,
     pub batch: usize,
+    /// Batches whose gradients are averaged before a step: so many times the batch, without its memory.
+    pub accumulate: usize,
     /// Frames a crop.
     pub crop_frames: usize,
     pub seed: u64,
-    /// Peak learning rate: linear warm-up, then a cosine down to `final_rate` of it.
-    pub learning_rate: f64,
-    pub final_rate: f64,
-    pub warmup: u64,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub weight_decay: f64,
-    /// Largest norm of the whole gradient.
-    pub clip: f64,
     /// Decay of the moving average of the weights, which is what is released.
     pub average: f64,
     /// Each crop is changed by a gain from this range, in dB.
@@ -51,21 +55,82 @@ impl Default for Schedule {
         Schedule {
             steps: 20_000,
             batch: 8,
+            accumulate: 1,
             crop_frames: 50,
             seed: 1,
-            learning_rate: 1e-3,
-            final_rate: 0.05,
-            warmup: 200,
-            beta1: 0.8,
-            beta2: 0.99,
-            weight_decay: 0.01,
-            clip: 10.0,
             average: 0.999,
             gain_db: (0.0, 0.0),
             log_every: 20,
             checkpoint_every: 200,
             validate_every: 1000,
         }
+    }
+}
+
+/// AdamW and its learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optimizer {
+    /// The highest: linear warm-up, then a cosine down to `final_rate` of it, times `gamma^step`.
+    pub learning_rate: f64,
+    pub warmup: u64,
+    pub final_rate: f64,
+    pub gamma: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub weight_decay: f64,
+    pub decayed: Decayed,
+    /// Largest norm of the whole gradient.
+    pub clip: f64,
+}
+
+/// Which parameters decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decayed {
+    /// Filters and matrices: not gains, biases, norms and snakes.
+    Weights,
+    /// Those of transformers alone (Mimi).
+    Transformer,
+    /// Everything, as `torch.optim.AdamW` does by itself (DAC).
+    All,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Optimizer {
+            learning_rate: 1e-3,
+            warmup: 200,
+            final_rate: 0.05,
+            gamma: 1.0,
+            beta1: 0.8,
+            beta2: 0.99,
+            weight_decay: 0.01,
+            decayed: Decayed::Weights,
+            clip: 10.0,
+        }
+    }
+}
+
+impl Optimizer {
+    /// The learning rate of a step of a run of `steps`.
+    pub fn rate(&self, step: u64, steps: u64) -> f64 {
+        let warm = ((step + 1) as f64 / self.warmup.max(1) as f64).min(1.0);
+        let progress = (step as f64 / steps.max(1) as f64).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        self.learning_rate * warm * (self.final_rate + (1.0 - self.final_rate) * cosine) * self.gamma.powf(step as f64)
+    }
+
+    fn check(&self, table: &str) -> Result<()> {
+        let fail = |what: &str| Err(Error::Config(format!("{table}: {what}")));
+        let rates = [self.learning_rate, self.final_rate, self.gamma, self.beta1, self.beta2, self.weight_decay, self.clip];
+        if rates.iter().any(|r| !r.is_finite() || *r < 0.0) || self.beta1 >= 1.0 || self.beta2 >= 1.0 {
+            return fail("rates must be finite and not negative, betas below 1");
+        }
+        if self.clip == 0.0 || self.gamma == 0.0 || self.gamma > 1.0 {
+            return fail("clip must be positive, gamma in 0..=1 and not 0");
+        }
+        Ok(())
     }
 }
 
@@ -85,6 +150,10 @@ pub struct LossWeights {
     /// Mean absolute difference of complex spectra, summed over `spectrum_windows`: unlike the mel distance it sees phase.
     pub spectrum: f64,
     pub spectrum_windows: Vec<usize>,
+    /// The discriminators take the wave for a recording.
+    pub adversarial: f64,
+    /// Mean absolute difference of the discriminators' feature maps.
+    pub feature: f64,
     /// Pulls the encoder towards the codewords.
     pub commitment: f64,
     /// Pulls the codewords towards the encoder (factorised quantisers; others average).
@@ -100,6 +169,8 @@ impl Default for LossWeights {
             wave: 1.0,
             spectrum: 0.0,
             spectrum_windows: vec![512],
+            adversarial: 1.0,
+            feature: 2.0,
             commitment: 0.25,
             codebook: 1.0,
         }
@@ -120,8 +191,10 @@ pub struct CodebookRules {
     /// Every so many steps, codewords used less than `expire_below` times the mean are replaced by samples of the batch.
     pub check_every: u64,
     pub expire_below: f64,
-    /// Probability that a step uses only the first n stages, n uniform.
+    /// Probability that a step uses only the first n stages, n uniform; of a split quantiser at least one of each half.
     pub dropout: f64,
+    /// Probability that the decoder is given an item's latents as they are (Mimi: one half), drawn for each half of a split quantiser.
+    pub no_quantization_rate: f64,
 }
 
 impl Default for CodebookRules {
@@ -134,67 +207,129 @@ impl Default for CodebookRules {
             check_every: 5,
             expire_below: 0.1,
             dropout: 0.5,
+            no_quantization_rate: 0.0,
         }
     }
 }
 
+/// How the balancer follows the sizes of gradients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BalancerRules {
+    /// Of the moving averages of the norms.
+    pub decay: f64,
+    /// Norm of the whole gradient of an item.
+    pub total_norm: f64,
+}
+
+impl Default for BalancerRules {
+    fn default() -> Self {
+        BalancerRules { decay: 0.999, total_norm: 1.0 }
+    }
+}
+
+/// Training against discriminators.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adversarial {
+    /// The step at which they join.
+    #[serde(default)]
+    pub start: u64,
+    /// They learn on every so many steps.
+    #[serde(default = "one")]
+    pub every: u64,
+    pub rule: AdversarialRule,
+    pub discriminators: DiscriminatorConfig,
+    #[serde(default)]
+    pub optimizer: Optimizer,
+}
+
+fn one() -> u64 {
+    1
+}
+
 impl TrainConfig {
+    /// Defaults, of a preset or, with `codec`, of a shape of its own.
+    pub fn new(model: &str, codec: Option<Config>) -> TrainConfig {
+        TrainConfig {
+            model: model.to_owned(),
+            codec,
+            mimi: None,
+            train: Schedule::default(),
+            optimizer: Optimizer::default(),
+            loss: LossWeights::default(),
+            codebook: CodebookRules::default(),
+            balancer: None,
+            adversarial: None,
+        }
+    }
+
     pub fn from_toml(text: &str) -> Result<TrainConfig> {
-        let config: TrainConfig = toml::from_str(text).map_err(|e| Error::Config(e.message().to_owned()))?;
+        let fail = |e: toml::de::Error| Error::Config(e.message().to_owned());
+        let config: TrainConfig = toml::from_str(text).map_err(fail)?;
+        // A Mimi's keys are read leniently elsewhere, from files that have more of them.
+        let table: toml::Table = toml::from_str(text).map_err(fail)?;
+        let known = toml::Table::try_from(MimiConfig::default()).map_err(|e| Error::Config(e.to_string()))?;
+        let optional = ["frame_rate", "_frame_rate"];
+        let given = table.get("mimi").and_then(|mimi| mimi.as_table()).into_iter().flat_map(toml::Table::keys);
+        if let Some(key) = given.into_iter().find(|key| !known.contains_key(*key) && !optional.contains(&key.as_str())) {
+            return Err(Error::Config(format!("mimi: unknown key {key:?}")));
+        }
         config.check()?;
         Ok(config)
     }
 
     /// The shape of the model.
-    pub fn codec(&self) -> Result<Config> {
-        match &self.codec {
-            Some(codec) => codec.check().map(|()| codec.clone()),
-            None => Config::preset(&self.model),
-        }
+    pub fn architecture(&self) -> Result<Architecture> {
+        Ok(match (&self.codec, &self.mimi) {
+            (Some(_), Some(_)) => return Err(Error::Config("codec and mimi: one of them".into())),
+            (Some(codec), None) => codec.check().map(|()| Architecture::Own(codec.clone()))?,
+            (None, Some(mimi)) => mimi.check().map(|()| Architecture::Mimi(mimi.clone()))?,
+            (None, None) if self.model == "mimi" => Architecture::Mimi(MimiConfig::default()),
+            (None, None) => Architecture::Own(Config::preset(&self.model)?),
+        })
     }
 
+    /// Samples of a crop.
     pub fn crop(&self) -> Result<usize> {
-        Ok(self.train.crop_frames.saturating_mul(self.codec()?.hop()))
+        Ok(self.train.crop_frames.saturating_mul(self.architecture()?.model()?.format.hop))
     }
 
     fn check(&self) -> Result<()> {
         let fail = |what: &str| Err(Error::Config(what.to_owned()));
         let t = &self.train;
-        let codec = self.codec()?;
-        if codec.transformer.is_some() {
-            return fail("a codec with a transformer runs, but cannot be trained yet");
-        }
-        let hop = codec.hop();
+        let hop = self.architecture()?.model()?.format.hop;
         if t.batch == 0 || t.crop_frames == 0 || t.batch.saturating_mul(t.crop_frames).saturating_mul(hop) > 1 << 26 {
             return fail("train.batch x train.crop_frames must be between one frame and 2^26 samples");
         }
         if t.log_every == 0 || t.checkpoint_every == 0 || t.validate_every == 0 || self.codebook.check_every == 0 {
             return fail("log_every, checkpoint_every, validate_every and check_every must be positive");
         }
-        if t.steps == 0 || t.clip <= 0.0 {
-            return fail("train.steps and train.clip must be positive");
+        if t.steps == 0 || !(1..=1024).contains(&t.accumulate) {
+            return fail("train.steps must be positive, train.accumulate in 1..=1024");
         }
         let c = &self.codebook;
         if !(1..=4096).contains(&c.kmeans_batches) || !(1..=1000).contains(&c.kmeans_iterations) {
             return fail("kmeans_batches must lie in 1..=4096, kmeans_iterations in 1..=1000");
         }
-        if !(0.0..=1.0).contains(&c.dropout) || !(0.0..=1.0).contains(&c.expire_below) {
-            return fail("dropout and expire_below must lie in 0..=1");
+        if [c.dropout, c.expire_below, c.no_quantization_rate].iter().any(|p| !(0.0..=1.0).contains(p)) {
+            return fail("dropout, expire_below and no_quantization_rate must lie in 0..=1");
         }
-        let rates = [
-            t.learning_rate,
-            t.final_rate,
-            t.beta1,
-            t.beta2,
-            t.weight_decay,
-            t.clip,
-            t.average,
-            self.codebook.decay,
-            self.codebook.dropout,
-        ];
-        if rates.iter().any(|r| !r.is_finite() || *r < 0.0) || [t.beta1, t.beta2, t.average, self.codebook.decay].iter().any(|d| *d >= 1.0)
+        if [t.average, c.decay].iter().any(|d| !(0.0..1.0).contains(d)) || ![t.gain_db.0, t.gain_db.1].iter().all(|g| g.is_finite()) {
+            return fail("average and decay must lie in 0..1, gains must be finite");
+        }
+        self.optimizer.check("optimizer")?;
+        if let Some(b) = &self.balancer
+            && !((0.0..1.0).contains(&b.decay) && b.total_norm.is_finite() && b.total_norm > 0.0)
         {
-            return fail("rates must be finite and not negative, decays below 1");
+            return fail("balancer.decay must lie in 0..1, balancer.total_norm must be positive");
+        }
+        if let Some(a) = &self.adversarial {
+            if a.every == 0 {
+                return fail("adversarial.every must be positive");
+            }
+            a.optimizer.check("adversarial.optimizer")?;
+            a.discriminators.check()?;
         }
         let windows = self.loss.mel_scales.iter().map(|s| s.1).chain(self.loss.spectrum_windows.iter().copied());
         if windows.clone().any(|w| !(8..=1 << 15).contains(&w) || w % 4 != 0)
@@ -203,7 +338,7 @@ impl TrainConfig {
             return fail("windows must be multiples of 4 in 8..=32768, mel bands in 1..=512");
         }
         let l = &self.loss;
-        if [l.mel, l.wave, l.spectrum, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
+        if [l.mel, l.wave, l.spectrum, l.adversarial, l.feature, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
             return fail("loss weights must be finite and not negative");
         }
         if !(l.mel_floor.is_finite() && l.mel_floor > 0.0) {

@@ -9,6 +9,7 @@ use std::f64::consts::TAU;
 
 use swara_kernels::case::SplitMix;
 
+use super::architecture::Architecture;
 use super::quantize::mix;
 use crate::codec::Config;
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
@@ -32,8 +33,11 @@ fn scale(spec: &TensorSpec) -> f64 {
 
 /// Values of `specs`, in memory order. Snakes are 1, biases 0, codebooks standard normal (DAC); gains are the norms of their
 /// weights.
-pub fn values(config: &Config, model: &Model, specs: &[TensorSpec], seed: u64) -> BTreeMap<String, Vec<f64>> {
-    let spine = spine(model, config);
+pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], seed: u64) -> BTreeMap<String, Vec<f64>> {
+    let spine = match architecture {
+        Architecture::Own(config) => spine(model, config),
+        Architecture::Mimi(_) => Vec::new(),
+    };
     let place = |spec: &TensorSpec| {
         let layer = spec.name.strip_suffix(".weight").or(spec.name.strip_suffix(".weight_v"))?;
         spine.iter().find_map(|pair| Some((pair, pair.halves.iter().find(|half| half.name == layer)?)))
@@ -156,9 +160,14 @@ fn noise(spec: &TensorSpec, seed: u64) -> Vec<f64> {
     let std = match spec.layout {
         Layout::Alpha => return vec![1.0; n],
         Layout::Plain if spec.name.ends_with(".codebook.weight") => 1.0,
+        // Transformers: as `torch.nn.Linear` has it; layers near the identity (Mimi).
+        Layout::Plain if p.len() == 2 => (1.0 / (3 * p[1]) as f64).sqrt(),
+        Layout::Plain if spec.name.ends_with(".scale") => return vec![0.01; n],
+        Layout::Plain if spec.name.ends_with(".weight") => return vec![1.0; n],
         Layout::Plain => return vec![0.0; n],
         Layout::Conv => (1.0 / (p[1] * p[2]) as f64).sqrt(),
-        // Half of a transposed convolution's taps meet at each output.
+        // Half of a transposed convolution's taps meet at each output; those of one channel, where it is depthwise.
+        Layout::ConvTranspose if spec.name.starts_with("upsample.") => (1.0 / (p[2] / 2).max(1) as f64).sqrt(),
         Layout::ConvTranspose => (1.0 / (2 * p[0]) as f64).sqrt(),
         Layout::Gain => return Vec::new(),
     };

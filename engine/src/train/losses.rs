@@ -4,6 +4,7 @@ use swara_kernels::ops::stft;
 use swara_kernels::{DType, Device, Tensor};
 
 use super::LossWeights;
+use super::adversary::Judgement;
 use crate::Result;
 use crate::tape::{Tape, Var};
 
@@ -20,6 +21,7 @@ pub struct Terms {
     pub mel: Vec<Var>,
     pub spectrum: Vec<Var>,
     pub wave: Var,
+    pub judgement: Judgement,
 }
 
 impl Reconstruction {
@@ -40,13 +42,16 @@ impl Reconstruction {
     pub fn record(&self, tape: &Tape, y: &Var, x: &Var) -> Result<Terms> {
         let shape = y.value().shape();
         let (y, x) = (tape.reshape(y, [shape[0], shape[1]])?, tape.reshape(x, [shape[0], shape[1]])?);
-        let mut terms = Terms { mel: Vec::new(), spectrum: Vec::new(), wave: tape.l1_loss(&y, &x, self.weights.wave)? };
+        // What has no weight is still measured.
+        let weighted = |weight: f64| if weight > 0.0 { y.clone() } else { y.detached() };
+        let wave = tape.l1_loss(&weighted(self.weights.wave), &x, self.weights.wave)?;
+        let mut terms = Terms { mel: Vec::new(), spectrum: Vec::new(), wave, judgement: Judgement::default() };
         for (window, filters) in &self.scales {
             let mel = |signal: &Var| -> Result<Var> {
                 let spectrum = tape.stft(signal, *window, window / 4)?;
                 Ok(tape.project(&tape.magnitude(&spectrum)?, filters)?)
             };
-            terms.mel.push(tape.log_l1_loss(&mel(&y)?, &mel(&x)?, self.weights.mel_floor, self.weights.mel)?);
+            terms.mel.push(tape.log_l1_loss(&mel(&weighted(self.weights.mel))?, &mel(&x)?, self.weights.mel_floor, self.weights.mel)?);
         }
         if self.weights.spectrum > 0.0 {
             for &window in &self.windows {

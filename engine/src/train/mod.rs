@@ -3,10 +3,14 @@
 //! A step is a function of the state and the step's number alone: batches, dropout and revived codewords come from counters,
 //! not from generators with a memory. So a resumed run is bit-exact with one that was never stopped.
 
+mod adversary;
+mod architecture;
+mod balancer;
 mod config;
 mod discriminator;
 mod initial;
 mod losses;
+mod parameters;
 pub mod quantize;
 mod recording;
 mod run;
@@ -14,47 +18,48 @@ mod state;
 
 use std::rc::Rc;
 
-pub use config::{CodebookRules, LossWeights, Schedule, TrainConfig};
+pub use architecture::Architecture;
+pub use config::{Adversarial, BalancerRules, CodebookRules, Decayed, LossWeights, Optimizer, Schedule, TrainConfig};
 pub use discriminator::{
     AdversarialForm, AdversarialRule, BandConfig, DiscriminatorConfig, Discriminators, PeriodConfig, PeriodRules, Reduction, ScaleConfig,
     StftConfig, adversarial_loss, discriminator_loss, feature_loss,
 };
+pub use parameters::Parameter;
 pub use recording::Recording;
 pub use run::{Event, Report, Start, Validation, run};
 use swara_kernels::case::SplitMix;
-use swara_kernels::ops::adamw::{self, AdamW};
-use swara_kernels::ops::{elementwise, reduce};
-use swara_kernels::{DType, Device, Shape, Tensor, span};
+use swara_kernels::ops::{adamw, elementwise};
+use swara_kernels::{DType, Device, Tensor, span};
 
+use self::adversary::Adversary;
+use self::architecture::Branch;
+use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
-use self::quantize::{Codebook, Quantised, Stages, mix};
-use crate::codec::model::{Layout, Model, TensorSpec};
-use crate::codec::{Codec, Config, QuantizerKind, quantizer};
+use self::quantize::{Codebook, Draws, Quantised, Stages, mix};
+use crate::codec::Codec;
+use crate::codec::model::{Model, TensorSpec};
 use crate::tape::{Tape, Var};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// A learnt tensor with its optimiser state.
-pub struct Parameter {
-    pub spec: TensorSpec,
-    pub value: Rc<Tensor>,
-    pub first_moment: Tensor,
-    pub second_moment: Tensor,
-    /// Moving average of the value.
-    pub average: Tensor,
-}
-
 /// A codec being trained.
 pub struct Trainer {
     config: TrainConfig,
-    codec: Config,
+    architecture: Architecture,
     model: Model,
+    branches: Vec<Branch>,
+    /// Samples.
+    crop: usize,
     device: Device,
     parameters: Vec<Parameter>,
+    /// Moving averages of their values.
+    averages: Vec<Tensor>,
     codebooks: Vec<Codebook>,
     /// Whether the codebooks hold anything yet.
     initialised: bool,
     reconstruction: Reconstruction,
+    balancer: Balancer,
+    adversary: Option<Adversary>,
     step: u64,
 }
 
@@ -63,10 +68,11 @@ pub struct Step {
     pub number: u64,
     pub learning_rate: f64,
     terms: Terms,
-    commitment: Option<Var>,
-    codebook: Option<Var>,
+    commitment: Vec<Var>,
+    codebook: Vec<Var>,
+    discriminator: Vec<Var>,
     gradient_energy: Tensor,
-    /// The reconstruction `[B, T, 1]`.
+    /// The reconstruction `[B, T, 1]`, of the last batch if several made the step.
     pub output: Tensor,
 }
 
@@ -76,9 +82,25 @@ pub struct Losses {
     pub mel: f64,
     pub wave: f64,
     pub spectrum: f64,
+    pub adversarial: f64,
+    pub feature: f64,
     pub commitment: f64,
     pub codebook: f64,
+    /// The discriminators' own, if they learnt.
+    pub discriminator: f64,
     pub gradient_norm: f64,
+}
+
+/// A batch that has gone through the codec.
+struct Pass {
+    tape: Tape,
+    leaves: Vec<Var>,
+    /// As long as the reconstruction.
+    x: Var,
+    y: Var,
+    commitment: Vec<Var>,
+    codebook: Vec<Var>,
+    stages: Stages,
 }
 
 impl Step {
@@ -89,8 +111,11 @@ impl Step {
             mel: sum(&self.terms.mel)?,
             wave: value(&self.terms.wave)?,
             spectrum: sum(&self.terms.spectrum)?,
-            commitment: self.commitment.as_ref().map_or(Ok(0.0), value)?,
-            codebook: self.codebook.as_ref().map_or(Ok(0.0), value)?,
+            adversarial: sum(&self.terms.judgement.adversarial)?,
+            feature: sum(&self.terms.judgement.feature)?,
+            discriminator: sum(&self.discriminator)?,
+            commitment: sum(&self.commitment)?,
+            codebook: sum(&self.codebook)?,
             gradient_norm: self.gradient_energy.to_f64()?[0].sqrt(),
         })
     }
@@ -103,26 +128,25 @@ impl Trainer {
 
     /// f64 (on the CPU) exists for checking gradients.
     pub fn with_dtype(config: TrainConfig, device: &Device, dtype: DType) -> Result<Trainer> {
-        let codec = config.codec()?;
-        let model = Model::new(&codec);
-        let mut specs = model.tensors(false);
-        specs.extend(quantizer::parameter_tensors(&codec, false));
-        let values = initial::values(&codec, &model, &specs, config.train.seed);
-        let parameter = |spec: TensorSpec| -> Result<Parameter> {
-            let values = values.get(&spec.name).ok_or_else(|| Error::MissingTensor(spec.name.clone()))?;
-            let shape = Shape::try_from(&spec.shape()[..])?;
-            let tensor = || Tensor::from_f64(device, dtype, values, shape);
-            let zeros = || Tensor::zeros(device, dtype, shape);
-            Ok(Parameter { value: Rc::new(tensor()?), first_moment: zeros()?, second_moment: zeros()?, average: tensor()?, spec })
-        };
-        let crop = config.crop()?;
+        let architecture = config.architecture()?;
+        let model = architecture.model()?;
+        let specs = architecture.parameters(&model);
+        let values = initial::values(&architecture, &model, &specs, config.train.seed);
+        let parameters: Vec<Parameter> =
+            specs.into_iter().map(|spec| Parameter::new(spec, &values, device, dtype)).collect::<Result<_>>()?;
+        let (rate, crop) = (model.format.sample_rate, config.crop()?);
         Ok(Trainer {
-            reconstruction: Reconstruction::new(&config.loss, codec.sample_rate, crop, device, dtype)?,
-            parameters: specs.into_iter().map(parameter).collect::<Result<_>>()?,
-            codebooks: quantize::empty(&codec, device, dtype)?,
+            reconstruction: Reconstruction::new(&config.loss, rate, crop, device, dtype)?,
+            averages: parameters.iter().map(|p| p.value.copy()).collect::<swara_kernels::Result<_>>()?,
+            parameters,
+            codebooks: architecture.empty(device, dtype)?,
+            branches: architecture.branches(),
+            crop,
+            balancer: Balancer::default(),
+            adversary: Adversary::new(&config, rate, device, dtype)?,
             device: device.clone(),
             model,
-            codec,
+            architecture,
             config,
             initialised: false,
             step: 0,
@@ -133,8 +157,13 @@ impl Trainer {
         &self.config
     }
 
-    pub fn codec_config(&self) -> &Config {
-        &self.codec
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Samples a second.
+    pub fn sample_rate(&self) -> u32 {
+        self.model.format.sample_rate
     }
 
     /// Steps done.
@@ -146,6 +175,17 @@ impl Trainer {
         &self.parameters
     }
 
+    /// Gives parameter `n` other values, in memory order.
+    ///
+    /// # Errors
+    /// As many values as it has not.
+    pub fn set_parameter(&mut self, n: usize, values: &[f64]) -> Result<()> {
+        let dtype = self.dtype();
+        let parameter = self.parameters.get_mut(n).ok_or_else(|| Error::Argument(format!("there is no parameter {n}")))?;
+        parameter.value = Rc::new(Tensor::from_f64(&self.device, dtype, values, parameter.value.shape())?);
+        Ok(())
+    }
+
     /// Moving averages of an `ema` quantiser, once k-means has run.
     pub fn codebooks(&self) -> &[Codebook] {
         &self.codebooks
@@ -155,18 +195,9 @@ impl Trainer {
         self.parameters[0].value.dtype()
     }
 
-    /// Warm-up, then a cosine.
-    pub fn learning_rate(&self, step: u64) -> f64 {
-        let t = &self.config.train;
-        let warm = ((step + 1) as f64 / t.warmup.max(1) as f64).min(1.0);
-        let progress = step as f64 / t.steps.max(1) as f64;
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress.min(1.0)).cos());
-        t.learning_rate * warm * (t.final_rate + (1.0 - t.final_rate) * cosine)
-    }
-
     /// Whether steps quantise: always, or once k-means has run or a model was loaded.
     pub fn has_codebooks(&self) -> bool {
-        self.codec.quantizer == QuantizerKind::Factorised || self.initialised
+        self.branches.is_empty() || self.initialised
     }
 
     /// Whether the next step needs [`Trainer::initialise_codebooks`] first.
@@ -176,35 +207,41 @@ impl Trainer {
 
     /// k-means over the latents of `batches`, each `[batch * crop]` samples.
     pub fn initialise_codebooks(&mut self, batches: impl IntoIterator<Item = Vec<f32>>) -> Result<()> {
-        let mut rows: Vec<f32> = Vec::new();
+        let mut rows: Vec<Vec<f32>> = vec![Vec::new(); self.branches.len()];
         let mut batch_rows = 0;
         for batch in batches {
             let tape = Tape::new();
-            let parameters = self.parameters.iter().map(|p| (p.spec.name.clone(), Var::from_shared(&p.value))).collect();
-            let recording = Recording { tape: &tape, parameters: &parameters };
+            let recording = Recording { tape: &tape, parameters: &parameters::constants(&self.parameters) };
             let z = recording.run(&self.model.encoder, self.signal(&batch)?)?;
-            let x = quantize::pass_through(&recording, &z)?.0;
-            batch_rows = x.value().shape().rows();
-            rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
+            for (branch, rows) in self.branches.iter().zip(&mut rows) {
+                let x = quantize::project(&recording, &z, branch.name, "input_proj")?;
+                batch_rows = x.value().shape().rows();
+                rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
+            }
         }
-        let dim = self.codec.codebook_dim;
-        let n = rows.len() / dim;
-        if n == 0 {
-            return Err(Error::Argument("k-means needs at least one batch".into()));
+        let mut codebooks = Vec::new();
+        for (branch, rows) in self.branches.iter().zip(rows) {
+            let books = &self.architecture.codebooks()[branch.stages.clone()];
+            let (sizes, dim): (Vec<usize>, usize) = (books.iter().map(|book| book[0]).collect(), books.first().map_or(1, |book| book[1]));
+            let n = rows.len() / dim;
+            if n == 0 {
+                return Err(Error::Argument("k-means needs at least one batch".into()));
+            }
+            let x = elementwise::convert(&Tensor::from_slice(&self.device, &rows, [n, dim])?, self.dtype())?;
+            let mut books = quantize::kmeans(x, &sizes, self.config.codebook.kmeans_iterations, self.config.train.seed)?;
+            books.iter_mut().try_for_each(|book| quantize::rescale(book, batch_rows, n))?;
+            codebooks.append(&mut books);
         }
-        let x = elementwise::convert(&Tensor::from_slice(&self.device, &rows, [n, dim])?, self.dtype())?;
-        self.codebooks = quantize::kmeans(x, &self.codec.codebook_sizes, self.config.codebook.kmeans_iterations, self.config.train.seed)?;
-        self.codebooks.iter_mut().try_for_each(|book| quantize::rescale(book, batch_rows, n))?;
+        self.codebooks = codebooks;
         self.initialised = true;
         Ok(())
     }
 
     fn signal(&self, samples: &[f32]) -> Result<Var> {
-        let crop = self.config.crop()?;
-        if samples.is_empty() || !samples.len().is_multiple_of(crop) {
-            return Err(Error::Argument(format!("a batch of {} samples is not whole crops of {crop}", samples.len())));
+        if samples.is_empty() || !samples.len().is_multiple_of(self.crop) {
+            return Err(Error::Argument(format!("a batch of {} samples is not whole crops of {}", samples.len(), self.crop)));
         }
-        self.batch(samples, samples.len() / crop)
+        self.batch(samples, samples.len() / self.crop)
     }
 
     fn batch(&self, samples: &[f32], items: usize) -> Result<Var> {
@@ -214,78 +251,161 @@ impl Trainer {
 
     /// How many stages a step's decoder sees.
     fn stages_used(&self, step: u64) -> usize {
-        let all = self.codec.codebook_sizes.len();
+        let (all, least) = (self.model.format.codebook_sizes.len(), self.branches.len().max(1));
         let mut rng = SplitMix(mix(self.config.train.seed, step, 0xd0));
-        if rng.uniform() < self.config.codebook.dropout { 1 + (rng.next() % all as u64) as usize } else { all }
+        if rng.uniform() < self.config.codebook.dropout { least + (rng.next() % (all + 1 - least) as u64) as usize } else { all }
     }
 
-    /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
-    pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
-        let forward = span::step("forward");
+    /// A batch `[batch * crop]` through the codec; `learning` its parameters or not.
+    fn forward(&self, samples: &[f32], learning: bool) -> Result<Pass> {
+        let _span = span::step("forward");
         let tape = Tape::new();
-        let leaves: Vec<Var> = self.parameters.iter().map(|p| tape.leaf(p.value.clone())).collect();
-        let parameters = self.parameters.iter().zip(&leaves).map(|(p, leaf)| (p.spec.name.clone(), leaf.clone())).collect();
+        let leaves = if learning { parameters::leaves(&self.parameters, &tape) } else { Vec::new() };
+        let parameters = match learning {
+            true => parameters::by_name(&self.parameters, &leaves),
+            false => parameters::constants(&self.parameters),
+        };
         let recording = Recording { tape: &tape, parameters: &parameters };
         let x = self.signal(samples)?;
         let z = recording.run(&self.model.encoder, x.clone())?;
-        let (used, weights) = (self.stages_used(self.step), &self.config.loss);
+        let (weights, seed) = (&self.config.loss, mix(self.config.train.seed, self.step, 0xd1));
+        let draws = Draws { used: self.stages_used(self.step), no_quantization_rate: self.config.codebook.no_quantization_rate, seed };
         let (z, commitment, codebook, stages) = if !self.has_codebooks() {
-            (quantize::pass_through(&recording, &z)?.1, None, None, Vec::new())
+            (quantize::pass_through(&recording, &z, &self.branches)?, Vec::new(), Vec::new(), Vec::new())
         } else {
-            let q: Quantised = match self.codec.quantizer {
-                QuantizerKind::Ema => quantize::ema(&recording, &z, &self.codebooks, used, weights.commitment)?,
-                QuantizerKind::Factorised => quantize::factorised(&recording, &z, &self.codec, used, weights.commitment, weights.codebook)?,
+            let q: Quantised = match &self.architecture {
+                Architecture::Own(codec) if self.branches.is_empty() => {
+                    quantize::factorised(&recording, &z, codec, draws.used, weights.commitment, weights.codebook)?
+                }
+                _ => quantize::ema(&recording, &z, &self.codebooks, &self.branches, draws, weights.commitment)?,
             };
-            (q.z, Some(q.commitment), q.codebook, q.stages)
+            (q.z, q.commitment, q.codebook, q.stages)
         };
         let y = recording.run(&self.model.decoder, z)?;
         // Symmetric decoders with odd strides fall short of their input; its end is left out.
         let [batch, t, _] = y.value().shape()[..] else { return Err(Error::Argument(format!("decoder made {:?}", y.value()))) };
         let crop = samples.len() / batch.max(1);
-        let target = match t {
+        let x = match t {
             t if t == crop => x,
             t => self.batch(&samples.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
-        let terms = self.reconstruction.record(&tape, &y, &target)?;
-        drop(forward);
-        let _span = span::step("backward");
-        let mut found = tape.backward()?;
-        let gradients = leaves
-            .iter()
-            .map(|leaf| found.take(leaf).map_or_else(|| Tensor::zeros(&self.device, self.dtype(), leaf.value().shape()), Ok))
-            .collect::<swara_kernels::Result<Vec<_>>>()?;
-        let mut energy = Tensor::zeros(&self.device, self.dtype(), [1])?;
-        for gradient in &gradients {
-            elementwise::add_assign(&mut energy, &reduce::sum_squares(gradient)?)?;
-        }
-        let learning_rate = self.learning_rate(self.step);
-        let output = y.value().copy()?;
-        let step = Step { number: self.step, learning_rate, terms, commitment, codebook, gradient_energy: energy, output };
-        Ok((step, gradients, stages))
+        drop(parameters);
+        Ok(Pass { tape, leaves, x, y, commitment, codebook, stages })
     }
 
-    /// One step on a batch `[batch * crop]` of samples.
+    /// The losses of the wave, and their gradient with respect to it: apart from the codec's own tape, so that they can be balanced.
+    fn judge(&self, pass: &Pass, balancer: &mut Balancer) -> Result<(Terms, Tensor)> {
+        let (tape, weights) = (Tape::new(), &self.config.loss);
+        let y = tape.leaf(pass.y.shared());
+        let mut terms = self.reconstruction.record(&tape, &y, &pass.x)?;
+        if let Some(adversary) = self.adversary.as_ref().filter(|a| a.judges(self.step)) {
+            terms.judgement = adversary.judge(&tape, &pass.x, &y, [weights.adversarial, weights.feature])?;
+        }
+        let zeros = || Tensor::zeros(&self.device, self.dtype(), y.value().shape());
+        let gradient = match &self.config.balancer {
+            None => tape.backward()?.take(&y).map_or_else(zeros, Ok)?,
+            Some(rules) => {
+                let wave = [terms.wave.clone()];
+                let groups: [(_, _, &[Var]); 5] = [
+                    ("mel", weights.mel, &terms.mel),
+                    ("wave", weights.wave, &wave),
+                    ("spectrum", weights.spectrum, &terms.spectrum),
+                    ("adversarial", weights.adversarial, &terms.judgement.adversarial),
+                    ("feature", weights.feature, &terms.judgement.feature),
+                ];
+                let mut shares = Vec::new();
+                for (name, weight, losses) in groups {
+                    if let Some(gradient) = tape.backward_from(losses)?.take(&y) {
+                        shares.push(Share { name, weight, gradient });
+                    }
+                }
+                balancer.combine(rules, &shares)?
+            }
+        };
+        Ok((terms, gradient))
+    }
+
+    /// Gradients of the losses of one batch, `share` of the step's, by parameter.
+    fn backward(&self, pass: Pass, balancer: &mut Balancer, share: f64) -> Result<(Step, Vec<Tensor>, Stages)> {
+        let _span = span::step("backward");
+        let (terms, gradient) = self.judge(&pass, balancer)?;
+        pass.tape.pull(&pass.y, gradient);
+        let mut gradients = parameters::gradients(&pass.leaves, &mut pass.tape.backward()?)?;
+        if share != 1.0 {
+            gradients = gradients.iter().map(|g| elementwise::scale(g, share)).collect::<swara_kernels::Result<_>>()?;
+        }
+        let step = Step {
+            number: self.step,
+            learning_rate: self.config.optimizer.rate(self.step, self.config.train.steps),
+            terms,
+            commitment: pass.commitment,
+            codebook: pass.codebook,
+            discriminator: Vec::new(),
+            gradient_energy: parameters::energy(&gradients)?,
+            output: pass.y.value().copy()?,
+        };
+        Ok((step, gradients, pass.stages))
+    }
+
+    /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
+    pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
+        self.backward(self.forward(samples, true)?, &mut self.balancer.clone(), 1.0)
+    }
+
+    /// One step on a batch `[accumulate * batch * crop]` of samples: of the discriminators first, if they learn, then of the codec, which
+    /// hears what they have learnt.
     pub fn train(&mut self, samples: &[f32]) -> Result<Step> {
         let _span = span::step("train");
-        let (step, gradients, stages) = self.gradients(samples)?;
-        let update = span::step("update");
+        let items = (samples.len() / self.crop).div_ceil(self.config.train.accumulate).max(1);
+        let parts: Vec<&[f32]> = samples.chunks(items * self.crop).collect();
+        let share = |part: &[f32]| part.len() as f64 / samples.len() as f64;
+        let mut pass = if let [only] = parts[..] { Some(self.forward(only, true)?) } else { None };
+
+        let mut discriminator = Vec::new();
+        if let Some(adversary) = self.adversary.as_ref().filter(|a| a.learns(self.step)) {
+            let mut sum = None;
+            for part in &parts {
+                let (losses, gradients) = match &pass {
+                    Some(pass) => adversary.gradients(&pass.x, &pass.y, 1.0)?,
+                    None => {
+                        let pass = self.forward(part, false)?;
+                        adversary.gradients(&pass.x, &pass.y, share(part))?
+                    }
+                };
+                discriminator = losses;
+                parameters::accumulate(&mut sum, gradients)?;
+            }
+            let (step, steps) = (self.step, self.config.train.steps);
+            if let (Some(adversary), Some(gradients)) = (&mut self.adversary, sum) {
+                adversary.learn(&gradients, step, steps)?;
+            }
+        }
+
+        let mut balancer = self.balancer.clone();
+        let (mut sum, mut seen, mut last) = (None, Vec::new(), None);
+        for part in &parts {
+            let pass = pass.take().map_or_else(|| self.forward(part, true), Ok)?;
+            let (step, gradients, stages) = self.backward(pass, &mut balancer, share(part))?;
+            parameters::accumulate(&mut sum, gradients)?;
+            seen.push(stages);
+            last = Some(step);
+        }
+        let (Some(mut step), Some(gradients)) = (last, sum) else { return Err(Error::Argument("an empty batch".into())) };
+        self.balancer = balancer;
+        step.discriminator = discriminator;
+        step.gradient_energy = parameters::energy(&gradients)?;
+
+        let _update = span::step("update");
         let t = &self.config.train;
-        let scale = adamw::clip_scale(&step.gradient_energy, t.clip)?;
+        parameters::learn(&mut self.parameters, &gradients, &step.gradient_energy, &self.config.optimizer, self.step, t.steps)?;
         // Early averages follow closely: they would remember the starting values otherwise.
         let average = t.average.min((self.step + 1) as f64 / (self.step + 10) as f64);
-        let rules = AdamW { lr: step.learning_rate, beta1: t.beta1, beta2: t.beta2, eps: 1e-8, weight_decay: t.weight_decay };
-        for (parameter, gradient) in self.parameters.iter_mut().zip(&gradients) {
-            let value = Rc::get_mut(&mut parameter.value).ok_or_else(|| Error::Argument("a parameter is still on a tape".into()))?;
-            // Gains, biases and snakes are not decayed.
-            let decayed = matches!(parameter.spec.layout, Layout::Conv | Layout::ConvTranspose);
-            let rules = AdamW { weight_decay: if decayed { rules.weight_decay } else { 0.0 }, ..rules };
-            adamw::step(value, gradient, &mut parameter.first_moment, &mut parameter.second_moment, &rules, self.step + 1, Some(&scale))?;
-            adamw::ema(&mut parameter.average, value, average)?;
+        for (average_of, parameter) in self.averages.iter_mut().zip(&self.parameters) {
+            adamw::ema(average_of, &parameter.value, average)?;
         }
         if self.initialised {
-            quantize::update(&mut self.codebooks, &stages, &self.config.codebook, self.step, t.seed)?;
+            quantize::update(&mut self.codebooks, &quantize::concatenated(seen)?, &self.config.codebook, self.step, t.seed)?;
         }
-        drop(update);
         self.step += 1;
         Ok(step)
     }
@@ -304,12 +424,13 @@ impl Trainer {
     /// The codec as it stands: averaged weights, folded.
     pub fn codec(&self) -> Result<Codec> {
         let (weights, codebooks) = self.released()?;
-        Codec::new(&self.config.model, self.codec.clone(), weights, codebooks, &self.device, self.dtype())
+        self.architecture.codec(&self.config.model, weights, codebooks, &self.device, self.dtype())
     }
 
     fn released(&self) -> Result<(Weights, Vec<Tensor>)> {
         let specs: Vec<TensorSpec> = self.parameters.iter().map(|p| p.spec.clone()).collect();
-        let tensors = self.parameters.iter().map(|p| Ok((p.spec.name.clone(), p.average.copy()?))).collect::<Result<_>>()?;
+        let averages = specs.iter().zip(&self.averages).map(|(spec, average)| Ok((spec.name.clone(), average.copy()?)));
+        let tensors = averages.collect::<Result<_>>()?;
         let codebooks = self.codebooks.iter().map(Codebook::embedding).collect::<Result<_>>()?;
         Ok((crate::codec::fold(&specs, tensors)?, codebooks))
     }

@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
+use swara_kernels::Tensor;
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::rvq_search::Metric;
 use swara_kernels::ops::{codebook, elementwise, reduce, rvq_search};
-use swara_kernels::{DType, Device, Tensor};
 
 use super::CodebookRules;
+use super::architecture::Branch;
 use super::recording::Recording;
 use crate::Result;
 use crate::codec::Config;
@@ -33,27 +34,63 @@ pub type Stages = Vec<(Tensor, Tensor)>;
 pub struct Quantised {
     /// `[B, T, latent]`
     pub z: Var,
-    /// Unweighted commitment, and codebook loss if there is one.
-    pub commitment: Var,
-    pub codebook: Option<Var>,
+    /// Unweighted terms of the commitment, and of the codebook loss if there is one.
+    pub commitment: Vec<Var>,
+    pub codebook: Vec<Var>,
     /// For the moving averages.
     pub stages: Stages,
 }
 
-/// `ema` quantisation of `z`: every stage runs and learns, `used` of them reach the decoder.
-pub fn ema(recording: &Recording, z: &Var, codebooks: &[Codebook], used: usize, commitment_weight: f64) -> Result<Quantised> {
-    let tape = recording.tape;
-    let x = project(recording, z, "quantizer.input_proj.weight")?;
+/// What a step draws for its quantiser.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
+    /// Stages that reach the decoder.
+    pub used: usize,
+    pub no_quantization_rate: f64,
+    pub seed: u64,
+}
+
+/// `ema` quantisation of `z`: every stage runs and learns, some of them reach the decoder.
+pub fn ema(recording: &Recording, z: &Var, codebooks: &[Codebook], branches: &[Branch], draws: Draws, weight: f64) -> Result<Quantised> {
+    let mut whole = Quantised { z: z.clone(), commitment: Vec::new(), codebook: Vec::new(), stages: Vec::new() };
+    let mut sum: Option<Var> = None;
+    for (n, branch) in branches.iter().enumerate() {
+        // Those of the branches before all reach it, and one of each after.
+        let used = (draws.used - (branches.len() - 1 - n)).saturating_sub(branch.stages.start).clamp(1, branch.stages.len());
+        let x = project(recording, z, branch.name, "input_proj")?;
+        let (quantised, commitment) =
+            residual(recording.tape, &x, &codebooks[branch.stages.clone()], used, draws, weight, &mut whole.stages)?;
+        whole.commitment.push(commitment);
+        let quantised = spared(&x, quantised, draws, n)?;
+        let y = project(recording, &recording.tape.straight_through(&x, quantised), branch.name, "output_proj")?;
+        sum = Some(match sum {
+            Some(sum) => recording.tape.add(&sum, &y)?,
+            None => y,
+        });
+    }
+    whole.z = sum.ok_or_else(|| crate::Error::Argument("no codebooks to quantise with".into()))?;
+    Ok(whole)
+}
+
+/// Residual stages over `x [B, T, D]`, `used` of which are summed up; the commitment is a share of a mean over all that are.
+fn residual(
+    tape: &Tape,
+    x: &Var,
+    codebooks: &[Codebook],
+    used: usize,
+    draws: Draws,
+    weight: f64,
+    stages: &mut Stages,
+) -> Result<(Tensor, Var)> {
     let shape = x.value().shape();
     let (rows, dim) = (shape.rows(), shape.last_dim());
     let mut residual = x.value().copy()?.reshape([rows, dim])?;
-    let mut stages = Vec::with_capacity(codebooks.len());
     let mut quantised: Option<Tensor> = None;
     // A stage's input minus its codeword is the next residual r, the codeword is detached, and every stage's input has the
     // identity as its gradient in x: the commitment mean |r|^2 pulls x by 2 r / n, per stage.
     let mut pull: Option<Tensor> = None;
     let mut commitment: Option<Tensor> = None;
-    let n = (rows * dim * used) as f64;
+    let n = (rows * dim * draws.used) as f64;
     for (k, book) in codebooks.iter().enumerate() {
         let (codes, next) = rvq_search::stage(&residual, &book.embedding()?)?;
         if k < used {
@@ -69,20 +106,37 @@ pub fn ema(recording: &Recording, z: &Var, codebooks: &[Codebook], used: usize, 
     let (Some(quantised), Some(pull), Some(commitment)) = (quantised, pull, commitment) else {
         return Err(crate::Error::Argument(format!("{used} stages of {} used", codebooks.len())));
     };
-    let commitment = tape.known_loss(&x, commitment, pull.reshape(shape)?, commitment_weight);
-    let z = project(recording, &tape.straight_through(&x, quantised), "quantizer.output_proj.weight")?;
-    Ok(Quantised { z, commitment, codebook: None, stages })
+    Ok((quantised, tape.known_loss(x, commitment, pull.reshape(shape)?, weight)))
+}
+
+/// `quantised`, but for the items that are drawn to stay as `x` has them.
+fn spared(x: &Var, mut quantised: Tensor, draws: Draws, branch: usize) -> Result<Tensor> {
+    let [items, t, dim] = x.value().shape()[..] else { return Ok(quantised) };
+    for item in 0..items {
+        if SplitMix(mix(draws.seed, item as u64, branch as u64)).uniform() < draws.no_quantization_rate {
+            quantised.write_rows(item * t, &x.value().part(item * t * dim, [t, dim])?)?;
+        }
+    }
+    Ok(quantised)
 }
 
 /// The projections of an `ema` quantiser with nothing between them: what trains before there are codebooks.
-pub fn pass_through(recording: &Recording, z: &Var) -> Result<(Var, Var)> {
-    let x = project(recording, z, "quantizer.input_proj.weight")?;
-    let z = project(recording, &x, "quantizer.output_proj.weight")?;
-    Ok((x, z))
+pub fn pass_through(recording: &Recording, z: &Var, branches: &[Branch]) -> Result<Var> {
+    let mut sum: Option<Var> = None;
+    for branch in branches {
+        let y = project(recording, &project(recording, z, branch.name, "input_proj")?, branch.name, "output_proj")?;
+        sum = Some(match sum {
+            Some(sum) => recording.tape.add(&sum, &y)?,
+            None => y,
+        });
+    }
+    sum.ok_or_else(|| crate::Error::Argument("no codebooks to come".into()))
 }
 
-fn project(recording: &Recording, x: &Var, weight: &str) -> Result<Var> {
-    Ok(recording.tape.conv1d(x, recording.parameter(weight)?, None, None, Default::default())?)
+/// `x` through `{branch}.{name}`.
+pub fn project(recording: &Recording, x: &Var, branch: &str, name: &str) -> Result<Var> {
+    let weight = recording.parameter(&format!("{branch}.{name}.weight"))?;
+    Ok(recording.tape.conv1d(x, weight, None, None, Default::default())?)
 }
 
 fn accumulate(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
@@ -108,9 +162,7 @@ pub fn factorised(
     let (rows, dim) = (shape.rows(), config.codebook_dim);
     let mut residual = z.clone();
     let mut sum: Option<Var> = None;
-    let mut commitment: Option<Tensor> = None;
-    let mut codebook_loss: Option<Tensor> = None;
-    let mut stages = Vec::new();
+    let (mut commitment, mut codebook, mut stages) = (Vec::new(), Vec::new(), Vec::new());
     for k in 0..config.codebook_sizes.len() {
         let stage = format!("quantizer.quantizers.{k}");
         let projection = |name: &str, x: &Var| -> Result<Var> {
@@ -124,10 +176,8 @@ pub fn factorised(
         let codes = Rc::new(rvq_search::nearest(flat.value(), book.value(), Metric::Cosine)?);
         let words = tape.gather(book, &codes)?;
         if k < used {
-            let c = tape.mse_loss(&flat, &words.detached(), commitment_weight)?;
-            let b = tape.mse_loss(&words, &flat.detached(), codebook_weight)?;
-            accumulate(&mut commitment, c.value().copy()?)?;
-            accumulate(&mut codebook_loss, b.value().copy()?)?;
+            commitment.push(tape.mse_loss(&flat, &words.detached(), commitment_weight)?);
+            codebook.push(tape.mse_loss(&words, &flat.detached(), codebook_weight)?);
         }
         let through = tape.straight_through(&encoded, words.value().copy()?.reshape(encoded.value().shape())?);
         let decoded = projection("out_proj", &through)?;
@@ -140,10 +190,34 @@ pub fn factorised(
         }
         stages.push((flat.value().copy()?, codes.copy()?));
     }
-    let (Some(z), Some(commitment), Some(codebook)) = (sum, commitment, codebook_loss) else {
-        return Err(crate::Error::Argument(format!("{used} stages used")));
+    let Some(z) = sum else { return Err(crate::Error::Argument(format!("{used} stages used"))) };
+    Ok(Quantised { z, commitment, codebook, stages })
+}
+
+/// The stages of several batches as those of one.
+pub fn concatenated(mut batches: Vec<Stages>) -> Result<Stages> {
+    if batches.len() == 1 {
+        return Ok(batches.remove(0));
+    }
+    let join = |parts: &[&Tensor], width: usize| -> Result<Tensor> {
+        let rows = parts.iter().map(|part| part.shape()[0]).sum::<usize>();
+        let mut whole = Tensor::empty(&parts[0].device(), parts[0].dtype(), [rows, width])?;
+        let mut first = 0;
+        for part in parts {
+            let part_rows = part.shape()[0];
+            whole.write_rows(first, &part.copy()?.reshape([part_rows, width])?)?;
+            first += part_rows;
+        }
+        Ok(whole)
     };
-    Ok(Quantised { z, commitment: commitment.into(), codebook: Some(codebook.into()), stages })
+    let stages = batches.first().map_or(0, Vec::len);
+    let stage = |k: usize| {
+        let (inputs, codes): (Vec<&Tensor>, Vec<&Tensor>) = batches.iter().map(|stages| (&stages[k].0, &stages[k].1)).unzip();
+        let codes = join(&codes, 1)?;
+        let rows = codes.shape()[0];
+        Ok((join(&inputs, inputs[0].shape().last_dim())?, codes.reshape([rows])?))
+    };
+    (0..stages).map(stage).collect()
 }
 
 /// Moves the averages towards what a step saw, and replaces codewords that nobody uses by samples of the batch.
@@ -217,15 +291,4 @@ pub fn rescale(book: &mut Codebook, batch_rows: usize, n: usize) -> Result<()> {
 pub fn mix(seed: u64, step: u64, what: u64) -> u64 {
     let mut rng = SplitMix(seed ^ step.rotate_left(24) ^ what.rotate_left(48));
     rng.next()
-}
-
-/// Empty codebooks of a configuration, before k-means.
-pub fn empty(config: &Config, device: &Device, dtype: DType) -> Result<Vec<Codebook>> {
-    let book = |&size: &usize| {
-        Ok(Codebook { usage: Tensor::zeros(device, dtype, [size])?, sum: Tensor::zeros(device, dtype, [size, config.codebook_dim])? })
-    };
-    match config.quantizer {
-        crate::codec::QuantizerKind::Ema => config.codebook_sizes.iter().map(book).collect(),
-        crate::codec::QuantizerKind::Factorised => Ok(Vec::new()),
-    }
 }

@@ -7,6 +7,7 @@
 //! | `log.csv`                 | one line per `log_every` steps                                |
 //! | `validation.csv`          | one line per validation                                       |
 //! | `model.safetensors`       | the codec as it stands                                        |
+//! | `samples/STEP-NAME-input.wav`, `..-output.wav` | utterances of a validation, before and after     |
 
 use std::fs;
 use std::io::Write;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use swara_kernels::Device;
+use swara_loader::audio::{self, WavFormat};
 use swara_loader::dataset::{Dataset, Sampler, SamplerOptions, Split};
 use swara_loader::weights::Weights;
 use swara_loader::{input, output};
@@ -74,11 +76,13 @@ pub enum Event<'a> {
 const CONFIG: &str = "config.toml";
 /// Longest log that is continued.
 const MAX_LOG: u64 = 1 << 28;
-const LOG_HEADER: &str =
-    "step,learning_rate,mel,wave,spectrum,commitment,codebook,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
+const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
 /// Utterances a validation decodes at most, spread over the split.
 const VALIDATION_UTTERANCES: usize = 12;
+
+/// Of these so many are kept to be listened to.
+const SAMPLES: usize = 3;
 
 /// Trains until the schedule ends or `observe` breaks; either way the last state is saved.
 ///
@@ -94,9 +98,9 @@ pub fn run(
 ) -> Result<Trainer> {
     let file = |path: &Path, why: String| Error::File { path: path.to_owned(), why };
     let dataset = Dataset::open(data)?;
-    let codec = config.codec()?;
-    if dataset.sample_rate() != codec.sample_rate {
-        return Err(file(data, format!("is at {} Hz, the model at {} Hz", dataset.sample_rate(), codec.sample_rate)));
+    let rate = config.architecture()?.model()?.format.sample_rate;
+    if dataset.sample_rate() != rate {
+        return Err(file(data, format!("is at {} Hz, the model at {rate} Hz", dataset.sample_rate())));
     }
     let folder = Folder { dir: out.to_owned() };
     let checkpoint = folder.path("checkpoint.safetensors");
@@ -123,7 +127,7 @@ pub fn run(
     let options = SamplerOptions {
         split: Split::Train,
         seed: t.seed,
-        batch: t.batch,
+        batch: t.batch * t.accumulate,
         crop: config.crop()?,
         gain_db: (t.gain_db != (0.0, 0.0)).then_some(t.gain_db),
         ..SamplerOptions::default()
@@ -148,7 +152,7 @@ pub fn run(
             stop |= observe(Event::Step(&report)).is_break();
         }
         if done.is_multiple_of(t.validate_every) || last {
-            let validation = validate(&trainer, &dataset)?;
+            let validation = validate(&trainer, &dataset, &folder)?;
             if let Some(validation) = validation {
                 folder.append("validation.csv", &validation.line())?;
                 stop |= observe(Event::Validated(&validation)).is_break();
@@ -195,7 +199,7 @@ fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> R
 }
 
 /// Encodes and decodes utterances of the validation split; `None` while there is nothing to quantise with, or no such split.
-fn validate(trainer: &Trainer, dataset: &Dataset) -> Result<Option<Validation>> {
+fn validate(trainer: &Trainer, dataset: &Dataset, folder: &Folder) -> Result<Option<Validation>> {
     let indices: Vec<usize> = dataset.split(Split::Validation).map(|(i, _)| i).collect();
     if indices.is_empty() || !trainer.has_codebooks() {
         return Ok(None);
@@ -204,10 +208,13 @@ fn validate(trainer: &Trainer, dataset: &Dataset) -> Result<Option<Validation>> 
     let stride = indices.len().div_ceil(VALIDATION_UTTERANCES);
     let mut sum = [0.0; 5];
     let mut count = 0;
-    for &index in indices.iter().step_by(stride) {
+    for (n, &index) in indices.iter().step_by(stride).enumerate() {
         let samples = dataset.samples(index);
         let mut decoded = codec.decode(&codec.encode(&samples, codec.codebooks())?)?;
         decoded.truncate(samples.len());
+        if n < SAMPLES {
+            folder.keep(trainer.step(), &dataset.utterances()[index].id, [&samples, &decoded], codec.format().sample_rate)?;
+        }
         let c = Comparison::new(&samples, &decoded, codec.format().sample_rate, 0);
         let (Some(mel), Some(stoi)) = (c.mel_distance, c.stoi) else { continue };
         let values = [mel, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude];
@@ -223,14 +230,17 @@ impl Report {
         let l = &self.losses;
         let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
         format!(
-            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.4},{:.3},{:.4},{:.2},{},{}\n",
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.4},{:.3},{:.4},{:.2},{},{}\n",
             self.step,
             self.learning_rate,
             l.mel,
             l.wave,
             l.spectrum,
+            l.adversarial,
+            l.feature,
             l.commitment,
             l.codebook,
+            l.discriminator,
             l.gradient_norm,
             self.snr_db,
             self.rho,
@@ -257,6 +267,17 @@ struct Folder {
 impl Folder {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// An utterance before and after the codec.
+    fn keep(&self, step: u64, id: &str, waves: [&[f32]; 2], rate: u32) -> Result<()> {
+        let dir = self.path("samples");
+        fs::create_dir_all(&dir).map_err(|e| Error::File { path: dir.clone(), why: e.to_string() })?;
+        let name: String = id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(64).collect();
+        for (part, wave) in ["input", "output"].iter().zip(waves) {
+            audio::write(dir.join(format!("{step:07}-{name}-{part}.wav")), wave, rate, WavFormat::S16)?;
+        }
+        Ok(())
     }
 
     /// Drops lines of steps after `step`, which a resumed run is about to write again.

@@ -8,17 +8,25 @@ use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights::{self, Dtype, TensorRef};
 
-use super::{TrainConfig, Trainer};
-use crate::codec::model::TensorSpec;
-use crate::codec::{METADATA_CONFIG, METADATA_MODEL, embedding_spec, quantizer, read};
+use super::{Architecture, Parameter, TrainConfig, Trainer};
+use crate::codec::model::{Layout, Model, TensorSpec};
+use crate::codec::{Config, METADATA_CONFIG, METADATA_MODEL, embedding_spec, mimi_to_train, quantizer, read};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 const STEP: &str = "step";
 const RUN: &str = "run";
+const BALANCER: &str = "balancer";
 /// What a checkpoint stores of a parameter: prefix of its name.
-const PARTS: [&str; 4] = ["value", "first_moment", "second_moment", "average"];
+const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
+const AVERAGE: &str = "average";
 
 impl Trainer {
+    /// The codec's, then the discriminators'.
+    fn all_parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().chain(self.adversary.iter().flat_map(|a| &a.parameters))
+    }
+
     /// Writes everything that [`Trainer::resume`] needs, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
@@ -26,17 +34,21 @@ impl Trainer {
             tensors.push((name, spec.published.clone(), spec.export(&elementwise::convert(tensor, DType::F32)?.to_vec::<f32>()?)));
             Ok(())
         };
-        for p in self.parameters() {
-            for (part, tensor) in PARTS.iter().zip([&*p.value, &p.first_moment, &p.second_moment, &p.average]) {
+        for p in self.all_parameters() {
+            for (part, tensor) in PARTS.iter().zip([&*p.value, &p.first_moment, &p.second_moment]) {
                 add(format!("{part}.{}", p.spec.name), &p.spec, tensor)?;
             }
         }
-        for (pair, book) in quantizer::codebook_tensors(&self.codec).chunks_exact(2).zip(self.codebooks()) {
+        for (p, average) in self.parameters().iter().zip(&self.averages) {
+            add(format!("{AVERAGE}.{}", p.spec.name), &p.spec, average)?;
+        }
+        for (pair, book) in self.architecture.averages().iter().zip(self.codebooks()) {
             add(pair[0].name.clone(), &pair[0], &book.usage)?;
             add(pair[1].name.clone(), &pair[1], &book.sum)?;
         }
         let run = serde_json::to_string(self.config()).map_err(|e| Error::Config(e.to_string()))?;
-        let metadata = BTreeMap::from([(STEP.to_owned(), self.step().to_string()), (RUN.to_owned(), run)]);
+        let balancer = serde_json::to_string(&self.balancer.averages).map_err(|e| Error::Config(e.to_string()))?;
+        let metadata = BTreeMap::from([(STEP.to_owned(), self.step().to_string()), (RUN.to_owned(), run), (BALANCER.to_owned(), balancer)]);
         let refs: Vec<TensorRef> = tensors.iter().map(|(name, shape, values)| TensorRef::f32(name, shape, values)).collect();
         Ok(weights::save(path, &refs, &metadata)?)
     }
@@ -48,28 +60,38 @@ impl Trainer {
         let metadata = |key| file.metadata().get(key).ok_or_else(|| fail(format!("no {key:?} in its metadata: not a training checkpoint")));
         let step = metadata(STEP)?.parse().map_err(|e| fail(format!("step: {e}")))?;
         let before: TrainConfig = serde_json::from_str(metadata(RUN)?).map_err(|e| fail(format!("run: {e}")))?;
-        if before.codec()? != config.codec()? {
+        if before.architecture()? != config.architecture()? {
             return Err(fail("was trained with another codec configuration".into()));
+        }
+        let discriminators = |config: &TrainConfig| config.adversarial.as_ref().map(|a| a.discriminators.clone());
+        if discriminators(&before) != discriminators(&config) {
+            return Err(fail("was trained against other discriminators".into()));
         }
         let mut trainer = Trainer::new(config, device)?;
         let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
-        for p in trainer.parameters() {
+        for p in trainer.all_parameters() {
             expected.extend(PARTS.iter().map(|part| (format!("{part}.{}", p.spec.name), p.spec.published.clone())));
         }
-        let books = quantizer::codebook_tensors(&trainer.codec);
-        expected.extend(books.iter().map(|s| (s.name.clone(), s.published.clone())));
+        expected.extend(trainer.parameters().iter().map(|p| (format!("{AVERAGE}.{}", p.spec.name), p.spec.published.clone())));
+        let books = trainer.architecture.averages();
+        expected.extend(books.iter().flatten().map(|s| (s.name.clone(), s.published.clone())));
         file.check(expected)?;
         let part = |prefix: &str, spec: &TensorSpec| -> Result<Tensor> {
             let values = spec.import(&file.to_f32(&format!("{prefix}.{}", spec.name))?);
             Ok(Tensor::from_slice(device, &values, Shape::try_from(&spec.shape()[..])?)?)
         };
-        for p in &mut trainer.parameters {
+        for p in trainer.parameters.iter_mut().chain(trainer.adversary.iter_mut().flat_map(|a| &mut a.parameters)) {
             p.value = Rc::new(part(PARTS[0], &p.spec)?);
             p.first_moment = part(PARTS[1], &p.spec)?;
             p.second_moment = part(PARTS[2], &p.spec)?;
-            p.average = part(PARTS[3], &p.spec)?;
         }
-        for (pair, book) in books.chunks_exact(2).zip(&mut trainer.codebooks) {
+        for (p, average) in trainer.parameters.iter().zip(&mut trainer.averages) {
+            *average = part(AVERAGE, &p.spec)?;
+        }
+        if let Some(averages) = file.metadata().get(BALANCER) {
+            trainer.balancer.averages = serde_json::from_str(averages).map_err(|e| fail(format!("balancer: {e}")))?;
+        }
+        for (pair, book) in books.iter().zip(&mut trainer.codebooks) {
             book.usage = read(&file, &pair[0], device)?;
             book.sum = read(&file, &pair[1], device)?;
         }
@@ -82,48 +104,41 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Starts from a model instead of from noise: weights with or without weight norm, codebooks as averages or embeddings. The
-    /// optimiser starts anew.
+    /// Starts from a model instead of from noise: weights with or without weight norm, codebooks as averages or embeddings; of a Mimi
+    /// any file that is published. The optimiser starts anew.
     pub fn initialise_from(&mut self, file: &weights::Weights) -> Result<()> {
-        let folded = !file.names().any(|n| n.ends_with(".weight_g"));
-        let released = file.names().any(|n| n.ends_with(".codebook.embedding"));
-        let mut expected = self.model.tensors(folded);
-        expected.extend(quantizer::parameter_tensors(&self.codec, folded));
-        let averages = quantizer::codebook_tensors(&self.codec);
-        let embeddings: Vec<TensorSpec> =
-            self.codec.codebook_sizes.iter().enumerate().map(|(k, &size)| embedding_spec(k, size, self.codec.codebook_dim)).collect();
-        expected.extend(if released { embeddings.iter() } else { averages.iter() }.cloned());
-        file.check(expected.iter().map(|s| (s.name.clone(), s.published.clone())))?;
         let (device, dtype) = (self.device.clone(), self.dtype());
-        let load = |spec: &TensorSpec| -> Result<Tensor> { Ok(elementwise::convert(&read(file, spec, &device)?, dtype)?) };
+        let (found, books) = match &self.architecture {
+            Architecture::Own(config) => own(file, config, &self.model, &device)?,
+            Architecture::Mimi(config) => mimi_to_train(file, config, &device)?,
+        };
+        let find = |name: &str| found.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()));
         let directions: BTreeMap<String, TensorSpec> =
             self.parameters.iter().filter(|p| p.spec.name.ends_with(".weight_v")).map(|p| (p.spec.name.clone(), p.spec.clone())).collect();
-        for p in &mut self.parameters {
+        for (p, average) in self.parameters.iter_mut().zip(&mut self.averages) {
             let layer = p.spec.name.strip_suffix(".weight_g").or(p.spec.name.strip_suffix(".weight_v"));
-            p.value = Rc::new(match layer {
-                Some(layer) if folded => {
-                    let v = &directions[&format!("{layer}.weight_v")];
-                    let weight = load(&TensorSpec { name: format!("{layer}.weight"), ..v.clone() })?;
+            let value = match (found.get(&p.spec.name), layer) {
+                (Some(value), _) => value.copy()?,
+                (None, Some(layer)) => {
+                    let weight = find(&format!("{layer}.weight"))?;
                     match p.spec.name.ends_with(".weight_v") {
-                        true => weight,
-                        false => Tensor::from_f64(&device, dtype, &v.norms(&weight.to_f64()?), p.value.shape())?,
+                        true => weight.copy()?,
+                        false => {
+                            let norms = directions[&format!("{layer}.weight_v")].norms(&weight.to_f64()?);
+                            Tensor::from_f64(&device, DType::F32, &norms, p.value.shape())?
+                        }
                     }
                 }
-                _ => load(&p.spec)?,
-            });
-            p.average = p.value.copy()?;
+                (None, None) => find(&p.spec.name)?.copy()?,
+            };
+            p.value = Rc::new(elementwise::convert(&value, dtype)?);
+            *average = p.value.copy()?;
             p.first_moment.set_zero()?;
             p.second_moment.set_zero()?;
         }
-        for (k, book) in self.codebooks.iter_mut().enumerate() {
-            if released {
-                // As if every codeword had been used alike.
-                book.sum = load(&embeddings[k])?;
-                book.usage = Tensor::from_f64(&device, dtype, &vec![1.0; book.usage.elements()], book.usage.shape())?;
-            } else {
-                book.usage = load(&averages[2 * k])?;
-                book.sum = load(&averages[2 * k + 1])?;
-            }
+        for (book, [usage, sum]) in self.codebooks.iter_mut().zip(books) {
+            book.usage = elementwise::convert(&usage, dtype)?;
+            book.sum = elementwise::convert(&sum, dtype)?;
         }
         self.initialised = true;
         Ok(())
@@ -134,7 +149,10 @@ impl Trainer {
     pub fn release(&self, path: &Path) -> Result<()> {
         let (weights, codebooks) = self.released()?;
         let mut specs = self.model.tensors(true);
-        specs.extend(quantizer::parameter_tensors(&self.codec, true));
+        match &self.architecture {
+            Architecture::Own(config) => specs.extend(quantizer::parameter_tensors(config, true)),
+            Architecture::Mimi(config) => specs.extend(quantizer::split_tensors(config.hidden_size, config.codebook_dim)),
+        }
         let mut tensors: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
         let mut add = |spec: &TensorSpec, tensor: &Tensor| -> Result<()> {
             let values = spec.export(&elementwise::convert(tensor, DType::F32)?.to_vec::<f32>()?);
@@ -148,12 +166,24 @@ impl Trainer {
         for spec in &specs {
             add(spec, weights.get(&spec.name).ok_or_else(|| Error::MissingTensor(spec.name.clone()))?)?;
         }
-        for (k, book) in codebooks.iter().enumerate() {
-            add(&embedding_spec(k, book.shape()[0], book.shape()[1]), book)?;
+        match &self.architecture {
+            Architecture::Own(_) => {
+                for (k, book) in codebooks.iter().enumerate() {
+                    add(&embedding_spec(k, book.shape()[0], book.shape()[1]), book)?;
+                }
+            }
+            // As `moshi` has them: averages, and that they hold something.
+            Architecture::Mimi(_) => {
+                for ([usage, sum], book) in self.architecture.averages().iter().zip(&self.codebooks) {
+                    add(usage, &book.usage)?;
+                    add(sum, &book.sum)?;
+                    let name = usage.name.replace("cluster_usage", "_initialized");
+                    add(&TensorSpec::new(name, Layout::Plain, [1]), &Tensor::from_slice(&Device::Cpu, &[1.0f32], [1])?)?;
+                }
+            }
         }
-        let config = serde_json::to_string(&self.codec).map_err(|e| Error::Config(e.to_string()))?;
         let metadata = BTreeMap::from([
-            (METADATA_CONFIG.to_owned(), config),
+            (METADATA_CONFIG.to_owned(), self.architecture.json()?),
             (METADATA_MODEL.to_owned(), self.config.model.clone()),
             (STEP.to_owned(), self.step().to_string()),
         ]);
@@ -161,4 +191,31 @@ impl Trainer {
             tensors.iter().map(|(name, shape, dtype, bytes)| TensorRef { name, dtype: *dtype, shape, bytes }).collect();
         Ok(weights::save(path, &refs, &metadata)?)
     }
+}
+
+/// Weights of a file of swara's own, with or without weight norm, and usage and sum of every codebook.
+fn own(file: &weights::Weights, config: &Config, model: &Model, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
+    let folded = !file.names().any(|n| n.ends_with(".weight_g"));
+    let mut specs = model.tensors(folded);
+    specs.extend(quantizer::parameter_tensors(config, folded));
+    let averages = quantizer::codebook_tensors(config);
+    let embeddings: Vec<TensorSpec> =
+        config.codebook_sizes.iter().enumerate().map(|(k, &size)| embedding_spec(k, size, config.codebook_dim)).collect();
+    let released = file.names().any(|n| n.ends_with(".codebook.embedding"));
+    let books = if released { &embeddings } else { &averages };
+    file.check(specs.iter().chain(books).map(|s| (s.name.clone(), s.published.clone())))?;
+    let load = |spec: &TensorSpec| read(file, spec, device);
+    let weights = specs.iter().map(|spec| Ok((spec.name.clone(), load(spec)?))).collect::<Result<_>>()?;
+    let books = match released {
+        // As if every codeword had been used alike.
+        true => {
+            let alike = |spec: &TensorSpec| {
+                let ones = Tensor::from_slice(device, &vec![1.0f32; spec.published[0]], [spec.published[0]])?;
+                Ok([ones, load(spec)?])
+            };
+            embeddings.iter().map(alike).collect::<Result<_>>()?
+        }
+        false => averages.chunks_exact(2).map(|pair| Ok([load(&pair[0])?, load(&pair[1])?])).collect::<Result<_>>()?,
+    };
+    Ok((weights, books))
 }

@@ -81,8 +81,6 @@ fn gradients(
     let factorised = config.quantizer == QuantizerKind::Factorised;
     let batch = dump.values("input", SAME)?.1[0];
     let train = TrainConfig {
-        model: "golden".into(),
-        codec: Some(config.clone()),
         train: Schedule { batch, crop_frames: input.len() / batch / config.hop(), ..Schedule::default() },
         loss: LossWeights {
             mel: 15.0,
@@ -93,8 +91,10 @@ fn gradients(
             spectrum_windows: Vec::new(),
             commitment: if factorised { 0.25 } else { 1.0 },
             codebook: 1.0,
+            ..LossWeights::default()
         },
         codebook: CodebookRules { start: 0, dropout: 0.0, ..CodebookRules::default() },
+        ..TrainConfig::new("golden", Some(config.clone()))
     };
     let run = serde_json::to_string(&train).map_err(|e| dump.broken(e.to_string()))?;
     let metadata = BTreeMap::from([("step".to_owned(), "1".to_owned()), ("run".to_owned(), run)]);

@@ -13,15 +13,13 @@ use swara_loader::weights;
 use super::{Coded, Rounded, fold, read_as, weight_normed};
 use crate::codec::mimi::{self, Config};
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
-use crate::codec::quantizer::{Quantizer, Rvq, USAGE_EPSILON};
+use crate::codec::quantizer::{Quantizer, Rvq, SPLIT, USAGE_EPSILON, split_tensors};
 use crate::rounding::Loss;
 use crate::transformer::Block;
 use crate::weights::{Weights, quantize};
 use crate::{Error, Result};
 
 const ROWS: usize = Panels::ROWS;
-
-const BRANCHES: [&str; 2] = ["quantizer.rvq_first", "quantizer.rvq_rest"];
 
 /// Whose names a file has, and what stands before each of them.
 pub struct Naming<'a> {
@@ -96,7 +94,7 @@ fn find(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Res
     let model = mimi::model(&config)?;
     let blocks: Vec<&Block> = model.layers().filter_map(|layer| if let Layer::Block(block) = layer { Some(block) } else { None }).collect();
     let mut specs = model.tensors(true);
-    specs.extend(projections(config.hidden_size, config.codebook_dim));
+    specs.extend(split_tensors(config.hidden_size, config.codebook_dim));
     let mut panels = model.matrices();
     panels.retain(|name, _| file.contains(&beside(&naming.published(name), "panels")));
     specs.retain(|spec| !panels.contains_key(&spec.name));
@@ -104,7 +102,7 @@ fn find(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Res
     let branch = |branch: &str, count: usize| -> Vec<Codebook> {
         (0..count).map(|k| Codebook::new(file, naming, &config, &format!("{branch}.vq.layers.{k}"))).collect()
     };
-    let books = [branch(BRANCHES[0], 1), branch(BRANCHES[1], config.acoustic())];
+    let books = [branch(SPLIT[0], 1), branch(SPLIT[1], config.acoustic())];
     let flags = books.iter().flatten().filter_map(|book| book.flag.clone());
     let averages = books.iter().flatten().flat_map(|book| [&book.usage, &book.sum]).map(|spec| (spec.name.clone(), spec.published.clone()));
     let coded = panels.iter().flat_map(|(name, &[rows, columns])| {
@@ -151,8 +149,20 @@ pub fn load<'a>(
         let books = books.iter().map(|book| book.read(file, device)).collect::<Result<Vec<_>>>()?;
         Ok(Box::new(Rvq::new(&coded.tensors, name, books)?))
     };
-    let quantizer = Quantizer::Split { semantic: branch(BRANCHES[0], &books[0])?, acoustic: branch(BRANCHES[1], &books[1])? };
+    let quantizer = Quantizer::Split { semantic: branch(SPLIT[0], &books[0])?, acoustic: branch(SPLIT[1], &books[1])? };
     Ok((model, coded, quantizer))
+}
+
+/// Folded weights, and usage and sum of every codebook.
+pub fn to_train(file: &weights::Weights, naming: &Naming, config: &Config, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
+    let Found { sources, panels, books, .. } = find(file, naming, Some(config.clone()))?;
+    if let Some(name) = panels.keys().next() {
+        return Err(Error::File { path: file.path().to_owned(), why: format!("tensor {name} has codes, which are not learnt") });
+    }
+    let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, device)?))).collect::<Result<_>>()?;
+    let weights = fold(&sources.into_iter().map(|source| source.spec).collect::<Vec<_>>(), tensors)?;
+    let read = |book: &Codebook| Ok([super::read(file, &book.usage, device)?, super::read(file, &book.sum, device)?]);
+    Ok((weights, books.iter().flatten().map(read).collect::<Result<_>>()?))
 }
 
 /// See [`super::rounded_mimi`].
@@ -165,7 +175,7 @@ pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>)
     let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, &Device::Cpu)?))).collect::<Result<_>>()?;
     let mut tensors = fold(&sources.into_iter().map(|source| source.spec).collect::<Vec<_>>(), tensors)?;
     let mut rounded = BTreeMap::new();
-    let specs = model.tensors(true).into_iter().chain(projections(model.format.latent, books[0][0].sum.published[1]));
+    let specs = model.tensors(true).into_iter().chain(split_tensors(model.format.latent, books[0][0].sum.published[1]));
     for spec in specs {
         let Some(tensor) = tensors.remove(&spec.name) else { return Err(Error::MissingTensor(spec.name)) };
         let values = tensor.as_slice::<f32>()?;
@@ -179,7 +189,7 @@ pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>)
         };
         rounded.insert(spec.name, made);
     }
-    for (branch, books) in BRANCHES.iter().zip(&books) {
+    for (branch, books) in SPLIT.iter().zip(&books) {
         for (k, book) in books.iter().enumerate() {
             for (part, spec) in [("cluster_usage", &book.usage), ("embedding_sum", &book.sum)] {
                 let values = super::read(file, spec, &Device::Cpu)?.to_vec()?;
@@ -189,14 +199,6 @@ pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>)
         }
     }
     Ok(rounded)
-}
-
-/// Around the codebooks of each branch.
-fn projections(latent: usize, dim: usize) -> impl Iterator<Item = TensorSpec> {
-    BRANCHES.into_iter().flat_map(move |branch| {
-        let projection = |name: &str, shape| TensorSpec::new(format!("{branch}.{name}.weight"), Layout::Conv, shape);
-        [projection("input_proj", [dim, latent, 1]), projection("output_proj", [latent, dim, 1])]
-    })
 }
 
 /// A Mimi of random weights.
@@ -209,7 +211,7 @@ pub fn random(config: &Config, device: &Device) -> Result<(Model, Weights, Quant
         Ok(Tensor::from_slice(device, &values, Shape::try_from(shape)?)?)
     };
     let mut weights = Weights::new();
-    for spec in model.tensors(true).into_iter().chain(projections(config.hidden_size, config.codebook_dim)) {
+    for spec in model.tensors(true).into_iter().chain(split_tensors(config.hidden_size, config.codebook_dim)) {
         let tensor = match &spec.published[..] {
             [_] | [_, 1] => Tensor::from_slice(device, &vec![0.1f32; spec.published[0]], Shape::try_from(&spec.shape()[..])?)?,
             published => values(&spec.shape(), published[1..].iter().product())?,
@@ -220,7 +222,7 @@ pub fn random(config: &Config, device: &Device) -> Result<(Model, Weights, Quant
         let books = (0..count).map(|_| values(&[config.codebook_size, config.codebook_dim], 1)).collect::<Result<_>>()?;
         Ok(Box::new(Rvq::new(&weights, name, books)?))
     };
-    let quantizer = Quantizer::Split { semantic: branch(BRANCHES[0], 1)?, acoustic: branch(BRANCHES[1], config.acoustic())? };
+    let quantizer = Quantizer::Split { semantic: branch(SPLIT[0], 1)?, acoustic: branch(SPLIT[1], config.acoustic())? };
     Ok((model, weights, quantizer))
 }
 
@@ -228,7 +230,7 @@ pub fn random(config: &Config, device: &Device) -> Result<(Model, Weights, Quant
 fn quantizers(file: &weights::Weights, naming: &Naming) -> usize {
     let most = crate::codec::Config::MAX_CODEBOOKS;
     let has = |k: &usize| {
-        let codebook = naming.published(&format!("{}.vq.layers.{k}.", BRANCHES[1]));
+        let codebook = naming.published(&format!("{}.vq.layers.{k}.", SPLIT[1]));
         file.names().any(|name| name.starts_with(&codebook))
     };
     1 + (0..most - 1).take_while(has).count()

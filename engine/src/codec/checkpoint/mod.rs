@@ -119,6 +119,23 @@ fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) ->
     Codec::assemble(name, model, &weights, quantizer, device, stored)
 }
 
+/// What training starts from in a published Mimi: folded weights, and usage and sum of every codebook.
+pub(crate) fn mimi_to_train(file: &weights::Weights, config: &MimiConfig, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
+    match Family::of(file) {
+        Some(Family::Mimi(naming)) => mimi::to_train(file, &naming, config, device),
+        _ => Err(Error::File { path: file.path().to_owned(), why: "no Mimi".into() }),
+    }
+}
+
+/// The layers of a published EnCodec, and their weights.
+#[cfg(test)]
+pub(crate) fn encodec_layers(file: &weights::Weights, device: &Device) -> Result<(Model, Weights)> {
+    let Some(Family::Encodec(naming)) = Family::of(file) else { return Err(Error::Argument("no EnCodec".into())) };
+    let config = config_of(file)?;
+    let (model, weights, _) = encodec::load(file, naming, &EncodecConfig::from_json(need(file, config.as_deref())?)?, device)?;
+    Ok((model, weights))
+}
+
 fn config_of(file: &weights::Weights) -> Result<Option<String>> {
     Ok(match file.metadata().get(METADATA_CONFIG) {
         Some(config) => Some(config.clone()),

@@ -44,7 +44,7 @@ impl AdversarialRule {
 
 /// A term as it counts: the losses' values are unweighted means.
 fn counted(value: Var, share: f64) -> Result<Var> {
-    if share == 1.0 { Ok(value) } else { Ok(Var::from(elementwise::scale(value.value(), share)?)) }
+    if share == 1.0 { Ok(value) } else { Ok(value.told(elementwise::scale(value.value(), share)?)) }
 }
 
 fn logits(maps: &[Var]) -> Result<&Var> {
