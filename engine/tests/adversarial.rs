@@ -83,12 +83,12 @@ fn gradients_through_discriminators_are_differences() {
         let mut trainer = Trainer::with_dtype(config.clone(), &Device::Cpu, DType::F64).unwrap();
         let (_, gradients, _) = trainer.gradients(&samples).unwrap();
         let mut rng = SplitMix(9);
-        for n in 0..trainer.parameters().len() {
+        for (n, gradient) in gradients.iter().enumerate() {
             // Along a random direction of one parameter.
             let shape = trainer.parameters()[n].value.shape();
             let before = trainer.parameters()[n].value.to_f64().unwrap();
             let direction: Vec<f64> = before.iter().map(|_| rng.uniform() - 0.5).collect();
-            let slope: f64 = gradients[n].to_f64().unwrap().iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let slope: f64 = gradient.to_f64().unwrap().iter().zip(&direction).map(|(g, d)| g * d).sum();
             let step = 1e-7;
             let mut at = |sign: f64| {
                 let moved: Vec<f64> = before.iter().zip(&direction).map(|(v, d)| v + sign * step * d).collect();
