@@ -1,32 +1,13 @@
 //! The depth transformer of Moshi as one launch a step, beside its kernels one by one.
 
-use std::path::Path;
+mod common;
 
+use common::lm::{golden, tiny_moshi};
 use swara_engine::lm::{Conditions, Config, Drawing, Drawn, Format, Fuser, Given, Lm, Session, Widths};
 use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::delay::UNGENERATED;
 use swara_kernels::tolerance::Tolerance;
 use swara_kernels::{Cuda, DType, Device, Tensor};
-
-fn config() -> Config {
-    Config {
-        dim: 64,
-        num_heads: 2,
-        num_layers: 1,
-        hidden_scale: 3.0,
-        n_q: 8,
-        dep_q: 4,
-        card: 32,
-        text_card: 40,
-        context: Some(8),
-        delays: vec![0, 0, 1, 1, 1, 0, 1, 1, 1],
-        depformer_dim: 64,
-        depformer_num_heads: Some(2),
-        depformer_num_layers: Some(2),
-        depformer_dim_feedforward: Some(Widths::All(96)),
-        ..Config::moshi()
-    }
-}
 
 /// A schedule of weights, tables of low rank, a norm before the logits and biases behind them, sets of several widths.
 fn scheduled() -> Config {
@@ -36,7 +17,7 @@ fn scheduled() -> Config {
         depformer_dim_feedforward: Some(Widths::Each(vec![96, 144, 48])),
         depformer_norm: Some("rms_norm".into()),
         bias_proj: true,
-        ..config()
+        ..tiny_moshi()
     }
 }
 
@@ -101,7 +82,7 @@ fn equals_its_kernels(config: &Config, format: Format, batch: usize) {
 
 #[test]
 fn one_launch_says_what_its_kernels_say() {
-    for config in [config(), scheduled()] {
+    for config in [tiny_moshi(), scheduled()] {
         for batch in [1, 3] {
             let few_bits =
                 [Format::int8(DType::F32), Format::int8(DType::BF16), Format::int4_all(DType::F32), Format::int4_all(DType::BF16)];
@@ -115,7 +96,7 @@ fn one_launch_says_what_its_kernels_say() {
 #[test]
 fn a_graph_of_one_launch_says_the_same() {
     let device = Device::open("emulator").unwrap();
-    let lm = Lm::random(config(), &device, DType::F32).unwrap();
+    let lm = Lm::random(tiny_moshi(), &device, DType::F32).unwrap();
     let drawing: Vec<Drawing> = (0..2).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
     let [mut replayed, mut launched] = [(); 2].map(|()| Session::new(&lm, &drawing).unwrap());
     launched.graphs(false);
@@ -145,10 +126,7 @@ fn a_graph_of_one_launch_says_the_same() {
 #[test]
 fn what_one_launch_does_not_compute_is_launched_by_its_kernels_and_says_why() {
     let device = Device::open("emulator").unwrap();
-    let open = |name: &str, dtype: DType| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/moshi_lm/weights").join(name);
-        Lm::open(&path, &device, dtype).unwrap()
-    };
+    let open = |name: &str, dtype: DType| Lm::open(&golden("weights").join(name), &device, dtype).unwrap();
     assert_eq!(open("moshi", DType::F32).plain_depth(), None);
     assert_eq!(open("listener", DType::F32).plain_depth(), None);
     for (name, dtype, why) in [
@@ -160,18 +138,17 @@ fn what_one_launch_does_not_compute_is_launched_by_its_kernels_and_says_why() {
         let lm = open(name, dtype);
         assert!(lm.plain_depth().is_some_and(|found| found.contains(why)), "{name}: {:?}", lm.plain_depth());
     }
-    let centred = Config { depformer_norm: Some("layer_norm".into()), ..config() };
-    let ungated = Config { depformer_gating: Some("none".into()), depformer_weights_per_step: false, ..config() };
-    let other = Config { depformer_gating: Some("gelu".into()), ..config() };
-    let rotary = Config { depformer_pos_emb: "rope".into(), ..config() };
+    let centred = Config { depformer_norm: Some("layer_norm".into()), ..tiny_moshi() };
+    let ungated = Config { depformer_gating: Some("none".into()), depformer_weights_per_step: false, ..tiny_moshi() };
+    let other = Config { depformer_gating: Some("gelu".into()), ..tiny_moshi() };
+    let rotary = Config { depformer_pos_emb: "rope".into(), ..tiny_moshi() };
     for (config, why) in
         [(centred, "norms that centre"), (ungated, "without a gate"), (other, "other than SiLU"), (rotary, "rotary positions")]
     {
         let lm = Lm::random(config, &device, DType::F32).unwrap();
         assert!(lm.plain_depth().is_some_and(|found| found.contains(why)), "{:?}", lm.plain_depth());
     }
-    let on_cpu = Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/moshi_lm/weights/plain");
-    assert_eq!(Lm::open(&on_cpu, &Device::Cpu, DType::F32).unwrap().plain_depth(), None);
+    assert_eq!(Lm::open(&golden("weights/plain"), &Device::Cpu, DType::F32).unwrap().plain_depth(), None);
 }
 
 /// Guidance runs the layers twice, and more streams than a launch takes are no error.
@@ -183,7 +160,7 @@ fn guided_and_many_streams_are_launched_by_their_kernels() {
     });
     let conditioners = [("speed".to_owned(), serde_json::json!({"type": "lut", "lut": lut}))].into_iter().collect();
     let fuser = Some(Fuser { sum: vec!["speed".to_owned()], ..Fuser::default() });
-    let lm = Lm::random(Config { conditioners, fuser, ..config() }, &device, DType::BF16).unwrap();
+    let lm = Lm::random(Config { conditioners, fuser, ..tiny_moshi() }, &device, DType::BF16).unwrap();
     assert_eq!(lm.plain_depth(), None);
     let launched = |mut session: Session, batch: usize| {
         notes.take();

@@ -1,8 +1,12 @@
+mod conditioners;
+
 use serde::Deserialize;
 use swara_kernels::ops::activation::Activation;
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
 use swara_kernels::ops::rope::Style;
 
+pub use self::conditioners::Fuser;
+pub(super) use self::conditioners::{Conditioner, Kind};
 use super::transformers;
 use crate::transformer::{FeedForward, Norm, Rotary};
 use crate::{Error, Result};
@@ -95,73 +99,6 @@ impl Default for Drawn {
     fn default() -> Drawn {
         Drawn { temp: 0.8, temp_text: 0.7, top_k: 250, top_k_text: 25 }
     }
-}
-
-/// What conditions are for.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Fuser {
-    /// Added to what is fed.
-    pub sum: Vec<String>,
-    /// Attended to, one behind the other.
-    pub cross: Vec<String>,
-    pub prepend: Vec<String>,
-    /// Whether sines of their positions are added to the rows that are attended to, and by what factor.
-    pub cross_attention_pos_emb: bool,
-    pub cross_attention_pos_emb_scale: f64,
-}
-
-impl Default for Fuser {
-    fn default() -> Fuser {
-        let none = Vec::new;
-        Fuser { sum: none(), cross: none(), prepend: none(), cross_attention_pos_emb: false, cross_attention_pos_emb_scale: 1.0 }
-    }
-}
-
-/// Something that streams can be conditioned on.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Conditioner {
-    pub name: String,
-    pub kind: Kind,
-    pub width: usize,
-    /// Whether rows of `width` are projected to those of the model.
-    pub projected: bool,
-    /// Whether there is a row for what is not there; else it is zero.
-    pub padded: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Kind {
-    /// One of a table of `bins` words; those of no list are numbered by a hash.
-    Words {
-        known: Option<Vec<String>>,
-        bins: usize,
-    },
-    Rows,
-}
-
-/// `BaseConditioner` of moshi's `conditioners/base.py`.
-#[derive(Deserialize)]
-struct Base {
-    dim: usize,
-    #[serde(default = "yes")]
-    force_linear: bool,
-    #[serde(default = "yes")]
-    learn_padding: bool,
-    #[serde(default)]
-    output_bias: bool,
-}
-
-/// What `LUTConditioner` of moshi's `conditioners/text.py` has beside it.
-#[derive(Deserialize)]
-struct Lut {
-    n_bins: usize,
-    tokenizer: String,
-    possible_values: Option<Vec<String>>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// Sines and cosines of positions, added to rows.
@@ -445,67 +382,6 @@ impl Config {
             None => (self.hidden_scale * self.depformer_dim as f64) as usize,
         };
         hidden(self.depformer_gating.as_ref().unwrap_or(&self.gating), self.depformer_dim, wide)
-    }
-
-    /// What streams can be conditioned on.
-    pub(super) fn conditioners(&self) -> Result<Vec<Conditioner>> {
-        let fail = |why: String| Error::Config(format!("conditioners: {why}"));
-        let conditioner = |(name, json): (&String, &serde_json::Value)| {
-            let kind = json.get("type").and_then(|kind| kind.as_str()).unwrap_or("none");
-            if !["lut", "tensor"].contains(&kind) {
-                return Err(fail(format!("{name} is of type {kind}, expected lut or tensor")));
-            }
-            let json = json.get(kind).unwrap_or(&serde_json::Value::Null);
-            let wrong = |e: serde_json::Error| fail(format!("{name}: {e}"));
-            let base = Base::deserialize(json).map_err(wrong)?;
-            crate::config::check_ranges(&[("conditioners: dim", base.dim, 1, 1 << 14)])?;
-            let projected = base.force_linear || base.dim != self.dim;
-            if projected && base.output_bias {
-                return Err(fail(format!("{name} has a bias, which moshi's own have not")));
-            }
-            let kind = match kind {
-                "tensor" => Kind::Rows,
-                _ => {
-                    let lut = Lut::deserialize(json).map_err(wrong)?;
-                    let least = lut.possible_values.as_ref().map_or(1, |words| words.len().max(1));
-                    crate::config::check_ranges(&[("conditioners: n_bins", lut.n_bins, least, 1 << 12)])?;
-                    if lut.tokenizer != "noop" {
-                        return Err(fail(format!("{name} has the tokenizer {:?}, expected noop", lut.tokenizer)));
-                    }
-                    Kind::Words { known: lut.possible_values, bins: lut.n_bins }
-                }
-            };
-            Ok(Conditioner { name: name.clone(), kind, width: base.dim, projected, padded: base.learn_padding })
-        };
-        self.conditioners.iter().map(conditioner).collect()
-    }
-
-    /// What conditions are for, which the model has.
-    pub(super) fn fused(&self) -> Result<Fuser> {
-        let fail = |why: String| Err(Error::Config(format!("fuser: {why}")));
-        let fuser = self.fuser.clone().unwrap_or_default();
-        if let Some(name) = fuser.prepend.first() {
-            return fail(format!("{name} in prepend, which moshi does not do either: it conditions by sum and cross alone"));
-        }
-        if fuser.sum.len() + fuser.cross.len() > 64 {
-            return fail("more than 64 conditions".into());
-        }
-        if let Some(name) = fuser.sum.iter().chain(&fuser.cross).find(|name| !self.conditioners.contains_key(*name)) {
-            return fail(format!("{name} is none of the conditioners"));
-        }
-        match (self.cross_attention, fuser.cross.first()) {
-            (true, None) => return fail("no condition in cross, beside cross_attention".into()),
-            (false, Some(name)) => return fail(format!("{name} in cross of a model without cross_attention")),
-            _ => {}
-        }
-        if self.cross_attention && self.kv_repeat != 1 {
-            return fail(format!("cross_attention with kv_repeat {}: moshi has as many heads of keys there as of queries", self.kv_repeat));
-        }
-        let scale = fuser.cross_attention_pos_emb_scale;
-        if fuser.cross_attention_pos_emb && (self.dim < 4 || !self.dim.is_multiple_of(2) || scale.abs() >= 1e6 || !scale.is_finite()) {
-            return fail(format!("positions as sines scaled by {scale} in rows of {}, expected an even width from 4 on", self.dim));
-        }
-        Ok(fuser)
     }
 
     pub(super) fn depth_norm(&self) -> Result<Option<(Norm, f64)>> {

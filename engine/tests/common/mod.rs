@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod lm;
+
 use swara_engine::codec::{Codec, Codes, Session};
 use swara_kernels::case::SplitMix;
 use swara_kernels::{Device, Tensor};
