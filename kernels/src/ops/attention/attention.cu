@@ -3,7 +3,7 @@
 //   y[i, h] = sum_j p_ij v[j, h / G],  p_ij = exp(s_ij - L_i),  s_ij = q[i, h] . k[j, h / G] / sqrt(D),  L_i = log sum_j exp(s_ij)
 //
 // over the keys j that query i sees: 0 <= i - j < window, causal, or all. Shapes: q, y [B, T, Hq, D]; k, v [B, S, Hkv, D], or
-// rings [B, Hkv, capacity, D] whose token p lies in slot p % capacity, with `seen` [B], what the streams saw before these T.
+// rings [B, Hkv, capacity, D] whose token p lies in slot p % capacity behind what is fixed, with `seen` [B], what the streams saw before these T.
 //
 //   attention_few_D     rows of queries (t, g), g of the G heads that share keys: 16 a block on tensor cores, else 2. One warp.
 //   attention_many_D    64 on tensor cores, else 32. Four warps, each with rows of its own.
@@ -24,6 +24,9 @@
 // Codes are exact in every type, so the factors of keys multiply scores. Those of values multiply weights in float, but on tensor
 // cores values, for a weight times a factor may be too small for f16; there codes come to shared memory as they are, and are
 // widened when they are wanted.
+//
+// Beside sinks the first keys of a stream stay before the ring, and a row goes through those that are sinks before what else it sees, with
+// a query of its own for them (`far`): turned by the distance that they have within the cache. Spans have one more then, the first.
 //
 // Two cores: attend_mma (16-bit types: scores and sums by mma.sync m16n8k16, weights rounded to the type for the second) and
 // attend_fma (f32, and bf16 on sm_75: a lane has a key for scores, and a run of the head for sums).
@@ -47,17 +50,23 @@ struct Problem {
     T* y;
     float* logsum;   // [B, Hq, T] in base 2, or null
     float* partial;  // [B, Hkv, T G, spans, pitch]: sums, their largest score, the sum of weights; or null
-    const T* q;
+    const T *q, *far;  // far: as sinks want them
     const C *k, *v;
     const float *k_factors, *v_factors;  // of codes, [B, Hkv, capacity]
     const int* seen;  // null: sequences, not rings
     const unsigned char* mask;
-    int tokens, heads, kv_heads, keys, dim, window, causal, span;  // keys: S or the capacity; window, span: 0 for none
-    float scale;                                                 // log2(e) / sqrt(D)
+    int tokens, heads, kv_heads, keys, dim, window, causal, span, sinks;  // keys: S or the capacity; window, span, sinks: 0 for none
+    float scale;                                                        // log2(e) / sqrt(D)
 
     __device__ int group() const { return heads / kv_heads; }
     __device__ int rows() const { return tokens * group(); }
     __device__ bool vectors() const { return dim % LANES<T> == 0; }
+    // Slots before those of the ring: whole blocks.
+    __device__ int fixed() const { return (sinks + 63) / 64 * 64; }
+    __device__ unsigned slot(int p) const {
+        const unsigned before = fixed();
+        return (unsigned)p < before ? p : before + ((unsigned)p - before) % ((unsigned)keys - before);
+    }
     static constexpr bool CODES = sizeof(C) == 1;
 };
 
@@ -76,13 +85,13 @@ struct Rows {
 
     __device__ bool masked() const { return a.mask != nullptr && a.mask[batch] == 0; }
 
-    // None for rows that there are not.
+    // Besides sinks. None for rows that there are not.
     __device__ Seen keys(int r) const {
         if (r >= a.rows()) return {0, 0};
         if (!a.causal) return {0, a.keys};
         const int position = seen + r / a.group();
         int first = a.window > 0 ? max(position + 1 - a.window, 0) : 0;
-        if (a.seen != nullptr) first = max(first, seen + a.tokens - a.keys);  // the oldest in the ring
+        if (a.seen != nullptr) first = max(max(first, a.sinks), seen + a.tokens - (a.keys - a.fixed()));  // the oldest in the ring
         return {first, position + 1};
     }
 
@@ -91,6 +100,9 @@ struct Rows {
         end = min(end, a.rows());
         return r < end ? Seen{keys(r).first, keys(end - 1).end} : Seen{0, 0};
     }
+
+    // Of the sinks, those that row `r` sees.
+    __device__ Seen sinks(int r) const { return {0, r < a.rows() ? min(a.sinks, seen + r / a.group() + 1) : 0}; }
 
     // Offset of row `r` in q and y.
     __device__ int64_t at(int r) const {
@@ -101,11 +113,11 @@ struct Rows {
     // Where the key or value of position `p` is, and how far it is to the next of a block: a ring's capacity is whole blocks.
     __device__ int64_t key(int p) const {
         if (a.seen == nullptr) return (((int64_t)batch * a.keys + p) * a.kv_heads + kv_head) * a.dim;
-        return (((int64_t)batch * a.kv_heads + kv_head) * a.keys + (unsigned)p % (unsigned)a.keys) * a.dim;
+        return (((int64_t)batch * a.kv_heads + kv_head) * a.keys + a.slot(p)) * a.dim;
     }
     // The factor of the key or value of position `p`.
     __device__ float factor(const float* factors, int p) const {
-        return factors[((int64_t)batch * a.kv_heads + kv_head) * a.keys + (unsigned)p % (unsigned)a.keys];
+        return factors[((int64_t)batch * a.kv_heads + kv_head) * a.keys + a.slot(p)];
     }
     __device__ int64_t key_stride() const { return a.seen == nullptr ? (int64_t)a.kv_heads * a.dim : a.dim; }
 
@@ -209,11 +221,38 @@ __device__ __forceinline__ void zero_rows(const Rows<T, C>& rows, int count) {
 // Keys of this block's span that its rows see.
 template <class T, class C>
 __device__ __forceinline__ Seen in_span(const Rows<T, C>& rows, Seen all) {
-    const int span = rows.a.span;
+    const int span = rows.a.span, number = (int)blockIdx.y - (rows.a.sinks > 0);
     if (span == 0) return all;
-    const int first = (all.first / span + (int)blockIdx.y) * span;
+    if (number < 0) return {0, 0};
+    const int first = (all.first / span + number) * span;
     return {max(all.first, first), min(all.end, first + span)};
 }
+
+// Blocks of `size` keys that a tile of rows goes through: of sinks, then of what else they see.
+struct Blocks {
+    Seen sinks, all;
+    int begin, of_sinks, count, size;
+
+    template <class T, class C>
+    __device__ __forceinline__ Blocks(const Rows<T, C>& rows, int tile, int size)
+        : sinks{0, 0}, all(in_span(rows, rows.keys(rows.row, rows.row + tile))), size(size) {
+        if (rows.a.sinks > 0 && (rows.a.span == 0 || blockIdx.y == 0)) sinks = rows.sinks(min(rows.row + tile, rows.a.rows()) - 1);
+        begin = all.first / size * size;
+        of_sinks = (sinks.end + size - 1) / size;
+        count = of_sinks + (all.first < all.end ? (all.end - begin + size - 1) / size : 0);
+    }
+
+    // The first position of a block, and what the rows see of it.
+    __device__ __forceinline__ int at(int n) const { return n < of_sinks ? n * size : begin + (n - of_sinks) * size; }
+    __device__ __forceinline__ Seen seen(int n) const { return n < of_sinks ? sinks : all; }
+    // And row `r` by itself.
+    template <class T, class C>
+    __device__ __forceinline__ Seen seen(const Rows<T, C>& rows, int n, int r) const {
+        return n < of_sinks ? rows.sinks(r) : rows.keys(r);
+    }
+    // Whether queries for what follows sinks are to be had after this block.
+    __device__ __forceinline__ bool turns(int n) const { return n + 1 == of_sinks && count > of_sinks; }
+};
 
 template <class T, class C, int D, int WARPS>
 __device__ __forceinline__ void attend_mma(const Problem<T, C>& a) {
@@ -229,12 +268,13 @@ __device__ __forceinline__ void attend_mma(const Problem<T, C>& a) {
     if (rows.masked()) return zero_rows(rows, TILE);
     const int lane = threadIdx.x % 32, warp_row = rows.row + threadIdx.x / 32 * 16;
     T* const warp_queries = queries + threadIdx.x / 32 * 16 * PITCH;
-    const Seen all = in_span(rows, rows.keys(rows.row, rows.row + TILE));
-    const Seen mine[2] = {rows.keys(warp_row + lane / 4), rows.keys(warp_row + lane / 4 + 8)};
+    const Blocks blocks(rows, TILE, KEYS);
     // Starts the copy of a block's keys, or its values; `arrive` ends it.
-    const auto load = [&](bool is_key, int block) {
+    const auto load = [&](bool is_key, int n) {
         const C* const from = is_key ? a.k : a.v;
-        if (block < all.end) {
+        if (n < blocks.count) {
+            const int block = blocks.at(n);
+            const Seen all = blocks.seen(n);
             if constexpr (CODES) {
                 const float* const factors = is_key ? a.k_factors : a.v_factors;
                 load_keys<KEYS, D, D, THREADS>(is_key ? key_codes : value_codes, from, rows, all, block);
@@ -260,19 +300,24 @@ __device__ __forceinline__ void attend_mma(const Problem<T, C>& a) {
             __syncthreads();
         }
     };
-    load_rows<TILE, D, PITCH, THREADS>(queries, a.dim, a.vectors(), a.q, [&](int i) -> const T* {
-        return rows.row + i < a.rows() ? a.q + rows.at(rows.row + i) : nullptr;
-    });
-    const int begin = all.first / KEYS * KEYS;
-    load(true, begin);
+    const auto ask = [&](const T* q) {
+        load_rows<TILE, D, PITCH, THREADS>(queries, a.dim, a.vectors(), q, [&](int i) -> const T* {
+            return rows.row + i < a.rows() ? q + rows.at(rows.row + i) : nullptr;
+        });
+    };
+    ask(blocks.of_sinks > 0 ? a.far : a.q);
+    load(true, 0);
 
+    Seen mine[2];
     Softmax softmax[2];
     float sums[D / 8][4] = {};
     unsigned q[D / 16][4];
-    for (int block = begin; block < all.end; block += KEYS) {
-        load(false, block);
+    for (int n = 0; n < blocks.count; n++) {
+        load(false, n);
         arrive(true);
-        if (block == begin) {
+        if (n == 0 || n == blocks.of_sinks) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) mine[half] = blocks.seen(rows, n, warp_row + lane / 4 + 8 * half);
 #pragma unroll
             for (int d = 0; d < D / 16; d++) load_a<false, PITCH>(q[d], warp_queries, 0, d * 16);
         }
@@ -280,42 +325,43 @@ __device__ __forceinline__ void attend_mma(const Problem<T, C>& a) {
 #pragma unroll
         for (int d = 0; d < D / 16; d++) {
 #pragma unroll
-            for (int n = 0; n < KEYS / 16; n++) {
+            for (int i = 0; i < KEYS / 16; i++) {
                 unsigned b[2][2];
-                load_b<true, PITCH>(b, keys, d * 16, n * 16);
-                multiply_accumulate(scores[2 * n], q[d], b[0], T{});
-                multiply_accumulate(scores[2 * n + 1], q[d], b[1], T{});
+                load_b<true, PITCH>(b, keys, d * 16, i * 16);
+                multiply_accumulate(scores[2 * i], q[d], b[0], T{});
+                multiply_accumulate(scores[2 * i + 1], q[d], b[1], T{});
             }
         }
         // A lane has columns 2 t, 2 t + 1 of every eight, of two rows.
         if constexpr (CODES) {
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
+            for (int i = 0; i < KEYS / 8; i++) {
 #pragma unroll
-                for (int e = 0; e < 4; e++) scores[n][e] *= key_factors[n * 8 + lane % 4 * 2 + e % 2];
+                for (int e = 0; e < 4; e++) scores[i][e] *= key_factors[i * 8 + lane % 4 * 2 + e % 2];
             }
         }
-        __syncthreads();  // the keys were read
-        load(true, block + KEYS);
+        __syncthreads();  // the keys were read, and the queries
+        if (blocks.turns(n)) ask(a.q);
+        load(true, n + 1);
 
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const auto score = [&](int n, int e) -> float& { return scores[n][2 * half + e]; };
-            const float rescale = softmax[half].weigh<KEYS / 8>(score, a.scale, block, mine[half], true);
+            const auto score = [&](int i, int e) -> float& { return scores[i][2 * half + e]; };
+            const float rescale = softmax[half].weigh<KEYS / 8>(score, a.scale, blocks.at(n), mine[half], true);
 #pragma unroll
             for (int d = 0; d < D / 8; d++) sums[d][2 * half] *= rescale, sums[d][2 * half + 1] *= rescale;
         }
 
         arrive(false);
 #pragma unroll
-        for (int n = 0; n < KEYS / 16; n++) {
-            const unsigned weights[4] = {pack2(scores[2 * n][0], scores[2 * n][1], T{}), pack2(scores[2 * n][2], scores[2 * n][3], T{}),
-                                         pack2(scores[2 * n + 1][0], scores[2 * n + 1][1], T{}),
-                                         pack2(scores[2 * n + 1][2], scores[2 * n + 1][3], T{})};
+        for (int i = 0; i < KEYS / 16; i++) {
+            const unsigned weights[4] = {pack2(scores[2 * i][0], scores[2 * i][1], T{}), pack2(scores[2 * i][2], scores[2 * i][3], T{}),
+                                         pack2(scores[2 * i + 1][0], scores[2 * i + 1][1], T{}),
+                                         pack2(scores[2 * i + 1][2], scores[2 * i + 1][3], T{})};
 #pragma unroll
             for (int d = 0; d < D / 16; d++) {
                 unsigned b[2][2];
-                load_b<false, PITCH>(b, values, n * 16, d * 16);
+                load_b<false, PITCH>(b, values, i * 16, d * 16);
                 multiply_accumulate(sums[2 * d], weights, b[0], T{});
                 multiply_accumulate(sums[2 * d + 1], weights, b[1], T{});
             }
@@ -369,24 +415,28 @@ __device__ __forceinline__ void attend_fma(const Problem<T, C>& a) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = rows.row + warp * R;
     float* const warp_queries = queries + warp * R * D;
     float* const weights = queries + TILE * D + warp * R * KEYS;
-    const Seen all = in_span(rows, rows.keys(rows.row, rows.row + TILE));
-    Seen mine[R];
-#pragma unroll
-    for (int r = 0; r < R; r++) mine[r] = rows.keys(warp_row + r);
-    const auto load = [&](float* tile, const C* from, int block) {
-        if (block < all.end) load_keys<KEYS, D, PITCH, THREADS>(tile, from, rows, all, block);
+    const Blocks blocks(rows, TILE, KEYS);
+    const auto load = [&](float* tile, const C* from, int n) {
+        if (n < blocks.count) load_keys<KEYS, D, PITCH, THREADS>(tile, from, rows, blocks.seen(n), blocks.at(n));
         cp_async_commit();
     };
-    load_rows<TILE, D, D, THREADS>(queries, a.dim, a.vectors(), a.q, [&](int i) -> const T* {
-        return rows.row + i < a.rows() ? a.q + rows.at(rows.row + i) : nullptr;
-    });
-    const int begin = all.first / KEYS * KEYS;
-    load(keys, a.k, begin);
+    const auto ask = [&](const T* q) {
+        load_rows<TILE, D, D, THREADS>(queries, a.dim, a.vectors(), q, [&](int i) -> const T* {
+            return rows.row + i < a.rows() ? q + rows.at(rows.row + i) : nullptr;
+        });
+    };
+    ask(blocks.of_sinks > 0 ? a.far : a.q);
+    load(keys, a.k, 0);
 
+    Seen mine[R];
     Softmax softmax[R];
     float sums[R][RUN] = {};
-    for (int block = begin; block < all.end; block += KEYS) {
-        load(values, a.v, block);
+    for (int n = 0; n < blocks.count; n++) {
+        load(values, a.v, n);
+        if (n == 0 || n == blocks.of_sinks) {
+#pragma unroll
+            for (int r = 0; r < R; r++) mine[r] = blocks.seen(rows, n, warp_row + r);
+        }
         cp_async_wait<1>();
         __syncthreads();
         float scores[R] = {};
@@ -402,10 +452,12 @@ __device__ __forceinline__ void attend_fma(const Problem<T, C>& a) {
                 for (int e = 0; e < 4; e++) scores[r] = fmaf(q[e], k[e], scores[r]);
             }
         }
-        __syncthreads();  // the keys were read
-        load(keys, a.k, block + KEYS);
+        __syncthreads();  // the keys were read, and the queries
+        if (blocks.turns(n)) ask(a.q);
+        load(keys, a.k, n + 1);
 
-        const int p = block + lane;
+        const int p = blocks.at(n) + lane;
+        const Seen all = blocks.seen(n);
         float value_factor = 0.0f;
         if constexpr (CODES) {
             const bool seen = p >= all.first && p < all.end;
@@ -531,11 +583,11 @@ extern "C" __global__ void __launch_bounds__(256) attention_advance(int* seen, c
 
 #define ATTENTION_KERNEL(NAME, T, C, D, MANY)                                                                                  \
     extern "C" __global__ void __launch_bounds__(MANY ? 128 : 32)                                                              \
-        NAME(T* y, float* logsum, float* partial, const T* q, const C* k, const C* v, const float* k_factors,                  \
+        NAME(T* y, float* logsum, float* partial, const T* q, const T* far, const C* k, const C* v, const float* k_factors,    \
              const float* v_factors, const int* seen, const unsigned char* mask, int tokens, int heads, int kv_heads,          \
-             int keys, int dim, int window, int causal, int span, float scale) {                                               \
-        attend<T, C, D, MANY>({y, logsum, partial, q, k, v, k_factors, v_factors, seen, mask, tokens, heads, kv_heads, keys,   \
-                               dim, window, causal, span, scale});                                                             \
+             int keys, int dim, int window, int causal, int sinks, int span, float scale) {                                    \
+        attend<T, C, D, MANY>({y, logsum, partial, q, far, k, v, k_factors, v_factors, seen, mask, tokens, heads, kv_heads,    \
+                               keys, dim, window, causal, span, sinks, scale});                                                \
     }
 
 #define GRADIENT_KERNEL(NAME, T, D, KEYS)                                                                                      \

@@ -56,12 +56,33 @@ impl Positions {
     }
 }
 
+/// Attention sinks: the first `steps` of a stream stay where they are beside the last `context - steps`, and positions are those within
+/// the cache. A query is then never further from a key than `context - 1`: it is turned by its own position for the last keys, whose
+/// distances are what they are, and by `min(position, context - 1)` for the sinks, whose keys stay as they were turned.
+///
+/// Source: StreamingLLM, arXiv 2309.17453, section 3.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sinks {
+    pub steps: usize,
+    /// What a query sees at most, sinks and itself among it.
+    pub context: usize,
+}
+
+impl Sinks {
+    /// Tokens up to its own that a query sees besides sinks.
+    pub fn window(&self) -> usize {
+        self.context.saturating_sub(self.steps)
+    }
+}
+
 /// Keys and values of the last tokens of `B` streams, as rings `[B, Hkv, capacity, D]`: token `p` lies in slot `p % capacity`.
+/// Beside sinks the first blocks of [`KEY_BLOCK`] slots are no part of the ring: they hold the first tokens for good, sinks or not.
 ///
 /// On the CPU the keys of 16 tokens side by side are stored transposed, `[.., capacity / 16, D, 16]`, so that their scores
 /// are one vector.
 pub struct KvCache {
     kept: Kept,
+    sinks: Option<Sinks>,
     pub(crate) keys: Tensor,
     pub(crate) values: Tensor,
     /// Of the codes of keys and of values, f32 `[B, Hkv, capacity]`.
@@ -86,7 +107,35 @@ impl KvCache {
         let ring = || Tensor::zeros(device, dtype, [batch, kv_heads, capacity, head_dim]);
         let factors = || Tensor::zeros(device, DType::F32, [batch, kv_heads, capacity]);
         let factors = (kept == Kept::Int8).then(|| Ok::<_, Error>([factors()?, factors()?])).transpose()?;
-        Ok(KvCache { kept, keys: ring()?, values: ring()?, factors })
+        Ok(KvCache { kept, sinks: None, keys: ring()?, values: ring()?, factors })
+    }
+
+    /// Room for sinks, and for what is seen beside them by `at_once` tokens at a time.
+    pub fn with_sinks(
+        device: &Device,
+        kept: impl Into<Kept>,
+        batch: usize,
+        kv_heads: usize,
+        sinks: Sinks,
+        at_once: usize,
+        head_dim: usize,
+    ) -> Result<KvCache> {
+        let Sinks { steps, context } = sinks;
+        if steps == 0 || steps >= context || context > i32::MAX as usize {
+            return Err(Error::argument(NAME, format!("{steps} sinks of a context of {context}")));
+        }
+        let ring = sinks.window().saturating_add(at_once.saturating_sub(1)).checked_next_multiple_of(KEY_BLOCK).unwrap_or(usize::MAX);
+        let capacity = ring.saturating_add(steps.next_multiple_of(KEY_BLOCK));
+        Ok(KvCache { sinks: Some(sinks), ..KvCache::new(device, kept, batch, kv_heads, capacity, head_dim)? })
+    }
+
+    pub fn sinks(&self) -> Option<Sinks> {
+        self.sinks
+    }
+
+    /// Slots before those of the ring.
+    pub(crate) fn fixed(&self) -> usize {
+        self.sinks.map_or(0, |sinks| sinks.steps.next_multiple_of(KEY_BLOCK))
     }
 
     pub fn kept(&self) -> Kept {
@@ -111,7 +160,7 @@ impl KvCache {
     }
 
     /// With these keys and values, `[B, Hkv, capacity, D]` of whole blocks; codes with their factors.
-    pub(crate) fn of(keys: &Tensor, values: &Tensor, factors: Option<[&Tensor; 2]>) -> Result<KvCache> {
+    pub(crate) fn of(keys: &Tensor, values: &Tensor, factors: Option<[&Tensor; 2]>, sinks: Option<Sinks>) -> Result<KvCache> {
         let keys = match keys.device() {
             Device::Cpu => cpu::stored(keys)?,
             Device::Cuda(_) => keys.copy()?,
@@ -119,7 +168,7 @@ impl KvCache {
         let kept = if factors.is_some() { Kept::Int8 } else { keys.dtype().into() };
         let factors =
             factors.map(|[keys, values]| Ok::<_, Error>([convert(keys, DType::F32)?, convert(values, DType::F32)?])).transpose()?;
-        Ok(KvCache { kept, keys, values: values.copy()?, factors })
+        Ok(KvCache { kept, sinks, keys, values: values.copy()?, factors })
     }
 
     /// The keys, or their codes, `[B, Hkv, capacity, D]` on every device.
@@ -134,14 +183,21 @@ impl KvCache {
         [&self.keys, &self.values].into_iter().chain(self.factors.iter().flatten()).map(Tensor::bytes).sum()
     }
 
-    /// That it takes `tokens` more of `x` at `positions`.
-    pub(crate) fn check(&self, op: &'static str, x: &Tensor, tokens: usize, positions: &Positions, mask: Option<&Tensor>) -> Result<()> {
-        let batch = x.shape()[0];
+    /// That it takes `tokens` more of `batch` streams of the type of `x` at `positions`.
+    pub(crate) fn check(
+        &self,
+        op: &'static str,
+        x: &Tensor,
+        [batch, tokens]: [usize; 2],
+        positions: &Positions,
+        mask: Option<&Tensor>,
+    ) -> Result<()> {
         if self.batch() != batch {
             return Err(Error::shape(op, "cache", format!("{batch} streams"), self.keys.shape()));
         }
-        if tokens > self.capacity() {
-            return Err(Error::argument(op, format!("{tokens} tokens at once do not fit a cache of {}", self.capacity())));
+        let room = self.capacity() - self.fixed();
+        if tokens > room {
+            return Err(Error::argument(op, format!("{tokens} tokens at once do not fit a cache of {room}")));
         }
         if self.keys.device() != x.device() {
             return Err(Error::DeviceMismatch { op, operand: "cache" });

@@ -1,5 +1,5 @@
 use super::cuda::spans;
-use super::{Kept, Kernel, KvCache, Mask, Positions, backward, forward, forward_by, step};
+use super::{Kept, Kernel, KvCache, Mask, Positions, Sinks, backward, forward, forward_by, step};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input};
 use crate::tolerance::Tolerance;
@@ -43,15 +43,28 @@ pub(super) fn cases() -> Vec<Case> {
             ([2, 2, 2, 1, 64], LONG_AGO, None),
         ] {
             for kept in [Kept::Values(dtype), Kept::Int8] {
-                cases.push(stream(shape, seen, window, dtype, kept, false));
+                cases.push(stream(shape, seen, window, 0, dtype, kept, false));
+            }
+        }
+        for (shape, seen, window, sinks) in [
+            ([1, 1, 8, 8, 64], 400, 250, 4),
+            ([3, 1, 4, 2, 64], 40, 31, 1),
+            ([2, 5, 6, 1, 34], 70, 33, 32),
+            ([1, 31, 2, 2, 128], 1000, 127, 70),
+            ([2, 7, 4, 1, 64], 2, 500, 4),
+            ([2, 2, 2, 1, 128], 3000, 1504, 4),
+        ] {
+            for kept in [Kept::Values(dtype), Kept::Int8] {
+                cases.push(stream(shape, seen, Some(window), sinks, dtype, kept, false));
             }
         }
         cases.push(sequences(Kernel::Mma, [4, 2048, 16, 16, 64], 2048, Mask::CAUSAL, dtype, true));
         cases.push(sequences(Kernel::Mma, [1, 4096, 32, 8, 128], 4096, Mask::CAUSAL, dtype, true));
         cases.push(gradients([1, 2048, 16, 16, 64], 2048, Mask::CAUSAL, dtype, true));
         for kept in [Kept::Values(dtype), Kept::Int8] {
-            cases.push(stream([64, 2, 8, 8, 64], 300, Some(250), dtype, kept, true));
-            cases.push(stream([8, 1, 32, 32, 128], 3000, Some(3000), dtype, kept, true));
+            cases.push(stream([64, 2, 8, 8, 64], 300, Some(250), 0, dtype, kept, true));
+            cases.push(stream([8, 1, 32, 32, 128], 3000, Some(3000), 0, dtype, kept, true));
+            cases.push(stream([8, 1, 32, 32, 128], 9000, Some(3000), 4, dtype, kept, true));
         }
     }
     for dtype in [DType::BF16, DType::F16] {
@@ -161,13 +174,16 @@ fn gradients(shape: Extents, keys: usize, mask: Mask, dtype: DType, bench: bool)
     }
 }
 
-/// A step of streams that have seen `seen` tokens, the last of several masked.
-fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, kept: Kept, bench: bool) -> Case {
+/// A step of streams that have seen `seen` tokens, the last of several masked. `sinks` are of the window.
+fn stream(shape: Extents, seen: usize, window: Option<usize>, sinks: usize, dtype: DType, kept: Kept, bench: bool) -> Case {
     let [batch, tokens, heads, kv_heads, dim] = shape;
     let all = if seen == LONG_AGO { super::KEY_BLOCK } else { seen + tokens };
-    let capacity = window.map_or(all, |w| w + tokens - 1).next_multiple_of(super::KEY_BLOCK);
+    let fixed = sinks.next_multiple_of(super::KEY_BLOCK);
+    let capacity = fixed + window.map_or(all, |w| w - sinks + tokens - 1).next_multiple_of(super::KEY_BLOCK);
     let reach = window.unwrap_or(capacity).min(seen + tokens);
     let visited = (reach + tokens - 1).min(seen + tokens);
+    let kept_sinks = window.filter(|_| sinks > 0).map(|context| Sinks { steps: sinks, context });
+    let queries = if sinks > 0 { 2 * batch } else { batch };
     let kv = [batch, kv_heads, capacity, dim];
     let runs = if batch > 1 && !bench { batch - 1 } else { batch };
     let flag = Fill::Values((0..batch).map(|b| (b < runs) as u8 as f64).collect());
@@ -179,7 +195,7 @@ fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, kept
     let factors = |name| Input::new(name, [batch, kv_heads, capacity], written.clone()).integer(DType::F32);
     let ring = |name| if codes { Input::new(name, kv, Fill::Below(256)).integer(DType::U8) } else { Input::normal(name, kv) };
     let mut inputs = vec![
-        Input::normal("q", [batch, tokens, heads, dim]),
+        Input::normal("q", [queries, tokens, heads, dim]),
         ring("keys"),
         ring("values"),
         Input::new("seen", [batch], Fill::Values((0..batch.max(1)).map(seen).collect())).integer(DType::I32),
@@ -188,21 +204,22 @@ fn stream(shape: Extents, seen: usize, window: Option<usize>, dtype: DType, kept
     if codes {
         inputs.extend([factors("key factors"), factors("value factors")]);
     }
-    let spans = spans(window.unwrap_or(capacity), tokens);
+    let spans = spans(window.map_or(capacity, |w| w - sinks), tokens, sinks);
     let partial = if spans == 1 { 0 } else { 8 * runs * heads * tokens * spans * (dim + 2) };
-    let values = (batch + runs) * tokens * heads * dim;
+    let values = (batch + if sinks > 0 { 2 * runs } else { runs }) * tokens * heads * dim;
     // Values are rounded once more, and bytes, which are uniform, by more of their rms than normal ones.
     let tolerance = tolerance(dtype, reach, dim, 1.0).via(dtype, if codes { 2 } else { 0 });
     Case {
         label: label("step", shape)
             + &format!(" window {}", window.map_or("all".into(), |w| w.to_string()))
+            + &if sinks > 0 { format!(" {sinks} sinks") } else { String::new() }
             + if codes { " of codes" } else { "" },
         dtype,
         inputs,
         outputs: vec![("y", Check::Within(tolerance)), ("seen", Check::Exact)],
         run: Box::new(move |i| {
             let factors = if i.len() > 5 { Some([&i[5], &i[6]]) } else { None };
-            let cache = KvCache::of(&i[1], &i[2], factors)?;
+            let cache = KvCache::of(&i[1], &i[2], factors, kept_sinks)?;
             let mut positions = Positions { seen: i[3].copy()? };
             let y = step(&i[0], &cache, &positions, window, Some(&i[4]))?;
             positions.advance(tokens, Some(&i[4]))?;

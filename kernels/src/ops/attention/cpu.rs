@@ -62,7 +62,7 @@ fn turned<W: Stored>(x: &Tensor, rows: usize, columns: usize) -> Result<Tensor> 
     Ok(y)
 }
 
-/// The ring of one stream and head.
+/// The ring of one stream and head, behind what is fixed.
 #[derive(Clone, Copy)]
 struct Ring<'a, W> {
     /// `[capacity / PANEL, dim, PANEL]`
@@ -72,12 +72,34 @@ struct Ring<'a, W> {
     /// Of the codes of keys and of values, `[capacity]`.
     factors: Option<[&'a [f32]; 2]>,
     capacity: usize,
+    /// Slots of the first positions, which are not overwritten.
+    fixed: usize,
     dim: usize,
 }
 
-/// Positions `first..end` that a row of queries sees.
+impl<W> Ring<'_, W> {
+    #[inline(always)]
+    fn slot(&self, position: usize) -> usize {
+        slot(position, self.fixed, self.capacity)
+    }
+
+    /// Positions from one on whose slots lie side by side.
+    #[inline(always)]
+    fn run(&self, position: usize) -> usize {
+        if position < self.fixed { self.fixed - position } else { self.capacity - self.slot(position) }
+    }
+}
+
+/// Of a position, in a ring behind `fixed` slots.
+#[inline(always)]
+pub fn slot(position: usize, fixed: usize, capacity: usize) -> usize {
+    if position < fixed { position } else { fixed + (position - fixed) % (capacity - fixed) }
+}
+
+/// Positions `0..sinks` and `first..end` that a row of queries sees.
 #[derive(Clone, Copy)]
 struct Span {
+    sinks: usize,
     first: usize,
     end: usize,
 }
@@ -86,8 +108,8 @@ impl Mask {
     /// Of `length` keys, those that query `t` sees.
     fn keys(self, t: usize, length: usize) -> Span {
         match self.causal {
-            true => Span { first: self.window.map_or(0, |w| (t + 1).saturating_sub(w)), end: t + 1 },
-            false => Span { first: 0, end: length },
+            true => Span { sinks: 0, first: self.window.map_or(0, |w| (t + 1).saturating_sub(w)), end: t + 1 },
+            false => Span { sinks: 0, first: 0, end: length },
         }
     }
 }
@@ -115,31 +137,35 @@ fn step_over<T: Real, W: Stored>(
     window: Option<usize>,
     mask: Option<&Tensor>,
 ) -> Result<()> {
-    let [_, tokens, heads, dim] = extents(q);
-    let (kv_heads, capacity) = (cache.kv_heads(), cache.capacity());
+    let [tokens, heads, dim] = std::array::from_fn(|i| q.shape()[q.shape().len() - 3 + i]);
+    let (kv_heads, capacity, fixed) = (cache.kv_heads(), cache.capacity(), cache.fixed());
+    let sinks = cache.sinks().map_or(0, |sinks| sinks.steps);
     let (q, seen) = (q.as_slice::<T>()?, positions.seen.as_slice::<i32>()?);
+    let (q, far) = if sinks > 0 { q.split_at(q.len() / 2) } else { (q, q) };
     let mask = mask.map(Tensor::as_slice::<u8>).transpose()?;
     let (keys, values) = (W::slice(&cache.keys)?, W::slice(&cache.values)?);
     let factors = match &cache.factors {
         Some([keys, values]) => Some([keys.as_slice::<f32>()?, values.as_slice::<f32>()?]),
         None => None,
     };
-    let reach = window.unwrap_or(capacity).min(capacity);
+    let room = capacity - fixed;
+    let reach = window.unwrap_or(room).min(room);
     let size = capacity * dim;
-    let layout = Layout { tokens, heads, kv_heads, dim, reach };
+    let layout = Layout { tokens, heads, kv_heads, dim, reach, sinks };
     let ring = |b: usize, h: usize| {
         let head = b * kv_heads + h;
         let (keys, values) = (&keys[head * size..][..size], &values[head * size..][..size]);
         let factors = factors.map(|f| f.map(|f| &f[head * capacity..][..capacity]));
-        mask.is_none_or(|mask| mask[b] != 0).then_some(Ring { keys, values, factors, capacity, dim })
+        mask.is_none_or(|mask| mask[b] != 0).then_some(Ring { keys, values, factors, capacity, fixed, dim })
     };
     let span = |b: usize, t: usize| {
         let seen = seen[b] as u32 as usize;
         // What the ring holds after all tokens of this step were appended.
-        let oldest = (seen + tokens).saturating_sub(capacity);
-        Span { first: (seen + t + 1).saturating_sub(reach).max(oldest), end: seen + t + 1 }
+        let oldest = (seen + tokens).saturating_sub(room);
+        let (first, end) = ((seen + t + 1).saturating_sub(reach).max(oldest).max(sinks), seen + t + 1);
+        Span { sinks: sinks.min(end), first, end: end.max(first) }
     };
-    layout.attend(y.as_mut_slice::<T>()?, None, q, ring, span);
+    layout.attend(y.as_mut_slice::<T>()?, None, [q, far], ring, span);
     Ok(())
 }
 
@@ -159,14 +185,14 @@ pub fn forward<T: Real + Stored>(y: &mut Tensor, logsum: &mut Tensor, q: &Tensor
             values[s * dim..][..dim].copy_from_slice(&v[at..][..dim]);
         }
     }
-    let layout = Layout { tokens, heads, kv_heads, dim, reach: length };
+    let layout = Layout { tokens, heads, kv_heads, dim, reach: length, sinks: 0 };
     let [keys, values] = &rings;
     let ring = |b: usize, h: usize| {
         let at = (b * kv_heads + h) * size;
-        Some(Ring { keys: &keys[at..][..size], values: &values[at..][..size], factors: None, capacity, dim })
+        Some(Ring { keys: &keys[at..][..size], values: &values[at..][..size], factors: None, capacity, fixed: 0, dim })
     };
     let span = |_, t: usize| mask.keys(t, length);
-    layout.attend(y.as_mut_slice::<T>()?, Some(logsum.as_mut_slice::<T>()?), q, ring, span);
+    layout.attend(y.as_mut_slice::<T>()?, Some(logsum.as_mut_slice::<T>()?), [q, q], ring, span);
     Ok(())
 }
 
@@ -180,41 +206,44 @@ struct Layout {
     heads: usize,
     kv_heads: usize,
     dim: usize,
-    /// Keys that a query sees at most.
+    /// Keys that a query sees at most besides sinks.
     reach: usize,
+    sinks: usize,
 }
 
 impl Layout {
-    /// `y [B, T, Hq, D]` and, if wanted, `logsum [B, Hq, T]` of `q [B, T, Hq, D]`, for the ring of (stream, head), zero without
-    /// one, and what (stream, token) sees of it.
+    /// `y [B, T, Hq, D]` and, if wanted, `logsum [B, Hq, T]` of `q [B, T, Hq, D]`, as it is and as sinks want it, for the ring of
+    /// (stream, head), zero without one, and what (stream, token) sees of it.
     fn attend<'a, T: Real, W: Stored>(
         &self,
         y: &mut [T],
         mut logsum: Option<&mut [T]>,
-        q: &[T],
+        [q, far]: [&[T]; 2],
         ring: impl Fn(usize, usize) -> Option<Ring<'a, W>> + Sync + Send,
         span: impl Fn(usize, usize) -> Span + Sync + Send,
     ) {
-        let &Layout { tokens, heads, kv_heads, dim, reach } = self;
+        let &Layout { tokens, heads, kv_heads, dim, reach, sinks } = self;
         let group = heads / kv_heads;
         let (rows, run) = (tokens * group, dim + 1);
         // Enough for the rows of a tile and whole panels, wherever the window starts.
-        let width = (reach + ROWS + 2 * PANEL).next_multiple_of(PANEL);
+        let sunk = sinks.next_multiple_of(PANEL);
+        let width = sunk + (reach + ROWS + 2 * PANEL).next_multiple_of(PANEL);
         // Rows (t, g) of a head lie side by side here, so that threads write apart; behind each, its logarithm.
         let mut by_head = Scratch::<T>::new(q.len() / dim * run);
-        parallel::for_blocks(&mut by_head, rows * run, ROWS * run, 2 * reach, |item, offset, out| {
+        parallel::for_blocks(&mut by_head, rows * run, ROWS * run, 2 * (reach + sinks), |item, offset, out| {
             let (b, h) = (item / kv_heads, item % kv_heads);
             let Some(ring) = ring(b, h) else { return out.fill(T::zero()) };
             let row = |r: usize| {
                 let (t, g) = ((offset / run + r) / group, (offset / run + r) % group);
-                (&q[((b * tokens + t) * heads + h * group + g) * dim..][..dim], span(b, t))
+                let at = ((b * tokens + t) * heads + h * group + g) * dim;
+                (&q[at..][..dim], &far[at..][..dim], span(b, t))
             };
             let mut scores = Scratch::<T>::new(ROWS * width);
             match out.len() / run {
-                1 => attend::<T, W, 1>(out, ring, row, &mut scores),
-                2 => attend::<T, W, 2>(out, ring, row, &mut scores),
-                3 => attend::<T, W, 3>(out, ring, row, &mut scores),
-                _ => attend::<T, W, 4>(out, ring, row, &mut scores),
+                1 => attend::<T, W, 1>(out, ring, row, sunk, &mut scores),
+                2 => attend::<T, W, 2>(out, ring, row, sunk, &mut scores),
+                3 => attend::<T, W, 3>(out, ring, row, sunk, &mut scores),
+                _ => attend::<T, W, 4>(out, ring, row, sunk, &mut scores),
             }
         });
         for (i, y) in y.chunks_exact_mut(dim).enumerate() {
@@ -228,26 +257,37 @@ impl Layout {
     }
 }
 
-/// `out [R, dim + 1]` for rows of queries.
-fn attend<'a, T: Real, W: Stored, const R: usize>(out: &mut [T], ring: Ring<W>, row: impl Fn(usize) -> (&'a [T], Span), scores: &mut [T]) {
-    let rows: [(&[T], Span); R] = std::array::from_fn(row);
-    let (q, spans) = (rows.map(|(q, _)| q), rows.map(|(_, span)| span));
+/// `out [R, dim + 1]` for rows of queries, with `sunk` columns of scores for sinks.
+fn attend<'a, T: Real, W: Stored, const R: usize>(
+    out: &mut [T],
+    ring: Ring<W>,
+    row: impl Fn(usize) -> (&'a [T], &'a [T], Span),
+    sunk: usize,
+    scores: &mut [T],
+) {
+    let rows: [(&[T], &[T], Span); R] = std::array::from_fn(row);
+    let (q, far, spans) = (rows.map(|(q, ..)| q), rows.map(|(_, far, _)| far), rows.map(|(.., span)| span));
+    let sinks = spans.iter().map(|s| s.sinks).max().unwrap_or(0);
     let first = spans.iter().map(|s| s.first).min().unwrap_or(0);
     let end = spans.iter().map(|s| s.end).max().unwrap_or(0);
     // From a position that is a multiple of a vector, so that a weight's lane depends on its position alone.
     let base = first / PANEL * PANEL;
-    let width = (end - base).next_multiple_of(PANEL);
-    T::widest(Attend { out, ring, q, spans, range: Span { first, end }, base, width, scores: &mut scores[..R * width] });
+    let width = sunk + (end - base).next_multiple_of(PANEL);
+    T::widest(Attend { out, ring, q, far, spans, range: Span { sinks, first, end }, base, sunk, width, scores: &mut scores[..R * width] });
 }
 
-/// Rows of queries that see some of the positions `range`, which are scored from `base` on.
+/// Rows of queries that see some of the positions `range`. Scores are of sinks in the first `sunk` columns, whole panels, and from there
+/// on of the positions from `base` on.
 struct Attend<'a, T, W, const R: usize> {
     out: &'a mut [T],
     ring: Ring<'a, W>,
     q: [&'a [T]; R],
+    /// As sinks want them.
+    far: [&'a [T]; R],
     spans: [Span; R],
     range: Span,
     base: usize,
+    sunk: usize,
     width: usize,
     /// `[R, width]`
     scores: &'a mut [T],
@@ -256,25 +296,29 @@ struct Attend<'a, T, W, const R: usize> {
 impl<T: Real, W: Stored, const R: usize> Kernel<T> for Attend<'_, T, W, R> {
     #[inline(always)]
     fn run<V: Vector<Scalar = T>>(mut self) {
-        let registers = self.width / V::LANES;
-        let mut at = 0;
-        while R <= 2 && at + 4 <= registers {
-            self.score::<V, 4>(at);
-            at += 4;
-        }
-        while at + 2 <= registers {
-            self.score::<V, 2>(at);
-            at += 2;
-        }
-        while at < registers {
-            self.score::<V, 1>(at);
-            at += 1;
+        let (mut at, q) = (0, self.q);
+        for (q, columns) in [(self.far, self.sunk), (q, self.width)] {
+            self.q = q;
+            let registers = columns / V::LANES;
+            while R <= 2 && at + 4 <= registers {
+                self.score::<V, 4>(at);
+                at += 4;
+            }
+            while at + 2 <= registers {
+                self.score::<V, 2>(at);
+                at += 2;
+            }
+            while at < registers {
+                self.score::<V, 1>(at);
+                at += 1;
+            }
         }
         let dim = self.ring.dim;
         let mut inverse = [T::zero(); R];
         for (r, inverse) in inverse.iter_mut().enumerate() {
             let weights = &mut self.scores[r * self.width..][..self.width];
-            let (largest, sum) = softmax(weights, self.spans[r].first - self.base, self.spans[r].end - self.base, dim);
+            let Span { sinks, first, end } = self.spans[r];
+            let (largest, sum) = softmax(weights, sinks, self.sunk + first - self.base, self.sunk + end - self.base, dim);
             *inverse = sum.recip();
             self.out[r * (dim + 1) + dim] = largest + sum.log2();
         }
@@ -299,16 +343,18 @@ impl<T: Real, W: Stored, const R: usize> Attend<'_, T, W, R> {
     /// `N` registers of scores from register `first` on: `q . key`, each a chain over the elements of the head.
     #[inline(always)]
     fn score<V: Vector<Scalar = T>, const N: usize>(&mut self, first: usize) {
-        let Ring { keys, factors, capacity, dim, .. } = self.ring;
-        let position = |n: usize| self.base + (first + n) * V::LANES;
-        let factors: Option<[&[f32]; N]> =
-            factors.map(|[factors, _]| std::array::from_fn(|n| &factors[position(n) % capacity..][..V::LANES]));
+        let Ring { keys, factors, dim, .. } = self.ring;
+        let slot = |n: usize| {
+            let column = (first + n) * V::LANES;
+            self.ring.slot(if column < self.sunk { column } else { self.base + column - self.sunk })
+        };
+        let factors: Option<[&[f32]; N]> = factors.map(|[factors, _]| std::array::from_fn(|n| &factors[slot(n)..][..V::LANES]));
         let keys: [&[W]; N] = std::array::from_fn(
             #[inline(always)]
             |n| {
-                let position = position(n);
-                let panel = &keys[position / PANEL % (capacity / PANEL) * PANEL * dim..][..PANEL * dim];
-                &panel[position % PANEL..]
+                let slot = slot(n);
+                let panel = &keys[slot / PANEL * PANEL * dim..][..PANEL * dim];
+                &panel[slot % PANEL..]
             },
         );
         let q = self.q.map(
@@ -350,35 +396,21 @@ impl<T: Real, W: Stored, const R: usize> Attend<'_, T, W, R> {
     /// Weights of codes are weights of values.
     #[inline(always)]
     fn weigh_codes(&mut self) {
-        let (Span { first, end }, Some([_, factors])) = (self.range, self.ring.factors) else { return };
-        for row in self.scores.chunks_exact_mut(self.width) {
-            let mut at = first;
-            while at < end {
-                let slot = at % factors.len();
-                let run = (end - at).min(factors.len() - slot);
-                let weights = &mut row[at - self.base..][..run];
-                weights.iter_mut().zip(&factors[slot..]).for_each(|(weight, &factor)| *weight *= T::of(factor.into()));
-                at += run;
+        let Some([_, factors]) = self.ring.factors else { return };
+        for (at, run, from) in runs(self.range, self.ring, self.base, self.sunk) {
+            for row in self.scores.chunks_exact_mut(self.width) {
+                let weights = row[from..][..run].iter_mut().zip(&factors[self.ring.slot(at)..]);
+                weights.for_each(|(weight, &factor)| *weight *= T::of(factor.into()));
             }
         }
     }
 
-    /// Stretches of the values of the positions, each with the first of these, counted from `base`.
+    /// Stretches of the values of the positions, each with the column of its first.
     #[inline(always)]
     fn stretches(&self) -> impl Iterator<Item = (&[W], usize)> + use<'_, T, W, R> {
-        let (Span { first, end }, Ring { values, capacity, dim, .. }) = (self.range, self.ring);
-        let mut at = first;
-        std::iter::from_fn(
-            #[inline(always)]
-            move || {
-                // Up to where the ring starts again.
-                let slot = at % capacity;
-                let run = (end - at).min(capacity - slot);
-                let stretch = (run > 0).then(|| (&values[slot * dim..][..run * dim], at - self.base));
-                at += run;
-                stretch
-            },
-        )
+        let Ring { values, dim, .. } = self.ring;
+        let runs = runs(self.range, self.ring, self.base, self.sunk);
+        runs.map(move |(at, run, from)| (&values[self.ring.slot(at) * dim..][..run * dim], from))
     }
 
     /// `N` registers of `inverse[r] sum_j weights[r][j] values[j]` from element `d` on, over the positions in order.
@@ -432,11 +464,30 @@ impl<T: Real, W: Stored, const R: usize> Attend<'_, T, W, R> {
     }
 }
 
-/// Scores to weights `2^(scale (score - largest))` of the entries `first..end`, zero for the others; returns
+/// Runs of the positions of a span whose slots lie side by side: the first position, how many, and the column of the first.
+#[inline(always)]
+fn runs<W: Copy>(Span { sinks, first, end }: Span, ring: Ring<W>, base: usize, sunk: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (mut at, mut left) = (0, sinks);
+    std::iter::from_fn(
+        #[inline(always)]
+        move || {
+            if at == sinks && left == 0 {
+                (at, left) = (first, end - first);
+            }
+            let run = left.min(ring.run(at));
+            // Sinks are before what else is seen.
+            let found = (run > 0).then(|| (at, run, if at < first { at } else { sunk + at - base }));
+            (at, left) = (at + run, left - run);
+            found
+        },
+    )
+}
+
+/// Scores to weights `2^(scale (score - largest))` of the entries `..sinks` and `first..end`, zero for the others; returns
 /// the largest (scaled) and the sum, which is in lanes.
 #[inline(always)]
-fn softmax<T: Real>(row: &mut [T], first: usize, end: usize, dim: usize) -> (T, T) {
-    row[..first].fill(T::neg_infinity());
+fn softmax<T: Real>(row: &mut [T], sinks: usize, first: usize, end: usize, dim: usize) -> (T, T) {
+    row[sinks..first].fill(T::neg_infinity());
     row[end..].fill(T::neg_infinity());
     let scale = T::of(std::f64::consts::LOG2_E / (dim as f64).sqrt());
     let mut largest = [T::neg_infinity(); PANEL];
@@ -507,7 +558,7 @@ pub fn backward<T: Real>([dq, dk, dv]: &mut [Tensor; 3], dy: &Tensor, saved: &Sa
             let (q, dy) = (&q[at..][..dim], &dy[at..][..dim]);
             let delta = dot(dy, &y[at..][..dim]);
             let log = logsum[(b * heads + head) * tokens + t];
-            let Span { first, end } = mask.keys(t, length);
+            let Span { first, end, .. } = mask.keys(t, length);
             for j in first..end {
                 let at = ((b * length + j) * kv_heads + h) * dim;
                 let (k, v) = (&k[at..][..dim], &v[at..][..dim]);

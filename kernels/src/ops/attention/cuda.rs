@@ -31,12 +31,15 @@ struct Problem<'a> {
     keys: usize,
     window: usize,
     causal: bool,
+    sinks: usize,
 }
 
 impl Problem<'_> {
     /// `spans` is how many runs of [`SPAN`] keys a tile's rows may see; 1 for no limit.
     fn launch(&self, gpu: &Cuda, y: &mut Tensor, logsum: Option<&Tensor>, spans: usize) -> Result<()> {
-        let [batch, tokens, heads, dim] = self.q.shape()[..] else { return Ok(()) };
+        let [queries, tokens, heads, dim] = self.q.shape()[..] else { return Ok(()) };
+        let batch = if self.sinks > 0 { queries / 2 } else { queries };
+        let far = (self.sinks > 0).then(|| self.q.device_ptr() + (batch * tokens * heads * dim * self.q.dtype().bytes()) as u64);
         let rows = tokens.saturating_mul(heads / self.kv_heads);
         let padded = if dim <= 64 { 64 } else { 128 };
         let tensor_core = uses_tensor_cores(gpu, self.q.dtype());
@@ -66,6 +69,7 @@ impl Problem<'_> {
             logsum,
             partial.as_ref(),
             self.q,
+            far.unwrap_or(0),
             self.k,
             self.v,
             self.factors.map(|[keys, _]| keys),
@@ -79,6 +83,7 @@ impl Problem<'_> {
             dim as i32,
             index(NAME, window)?,
             self.causal as i32,
+            index(NAME, self.sinks)?,
             if spans == 1 { 0 } else { SPAN as i32 },
             (std::f64::consts::LOG2_E / (dim as f64).sqrt()) as f32,
         ];
@@ -103,9 +108,9 @@ fn partial_pitch(dim: usize) -> usize {
     (dim + 2).next_multiple_of(8)
 }
 
-/// In how many spans `tokens` look back over `reach` keys; it depends on the layer alone whether there are any.
-pub(super) fn spans(reach: usize, tokens: usize) -> usize {
-    if reach <= LONGEST { 1 } else { (reach + tokens.saturating_sub(1)).div_ceil(SPAN) + 1 }
+/// In how many spans `tokens` look back over `reach` keys, and one more for sinks; it depends on the layer alone whether there are any.
+pub(super) fn spans(reach: usize, tokens: usize, sinks: usize) -> usize {
+    if reach <= LONGEST { 1 } else { (reach + tokens.saturating_sub(1)).div_ceil(SPAN) + 1 + usize::from(sinks > 0) }
 }
 
 pub fn step(
@@ -129,8 +134,9 @@ pub fn step(
         keys,
         window: window.unwrap_or(0),
         causal: true,
+        sinks: cache.sinks().map_or(0, |sinks| sinks.steps),
     };
-    problem.launch(gpu, y, None, spans(window.unwrap_or(keys), q.shape()[1]))
+    problem.launch(gpu, y, None, spans(window.unwrap_or(keys), q.shape()[1], problem.sinks))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -164,6 +170,7 @@ pub fn forward(
         keys,
         window: mask.window.unwrap_or(0).min(keys),
         causal: mask.causal,
+        sinks: 0,
     };
     problem.launch(gpu, y, Some(&*logsum), 1)
 }

@@ -22,7 +22,7 @@ mod kept;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{KEY_BLOCK, KvCache, Positions};
+pub use cache::{KEY_BLOCK, KvCache, Positions, Sinks};
 pub use kept::Kept;
 pub(crate) use kept::{Stored, factors};
 
@@ -67,19 +67,31 @@ pub enum Kernel {
 /// `y [B, T, Hq D]` of the last `T` tokens, which [`crate::ops::rope::append`] put into the cache; `positions` have not yet
 /// advanced past them. Rows of streams whose `mask` (u8 `[B]`) is zero are zero.
 ///
+/// Of a cache with [`Sinks`] the window is their context, and `q` is `[2 B, T, Hq, D]`: queries for the last keys, then those for the sinks.
+///
 /// Without a window a query sees what the ring holds, which for more than one token at a time depends on `T` once more
 /// than `capacity` tokens were seen.
 pub fn step(q: &Tensor, cache: &KvCache, positions: &Positions, window: Option<usize>, mask: Option<&Tensor>) -> Result<Tensor> {
     let _span = span::op("attention.step");
-    let &[batch, tokens, heads, dim] = &*q.shape() else { return Err(Error::shape(NAME, "q", "[B, T, Hq, D]", q.shape())) };
+    let &[queries, tokens, heads, dim] = &*q.shape() else { return Err(Error::shape(NAME, "q", "[B, T, Hq, D]", q.shape())) };
+    let batch = cache.batch();
+    if queries != if cache.sinks().is_some() { 2 * batch } else { batch } {
+        return Err(Error::shape(NAME, "q", format!("[B, T, Hq, D] for {batch} streams, 2 B beside sinks"), q.shape()));
+    }
     if dim != cache.head_dim() || heads == 0 || !heads.is_multiple_of(cache.kv_heads()) {
         let expected = format!("[B, T, a multiple of {}, {}]", cache.kv_heads(), cache.head_dim());
         return Err(Error::shape(NAME, "q", expected, q.shape()));
     }
-    cache.check(NAME, q, tokens, positions, mask)?;
+    cache.check(NAME, q, [batch, tokens], positions, mask)?;
+    let window = match cache.sinks() {
+        Some(sinks) if window == Some(sinks.context) => Some(sinks.window()),
+        Some(sinks) => return Err(Error::argument(NAME, format!("a window of {window:?} beside sinks of a context of {}", sinks.context))),
+        None => window,
+    };
+    let room = cache.capacity() - cache.fixed();
     let needed = window.map_or(0, |w| w.saturating_add(tokens.saturating_sub(1)));
-    if window == Some(0) || needed > cache.capacity() {
-        let what = format!("a window of {window:?} and {tokens} tokens at once want a cache of {needed}, not {}", cache.capacity());
+    if window == Some(0) || needed > room {
+        let what = format!("a window of {window:?} and {tokens} tokens at once want a cache of {needed}, not {room}");
         return Err(Error::argument(NAME, what));
     }
     let mut y = Tensor::empty(&q.device(), q.dtype(), [batch, tokens, heads * dim])?;

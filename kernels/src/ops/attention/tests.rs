@@ -48,9 +48,27 @@ impl Stream {
         longest: usize,
         seed: u64,
     ) -> Result<Vec<Vec<f64>>> {
+        let cache = KvCache::new(device, kept, self.batch, self.kv_heads, capacity, self.dim)?;
+        self.run_over(cache, device, dtype, window, longest, seed)
+    }
+
+    /// As [`run`](Self::run), with the first tokens as sinks.
+    fn run_with(&self, device: &Device, (dtype, kept): (DType, Kept), sinks: Sinks, longest: usize, seed: u64) -> Result<Vec<Vec<f64>>> {
+        let cache = KvCache::with_sinks(device, kept, self.batch, self.kv_heads, sinks, longest, self.dim)?;
+        self.run_over(cache, device, dtype, Some(sinks.context), longest, seed)
+    }
+
+    fn run_over(
+        &self,
+        mut cache: KvCache,
+        device: &Device,
+        dtype: DType,
+        window: Option<usize>,
+        longest: usize,
+        seed: u64,
+    ) -> Result<Vec<Vec<f64>>> {
         let mut rng = SplitMix(seed);
         let rope = Rope::new(device, self.dim, 10_000.0, Style::Interleaved)?;
-        let mut cache = KvCache::new(device, kept, self.batch, self.kv_heads, capacity, self.dim)?;
         let mut positions = Positions::new(device, self.batch)?;
         let mut at = vec![0; self.batch];
         let mut out = vec![Vec::new(); self.batch];
@@ -77,6 +95,23 @@ impl Stream {
 
     /// By the definition, in f64.
     fn expected(&self, window: Option<usize>) -> Vec<Vec<f64>> {
+        self.expected_over(|i| ((i + 1).saturating_sub(window.unwrap_or(usize::MAX))..=i).map(|j| (j, j)).collect())
+    }
+
+    /// Likewise as StreamingLLM has it: a cache of keys that are not turned, of the first tokens and the last, each of which is turned by its
+    /// place in the cache when it is attended to; the query is its last.
+    fn expected_with(&self, sinks: Sinks) -> Vec<Vec<f64>> {
+        self.expected_over(|i| {
+            let mut cache: Vec<usize> = (0..=i).collect();
+            if cache.len() > sinks.context {
+                cache.drain(sinks.steps..cache.len() - sinks.window());
+            }
+            cache.into_iter().enumerate().map(|(place, j)| (j, place)).collect()
+        })
+    }
+
+    /// `seen` of a token: others, its own the last, and the positions that they are turned by.
+    fn expected_over(&self, seen: impl Fn(usize) -> Vec<(usize, usize)>) -> Vec<Vec<f64>> {
         let (dim, group) = (self.dim, self.heads / self.kv_heads);
         let turned = |x: &[f64], position: usize| -> Vec<f64> {
             let pair = |i: usize| {
@@ -87,19 +122,20 @@ impl Stream {
         };
         let attend = |b: usize, i: usize, h: usize| -> Vec<f64> {
             let head = |t: usize, h: usize| &self.row(b, t)[h * dim..][..dim];
-            let q = turned(head(i, h), i);
-            let seen = (i + 1).saturating_sub(window.unwrap_or(usize::MAX))..=i;
-            let weight = |j: usize| {
-                let k = turned(head(j, self.heads + h / group), j);
+            let seen = seen(i);
+            let q = turned(head(i, h), seen[seen.len() - 1].1);
+            let weight = |&(j, position): &(usize, usize)| {
+                let k = turned(head(j, self.heads + h / group), position);
                 (q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt()).exp()
             };
-            let weights: Vec<f64> = seen.clone().map(weight).collect();
+            let weights: Vec<f64> = seen.iter().map(weight).collect();
             let total: f64 = weights.iter().sum();
             let value = |d: usize| {
-                seen.clone().zip(&weights).map(|(j, w)| w * head(j, self.heads + self.kv_heads + h / group)[d]).sum::<f64>() / total
+                seen.iter().zip(&weights).map(|((j, _), w)| w * head(*j, self.heads + self.kv_heads + h / group)[d]).sum::<f64>() / total
             };
             (0..dim).map(value).collect()
         };
+        let attend = &attend;
         (0..self.batch).map(|b| (0..self.tokens).flat_map(|i| (0..self.heads).flat_map(move |h| attend(b, i, h))).collect()).collect()
     }
 }
@@ -127,6 +163,69 @@ fn streams_are_what_the_definition_says() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Past twice the context, and past where the ring starts again.
+#[test]
+fn sinks_are_what_streaming_llm_says() -> Result<()> {
+    for (shape, steps, context) in
+        [([2, 90, 3, 3, 4], 1, 17), ([1, 300, 4, 2, 6], 4, 64), ([2, 200, 6, 1, 34], 70, 75), ([1, 60, 1, 1, 8], 5, 6)]
+    {
+        let (stream, sinks) = (Stream::new(shape), Sinks { steps, context });
+        let expected = stream.expected_with(sinks);
+        for longest in [1, 5] {
+            let found = stream.run_with(&Device::Cpu, (DType::F64, DType::F64.into()), sinks, longest, 1)?;
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.len(), expected.len());
+                let worst = found.iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, f64::max);
+                assert!(worst < 1e-12, "{shape:?}, {steps} sinks of {context}: off by {worst:e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// On every device, in every type, whatever keeps keys and values: a context that is cut into spans as well.
+#[test]
+fn sinks_of_every_device_are_those_of_the_definition_in_any_chunks() -> Result<()> {
+    for (shape, steps, context) in [([2, 150, 4, 2, 64], 4, 60), ([1, 140, 2, 1, 80], 66, 100), ([1, 1100, 1, 1, 8], 3, 1030)] {
+        let (stream, sinks) = (Stream::new(shape), Sinks { steps, context });
+        let expected = stream.expected_with(sinks).concat();
+        for device in devices()? {
+            for &dtype in float_types(&device) {
+                for kept in kinds(&device, dtype) {
+                    // Of values up to 2, as in `what_is_kept_in_fewer_bits_errs_by_their_rounding`.
+                    let bound = match (kept, dtype) {
+                        (Kept::Int8, _) => 2.0 / 254.0,
+                        (Kept::Values(DType::BF16), _) => 2.0 / 128.0,
+                        (_, DType::F16) => 2.0 / 1024.0,
+                        (..) => 1e-4,
+                    };
+                    let bound = if dtype == DType::BF16 { bound + 2.0 / 128.0 } else { bound };
+                    let one = stream.run_with(&device, (dtype, kept), sinks, if shape[1] > 1000 { 40 } else { 1 }, 1)?;
+                    let some = stream.run_with(&device, (dtype, kept), sinks, 37, 2)?;
+                    assert!(one == some, "{device:?} {dtype} kept as {kept:?}, {steps} sinks of {context}");
+                    let worst = one.concat().iter().zip(&expected).map(|(f, e)| (f - e).abs()).fold(0.0, f64::max);
+                    assert!(worst < 4.0 * bound, "{device:?} {dtype} kept as {kept:?}, {steps} sinks of {context}: off by {worst:e}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sinks_that_do_not_fit_are_errors() -> Result<()> {
+    let cache = |steps, context| KvCache::with_sinks(&Device::Cpu, DType::F32, 1, 1, Sinks { steps, context }, 1, 8);
+    for (steps, context) in [(0, 8), (8, 8), (9, 8), (1, usize::MAX), (usize::MAX, usize::MAX)] {
+        assert!(cache(steps, context).is_err(), "{steps} of {context}");
+    }
+    let (cache, positions) = (cache(2, 8)?, Positions::new(&Device::Cpu, 1)?);
+    let q = |batch: usize| Tensor::zeros(&Device::Cpu, DType::F32, [batch, 1, 1, 8]).unwrap();
+    assert!(step(&q(2), &cache, &positions, Some(8), None).is_ok());
+    assert!(step(&q(1), &cache, &positions, Some(8), None).is_err());
+    assert!(step(&q(2), &cache, &positions, Some(6), None).is_err() && step(&q(2), &cache, &positions, None, None).is_err());
     Ok(())
 }
 

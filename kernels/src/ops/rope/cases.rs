@@ -1,6 +1,6 @@
 use super::{Rope, Style, append, backward, forward, frequencies, halves};
 use crate::case::{Case, Check, Cost, Fill, Input};
-use crate::ops::attention::{Kept, KvCache, Positions};
+use crate::ops::attention::{Kept, KvCache, Positions, Sinks};
 use crate::tolerance::{ROUNDOFF, Tolerance};
 use crate::{DType, Tensor};
 
@@ -23,13 +23,20 @@ pub(super) fn cases() -> Vec<Case> {
                 [([1, 2, 8, 64], 8), ([3, 31, 4, 64], 2), ([2, 70, 3, 10], 1), ([2, 127, 6, 32], 3), ([1, 1, 32, 128], 32)]
             {
                 for kept in [Kept::Values(dtype), Kept::Int8] {
-                    cases.push(appending(shape, kv_heads, style, dtype, kept, false));
+                    cases.push(appending(shape, kv_heads, None, style, dtype, kept, false));
+                }
+            }
+            for (shape, kv_heads, steps, context) in
+                [([2, 31, 4, 64], 2, 4, 90), ([1, 70, 3, 10], 1, 66, 140), ([4, 1, 32, 128], 32, 4, 1002)]
+            {
+                for kept in [Kept::Values(dtype), Kept::Int8] {
+                    cases.push(appending(shape, kv_heads, Some(Sinks { steps, context }), style, dtype, kept, false));
                 }
             }
         }
         cases.push(rotation([8, 2048, 32, 128], Style::Interleaved, dtype, true));
         for kept in [Kept::Values(dtype), Kept::Int8] {
-            cases.push(appending([64, 64, 8, 64], 8, Style::HalfSplit, dtype, kept, true));
+            cases.push(appending([64, 64, 8, 64], 8, None, Style::HalfSplit, dtype, kept, true));
         }
     }
     cases
@@ -89,12 +96,14 @@ fn rotation(shape: [usize; 4], style: Style, dtype: DType, bench: bool) -> Case 
     }
 }
 
-fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, kept: Kept, bench: bool) -> Case {
+fn appending(shape: [usize; 4], kv_heads: usize, sinks: Option<Sinks>, style: Style, dtype: DType, kept: Kept, bench: bool) -> Case {
     let [batch, tokens, heads, dim] = shape;
     let width = (heads + 2 * kv_heads) * dim;
     // The last stream of several sits out.
     let mask = Fill::Values((0..batch).map(|b| (batch == 1 || b + 1 < batch) as u8 as f64).collect());
     let runs = batch - (batch > 1) as usize;
+    // What is read of queries, and written once or twice.
+    let queries = if sinks.is_some() { 3 } else { 2 };
     let (read, written) = (runs * tokens * 2 * kv_heads * dim * dtype.bytes(), runs * tokens * 2 * kv_heads * kept.bytes(dim));
     let mut outputs = vec![("q", turned(dtype))];
     match kept {
@@ -104,7 +113,10 @@ fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, kep
         Kept::Int8 => outputs.extend(["keys", "values", "key factors", "value factors"].map(|name| (name, Check::Exact))),
     }
     Case {
-        label: label("append", shape, style) + &format!(" to {kv_heads}") + if kept == Kept::Int8 { " as codes" } else { "" },
+        label: label("append", shape, style)
+            + &format!(" to {kv_heads}")
+            + &sinks.map_or(String::new(), |sinks| format!(", {} sinks of {}", sinks.steps, sinks.context))
+            + if kept == Kept::Int8 { " as codes" } else { "" },
         dtype,
         inputs: vec![
             Input::new("qkv", [batch, tokens, width], Fill::Uniform(-LIMIT, LIMIT)),
@@ -116,7 +128,10 @@ fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, kep
         run: Box::new(move |i| {
             let rope = rope(&i[3], style)?;
             let kept = if kept == Kept::Int8 { kept } else { i[0].dtype().into() };
-            let mut cache = KvCache::new(&i[0].device(), kept, batch, kv_heads, tokens, dim)?;
+            let mut cache = match sinks {
+                Some(sinks) => KvCache::with_sinks(&i[0].device(), kept, batch, kv_heads, sinks, tokens, dim)?,
+                None => KvCache::new(&i[0].device(), kept, batch, kv_heads, tokens, dim)?,
+            };
             let q = append(&i[0], &rope, &mut cache, &positions(&i[1])?, Some(&i[2]))?;
             if bench {
                 return Ok(vec![q]);
@@ -125,8 +140,8 @@ fn appending(shape: [usize; 4], kv_heads: usize, style: Style, dtype: DType, kep
             Ok([q, keys, cache.values].into_iter().chain(cache.factors.into_iter().flatten()).collect())
         }),
         cost: Cost {
-            bytes: 2 * batch * tokens * heads * dim * dtype.bytes() + read + written + 4 * (dim + batch) + batch,
-            flops: 3 * batch * tokens * (heads + kv_heads) * dim,
+            bytes: queries * batch * tokens * heads * dim * dtype.bytes() + read + written + 4 * (dim + batch) + batch,
+            flops: 3 * batch * tokens * ((queries - 1) * heads + kv_heads) * dim,
         },
         bench,
     }

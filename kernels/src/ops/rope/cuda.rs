@@ -31,8 +31,9 @@ pub fn append(
     positions: &Positions,
     mask: Option<&Tensor>,
 ) -> Result<()> {
-    let [batch, time, heads, dim] = q.shape()[..] else { return Ok(()) };
-    let (kv_heads, capacity) = (cache.kv_heads(), cache.capacity());
+    let [_, time, heads, dim] = q.shape()[..] else { return Ok(()) };
+    let (batch, kv_heads, capacity) = (cache.batch(), cache.kv_heads(), cache.capacity());
+    let (sinks, last) = cache.sinks().map_or((0, 0), |sinks| (sinks.steps as i32, sinks.context as i32 - 1));
     let width = index(NAME, qkv.shape().last_dim())? as usize;
     let launch = tokens(batch, time, width, qkv.dtype().bytes())?;
     let (keys, values) = (&mut cache.keys, &mut cache.values);
@@ -43,13 +44,30 @@ pub fn append(
     match &mut cache.factors {
         None => {
             let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append", qkv)?)?;
-            let args = args![q, keys, values, qkv, frequencies, seen, mask, time, heads, kv_heads, capacity, dim, half_split];
+            let args = args![q, keys, values, qkv, frequencies, seen, mask, time, heads, kv_heads, capacity, dim, sinks, last, half_split];
             unsafe { kernel.launch(launch, args) }
         }
         Some([of_keys, of_values]) => {
             let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append_int8", qkv)?)?;
-            let args =
-                args![q, keys, values, of_keys, of_values, qkv, frequencies, seen, mask, time, heads, kv_heads, capacity, dim, half_split];
+            let args = args![
+                q,
+                keys,
+                values,
+                of_keys,
+                of_values,
+                qkv,
+                frequencies,
+                seen,
+                mask,
+                time,
+                heads,
+                kv_heads,
+                capacity,
+                dim,
+                sinks,
+                last,
+                half_split
+            ];
             unsafe { kernel.launch(launch, args) }
         }
     }

@@ -115,7 +115,8 @@ fn rotate(x: &Tensor, rope: &Rope, positions: &Positions, back: bool) -> Result<
 }
 
 /// Turns queries and keys of `qkv [B, T, (Hq + 2 Hkv) D]` (queries, then keys, then values), puts keys and values into
-/// the cache and returns the queries `[B, T, Hq, D]`. Streams whose `mask` (u8 `[B]`) is zero keep their cache.
+/// the cache and returns the queries `[B, T, Hq, D]`; beside [`attention::Sinks`](super::attention::Sinks) `[2 B, T, Hq, D]`, those for the
+/// sinks behind the others. Streams whose `mask` (u8 `[B]`) is zero keep their cache.
 ///
 /// `positions` is advanced by the caller, after all layers of the step.
 pub fn append(qkv: &Tensor, rope: &Rope, cache: &mut KvCache, positions: &Positions, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -130,8 +131,9 @@ pub fn append(qkv: &Tensor, rope: &Rope, cache: &mut KvCache, positions: &Positi
         return Err(Error::shape(NAME, "qkv", format!("[B, T, (Hq + 2 * {kv_heads}) * {dim}]"), qkv.shape()));
     }
     rope.check(qkv)?;
-    cache.check(NAME, qkv, tokens, positions, mask)?;
-    let mut q = Tensor::empty(&qkv.device(), qkv.dtype(), [batch, tokens, heads, dim])?;
+    cache.check(NAME, qkv, [batch, tokens], positions, mask)?;
+    let queries = if cache.sinks().is_some() { 2 * batch } else { batch };
+    let mut q = Tensor::empty(&qkv.device(), qkv.dtype(), [queries, tokens, heads, dim])?;
     match qkv.device() {
         Device::Cpu => dispatch_real!(NAME, qkv.dtype(), T => cpu::append::<T>(&mut q, qkv, rope, cache, positions, mask))?,
         Device::Cuda(gpu) => cuda::append(&gpu, &mut q, qkv, rope, cache, positions, mask)?,

@@ -7,7 +7,8 @@
 // p % capacity; seen [B], what streams saw before; frequency [D / 2], fractions of a turn in 64 bits, D at most 128.
 //
 //   rope_rotate   y = x turned, or turned back.
-//   rope_append   q and k of qkv turned; k and v into the rings of the streams that `mask` lets run.
+//   rope_append   q and k of qkv turned; k and v into the rings of the streams that `mask` lets run. Beside sinks q twice, [2 B, T, Hq, D]:
+//                 the second as if at `last` at most; and slots before whole blocks of 64 that hold sinks are no part of the ring.
 //   rope_append_int8   k and v as codes of 8 bits, with a factor [B, Hkv, capacity] for each: their largest over 127.
 //
 // grid: tokens (b, t). block: its heads, 16 bytes a thread at a time (half-split: 16 bytes of each half; element by element
@@ -109,30 +110,42 @@ struct Rings {
     T *q, *keys, *values;
     const T* qkv;
     int heads, kv_heads, capacity, dim;
+    const Turns* far;  // of queries for sinks, or null
+
+    // Item `i` of all queries' of this token.
+    template <int N, bool HALF_SPLIT>
+    __device__ __forceinline__ void turn_query(const Turns& turns, int i, int items) const {
+        const T* const x = qkv + ((uint64_t)blockIdx.x * (heads + 2 * kv_heads) + i / items) * dim;
+        T* const y = q + ((uint64_t)blockIdx.x * heads + i / items) * dim;
+        turns.item<T, N, HALF_SPLIT>(y, x, i % items, dim);
+        if (far != nullptr) far->item<T, N, HALF_SPLIT>(y + (uint64_t)gridDim.x * heads * dim, x, i % items, dim);
+    }
 };
+
+// Of a position, behind `sinks` rounded up to whole blocks.
+__device__ __forceinline__ int slot_of(unsigned position, int sinks, int capacity) {
+    const unsigned fixed = (sinks + 63) / 64 * 64;
+    return position < fixed ? position : fixed + (position - fixed) % (capacity - fixed);
+}
 
 // Queries alone, and a warp for each head of keys or values.
 template <class T>
 struct CodeRings {
-    T* q;
+    Rings<T> of;  // without rings
     int8_t *keys, *values;
     float *key_factors, *value_factors;
-    const T* qkv;
-    int heads, kv_heads, capacity, dim;
 };
 
 // Heads whose largest value is below are zero; the inverse of others is finite. kept.rs has the same.
 constexpr float SMALLEST = 1e-30f;
 
 template <class T, int N, bool HALF_SPLIT>
-__device__ __forceinline__ void append_codes(const CodeRings<T>& r, const Turns& turns, int stream, int slot, bool runs) {
+__device__ __forceinline__ void append_codes(const CodeRings<T>& codes, const Turns& turns, int stream, int slot, bool runs) {
     constexpr int PAIRS = MAX_PAIRS / 32;
+    const Rings<T>& r = codes.of;
     const int items = r.dim / ITEM<N, HALF_SPLIT>, all = r.heads + 2 * r.kv_heads, pairs = r.dim / 2;
     const T* const row = r.qkv + (uint64_t)blockIdx.x * all * r.dim;
-    for (int i = threadIdx.x; i < r.heads * items; i += blockDim.x) {
-        const uint64_t head = (uint64_t)i / items * r.dim;
-        turns.item<T, N, HALF_SPLIT>(r.q + (uint64_t)blockIdx.x * r.heads * r.dim + head, row + head, i % items, r.dim);
-    }
+    for (int i = threadIdx.x; i < r.heads * items; i += blockDim.x) r.template turn_query<N, HALF_SPLIT>(turns, i, items);
     if (!runs) return;
     const int lane = threadIdx.x % 32;
     for (int head = threadIdx.x / 32; head < 2 * r.kv_heads; head += blockDim.x / 32) {
@@ -163,7 +176,7 @@ __device__ __forceinline__ void append_codes(const CodeRings<T>& r, const Turns&
         const float most = __uint_as_float(largest);
         const bool nothing = most < SMALLEST;
         const float inverse = nothing ? 0.0f : 127.0f / most;
-        int8_t* const to = (key ? r.keys : r.values) + token * r.dim;
+        int8_t* const to = (key ? codes.keys : codes.values) + token * r.dim;
 #pragma unroll
         for (int j = PAIRS - 1; j >= 0; j--) {
             const int pair = lane + 32 * j;
@@ -174,7 +187,7 @@ __device__ __forceinline__ void append_codes(const CodeRings<T>& r, const Turns&
             else
                 reinterpret_cast<uint16_t*>(to)[pair] = (uint16_t)((uint8_t)first | (unsigned)(uint8_t)second << 8);
         }
-        if (lane == 0) (key ? r.key_factors : r.value_factors)[token] = nothing ? 0.0f : most / 127.0f;
+        if (lane == 0) (key ? codes.key_factors : codes.value_factors)[token] = nothing ? 0.0f : most / 127.0f;
     }
 }
 
@@ -186,7 +199,7 @@ __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, in
         const int head = i / items, item = i % items;
         const T* const x = row + head * r.dim;
         if (head < r.heads) {
-            turns.item<T, N, HALF_SPLIT>(r.q + ((uint64_t)blockIdx.x * r.heads + head) * r.dim, x, item, r.dim);
+            r.template turn_query<N, HALF_SPLIT>(turns, i, items);
             continue;
         }
         if (!runs) continue;
@@ -233,26 +246,29 @@ __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, in
     extern "C" __global__ void __launch_bounds__(256)                                                                          \
         rope_append_##SUFFIX(T* q, T* keys, T* values, const T* qkv, const uint64_t* frequency, const int* seen,               \
                              const unsigned char* mask, int tokens, int heads, int kv_heads, int capacity, int dim,            \
-                             int half_split) {                                                                                 \
-        __shared__ Turns turns;                                                                                                \
+                             int sinks, int last, int half_split) {                                                            \
+        __shared__ Turns turns, far;                                                                                           \
         const int stream = blockIdx.x / tokens;                                                                                \
         const unsigned position = (unsigned)seen[stream] + blockIdx.x % tokens;                                                \
         turns.fill(frequency, position, dim / 2, 1.0f);                                                                        \
-        const Rings<T> rings = {q, keys, values, qkv, heads, kv_heads, capacity, dim};                                         \
-        const int slot = position % (unsigned)capacity;                                                                        \
+        if (sinks > 0) far.fill(frequency, min(position, (unsigned)last), dim / 2, 1.0f);                                      \
+        const Rings<T> rings = {q, keys, values, qkv, heads, kv_heads, capacity, dim, sinks > 0 ? &far : nullptr};             \
+        const int slot = slot_of(position, sinks, capacity);                                                                   \
         const bool runs = mask == nullptr || mask[stream] != 0;                                                                \
         FOR_STYLE(T, append, rings, turns, stream, slot, runs)                                                                 \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(256)                                                                          \
         rope_append_int8_##SUFFIX(T* q, int8_t* keys, int8_t* values, float* key_factors, float* value_factors, const T* qkv,  \
                                   const uint64_t* frequency, const int* seen, const unsigned char* mask, int tokens,           \
-                                  int heads, int kv_heads, int capacity, int dim, int half_split) {                            \
-        __shared__ Turns turns;                                                                                                \
+                                  int heads, int kv_heads, int capacity, int dim, int sinks, int last, int half_split) {       \
+        __shared__ Turns turns, far;                                                                                           \
         const int stream = blockIdx.x / tokens;                                                                                \
         const unsigned position = (unsigned)seen[stream] + blockIdx.x % tokens;                                                \
         turns.fill(frequency, position, dim / 2, 1.0f);                                                                        \
-        const CodeRings<T> rings = {q, keys, values, key_factors, value_factors, qkv, heads, kv_heads, capacity, dim};         \
-        const int slot = position % (unsigned)capacity;                                                                        \
+        if (sinks > 0) far.fill(frequency, min(position, (unsigned)last), dim / 2, 1.0f);                                      \
+        const Rings<T> queries = {q, nullptr, nullptr, qkv, heads, kv_heads, capacity, dim, sinks > 0 ? &far : nullptr};       \
+        const CodeRings<T> rings = {queries, keys, values, key_factors, value_factors};                                        \
+        const int slot = slot_of(position, sinks, capacity);                                                                   \
         const bool runs = mask == nullptr || mask[stream] != 0;                                                                \
         FOR_STYLE(T, append_codes, rings, turns, stream, slot, runs)                                                           \
     }
