@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 
-use super::{Tables, backward, forward, split};
+use super::{Tables, backward, forward, forward_codes, split};
 use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
+use crate::ops::elementwise::convert;
 use crate::tolerance::Tolerance;
 use crate::{DType, Device, Result, Tensor};
 
@@ -24,7 +25,11 @@ pub(super) fn cases() -> Vec<Case> {
             (2, &[3; 129], 136, false),
         ] {
             cases.push(gather(batch, sizes, dim, onto, dtype, false));
+            if dim > 0 {
+                cases.push(codes(batch, sizes, dim, dtype, false));
+            }
         }
+        cases.push(codes(64, &MOSHI, 4096, dtype, true));
         cases.push(stray(dtype));
         cases.push(gather(64, &MOSHI, 4096, false, dtype, true));
     }
@@ -120,6 +125,36 @@ fn gather(batch: usize, sizes: &[usize], dim: usize, onto: bool, dtype: DType, b
         }),
         cost: Cost { bytes: moved * dim * dtype.bytes() + 4 * (batch * count + count + 1), flops: batch * count * dim },
         bench,
+    }
+}
+
+/// Rows of codes, onto what is of the type of the sums.
+fn codes(batch: usize, sizes: &[usize], dim: usize, dtype: DType, bench: bool) -> Case {
+    let (count, rows) = (sizes.len(), sizes.iter().sum::<usize>());
+    let of_values = gather(batch, sizes, dim, true, dtype, bench);
+    let read = named(&ids(batch, sizes), count);
+    let mut inputs = of_values.inputs;
+    inputs[0] = Input::new("codes", [rows, dim], Fill::Below(256)).integer(DType::U8);
+    let scale = |row: usize| 0.01 + 1e-4 * (row * 37 % 101) as f64;
+    inputs.push(Input::new("scales", [rows, 1], Fill::Values((0..rows).map(scale).collect())).integer(DType::F32));
+    let sizes = sizes.to_vec();
+    Case {
+        label: of_values.label + " of codes",
+        inputs,
+        // The products round as well, and are uniform: more of their rms than normal ones.
+        outputs: vec![("y", Check::Within(Tolerance::accumulate(3 * count + 1).then_rounded(2).then_round_to(dtype)))],
+        run: Box::new(move |i| {
+            // Scales are f32 beside f64 as well.
+            let single = (i[4].dtype() != DType::F32).then(|| convert(&i[4], DType::F32)).transpose()?;
+            let weight = (&i[0], single.as_ref().unwrap_or(&i[4]));
+            let tables = tables(&i[2], &sizes)?;
+            Ok(vec![forward_codes(weight, &tables, (&i[1], 1), Some((&i[3], 1)), i[3].dtype())?])
+        }),
+        cost: Cost {
+            bytes: read * (dim + 4) + 2 * batch * dim * dtype.bytes() + 4 * (batch * count + count + 1),
+            flops: 2 * batch * count * dim,
+        },
+        ..of_values
     }
 }
 

@@ -1,4 +1,4 @@
-use super::{Ids, NONE, Tables};
+use super::{Codes, Ids, NONE, Tables};
 use crate::cpu::parallel;
 use crate::{Element, Real, Result, Tensor};
 
@@ -15,8 +15,36 @@ pub fn forward<W: Element, T: Real + From<W>>(
     (ids, first): Ids,
     onto: Option<(&Tensor, usize)>,
 ) -> Result<()> {
+    let (dim, weight) = (y.shape()[1], weight.as_slice::<W>()?);
+    let add = |y: &mut [T], row: usize| y.iter_mut().zip(&weight[row * dim..]).for_each(|(y, &w)| *y += <T as From<W>>::from(w));
+    sums(y, tables, (ids, first), onto, add)
+}
+
+pub fn forward_codes<T: Real>(
+    y: &mut Tensor,
+    (codes, scales): Codes,
+    tables: &Tables,
+    ids: Ids,
+    onto: Option<(&Tensor, usize)>,
+) -> Result<()> {
+    let (dim, codes, scales) = (y.shape()[1], codes.as_slice::<u8>()?, scales.as_slice::<f32>()?);
+    let add = |y: &mut [T], row: usize| {
+        let scale = T::of(scales[row].into());
+        y.iter_mut().zip(&codes[row * dim..]).for_each(|(y, &code)| *y += T::of((code as i8).into()) * scale);
+    };
+    sums(y, tables, ids, onto, add)
+}
+
+/// Each row of `y` from `onto`, and `add` for every row of the tables that it names.
+fn sums<T: Real>(
+    y: &mut Tensor,
+    tables: &Tables,
+    (ids, first): Ids,
+    onto: Option<(&Tensor, usize)>,
+    add: impl Fn(&mut [T], usize) + Sync + Send,
+) -> Result<()> {
     let (dim, width) = (y.shape()[1], ids.shape()[1]);
-    let (weight, starts, ids) = (weight.as_slice::<W>()?, tables.starts.as_slice::<i32>()?, ids.as_slice::<i32>()?);
+    let (starts, ids) = (tables.starts.as_slice::<i32>()?, ids.as_slice::<i32>()?);
     let onto = onto.map(|(onto, slot)| Ok((onto.as_slice::<T>()?, onto.shape()[1], slot))).transpose()?;
     parallel::for_rows(y.as_mut_slice::<T>()?, dim, |at, y| {
         for (b, y) in (at..).zip(y.chunks_exact_mut(dim)) {
@@ -25,7 +53,7 @@ pub fn forward<W: Element, T: Real + From<W>>(
                 None => y.fill(T::zero()),
             }
             for row in named(tables, starts, &ids[b * width + first..]) {
-                y.iter_mut().zip(&weight[row * dim..]).for_each(|(y, &w)| *y += <T as From<W>>::from(w));
+                add(y, row);
             }
         }
     });

@@ -1,4 +1,4 @@
-use super::{Ids, NAME, SOURCE, Tables};
+use super::{Codes, Ids, NAME, SOURCE, Tables};
 use crate::driver::Launch;
 use crate::ops::launch::{THREADS, check_f32, grid_y, index, kernel_name, threads};
 use crate::{Cuda, DType, Result, Tensor, args};
@@ -14,26 +14,51 @@ fn launch(rows: usize, dim: usize, lanes: usize, threads: usize) -> Result<(Laun
     Ok((Launch { grid, block: [threads as u32, 1, 1], shared_bytes: 0, cooperative: false }, vector as i32))
 }
 
-pub fn forward(
+pub fn forward(gpu: &Cuda, y: &mut Tensor, weight: &Tensor, tables: &Tables, ids: Ids, onto: Option<(&Tensor, usize)>) -> Result<()> {
+    launch_sums(gpu, "embedding", y, (weight, None), tables, ids, onto)
+}
+
+pub fn forward_codes(
     gpu: &Cuda,
     y: &mut Tensor,
-    weight: &Tensor,
+    (codes, scales): Codes,
+    tables: &Tables,
+    ids: Ids,
+    onto: Option<(&Tensor, usize)>,
+) -> Result<()> {
+    launch_sums(gpu, "embedding_int8", y, (codes, Some(scales)), tables, ids, onto)
+}
+
+fn launch_sums(
+    gpu: &Cuda,
+    name: &str,
+    y: &mut Tensor,
+    (weight, scales): (&Tensor, Option<&Tensor>),
     tables: &Tables,
     (ids, first): Ids,
     onto: Option<(&Tensor, usize)>,
 ) -> Result<()> {
     let (batch, dim) = (y.shape()[0], y.shape()[1]);
     let (launch, vector) = launch(batch, dim, 16 / y.dtype().bytes(), GATHER_THREADS)?;
-    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "embedding", weight)?)?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, name, y)?)?;
     let column = ids.device_ptr() + 4 * first as u64;
     let (slots, slot) = onto.map_or((0, 0), |(onto, slot)| (onto.shape()[1], slot));
     let start = onto.map_or(0, |(onto, _)| onto.device_ptr() + (slot * dim * onto.dtype().bytes()) as u64);
     let (tables_count, stride) = (index(NAME, tables.sizes.len())?, index(NAME, ids.shape()[1])?);
     let stride_onto = (slots * dim) as u64;
-    let args = args![y, weight, column, &tables.starts, start, stride_onto, tables_count, stride, index(NAME, dim)?, vector];
-    // SAFETY: the parameters of embedding_*; a block for each of the rows of y and ids, whose columns were checked to be there, as
-    // was the slot; the kernel reads no row outside a table, and the tables end where the weight does.
-    unsafe { kernel.launch(launch, args) }
+    let dim = index(NAME, dim)?;
+    // SAFETY, of both: the parameters of the kernel; a block for each of the rows of y and ids, whose columns were checked to be there, as
+    // was the slot; the kernel reads no row outside a table, and the tables and scales end where the weight does.
+    match scales {
+        None => {
+            let args = args![y, weight, column, &tables.starts, start, stride_onto, tables_count, stride, dim, vector];
+            unsafe { kernel.launch(launch, args) }
+        }
+        Some(scales) => {
+            let args = args![y, weight, scales, column, &tables.starts, start, stride_onto, tables_count, stride, dim, vector];
+            unsafe { kernel.launch(launch, args) }
+        }
+    }
 }
 
 pub fn split(gpu: &Cuda, out: &mut Tensor, ids: &Tensor, size: i32) -> Result<()> {

@@ -1,12 +1,13 @@
 // Rows of tables, added up, and the gradient of the tables.
 //
 //   forward    y[b] = onto[b] + sum over k of table_k[ids[b, k]], in the order of k; id -1 adds nothing, one outside its table NaN
+//   int8       the same of rows that are codes of 8 bits, each times the scale of its row: rounded, then added
 //   split      out[b] = (id % size, id / size - 1, the other ids of b), id the first of b; (id, -1, ..) if it is negative
 //   backward   gradient_k[r] += sum over b with ids[b, k] = r of dy[b], in the order of b
 //
-// Tensors    table [R, D] of T holds all tables, table k its rows starts[k] .. starts[k + 1]; y [B, D]; ids [B, id_stride]; onto
+// Tensors    table [R, D] of T, or of int8 with scales [R], holds all tables, table k its rows starts[k] .. starts[k + 1]; y [B, D]; ids [B, id_stride]; onto
 //            [B, onto_stride], null for zero; dy [B, D] and gradient [R, D] f32; rows [K, B]: of R, what ids name, or none.
-// Mapping    embedding           block = (b, part of D), a thread = 16 bytes. The block looks its ids up together, so that
+// Mapping    embedding, _int8    block = (b, part of D), a thread = 16 bytes of y. The block looks its ids up together, so that
 //                                rows are fetched several at a time.
 //            embedding_split     a thread = an element of out [B, columns].
 //            embedding_rows      a thread = an id.
@@ -16,6 +17,7 @@
 //            once; rows, which is read for each row of R, stays in L2.
 // Ladder     v1 as above. No GPU has timed it yet. Next: sorted ids, where B R is large.
 //
+// kernels: embedding_int8_f32 embedding_int8_bf16 embedding_int8_f16
 // kernels: embedding_f32 embedding_bf16 embedding_f16 embedding_split embedding_rows embedding_backward_f32
 #include "vec.cuh"
 #include "block.cuh"
@@ -31,8 +33,21 @@ __device__ __forceinline__ int row_of(int id, const int* starts, int k) {
     return id == NONE ? NONE : id >= 0 && id < starts[k + 1] - start ? start + id : STRAY;
 }
 
+// N elements of a row, which is T or codes.
 template <typename T, int N>
-__device__ __forceinline__ void embed(T* y, const T* table, const int* ids, const int* starts, const T* onto,
+__device__ __forceinline__ void load_part(float (&v)[N], const T* row) { load_vector(v, row); }
+template <int N>
+__device__ __forceinline__ void load_part(float (&v)[N], const int8_t* row) {
+    if constexpr (N == 4) {
+        const unsigned words[4] = {*reinterpret_cast<const unsigned*>(row)};
+        unpack<int8_t>(v, words);
+    } else {
+        load_vector(v, row);
+    }
+}
+
+template <int N, typename T, typename C>
+__device__ __forceinline__ void embed(T* y, const C* table, const float* scales, const int* ids, const int* starts, const T* onto,
                                       uint64_t onto_stride, int tables, int id_stride, int dim) {
     __shared__ int rows[GATHER_THREADS];
     const int at = (blockIdx.y * GATHER_THREADS + threadIdx.x) * N;
@@ -51,7 +66,13 @@ __device__ __forceinline__ void embed(T* y, const T* table, const int* ids, cons
                 const int row = k + u < count ? rows[k + u] : NONE;
 #pragma unroll
                 for (int j = 0; j < N; j++) v[u][j] = row == STRAY ? __int_as_float(0x7fc00000) : 0.0f;
-                if (inside && row >= 0) load_vector(v[u], table + (int64_t)row * dim + at);
+                if (!inside || row < 0) continue;
+                load_part(v[u], table + (int64_t)row * dim + at);
+                if constexpr (sizeof(C) == 1) {
+                    const float scale = scales[row];
+#pragma unroll
+                    for (int j = 0; j < N; j++) v[u][j] = __fmul_rn(v[u][j], scale);
+                }
             }
 #pragma unroll
             for (int u = 0; u < AT_ONCE; u++) {
@@ -69,9 +90,17 @@ __device__ __forceinline__ void embed(T* y, const T* table, const int* ids, cons
         embedding_##NAME(T* y, const T* table, const int* ids, const int* starts, const T* onto, uint64_t onto_stride,       \
                          int tables, int id_stride, int dim, int vector) {                                                   \
         if (vector)                                                                                                          \
-            embed<T, LANES<T>>(y, table, ids, starts, onto, onto_stride, tables, id_stride, dim);                            \
+            embed<LANES<T>>(y, table, nullptr, ids, starts, onto, onto_stride, tables, id_stride, dim);                      \
         else                                                                                                                 \
-            embed<T, 1>(y, table, ids, starts, onto, onto_stride, tables, id_stride, dim);                                   \
+            embed<1>(y, table, nullptr, ids, starts, onto, onto_stride, tables, id_stride, dim);                             \
+    }                                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(GATHER_THREADS)                                                             \
+        embedding_int8_##NAME(T* y, const int8_t* table, const float* scales, const int* ids, const int* starts,             \
+                              const T* onto, uint64_t onto_stride, int tables, int id_stride, int dim, int vector) {         \
+        if (vector)                                                                                                          \
+            embed<LANES<T>>(y, table, scales, ids, starts, onto, onto_stride, tables, id_stride, dim);                       \
+        else                                                                                                                 \
+            embed<1>(y, table, scales, ids, starts, onto, onto_stride, tables, id_stride, dim);                              \
     }
 EMBEDDING(float, f32)
 EMBEDDING(bf16, bf16)

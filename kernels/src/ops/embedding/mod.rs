@@ -42,6 +42,9 @@ pub struct Tables {
 /// Columns of ids `[B, W]` from one on.
 pub type Ids<'a> = (&'a Tensor, usize);
 
+/// Rows `[R, D]` of signed codes of 8 bits (u8), and the scale of each, f32 `[R, 1]`.
+pub type Codes<'a> = (&'a Tensor, &'a Tensor);
+
 impl Tables {
     /// # Errors
     /// No tables; more than 2^31 rows.
@@ -107,6 +110,20 @@ impl Tables {
         Ok(batch)
     }
 
+    /// Room for `y` of type `dtype`, beside operands that fit.
+    fn sums(&self, weight: &Tensor, dtype: DType, ids: Ids, onto: Option<(&Tensor, usize)>) -> Result<Tensor> {
+        let (dim, device) = (self.check_rows("weight", weight)?, weight.device());
+        let batch = self.check_ids(ids, &device)?;
+        let y = Tensor::empty(&device, dtype, [batch, dim])?;
+        if let Some((onto, slot)) = onto {
+            if !matches!(*onto.shape(), [b, slots, d] if b == batch && slot < slots && d == dim) {
+                return Err(Error::shape(NAME, "onto", format!("[{batch}, more than {slot}, {dim}]"), onto.shape()));
+            }
+            check::alike(NAME, &y, "onto", onto)?;
+        }
+        Ok(y)
+    }
+
     /// `D` of `weight [R, D]`.
     fn check_rows(&self, operand: &'static str, weight: &Tensor) -> Result<usize> {
         match *weight.shape() {
@@ -122,23 +139,42 @@ impl Tables {
 /// Operands that do not fit each other; a type that the device does not store; on the CPU an id outside its table.
 pub fn forward(weight: &Tensor, tables: &Tables, ids: Ids, onto: Option<(&Tensor, usize)>) -> Result<Tensor> {
     let _span = span::op("embedding.forward");
-    let dim = tables.check_rows("weight", weight)?;
     let device = weight.device();
-    let batch = tables.check_ids(ids, &device)?;
     let dtype = if device == Device::Cpu && weight.dtype() == DType::BF16 { DType::F32 } else { weight.dtype() };
-    let mut y = Tensor::empty(&device, dtype, [batch, dim])?;
-    if let Some((onto, slot)) = onto {
-        if !matches!(*onto.shape(), [b, slots, d] if b == batch && slot < slots && d == dim) {
-            return Err(Error::shape(NAME, "onto", format!("[{batch}, more than {slot}, {dim}]"), onto.shape()));
-        }
-        check::alike(NAME, &y, "onto", onto)?;
-    }
+    let mut y = tables.sums(weight, dtype, ids, onto)?;
     match (&device, weight.dtype()) {
         (Device::Cuda(gpu), _) => cuda::forward(gpu, &mut y, weight, tables, ids, onto)?,
         (Device::Cpu, DType::F32) => cpu::forward::<f32, f32>(&mut y, weight, tables, ids, onto)?,
         (Device::Cpu, DType::F64) => cpu::forward::<f64, f64>(&mut y, weight, tables, ids, onto)?,
         (Device::Cpu, DType::BF16) => cpu::forward::<half::bf16, f32>(&mut y, weight, tables, ids, onto)?,
         (Device::Cpu, found) => return Err(Error::dtype(NAME, "weight", "f32, f64 or bf16 on the CPU", found)),
+    }
+    Ok(y)
+}
+
+/// As [`forward`], of rows that are codes with a scale each, to `y` of type `dtype`: a code times its row's scale is rounded to f32, then
+/// added.
+///
+/// # Errors
+/// As there; scales that are not one a row.
+pub fn forward_codes(weight: Codes, tables: &Tables, ids: Ids, onto: Option<(&Tensor, usize)>, dtype: DType) -> Result<Tensor> {
+    let _span = span::op("embedding.forward_codes");
+    let (codes, scales) = weight;
+    if *scales.shape() != [tables.rows(), 1] {
+        return Err(Error::shape(NAME, "scales", format!("[{}, 1]", tables.rows()), scales.shape()));
+    }
+    for (operand, tensor, dtype) in [("codes", codes, DType::U8), ("scales", scales, DType::F32)] {
+        if tensor.dtype() != dtype {
+            return Err(Error::dtype(NAME, operand, dtype.name(), tensor.dtype()));
+        }
+    }
+    if codes.device() != scales.device() {
+        return Err(Error::DeviceMismatch { op: NAME, operand: "scales" });
+    }
+    let mut y = tables.sums(codes, dtype, ids, onto)?;
+    match codes.device() {
+        Device::Cuda(gpu) => cuda::forward_codes(&gpu, &mut y, weight, tables, ids, onto)?,
+        Device::Cpu => dispatch_real!(NAME, dtype, T => cpu::forward_codes::<T>(&mut y, weight, tables, ids, onto))?,
     }
     Ok(y)
 }
