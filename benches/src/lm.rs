@@ -30,6 +30,12 @@ pub struct Row {
     /// What keys and values are kept as.
     #[serde(default)]
     pub kv: String,
+    /// Of these steps, the first of the stream.
+    #[serde(default)]
+    pub sinks: usize,
+    /// Of the tables that a Moshi's temporal transformer is fed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_bytes: Option<usize>,
     pub step_ms_p50: f64,
     pub step_ms_p99: f64,
     pub step_ms_max: f64,
@@ -122,6 +128,20 @@ impl Model {
         match self {
             Model::Moshi(lm) => lm.kept(),
             Model::Csm(csm) => csm.kept(),
+        }
+    }
+
+    fn sinks(&self) -> usize {
+        match self {
+            Model::Moshi(lm) => lm.format().sinks,
+            Model::Csm(_) => 0,
+        }
+    }
+
+    fn table_bytes(&self) -> Option<usize> {
+        match self {
+            Model::Moshi(lm) => Some(lm.table_bytes()),
+            Model::Csm(_) => None,
         }
     }
 
@@ -352,6 +372,8 @@ impl Times {
             batch: *batch,
             context: lm.context(),
             kv: lm.kept().name().to_owned(),
+            sinks: lm.sinks(),
+            table_bytes: lm.table_bytes(),
             step_ms_p50: steps.quantile(0.5) * 1e3,
             step_ms_p99: steps.quantile(0.99) * 1e3,
             step_ms_max: steps.quantile(1.0) * 1e3,

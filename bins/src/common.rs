@@ -215,11 +215,29 @@ pub struct Memory {
     /// Steps that it remembers at most, instead of its configuration's
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub context: Option<u32>,
+    /// Of these, the first of the conversation that it remembers for good (attention sinks): 4 keep a model going past its context; by
+    /// default none, as in moshi
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub sinks: u32,
+    /// Of the tables of tokens that it is fed: int8, with a scale a row; by default as what is no codes
+    #[arg(long, value_name = "FORMAT")]
+    pub embeddings: Option<Embeddings>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Embeddings {
+    Int8,
 }
 
 impl Memory {
     pub fn of(&self, format: lm::Format) -> lm::Format {
-        lm::Format { kept: self.kv, context: self.context.map(|n| n as usize), ..format }
+        lm::Format {
+            kept: self.kv,
+            context: self.context.map(|n| n as usize),
+            sinks: self.sinks as usize,
+            int8_tables: self.embeddings == Some(Embeddings::Int8),
+            ..format
+        }
     }
 }
 
@@ -284,9 +302,9 @@ pub struct Conditioning {
 pub type Conditioned = (Conditions, Option<(f64, Conditions)>);
 
 impl Conditioning {
-    /// As is asked, beside what a model is conditioned on if nobody asks.
-    pub fn of(&self, lm: &Lm) -> Result<Conditioned> {
-        let (usual, unusual) = lm.usual();
+    /// As is asked, beside what a model is conditioned on if nobody asks: its configuration says whether it can be.
+    pub fn of(&self, config: &lm::Config) -> Result<Conditioned> {
+        let (usual, unusual) = config.usual()?;
         let with = |mut conditions: Conditions, flag: &str, asked: &[String]| -> Result<Conditions> {
             let mut named = Vec::new();
             for asked in asked {
@@ -297,8 +315,17 @@ impl Conditioning {
                     return Err(Failure::usage(format!("{flag}: {name} twice")));
                 }
                 named.push(name);
-                let condition = if lm.takes_rows(name) { Condition::Rows(rows(Path::new(value), name)?) } else { Condition::from(value) };
-                conditions.insert(name.to_owned(), condition);
+                let file = config.takes_rows(name)?.then(|| Path::new(value));
+                let condition = match file {
+                    Some(path) => Condition::Rows(rows(path, name)?),
+                    None => Condition::from(value),
+                };
+                let condition = Conditions::from([(name.to_owned(), condition)]);
+                match (config.check_conditions(&condition), file) {
+                    (Err(why), Some(path)) => return Err(Failure::file("cannot use condition", why, path)),
+                    (checked, _) => checked?,
+                }
+                conditions.extend(condition);
             }
             Ok(conditions)
         };
@@ -307,7 +334,9 @@ impl Conditioning {
             return Err(Failure::usage("--against: with --cfg 1 nothing is led away from"));
         }
         let against = with(unusual, "--against", &self.against)?;
-        Ok((conditions, self.cfg.filter(|&factor| factor != 1.0).map(|factor| (factor, against))))
+        let against = self.cfg.filter(|&factor| factor != 1.0).map(|factor| (factor, against));
+        against.iter().try_for_each(|(factor, against)| config.check_guidance(*factor, against))?;
+        Ok((conditions, against))
     }
 }
 

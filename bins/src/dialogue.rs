@@ -7,28 +7,34 @@ use clap::Args;
 use swara_engine::codec::Codec;
 pub use swara_engine::dialogue::Heard;
 use swara_engine::dialogue::{self, Dialogue};
-use swara_engine::lm::{Drawing, Format, Lm, Prompt, Quiet};
+use swara_engine::lm::{self, Config, Drawing, Format, Lm, Prompt, Quiet};
 use swara_kernels::{Device, Tensor};
 use swara_loader::audio::AudioReader;
 use swara_loader::loudness::{self, lufs};
 use swara_loader::tokenizer::{TextStream, Tokenizer};
-use swara_loader::weights::named;
+use swara_loader::weights::{Weights, missing, named};
 
 use crate::codec::Times;
 use crate::common::Conditioned;
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
-/// Opens a model that both hears and speaks.
+/// The configuration of a model that both hears and speaks, before the model is read.
+pub fn config(path: &Path) -> Result<Config> {
+    let file = Weights::open(path)?;
+    let config = lm::check(&file)?;
+    warn_of_another(path, "moshi_name", file.paths().next().unwrap_or(file.path()))?;
+    match config.dep_q == 0 || config.heard() == 0 {
+        true => Err(Failure::file("cannot talk", "a model that does not both hear and speak", path)),
+        false => Ok(config),
+    }
+}
+
 pub fn open_lm(path: &Path, lora: Option<&Path>, device: &Device, format: Format) -> Result<Lm> {
-    let lm = match lora {
+    Ok(match lora {
         Some(lora) => Lm::open_with_lora(path, lora, device, format)?,
         None => Lm::open(path, device, format)?,
-    };
-    match lm.config().dep_q == 0 || lm.config().heard() == 0 {
-        true => Err(Failure::file("cannot talk", "a model that does not both hear and speak", path)),
-        false => Ok(lm),
-    }
+    })
 }
 
 /// Whether a codec, read from `path`, makes and takes the codes of a model.
@@ -45,20 +51,31 @@ pub fn mimi(asked: Option<&Path>, model: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The vocabulary asked for, else the one in a model's folder that its configuration names, or the only `.model` there.
-pub fn tokenizer(asked: Option<&Path>, model: &Path, lm: &Lm) -> Result<Option<Tokenizer>> {
+pub fn tokenizer(asked: Option<&Path>, model: &Path, config: &Config) -> Result<Option<Tokenizer>> {
     let path = match asked {
         Some(path) => Some(path.to_owned()),
         None => named(model, "tokenizer_name")?.or_else(|| beside(model)),
     };
     let Some(path) = path else { return Ok(None) };
+    if asked.is_none() {
+        warn_of_another(model, "tokenizer_name", &path)?;
+    }
     let tokenizer = Tokenizer::open(&path)?;
-    match tokenizer.size() == lm.config().text_card {
+    match tokenizer.size() == config.text_card {
         true => Ok(Some(tokenizer)),
         false => {
-            let why = format!("{} pieces, the model has {}", tokenizer.size(), lm.config().text_card);
+            let why = format!("{} pieces, the model has {}", tokenizer.size(), config.text_card);
             Err(Failure::file("cannot use tokenizer", why, &path))
         }
     }
+}
+
+/// Says so where another file is taken for one that a model's configuration names, and that is not there.
+fn warn_of_another(model: &Path, key: &str, taken: &Path) -> Result {
+    if let Some(named) = missing(model, key)? {
+        terminal::warn(format!("{key} of config.json is {}, which is not there; taking {}", named.display(), taken.display()));
+    }
+    Ok(())
 }
 
 fn beside(model: &Path) -> Option<PathBuf> {
@@ -94,6 +111,14 @@ impl Persona {
             }
             None => Ok(()),
         }
+    }
+
+    /// What needs no more of the model than its configuration.
+    pub fn check_for(&self, config: &Config, tokenizer: Option<&Tokenizer>) -> Result {
+        if self.voice.is_some() || self.prompt.is_some() {
+            Prompt::new(config, &Quiet::personaplex(), &[], &self.tokens(tokenizer)?)?;
+        }
+        Ok(())
     }
 
     fn tokens(&self, tokenizer: Option<&Tokenizer>) -> Result<Vec<i32>> {
@@ -222,8 +247,6 @@ impl<'a> Spoken<'a> {
         }
         let text = persona.tokens(self.words.as_ref().map(|(tokenizer, _)| *tokenizer))?;
         let config = self.lm.config();
-        // Before a voice is encoded for nothing.
-        Prompt::new(config, &Quiet::personaplex(), &[], &text)?;
         let voice = match (&persona.voice, self.codec) {
             (Some(path), Some(codec)) => self.dialogue.codes(&Persona::voice(path, codec)?)?,
             (Some(_), None) => return Err(Failure::usage("--voice: wants --mimi")),

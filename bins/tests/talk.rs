@@ -117,6 +117,55 @@ fn it_is_conditioned_and_led_as_moshi_is() {
 }
 
 #[test]
+fn with_sinks_it_says_what_streaming_llm_says() {
+    let room = Room::new();
+    let (_, expected) = first_stream(&room, "sinks/moshi");
+    let model = golden("moshi_lm/weights/moshi");
+    let talk = ["talk", "--user-codes", "user.safetensors", "--greedy", "--device", "cpu", "--model", &model];
+    let says = |more: &[&str]| {
+        room.works(&[&talk, &["--dump", "d.safetensors"], more].concat());
+        Weights::open(room.path("d.safetensors")).unwrap().to_i32("text").unwrap().into_owned()
+    };
+    assert_eq!(says(&["--sinks", "4"]), expected);
+    assert_ne!(says(&["--sinks", "3"]), expected);
+    assert_eq!(says(&["--sinks", "0"]), says(&[]));
+    assert_eq!(says(&["--embeddings", "int8"]).len(), expected.len());
+    std::fs::remove_file(room.path("d.safetensors")).unwrap();
+    room.refuses(&[&talk[..], &["--dump", "d.safetensors", "--sinks", "24"]].concat(), 1, "24 sinks of a context of 24");
+    room.refuses(&[&talk[..], &["--dump", "d.safetensors", "--embeddings", "int4"]].concat(), 2, "int4");
+}
+
+/// What it is conditioned on, and files that are not those of its configuration: of a model whose weights are none.
+#[test]
+fn what_is_asked_wrongly_is_said_before_a_model_is_read() {
+    let room = Room::new();
+    first_stream(&room, "conditioned");
+    std::fs::create_dir(room.path("broken")).unwrap();
+    let file = Weights::open(golden("moshi_lm/weights/conditioned/model.safetensors")).unwrap();
+    let mut tensors: Vec<(&str, Vec<f32>)> = file.names().map(|name| (name, file.to_f32(name).unwrap().into_owned())).collect();
+    tensors.iter_mut().for_each(|(_, values)| values[0] = f32::NAN);
+    let refs: Vec<TensorRef> = tensors.iter().map(|(name, values)| TensorRef::f32(name, file.view(name).unwrap().shape, values)).collect();
+    save(room.path("broken/model.safetensors"), &refs, &Default::default()).unwrap();
+    let config = std::fs::read_to_string(golden("moshi_lm/weights/conditioned/config.json")).unwrap();
+    std::fs::write(room.path("broken/config.json"), &config).unwrap();
+    let talk = ["talk", "--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", "broken", "--device", "cpu"];
+    let refuses = |more: &[&str], code: i32, says: &str| room.refuses(&[&talk[..], more].concat(), code, says);
+    refuses(&[], 1, "NaN");
+    refuses(&["--condition", "mood=good"], 1, "condition mood is none of the model's");
+    refuses(&["--condition", "speed=late"], 1, "condition speed is \"late\"");
+    refuses(&["--cfg", "2", "--against", "speed=late"], 1, "condition speed is \"late\"");
+    refuses(&["--cfg", "1", "--against", "speed=slow"], 2, "nothing is led away from");
+    refuses(&["--prompt", "You are kind."], 2, "wants a vocabulary");
+    room.refuses(&["bench", "lm", "--model", "broken", "--draft", "2", "--device", "cpu"], 2, "only the depth decoder of a CSM");
+    std::fs::write(room.path("broken/config.json"), config.replacen('{', "{\"moshi_name\": \"gone.safetensors\",", 1)).unwrap();
+    let said = String::from_utf8(room.swara(talk).stderr).unwrap();
+    assert!(
+        said.lines().any(|line| line.contains("moshi_name") && line.contains("gone.safetensors") && line.contains("model.safetensors")),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_lora_is_of_what_it_says() {
     let room = Room::new();
     user_codes(&room);

@@ -116,7 +116,7 @@ impl<'a> Dialogue<'a> {
     /// # Errors
     /// A codec that does not fit, see [`check`]; no memory.
     pub fn new(lm: &'a Lm, codec: Option<&'a Codec>, drawing: Drawing) -> Result<Dialogue<'a>> {
-        Dialogue::conditioned(lm, codec, drawing, &lm.usual().0, None)
+        Dialogue::conditioned(lm, codec, drawing, &lm.config().usual()?.0, None)
     }
 
     /// As [`new`](Self::new), under conditions, led away from others by a factor where there is one.

@@ -104,6 +104,20 @@ pub(crate) fn quantize(name: &str, shape: [usize; 2], bits: Bits, values: &[f32]
     quantized.map_err(|why| Error::Argument(format!("tensor {name} in {bits:?}-bit codes: {why}")))
 }
 
+/// A matrix in f32 as the nearest codes, where it is.
+pub(crate) fn quantized(name: &str, values: &Tensor, bits: Bits) -> Result<Quantized> {
+    let &[rows, columns] = &*values.shape() else {
+        return Err(Error::Argument(format!("tensor {name} of shape {:?} is no matrix", values.shape())));
+    };
+    let device = values.device();
+    // A matrix may be a tenth of a model: no copy of it where it can be seen.
+    let codes = match device {
+        Device::Cpu => quantize(name, [rows, columns], bits, values.as_slice()?)?,
+        Device::Cuda(_) => quantize(name, [rows, columns], bits, &values.to_vec()?)?,
+    };
+    upload(&device, &codes)
+}
+
 /// A tensor that its source keeps, or that was read for the one who asked.
 pub(crate) enum Held<'a> {
     There(&'a Tensor),
@@ -174,6 +188,11 @@ impl<'a> Reader<'a> {
         Reader { bytes: 0, ..*self }
     }
 
+    /// A reader of the same as f32, that counts its own.
+    pub fn in_f32(&self) -> Reader<'a> {
+        Reader { dtype: DType::F32, bytes: 0, ..*self }
+    }
+
     /// Of weights.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -225,17 +244,7 @@ impl<'a> Reader<'a> {
             (None, None) => return Ok(None),
             (None, Some(bits)) => {
                 let values = self.hold(name, DType::F32)?;
-                let &[rows, columns] = &*values.shape() else {
-                    return Err(Error::Argument(format!("tensor {name} of shape {:?} is no matrix", values.shape())));
-                };
-                let device = values.device();
-                // A matrix may be a tenth of a model: no copy of it where it can be seen.
-                let codes = match device {
-                    Device::Cpu => quantize(name, [rows, columns], bits, values.as_slice()?)?,
-                    Device::Cuda(_) => quantize(name, [rows, columns], bits, &values.to_vec()?)?,
-                };
-                drop(values);
-                upload(&device, &codes)?
+                quantized(name, &values, bits)?
             }
             (Some(codes), _) => codes,
         };

@@ -3,7 +3,7 @@
 mod common;
 
 use common::lm::{Case, distance, golden, tiny_moshi};
-use swara_engine::lm::{Condition, ConditionRows, Conditions, Config, Drawing, Drawn, Format, Given, Lm, Session};
+use swara_engine::lm::{Condition, ConditionRows, Conditions, Config, Drawing, Drawn, Format, Given, Lm, Session, Step};
 use swara_kernels::case::SplitMix;
 use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::attention::Kept;
@@ -29,12 +29,15 @@ const CASES: [&str; 15] = [
 ];
 
 fn equals_moshi(device: &Device, name: &str, bound: f32) {
-    let case = Case::open(name);
-    let lm = Lm::open(&golden("weights").join(name), device, DType::F32).unwrap();
-    let mut session = case.session(&lm);
+    says_the_case(&Case::open(name), &Lm::open(&golden("weights").join(name), device, DType::F32).unwrap(), name, bound);
+}
+
+fn says_the_case(case: &Case, lm: &Lm, name: &str, bound: f32) {
+    let device = lm.device();
+    let mut session = case.session(lm);
     let mut worst: f32 = 0.0;
     for step in 0..case.steps {
-        let found = case.step(&mut session, &lm, step);
+        let found = case.step(&mut session, lm, step);
         worst = worst.max(distance(&found.text_logits.to_vec().unwrap(), &case.f32("text_logits", step)));
         assert_eq!(found.said.to_vec::<i32>().unwrap(), case.ids("said", step), "{name}: said in step {step}");
         assert_eq!(found.complete.to_vec::<i32>().unwrap(), case.ids("out", step), "{name}: complete in step {step}");
@@ -61,6 +64,47 @@ fn tokens_and_logits_equal_moshi() {
 fn the_emulator_says_the_same() {
     for name in CASES {
         equals_moshi(&Device::open("emulator").unwrap(), name, 1e-5);
+    }
+}
+
+/// Attention sinks, past thrice the context (verify/reference/moshi_sinks.py).
+#[test]
+fn tokens_and_logits_equal_streaming_llm() {
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        for name in ["moshi", "plain", "shared"] {
+            let case = Case::open(&format!("sinks/{name}"));
+            let facts: serde_json::Value = serde_json::from_str(&case.file.metadata()["case"]).unwrap();
+            let format = Format { sinks: facts["sinks"].as_u64().unwrap() as usize, ..DType::F32.into() };
+            let lm = Lm::open(&golden("weights").join(name), &device, format).unwrap();
+            says_the_case(&case, &lm, name, 1e-5);
+        }
+    }
+    let open = |format: Format| Lm::open(&golden("weights/moshi"), &Device::Cpu, format);
+    let whole = Format { sinks: 24, ..DType::F32.into() };
+    assert!(open(whole).err().unwrap().to_string().contains("24 sinks of a context of 24"));
+    assert!(open(Format { context: Some(25), ..whole }).is_ok());
+}
+
+/// What the temporal transformer is fed, of every kind of table.
+#[test]
+fn tables_of_codes_are_near_their_values() {
+    let emulator = Device::open("emulator").unwrap();
+    for name in ["moshi", "shared", "conditioned", "muxed", "wide"] {
+        let case = Case::open(name);
+        let open = |device: &Device, int8_tables: bool| {
+            Lm::open(&golden("weights").join(name), device, Format { int8_tables, ..DType::F32.into() }).unwrap()
+        };
+        let models = [open(&Device::Cpu, false), open(&Device::Cpu, true), open(&emulator, true)];
+        let [exact, codes, emulated] = models.each_ref().map(|lm| {
+            let mut session = case.session(lm);
+            (0..3).flat_map(|step| case.step(&mut session, lm, step).text_logits.to_vec::<f32>().unwrap()).collect::<Vec<_>>()
+        });
+        let first = exact.len() / 3;
+        let [rounded, devices] = [distance(&codes[..first], &exact[..first]), distance(&emulated, &codes)];
+        println!("{name}: off by {rounded:.1e} of the spread of its logits, devices by {devices:.1e}");
+        assert!(rounded > 1e-4 && rounded < 0.1 && devices < 1e-5, "{name}: {rounded} {devices}");
+        let width = models[0].config().dim;
+        assert_eq!(models[1].table_bytes() * 4 * width, models[0].table_bytes() * (width + 4));
     }
 }
 
@@ -266,7 +310,16 @@ fn streams_that_are_led_are_as_if_alone() {
         let case = Case::open("conditioned");
         let heard = |b: usize, t: usize| case.ids("user", t)[b * 2..][..2].to_vec();
         let mask = |runs: &[u8]| Tensor::from_slice(&device, runs, [runs.len()]).unwrap();
-        let alone: Vec<Vec<Vec<f32>>> = (0..2)
+        // Bits of logits, what is said and what is complete, of each stream.
+        let told = |step: &Step| -> Vec<Vec<i64>> {
+            let bits = step.text_logits.to_vec::<f32>().unwrap().iter().map(|v| v.to_bits().into()).collect::<Vec<i64>>();
+            let ids = |t: &Tensor| t.to_vec::<i32>().unwrap().into_iter().map(i64::from).collect::<Vec<i64>>();
+            let (said, complete) = (ids(&step.said), ids(&step.complete));
+            let part = |all: &[i64], b: usize, batch: usize| all[b * (all.len() / batch)..][..all.len() / batch].to_vec();
+            let batch = step.said.shape()[0];
+            (0..batch).map(|b| [&bits, &said, &complete].into_iter().flat_map(|all| part(all, b, batch)).collect()).collect()
+        };
+        let alone: Vec<Vec<Vec<i64>>> = (0..2)
             .map(|b| {
                 let against = Some((1.7, &against[b..=b]));
                 let mut session = Session::conditioned(&lm, &drawing[b..=b], &given[b..=b], against).unwrap();
@@ -275,7 +328,7 @@ fn streams_that_are_led_are_as_if_alone() {
                         session.reset(&mask(&[1])).unwrap();
                     }
                     let heard = Tensor::from_slice(&device, &heard(b, t), [1, 2]).unwrap();
-                    session.step(&heard, None).unwrap().text_logits.to_vec::<f32>().unwrap()
+                    told(&session.step(&heard, None).unwrap()).remove(0)
                 };
                 (0..12).map(step).collect()
             })
@@ -288,9 +341,9 @@ fn streams_that_are_led_are_as_if_alone() {
             session.reset(&mask(&[0, 1].map(|b| u8::from(runs[b] == 1 && at[b] == 7)))).unwrap();
             let ids: Vec<i32> = (0..2).flat_map(|b| heard(b, at[b].min(11))).collect();
             let found = session.step(&Tensor::from_slice(&device, &ids, [2, 2]).unwrap(), Some(&mask(&runs))).unwrap();
-            let logits = found.text_logits.to_vec::<f32>().unwrap();
+            let told = told(&found);
             for b in (0..2).filter(|&b| runs[b] == 1) {
-                assert_eq!(logits[b * 40..][..40], alone[b][at[b]], "stream {b} at step {}", at[b]);
+                assert_eq!(told[b], alone[b][at[b]], "stream {b} at step {}", at[b]);
                 at[b] += 1;
             }
         }
@@ -301,47 +354,55 @@ fn streams_that_are_led_are_as_if_alone() {
 /// Streams that sit out at random and begin anew say, bit for bit, what each says alone.
 #[test]
 fn streams_of_a_batch_are_as_if_alone() {
+    let sinks = Format { context: Some(7), sinks: 3, ..DType::F32.into() };
+    let coded = Format { kept: Some(Kept::Int8), int8_tables: true, ..sinks };
     for device in [Device::Cpu, Device::open("emulator").unwrap()] {
-        let case = Case::open("shared");
-        let lm = Lm::open(&golden("weights/shared"), &device, DType::F32).unwrap();
-        let drawing: Vec<Drawing> = (0..4).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
-        let heard = |b: usize, t: usize| case.ids("user", (t + 7 * b) % case.steps)[..lm.config().heard()].to_vec();
-        let alone = |b: usize| {
-            let mut session = Session::new(&lm, &drawing[b..=b]).unwrap();
-            let mut said = Vec::new();
-            for t in 0..24 {
-                if t == 15 {
-                    session.reset(&Tensor::from_slice(&device, &[1u8], [1]).unwrap()).unwrap();
-                }
-                let heard = heard(b, t);
-                let step = session.step(&Tensor::from_slice(&device, &heard, [1, heard.len()]).unwrap(), None).unwrap();
-                said.push((step.complete.to_vec::<i32>().unwrap(), step.text_logits.to_vec::<f32>().unwrap()));
+        for format in [DType::F32.into(), sinks, coded] {
+            batch_is_as_if_alone(&device, format);
+        }
+    }
+}
+
+fn batch_is_as_if_alone(device: &Device, format: Format) {
+    let case = Case::open("shared");
+    let lm = Lm::open(&golden("weights/shared"), device, format).unwrap();
+    let drawing: Vec<Drawing> = (0..4).map(|seed| Drawing::seeded(&Drawn::default(), seed)).collect();
+    let heard = |b: usize, t: usize| case.ids("user", (t + 7 * b) % case.steps)[..lm.config().heard()].to_vec();
+    let alone = |b: usize| {
+        let mut session = Session::new(&lm, &drawing[b..=b]).unwrap();
+        let mut said = Vec::new();
+        for t in 0..24 {
+            if t == 15 {
+                session.reset(&Tensor::from_slice(device, &[1u8], [1]).unwrap()).unwrap();
             }
-            said
-        };
-        let expected: Vec<_> = (0..4).map(alone).collect();
-        let mut session = Session::new(&lm, &drawing).unwrap();
-        let mut rng = SplitMix(9);
-        let mut at = [0usize; 4];
-        while at.iter().any(|&t| t < 24) {
-            let runs: Vec<u8> = at.iter().map(|&t| u8::from(t < 24 && rng.uniform() < 0.6)).collect();
-            let anew: Vec<u8> = (0..4).map(|b| u8::from(runs[b] == 1 && at[b] == 15)).collect();
-            session.reset(&Tensor::from_slice(&device, &anew, [4]).unwrap()).unwrap();
-            let ids: Vec<i32> = (0..4).flat_map(|b| heard(b, at[b])).collect();
-            let mask = Tensor::from_slice(&device, &runs, [4]).unwrap();
-            let step = session.step(&Tensor::from_slice(&device, &ids, [4, ids.len() / 4]).unwrap(), Some(&mask)).unwrap();
-            let (complete, logits) = (step.complete.to_vec::<i32>().unwrap(), step.text_logits.to_vec::<f32>().unwrap());
-            for b in 0..4 {
-                let row = &complete[b * complete.len() / 4..][..complete.len() / 4];
-                if runs[b] == 0 {
-                    assert!(row.iter().all(|&id| id == UNGENERATED));
-                    continue;
-                }
-                let (complete, alone) = &expected[b][at[b]];
-                assert_eq!(row, complete, "stream {b} at step {} on {device:?}", at[b]);
-                assert_eq!(&logits[b * alone.len()..][..alone.len()], alone, "logits of stream {b} at step {}", at[b]);
-                at[b] += 1;
+            let heard = heard(b, t);
+            let step = session.step(&Tensor::from_slice(device, &heard, [1, heard.len()]).unwrap(), None).unwrap();
+            said.push((step.complete.to_vec::<i32>().unwrap(), step.text_logits.to_vec::<f32>().unwrap()));
+        }
+        said
+    };
+    let expected: Vec<_> = (0..4).map(alone).collect();
+    let mut session = Session::new(&lm, &drawing).unwrap();
+    let mut rng = SplitMix(9);
+    let mut at = [0usize; 4];
+    while at.iter().any(|&t| t < 24) {
+        let runs: Vec<u8> = at.iter().map(|&t| u8::from(t < 24 && rng.uniform() < 0.6)).collect();
+        let anew: Vec<u8> = (0..4).map(|b| u8::from(runs[b] == 1 && at[b] == 15)).collect();
+        session.reset(&Tensor::from_slice(device, &anew, [4]).unwrap()).unwrap();
+        let ids: Vec<i32> = (0..4).flat_map(|b| heard(b, at[b])).collect();
+        let mask = Tensor::from_slice(device, &runs, [4]).unwrap();
+        let step = session.step(&Tensor::from_slice(device, &ids, [4, ids.len() / 4]).unwrap(), Some(&mask)).unwrap();
+        let (complete, logits) = (step.complete.to_vec::<i32>().unwrap(), step.text_logits.to_vec::<f32>().unwrap());
+        for b in 0..4 {
+            let row = &complete[b * complete.len() / 4..][..complete.len() / 4];
+            if runs[b] == 0 {
+                assert!(row.iter().all(|&id| id == UNGENERATED));
+                continue;
             }
+            let (complete, alone) = &expected[b][at[b]];
+            assert_eq!(row, complete, "stream {b} at step {} on {device:?}", at[b]);
+            assert_eq!(&logits[b * alone.len()..][..alone.len()], alone, "logits of stream {b} at step {}", at[b]);
+            at[b] += 1;
         }
     }
 }
@@ -356,7 +417,12 @@ fn steps_as_graphs_equal_steps_launched_kernel_by_kernel() {
         Lm::random(config, device, Format { kept: Some(Kept::Int8), ..Format::int4_all(DType::BF16) }).unwrap()
     };
     type Open<'a> = &'a dyn Fn(&Device) -> Lm;
-    let models: [(&str, &str, Open); 8] = [
+    let sinks = |device: &Device| {
+        let format = Format { context: Some(9), sinks: 4, kept: Some(Kept::Int8), int8_tables: true, ..DType::BF16.into() };
+        Lm::open(&golden("weights/moshi"), device, format).unwrap()
+    };
+    let models: [(&str, &str, Open); 9] = [
+        ("moshi", "sinks", &sinks),
         ("moshi", "f32", &opened("moshi", DType::F32)),
         ("shared", "bf16", &opened("shared", DType::BF16)),
         ("listener", "f16", &opened("listener", DType::F16)),

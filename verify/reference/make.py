@@ -29,7 +29,10 @@ FAMILIES = [
     "metrics",
     "rounding",
 ]
-PUBLISHED = ["csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "personaplex", "published_dac", "published_encodec", "published_snac", "quantized", "sentencepiece_models"]
+PUBLISHED = [
+    "csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "personaplex", "published_dac", "published_encodec",
+    "published_snac", "quantized", "sentencepiece_models", "sinks",
+]
 
 
 def main():

@@ -115,6 +115,11 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
     let device = open(common)?;
     let name = args.model.as_ref().map_or_else(|| args.config.clone(), |path| path.display().to_string());
     let codec = args.mimi.as_deref().map(|mimi| heard_and_said(common, &device, mimi)).transpose()?;
+    if !args.draft.is_empty() && !is_csm(args)? {
+        return Err(Failure::usage(
+            "--draft: only the depth decoder of a CSM is drafted: that of a Moshi has other weights for every code",
+        ));
+    }
     let mut rows = Vec::new();
     let mut measured = None;
     for format in &args.format {
@@ -203,11 +208,19 @@ fn heard_and_said(common: &Common, device: &Device, mimi: &str) -> Result<codec:
 /// Of a model's configuration.
 const CONFIG_BYTES: u64 = 1 << 20;
 
+/// Whether it is none of moshi's.
+fn is_csm(args: &BenchLm) -> Result<bool> {
+    Ok(match &args.model {
+        Some(path) => csm::Layout::of(&Weights::open(path)?).is_some(),
+        None => args.config == "csm-1b",
+    })
+}
+
 fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Model> {
     if let Some(path) = &args.model {
-        return Ok(match csm::Layout::of(&Weights::open(path)?) {
-            Some(_) => Model::Csm(Box::new(Csm::open(path, device, format)?)),
-            None => Model::Moshi(Box::new(Lm::open(path, device, format)?)),
+        return Ok(match is_csm(args)? {
+            true => Model::Csm(Box::new(Csm::open(path, device, format)?)),
+            false => Model::Moshi(Box::new(Lm::open(path, device, format)?)),
         });
     }
     let config = match args.config.as_str() {

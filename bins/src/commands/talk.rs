@@ -37,6 +37,10 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     if sound && mimi.is_none() {
         return Err(Failure::usage("talk: sound wants --mimi, a codec"));
     }
+    let config = dialogue::config(&args.model)?;
+    let conditions = args.conditioning.of(&config)?;
+    let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &config)?;
+    args.persona.check_for(&config, tokenizer.as_ref())?;
     let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
     let codec = match (&args.mimi, &mimi) {
         (Some(asked), _) => Some(codec::open_on(common, &device, asked)?),
@@ -46,9 +50,8 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     if let (Some(codec), Some(path)) = (&codec, &mimi) {
         dialogue::check_codec(codec, &lm, path)?;
     }
-    let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let mut source = Source::open(args, &lm, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
-    let (drawing, conditions) = (args.sampling.of(&lm), args.conditioning.of(&lm)?);
+    let drawing = args.sampling.of(&lm);
     let dialogue =
         Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), drawing, &conditions)?.graphs(!args.no_graph).plain_depth(args.plain_depth);
     let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() }.prompt(&args.persona)?;

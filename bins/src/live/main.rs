@@ -109,14 +109,17 @@ fn run(args: &Live, began: Instant) -> Result {
     let report = args.json.as_ref().map(AtomicFile::create).transpose()?;
     let device = common.open_device()?;
     let mimi = dialogue::mimi(args.mimi.as_deref(), &args.model)?.ok_or_else(|| Failure::usage("--mimi: wants a codec"))?;
+    let config = dialogue::config(&args.model)?;
+    let conditions = args.conditioning.of(&config)?;
+    let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &config)?;
+    args.persona.check_for(&config, tokenizer.as_ref())?;
     let (codec, lm) = open(args, &mimi, &device)?;
     dialogue::check_codec(&codec, &lm, &mimi)?;
     if args.rate != codec.format().sample_rate {
         return Err(Failure::usage(format!("--rate: {} Hz, the codec has {}", args.rate, codec.format().sample_rate)));
     }
-    let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &lm)?;
     let queue = listen(args, &codec)?;
-    let (drawing, conditions) = (args.sampling.of(&lm), args.conditioning.of(&lm)?);
+    let drawing = args.sampling.of(&lm);
     let dialogue = Spoken::new(&lm, Some(&codec), tokenizer.as_ref(), drawing, &conditions)?
         .graphs(!args.no_graph)
         .plain_depth(args.plain_depth)

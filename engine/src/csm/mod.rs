@@ -62,6 +62,9 @@ impl Csm {
 
     fn assemble(name: String, mut config: Config, layout: Layout, source: &dyn Source, device: &Device, format: Format) -> Result<Csm> {
         crate::lm::model::check_format(device, format)?;
+        if format.sinks > 0 || format.int8_tables {
+            return Err(Error::Argument("sinks, or tables as codes, of a CSM, which has neither".to_owned()));
+        }
         config.max_position_embeddings = format.context.unwrap_or(config.max_position_embeddings);
         config.check()?;
         let (backbone, depth) = model::read(&config, layout.style(), device, format, Reader::new(source, device, format.dtype))?;

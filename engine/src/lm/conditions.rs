@@ -41,6 +41,16 @@ impl From<&str> for Condition {
     }
 }
 
+impl Condition {
+    /// That it is: one, of a word.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Condition::Word(_) => 1,
+            Condition::Rows(rows) => rows.there.len(),
+        }
+    }
+}
+
 /// Rows `[T, width]`, some of which may not be there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConditionRows {
@@ -50,6 +60,10 @@ pub struct ConditionRows {
 }
 
 impl ConditionRows {
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
     /// Most rows of one condition.
     pub const MOST: usize = 1 << 14;
 
@@ -90,8 +104,8 @@ impl Conditioner {
 /// A conditioner with its tensors.
 pub(super) struct ReadyConditioner {
     conditioner: Conditioner,
-    /// `[words, dim]`: what each word becomes.
-    words: Vec<f32>,
+    /// `[words, width]`, where there are words.
+    words: Option<Tensor>,
     project: Option<Matrix>,
     /// `[dim]`: what stands where nothing is.
     none: Vec<f32>,
@@ -108,20 +122,15 @@ impl ReadyConditioner {
             true => Some(Matrix::for_product(&from.parameter(&name("output_proj.weight"))?, Product::Tiles)?),
             false => None,
         };
-        let mut ready = ReadyConditioner { conditioner: conditioner.clone(), words: Vec::new(), project, none };
-        if let Kind::Words { known, bins } = &conditioner.kind {
-            let words = known.as_ref().map_or(*bins, |words| words.len().clamp(1, *bins));
-            ready.words = ready.projected(from.parameter(&name("embed.weight"))?.part(0, [words, conditioner.width])?)?;
-        }
-        Ok(ready)
+        let words = match conditioner.kind {
+            Kind::Words { .. } => Some(from.parameter(&name("embed.weight"))?),
+            Kind::Rows => None,
+        };
+        Ok(ReadyConditioner { conditioner: conditioner.clone(), words, project, none })
     }
 
     pub fn name(&self) -> &str {
         &self.conditioner.name
-    }
-
-    pub fn takes_rows(&self) -> bool {
-        self.conditioner.kind == Kind::Rows
     }
 
     fn projected(&self, rows: Tensor) -> Result<Vec<f32>> {
@@ -132,42 +141,39 @@ impl ReadyConditioner {
         Ok(elementwise::convert(&rows, DType::F32)?.to_vec()?)
     }
 
-    /// Puts what a condition becomes, `[length, dim]`, behind `rows`: padding where it is not, or is no longer.
+    /// Puts what a condition becomes, `[length, dim]`, behind `rows`: padding where it is not, or is no longer. It was checked.
     fn push(&self, rows: &mut Vec<f32>, condition: Option<&Condition>, length: usize, device: &Device) -> Result<()> {
-        let (name, width, dim) = (self.name(), self.conditioner.width, self.none.len());
+        let (width, dim) = (self.conditioner.width, self.none.len());
         let end = rows.len() + length * dim;
-        match (condition, &self.conditioner.kind) {
-            (None, _) => {}
-            (Some(Condition::Word(word)), Kind::Words { known: Some(words), .. }) => {
-                let wrong = || Error::Argument(format!("condition {name} is {word:?}, expected one of {}", words.join(", ")));
-                // Of words that are there twice, moshi's dictionary has the last.
-                let at = words.iter().rposition(|known| known == word).ok_or_else(wrong)?;
-                rows.extend(&self.words[at * dim..][..dim]);
+        match (condition, &self.words) {
+            (Some(Condition::Word(word)), Some(words)) => {
+                let at = self.conditioner.kind.number(word).unwrap_or(0);
+                rows.extend(self.projected(words.part(at * width, [1, width])?)?);
             }
-            (Some(Condition::Word(word)), Kind::Words { known: None, bins }) => {
-                rows.extend(&self.words[number(word, *bins) * dim..][..dim]);
-            }
-            (Some(Condition::Rows(given)), Kind::Rows) if given.width == width => {
-                let values = Tensor::from_slice(device, &given.values, [given.there.len(), width])?;
-                let values = self.projected(values)?;
+            (Some(Condition::Rows(given)), _) => {
+                let values = self.projected(Tensor::from_slice(device, &given.values, [given.there.len(), width])?)?;
                 for (row, &there) in values.chunks_exact(dim).zip(&given.there) {
                     rows.extend(if there { row } else { &self.none });
                 }
             }
-            (Some(Condition::Rows(given)), Kind::Rows) => {
-                return Err(Error::Argument(format!("condition {name} is rows of {}, expected of {width}", given.width)));
-            }
-            (Some(Condition::Rows(_)), Kind::Words { .. }) => {
-                return Err(Error::Argument(format!("condition {name} is rows, expected a word")));
-            }
-            (Some(Condition::Word(word)), Kind::Rows) => {
-                return Err(Error::Argument(format!("condition {name} is {word:?}, expected rows of {width}")));
-            }
+            _ => {}
         }
         while rows.len() < end {
             rows.extend(&self.none);
         }
         Ok(())
+    }
+}
+
+impl Kind {
+    /// Row of a word that it knows.
+    fn number(&self, word: &str) -> Option<usize> {
+        match self {
+            // Of words that are there twice, moshi's dictionary has the last.
+            Kind::Words { known: Some(words), .. } => words.iter().rposition(|known| known == word),
+            Kind::Words { known: None, bins } => Some(number(word, *bins)),
+            Kind::Rows => None,
+        }
     }
 }
 
@@ -190,19 +196,9 @@ pub(super) struct FusedConditions {
 /// Conditions and words that the model does not know; rows of another width, or several that are added.
 pub(super) fn fuse(lm: &Lm, streams: &[&Conditions]) -> Result<FusedConditions> {
     let (fuser, known, dim) = (lm.config.fused()?, &lm.temporal.conditioners, lm.config.dim);
-    if let Some(name) = streams.iter().flat_map(|stream| stream.keys()).find(|name| known.iter().all(|known| known.name() != *name)) {
-        let names: Vec<&str> = known.iter().map(ReadyConditioner::name).collect();
-        let why = if names.is_empty() { "it has none".to_owned() } else { format!("which are {}", names.join(", ")) };
-        return Err(Error::Argument(format!("condition {name} is none of the model's: {why}")));
-    }
+    streams.iter().try_for_each(|stream| lm.config.check_conditions(stream))?;
     let find = |name: &String| known.iter().find(|known| known.name() == name).ok_or_else(|| Error::MissingTensor(name.clone()));
-    let length = |name: &str| {
-        let of = |stream: &&Conditions| match stream.get(name) {
-            Some(Condition::Rows(rows)) => rows.there.len(),
-            _ => 1,
-        };
-        streams.iter().map(of).max().unwrap_or(1)
-    };
+    let length = |name: &str| streams.iter().map(|stream| stream.get(name).map_or(1, Condition::rows)).max().unwrap_or(1);
     let tensor = |rows: Vec<f32>, length: usize| -> Result<Tensor> {
         let most = if lm.values() == DType::F16 { f16::MAX.to_f32() } else { bf16::MAX.to_f32() };
         if !rows.iter().all(|v| v.abs() <= most) {
@@ -215,9 +211,6 @@ pub(super) fn fuse(lm: &Lm, streams: &[&Conditions]) -> Result<FusedConditions> 
     if !fuser.sum.is_empty() {
         let mut onto = vec![0.0; streams.len() * dim];
         for name in &fuser.sum {
-            if length(name) > 1 {
-                return Err(Error::Argument(format!("condition {name} is {} rows, expected the one that is added", length(name))));
-            }
             let mut rows = room(onto.len())?;
             streams.iter().try_for_each(|stream| find(name)?.push(&mut rows, stream.get(name), 1, &lm.device))?;
             onto.iter_mut().zip(&rows).for_each(|(onto, more)| *onto += more);

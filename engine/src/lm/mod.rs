@@ -45,6 +45,12 @@ pub struct Format {
     pub kept: Option<Kept>,
     /// Steps that one sees, instead of the configuration's.
     pub context: Option<usize>,
+    /// Of these, the first of a stream that it sees for good (attention sinks): without them a stream that is past its context has lost what
+    /// attention leans on when it has nothing to say. Distances beyond the context, which the model has never seen, do not come up
+    /// ([`Sinks`](swara_kernels::ops::attention::Sinks)). None is what moshi does.
+    pub sinks: usize,
+    /// Whether the tables of what the temporal transformer is fed are codes of 8 bits with a scale a row.
+    pub int8_tables: bool,
 }
 
 impl Format {
@@ -66,7 +72,7 @@ impl Format {
 
 impl From<DType> for Format {
     fn from(dtype: DType) -> Format {
-        Format { dtype, temporal: None, depth: None, heads: None, kept: None, context: None }
+        Format { dtype, temporal: None, depth: None, heads: None, kept: None, context: None, sinks: 0, int8_tables: false }
     }
 }
 
@@ -112,6 +118,9 @@ impl Lm {
     fn assemble(name: String, mut config: Config, source: &dyn Source, device: &Device, format: Format) -> Result<Lm> {
         model::check_format(device, format)?;
         config.context = format.context.or(config.context);
+        if let Some(context) = config.context.filter(|&context| format.sinks >= context) {
+            return Err(Error::Argument(format!("{} sinks of a context of {context}", format.sinks)));
+        }
         let layers = Layers::new(&config)?;
         let (temporal, depth) = model::read(&layers, &config, device, format, Reader::new(source, device, format.dtype))?;
         Ok(Lm { name, config, temporal, depth, device: device.clone(), format })
@@ -133,11 +142,18 @@ impl Lm {
         self.format
     }
 
-    /// What a step of a stream reads that has `seen` steps in memory: every matrix that it multiplies by, keys and values.
+    /// What a step of a stream reads that has `seen` steps in memory: every matrix that it multiplies by, keys and values; of what it is
+    /// conditioned on and attends to a row each, as where nobody asks.
     pub fn bytes_per_step(&self, seen: usize) -> usize {
         let depth = |depth: &Depth| (0..self.config.dep_q).map(|k| depth.bytes(&self.config, k)).sum::<usize>();
         let remembered = self.config.context.map_or(1, |context| seen.min(context)) * self.temporal.remembered(self.kept());
-        self.temporal.bytes() + self.depth.as_ref().map_or(0, depth) + remembered
+        let attended = self.config.fuser.as_ref().map_or(0, |fuser| fuser.cross.len()) * self.temporal.attended(self.values());
+        self.temporal.bytes() + self.depth.as_ref().map_or(0, depth) + remembered + attended
+    }
+
+    /// Of the tables of what the temporal transformer is fed.
+    pub fn table_bytes(&self) -> usize {
+        self.temporal.fed.bytes()
     }
 
     /// Why the depth transformer is not one launch a step, on a device that has launches; guidance and many streams are further reasons

@@ -8,13 +8,14 @@ use swara_kernels::ops::depth;
 use swara_kernels::ops::embedding::{self, Ids, Tables};
 use swara_kernels::ops::layer_norm;
 use swara_kernels::ops::linear::{self, Fused, Weight as Matrix};
+use swara_kernels::quantized::{Bits, Quantized};
 use swara_kernels::{DType, Device, Tensor, release_idle};
 
 use super::Format;
 use super::conditions::ReadyConditioner;
 use super::config::{Conditioner, Config, Shape};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
-use crate::weights::{Reader, as_type, values_dtype};
+use crate::weights::{Reader, as_type, quantized, values_dtype};
 use crate::{Error, Result};
 
 /// Of the norm behind an embedding.
@@ -196,9 +197,16 @@ pub(crate) fn room(values: usize) -> Result<Vec<f32>> {
     Ok(room)
 }
 
+/// Rows as values, or as codes with a scale each.
+enum Table {
+    Values(Arc<Tensor>),
+    /// Of sums that are of this type.
+    Codes(Quantized, DType),
+}
+
 /// Tables one below the other.
 pub(crate) struct Rows {
-    weight: Arc<Tensor>,
+    table: Table,
     tables: Tables,
     /// Rows of the first two tables, where an id names one of both.
     muxed: Option<usize>,
@@ -209,7 +217,29 @@ impl Rows {
     pub(super) fn read(embeddings: &[Embedding], device: &Device, from: &mut Reader) -> Result<Rows> {
         let read = embeddings.iter().map(|embedding| embedding.read(from));
         let rows = Rows::stacked(&embeddings.iter().flat_map(Embedding::sizes).collect::<Vec<_>>(), read, device)?;
-        Ok(Rows { muxed: embeddings.first().filter(|first| first.muxed).map(|first| first.rows), ..rows })
+        Ok(rows.muxed_as(embeddings))
+    }
+
+    fn muxed_as(self, embeddings: &[Embedding]) -> Rows {
+        Rows { muxed: embeddings.first().filter(|first| first.muxed).map(|first| first.rows), ..self }
+    }
+
+    /// As [`read`](Self::read), rounded to codes of 8 bits, for sums of type `values`.
+    fn read_codes(embeddings: &[Embedding], device: &Device, from: &mut Reader, values: DType) -> Result<Rows> {
+        let tables = Tables::new(device, &embeddings.iter().flat_map(Embedding::sizes).collect::<Vec<_>>())?;
+        let (rows, width) = (tables.rows(), embeddings.first().map_or(0, |first| first.width));
+        let mut codes = Tensor::empty(device, DType::U8, [rows, width])?;
+        let mut scales = Tensor::empty(device, DType::F32, [rows, 1])?;
+        let mut at = 0;
+        for embedding in embeddings {
+            let part = embedding.read(&mut from.in_f32())?;
+            let part = quantized(&embedding.name, &part, Bits::Eight)?;
+            codes.write_rows(at, &part.codes)?;
+            scales.write_rows(at, &part.scales)?;
+            at += part.codes.shape().rows();
+        }
+        let table = Table::Codes(Quantized { bits: Bits::Eight, codes, scales, mins: None }, values);
+        Ok(Rows { table, tables, muxed: None }.muxed_as(embeddings))
     }
 
     /// Tables of such `sizes`, in `parts` that are one or several whole ones.
@@ -226,7 +256,22 @@ impl Rows {
                 at += part.shape().rows();
             }
         }
-        Ok(Rows { weight: Arc::new(weight), tables, muxed: None })
+        Ok(Rows { table: Table::Values(Arc::new(weight)), tables, muxed: None })
+    }
+
+    /// The rows, unless they are codes.
+    fn values(&self) -> Option<Arc<Tensor>> {
+        match &self.table {
+            Table::Values(weight) => Some(Arc::clone(weight)),
+            Table::Codes(..) => None,
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        match &self.table {
+            Table::Values(weight) => weight.bytes(),
+            Table::Codes(codes, _) => codes.bytes(),
+        }
     }
 
     /// That each of the ids `[.., K]` is one of its table, or none.
@@ -242,7 +287,13 @@ impl Rows {
     /// As [`sum`](Self::sum), onto rows `[B, 1, width]`.
     pub fn sum_onto(&self, (ids, first): Ids, onto: Option<&Tensor>) -> Result<Tensor> {
         let ids = if let Some(size) = self.muxed { &embedding::split(ids, size)? } else { ids };
-        let y = embedding::forward(&self.weight, &self.tables, (ids, first), onto.map(|onto| (onto, 0)))?;
+        let onto = onto.map(|onto| (onto, 0));
+        let y = match &self.table {
+            Table::Values(weight) => embedding::forward(weight, &self.tables, (ids, first), onto)?,
+            Table::Codes(Quantized { codes, scales, .. }, dtype) => {
+                embedding::forward_codes((codes, scales), &self.tables, (ids, first), onto, *dtype)?
+            }
+        };
         let [batch, width] = [0, 1].map(|axis| y.shape()[axis]);
         Ok(y.reshape([batch, 1, width])?)
     }
@@ -293,6 +344,11 @@ impl Temporal {
     pub fn bytes(&self) -> usize {
         let heads = std::iter::once(&self.text).chain(&self.heads);
         self.blocks.iter().map(ReadyBlock::bytes).chain(heads.map(Dense::bytes)).sum()
+    }
+
+    /// Keys and values of a row that is attended to, in bytes.
+    pub fn attended(&self, values: DType) -> usize {
+        self.blocks.iter().filter(|block| block.layer.crossed).map(|block| 2 * block.layer.width * values.bytes()).sum()
     }
 
     /// Keys and values of a step, in bytes.
@@ -361,7 +417,8 @@ impl Depth {
                 Some((norm, _)) => Some(norm.rms().ok_or("norms that centre")?),
                 None => None,
             };
-            let (said, linear, bias) = (Arc::clone(&self.said[k].weight), Arc::clone(&linear.weight), linear.bias.clone());
+            let said = self.said[k].values().ok_or("tables of codes")?;
+            let (linear, bias) = (Arc::clone(&linear.weight), linear.bias.clone());
             Ok(depth::Step { said, input: config.input(k), set: config.set(k), norm, linear, bias })
         };
         Ok(depth::Layers {
@@ -418,10 +475,12 @@ pub(super) fn read(
 ) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
     let shape = config.temporal()?;
-    let fed = Rows::read(&layers.fed, device, from)?;
-    let fuser = config.fused()?;
-    let used = layers.conditioners.iter().filter(|c| fuser.sum.iter().chain(&fuser.cross).any(|name| *name == c.name));
-    let conditioners = used.map(|conditioner| ReadyConditioner::read(conditioner, config.dim, from)).collect::<Result<_>>()?;
+    let fed = match format.int8_tables {
+        true => Rows::read_codes(&layers.fed, device, from, values_dtype(device, format.dtype))?,
+        false => Rows::read(&layers.fed, device, from)?,
+    };
+    let used = config.used()?;
+    let conditioners = used.iter().map(|conditioner| ReadyConditioner::read(conditioner, config.dim, from)).collect::<Result<_>>()?;
     release_idle();
     from.bits = format.temporal;
     let blocks = ready(&layers.temporal, device, from)?;

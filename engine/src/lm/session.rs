@@ -1,4 +1,4 @@
-use swara_kernels::ops::attention::{Kept, KvCache, MAX_HEAD_DIM, Positions};
+use swara_kernels::ops::attention::{Kept, KvCache, MAX_HEAD_DIM, Positions, Sinks};
 use swara_kernels::ops::delay::{self, Tokens, UNGENERATED};
 use swara_kernels::ops::depth;
 use swara_kernels::ops::rope::{self, Rope, Style};
@@ -7,18 +7,13 @@ use swara_kernels::ops::{elementwise, embedding};
 use swara_kernels::{DType, Device, Tensor, span};
 
 use super::Lm;
-use super::conditions::{Condition, Conditions, FusedConditions, fuse};
+use super::conditions::{Conditions, FusedConditions, fuse};
 use super::config::{Config, Drawn, Shape, Sines};
 use super::model::Depth;
 use super::prompt::Prompt;
 use crate::graph::{Outcome, Recorder};
 use crate::transformer::{ReadyBlock, Source};
 use crate::{Error, Result};
-
-/// Of Hibiki, and what moshi asks it for.
-const DESCRIPTION: &str = "description";
-const BEST: &str = "very_good";
-const WORST: &str = "very_bad";
 
 /// `batch` streams through a model, step by step, each masked out or begun anew as it comes.
 ///
@@ -305,7 +300,7 @@ impl<'a> Session<'a> {
 
 impl Streams {
     pub fn new(lm: &Lm, drawing: &[Drawing]) -> Result<Streams> {
-        Streams::conditioned(lm, drawing, &vec![lm.usual().0; drawing.len()], None)
+        Streams::conditioned(lm, drawing, &vec![lm.config.usual()?.0; drawing.len()], None)
     }
 
     pub fn conditioned(lm: &Lm, drawing: &[Drawing], conditions: &[Conditions], against: Option<(f64, &[Conditions])>) -> Result<Streams> {
@@ -315,24 +310,24 @@ impl Streams {
                 return Err(Error::Argument(format!("conditions{what} for {} streams of {batch}", streams.len())));
             }
         }
-        match against {
-            Some((factor, _)) if !factor.is_finite() => return Err(Error::Argument(format!("a guidance of {factor}"))),
-            Some(_) if lm.temporal.conditioners.is_empty() => {
-                return Err(Error::Argument("guidance of a model that has no conditions".to_owned()));
-            }
-            _ => {}
+        if let Some((factor, against)) = against {
+            against.iter().try_for_each(|against| config.check_guidance(factor, against))?;
         }
         let streams: Vec<&Conditions> = conditions.iter().chain(against.iter().flat_map(|(_, against)| *against)).collect();
         let rows = streams.len();
         let FusedConditions { onto, source } = fuse(lm, &streams)?;
         let source = |block: &ReadyBlock| source.as_ref().map_or(Ok(None), |source| block.source(source));
-        let caches = |shape: &Shape, capacity: usize, kept: Kept| -> Result<Vec<KvCache>> {
-            let cache = |_| Ok(KvCache::new(device, kept, rows, shape.kv_heads, capacity, shape.head_dim())?);
+        let caches = |shape: &Shape, capacity: usize, sinks: usize, kept: Kept| -> Result<Vec<KvCache>> {
+            let (heads, dim) = (shape.kv_heads, shape.head_dim());
+            let cache = |_| match sinks {
+                0 => Ok(KvCache::new(device, kept, rows, heads, capacity, dim)?),
+                steps => Ok(KvCache::with_sinks(device, kept, rows, heads, Sinks { steps, context: capacity }, 1, dim)?),
+            };
             (0..shape.layers).map(cache).collect()
         };
         let (mut depth_caches, mut depth_positions) = (Vec::new(), Vec::new());
         if lm.depth.is_some() {
-            depth_caches = caches(&config.depth()?, config.dep_q, lm.values().into())?;
+            depth_caches = caches(&config.depth()?, config.dep_q, 0, lm.values().into())?;
             let at = |k: usize| Ok(Positions::at(device, &vec![k as i32; rows])?);
             depth_positions = (0..config.dep_q).map(at).collect::<Result<_>>()?;
         }
@@ -352,7 +347,7 @@ impl Streams {
             led: against.map(led).transpose()?,
             tokens: Tokens::new(device, batch, &config.delays, &config.initial(), 1 + config.dep_q)?,
             positions: Positions::new(device, batch)?,
-            caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.kept())?,
+            caches: caches(&config.temporal()?, config.context.unwrap_or(1), lm.format.sinks, lm.kept())?,
             depth_caches,
             depth_positions,
             depth_state,
@@ -434,24 +429,6 @@ impl Streams {
             led.positions.reset(&twice(mask)?)?;
         }
         Ok(self.positions.reset(mask)?)
-    }
-}
-
-impl Lm {
-    /// Whether a condition is rows and not a word.
-    pub fn takes_rows(&self, name: &str) -> bool {
-        self.temporal.conditioners.iter().any(|conditioner| conditioner.name() == name && conditioner.takes_rows())
-    }
-
-    /// What moshi conditions streams on if nobody asks, and what they are led away from: Hibiki's own, by the best and the worst of
-    /// its descriptions, others by nothing.
-    pub fn usual(&self) -> (Conditions, Conditions) {
-        let of = |word: &str| match self.config.model_type == "hibiki" && self.temporal.conditioners.iter().any(|c| c.name() == DESCRIPTION)
-        {
-            true => Conditions::from([(DESCRIPTION.to_owned(), Condition::from(word))]),
-            false => Conditions::new(),
-        };
-        (of(BEST), of(WORST))
     }
 }
 

@@ -71,11 +71,23 @@ fn indexed(dir: &Path, path: &Path) -> Result<Vec<Shard>> {
 /// # Errors
 /// A name with a folder in it.
 pub fn named(dir: &Path, key: &str) -> Result<Option<PathBuf>> {
+    Ok(name(dir, key)?.filter(|path| path.is_file()))
+}
+
+/// The file that [`named`] looks for, where it is not there.
+///
+/// # Errors
+/// As there.
+pub fn missing(dir: &Path, key: &str) -> Result<Option<PathBuf>> {
+    Ok(name(dir, key)?.filter(|path| !path.is_file()))
+}
+
+fn name(dir: &Path, key: &str) -> Result<Option<PathBuf>> {
     // One that cannot be read is an error to whoever wants more of it.
     let config = config(dir).ok().flatten();
     let Some(name) = config.as_ref().and_then(|config| config.get(key)?.as_str()).filter(|name| !name.is_empty()) else { return Ok(None) };
     match Path::new(name).file_name() == Some(name.as_ref()) {
-        true => Ok(Some(dir.join(name)).filter(|path| path.is_file())),
+        true => Ok(Some(dir.join(name))),
         false => Err(Error::Weights { path: dir.join("config.json"), why: WeightsError::ShardName { found: name.to_owned() } }),
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-pub use directory::named;
+pub use directory::{missing, named};
 pub use gguf::save_gguf_each;
 pub use mismatch::{Mismatch, Misshaped};
 pub use save::{Planned, TensorRef, save, save_each};

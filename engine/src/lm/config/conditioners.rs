@@ -3,7 +3,13 @@
 use serde::Deserialize;
 
 use super::Config;
+use crate::lm::conditions::{Condition, Conditions};
 use crate::{Error, Result};
+
+/// Of Hibiki, and what moshi asks it for.
+const DESCRIPTION: &str = "description";
+const BEST: &str = "very_good";
+const WORST: &str = "very_bad";
 
 /// What conditions are for.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -48,6 +54,25 @@ pub(in crate::lm) enum Kind {
     Rows,
 }
 
+impl Conditioner {
+    /// That it takes `condition`.
+    fn check(&self, condition: &Condition) -> Result<()> {
+        let Conditioner { name, kind, width, .. } = self;
+        let fail = |why: String| Err(Error::Argument(format!("condition {name} is {why}")));
+        match (condition, kind) {
+            (Condition::Word(word), Kind::Words { known: Some(words), .. }) if !words.contains(word) => {
+                fail(format!("{word:?}, expected one of {}", words.join(", ")))
+            }
+            (Condition::Rows(given), Kind::Rows) if given.width() != *width => {
+                fail(format!("rows of {}, expected of {width}", given.width()))
+            }
+            (Condition::Rows(_), Kind::Words { .. }) => fail("rows, expected a word".to_owned()),
+            (Condition::Word(word), Kind::Rows) => fail(format!("{word:?}, expected rows of {width}")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// `BaseConditioner` of moshi's `conditioners/base.py`.
 #[derive(Deserialize)]
 struct Base {
@@ -73,6 +98,66 @@ fn yes() -> bool {
 }
 
 impl Config {
+    /// What conditions are for.
+    pub(in crate::lm) fn used(&self) -> Result<Vec<Conditioner>> {
+        let fuser = self.fused()?;
+        let used = |conditioner: &Conditioner| fuser.sum.iter().chain(&fuser.cross).any(|name| *name == conditioner.name);
+        Ok(self.conditioners()?.into_iter().filter(used).collect())
+    }
+
+    /// Whether a condition is rows and not a word.
+    ///
+    /// # Errors
+    /// A configuration that does not hold.
+    pub fn takes_rows(&self, name: &str) -> Result<bool> {
+        Ok(self.used()?.iter().any(|conditioner| conditioner.name == name && conditioner.kind == Kind::Rows))
+    }
+
+    /// What moshi conditions streams on if nobody asks, and what they are led away from: Hibiki's own, by the best and the worst of
+    /// its descriptions, others by nothing.
+    ///
+    /// # Errors
+    /// A configuration that does not hold.
+    pub fn usual(&self) -> Result<(Conditions, Conditions)> {
+        let described = self.model_type == "hibiki" && self.used()?.iter().any(|conditioner| conditioner.name == DESCRIPTION);
+        let of = |word: &str| described.then(|| (DESCRIPTION.to_owned(), Condition::from(word))).into_iter().collect();
+        Ok((of(BEST), of(WORST)))
+    }
+
+    /// That a stream can be conditioned so, before there is a model.
+    ///
+    /// # Errors
+    /// Conditions and words that the model does not know; rows of another width, or several that are added.
+    pub fn check_conditions(&self, conditions: &Conditions) -> Result<()> {
+        let (known, fuser) = (self.used()?, self.fused()?);
+        for (name, condition) in conditions {
+            let Some(conditioner) = known.iter().find(|known| known.name == *name) else {
+                let names: Vec<&str> = known.iter().map(|known| &known.name[..]).collect();
+                let why = if names.is_empty() { "it has none".to_owned() } else { format!("which are {}", names.join(", ")) };
+                return Err(Error::Argument(format!("condition {name} is none of the model's: {why}")));
+            };
+            conditioner.check(condition)?;
+            if fuser.sum.contains(name) && condition.rows() > 1 {
+                return Err(Error::Argument(format!("condition {name} is {} rows, expected the one that is added", condition.rows())));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`check_conditions`](Self::check_conditions), of streams that are led away from conditions by a factor.
+    ///
+    /// # Errors
+    /// As there; a factor that is not finite, a model that has no conditions.
+    pub fn check_guidance(&self, factor: f64, against: &Conditions) -> Result<()> {
+        if !factor.is_finite() {
+            return Err(Error::Argument(format!("a guidance of {factor}")));
+        }
+        if self.used()?.is_empty() {
+            return Err(Error::Argument("guidance of a model that has no conditions".to_owned()));
+        }
+        self.check_conditions(against)
+    }
+
     /// What streams can be conditioned on.
     pub(in crate::lm) fn conditioners(&self) -> Result<Vec<Conditioner>> {
         let fail = |why: String| Error::Config(format!("conditioners: {why}"));
