@@ -123,7 +123,7 @@ fn with_sinks_it_says_what_streaming_llm_says() {
     let model = golden("moshi_lm/weights/moshi");
     let talk = ["talk", "--user-codes", "user.safetensors", "--greedy", "--device", "cpu", "--model", &model];
     let says = |more: &[&str]| {
-        room.works(&[&talk, &["--dump", "d.safetensors"], more].concat());
+        room.works(&[&talk[..], &["--dump", "d.safetensors"], more].concat());
         Weights::open(room.path("d.safetensors")).unwrap().to_i32("text").unwrap().into_owned()
     };
     assert_eq!(says(&["--sinks", "4"]), expected);

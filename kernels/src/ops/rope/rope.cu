@@ -112,13 +112,18 @@ struct Rings {
     int heads, kv_heads, capacity, dim;
     const Turns* far;  // of queries for sinks, or null
 
-    // Item `i` of all queries' of this token.
+    // From queries to those for sinks.
+    __device__ __forceinline__ uint64_t apart() const { return (uint64_t)gridDim.x * heads * dim; }
+
+    // y = all queries of this token, turned, `items` a head.
     template <int N, bool HALF_SPLIT>
-    __device__ __forceinline__ void turn_query(const Turns& turns, int i, int items) const {
-        const T* const x = qkv + ((uint64_t)blockIdx.x * (heads + 2 * kv_heads) + i / items) * dim;
-        T* const y = q + ((uint64_t)blockIdx.x * heads + i / items) * dim;
-        turns.item<T, N, HALF_SPLIT>(y, x, i % items, dim);
-        if (far != nullptr) far->item<T, N, HALF_SPLIT>(y + (uint64_t)gridDim.x * heads * dim, x, i % items, dim);
+    __device__ __forceinline__ void turn_queries(const Turns& turns, T* y, int items) const {
+        const T* const x = qkv + (uint64_t)blockIdx.x * (heads + 2 * kv_heads) * dim;
+        y += (uint64_t)blockIdx.x * heads * dim;
+        for (int i = threadIdx.x; i < heads * items; i += blockDim.x) {
+            const uint64_t head = (uint64_t)i / items * dim;
+            turns.item<T, N, HALF_SPLIT>(y + head, x + head, i % items, dim);
+        }
     }
 };
 
@@ -145,7 +150,9 @@ __device__ __forceinline__ void append_codes(const CodeRings<T>& codes, const Tu
     const Rings<T>& r = codes.of;
     const int items = r.dim / ITEM<N, HALF_SPLIT>, all = r.heads + 2 * r.kv_heads, pairs = r.dim / 2;
     const T* const row = r.qkv + (uint64_t)blockIdx.x * all * r.dim;
-    for (int i = threadIdx.x; i < r.heads * items; i += blockDim.x) r.template turn_query<N, HALF_SPLIT>(turns, i, items);
+    // One after the other, for registers.
+    r.template turn_queries<N, HALF_SPLIT>(turns, r.q, items);
+    if (r.far != nullptr) r.template turn_queries<N, HALF_SPLIT>(*r.far, r.q + r.apart(), items);
     if (!runs) return;
     const int lane = threadIdx.x % 32;
     for (int head = threadIdx.x / 32; head < 2 * r.kv_heads; head += blockDim.x / 32) {
@@ -194,12 +201,13 @@ __device__ __forceinline__ void append_codes(const CodeRings<T>& codes, const Tu
 template <class T, int N, bool HALF_SPLIT>
 __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, int stream, int slot, bool runs) {
     const int items = r.dim / ITEM<N, HALF_SPLIT>, heads = r.heads + 2 * r.kv_heads;
+    if (r.far != nullptr) r.template turn_queries<N, HALF_SPLIT>(*r.far, r.q + r.apart(), items);
     const T* const row = r.qkv + (uint64_t)blockIdx.x * heads * r.dim;
     for (int i = threadIdx.x; i < heads * items; i += blockDim.x) {
         const int head = i / items, item = i % items;
         const T* const x = row + head * r.dim;
         if (head < r.heads) {
-            r.template turn_query<N, HALF_SPLIT>(turns, i, items);
+            turns.item<T, N, HALF_SPLIT>(r.q + ((uint64_t)blockIdx.x * r.heads + head) * r.dim, x, item, r.dim);
             continue;
         }
         if (!runs) continue;
