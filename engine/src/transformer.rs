@@ -268,7 +268,7 @@ fn heads(x: Tensor, head_dim: usize) -> Result<Tensor> {
 /// A block with its tensors.
 pub(crate) struct ReadyBlock {
     pub layer: Block,
-    rope: Rope,
+    rope: Arc<Rope>,
     norms: [ReadyNorm; 2],
     project: Arc<Matrix>,
     out: Arc<Matrix>,
@@ -297,7 +297,7 @@ impl ReadyBlock {
             None => Rope::with_frequencies(device, &vec![0.0; layer.head_dim / 2], Style::Interleaved)?,
         };
         let cross = layer.crossed.then(|| Cross::new(layer, from)).transpose()?;
-        Ok(ReadyBlock { rope, norms, project, out, widen, narrow, scales, cross, layer: layer.clone() })
+        Ok(ReadyBlock { rope: Arc::new(rope), norms, project, out, widen, narrow, scales, cross, layer: layer.clone() })
     }
 
     /// Of the matrices that a step reads.
@@ -316,14 +316,13 @@ impl ReadyBlock {
 
     /// For a launch of a whole depth transformer, or why it is none that such a launch computes.
     pub fn in_one_launch(&self) -> std::result::Result<depth::Block, &'static str> {
-        let Block { rotary, window, feed_forward, .. } = &self.layer;
+        let Block { window, feed_forward, .. } = &self.layer;
         let [Some(before), Some(between)] = [0, 1].map(|i: usize| self.norms[i].rms()) else { return Err("norms that centre") };
-        match (rotary, window, feed_forward, &self.scales) {
-            (None, None, FeedForward::SiluGate, None) => {}
-            (Some(_), ..) => return Err("rotary positions"),
-            (_, Some(_), ..) => return Err("a window"),
-            (_, _, FeedForward::Gelu, _) => return Err("layers without a gate"),
-            (_, _, FeedForward::Gate(_), _) => return Err("gates other than SiLU"),
+        match (window, feed_forward, &self.scales) {
+            (None, FeedForward::SiluGate, None) => {}
+            (Some(_), ..) => return Err("a window"),
+            (_, FeedForward::Gelu, _) => return Err("layers without a gate"),
+            (_, FeedForward::Gate(_), _) => return Err("gates other than SiLU"),
             (.., Some(_)) => return Err("scaled layers"),
         }
         if self.cross.is_some() {
@@ -331,6 +330,11 @@ impl ReadyBlock {
         }
         let [project, out, widen, narrow] = [&self.project, &self.out, &self.widen, &self.narrow].map(Arc::clone);
         Ok(depth::Block { norms: [before, between], project, out, widen, narrow })
+    }
+
+    /// What turns its heads, where positions are told apart.
+    pub fn turns(&self) -> Option<Arc<Rope>> {
+        self.layer.rotary.map(|_| Arc::clone(&self.rope))
     }
 
     /// The next rows `x [B, T, width]` of the streams at `positions`, which the caller advances after all blocks.

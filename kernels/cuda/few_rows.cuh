@@ -2,10 +2,10 @@
 #pragma once
 
 #include "linear.cuh"
+#include "products.cuh"
 
-// Groups of 8 to 128 threads, each with R rows of w beside M rows of x, in blocks of THREADS. blockIdx.x: passes of M rows
-// of x, fastest, then rows of w. A sum is a chain a thread, shuffles, then the warps of a group in ascending order.
-constexpr int THREADS = 128, LEAST_GROUP = 8;
+// Blocks of THREADS. blockIdx.x: passes of M rows of x, fastest, then rows of w.
+constexpr int THREADS = 128;
 constexpr int STAGED_BYTES = 32 << 10;  // of x in shared memory; as in cuda.rs
 
 template <typename T, int M, int R>
@@ -25,25 +25,14 @@ struct FewRows {
     }
 
     __device__ __forceinline__ void store(const float (&sum)[M][R], int rows) const {
-        __shared__ float sums[THREADS / LEAST_GROUP][M * R + 1];  // of the lanes of a group in one warp; apart in the banks
+        __shared__ GroupSums<THREADS, M, R> sums;
         const bool gate = finish.activation == SILU_GATE;
         const int lanes = min(group, 32), parts = group / lanes;
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int r = 0; r < R; r++) {
-                float v = sum[m][r];
-                for (int distance = lanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
-                if (threadIdx.x % lanes == 0) sums[threadIdx.x / lanes][m * R + r] = v;
-            }
+        sums.put(sum, lanes);
         __syncthreads();
         for (int i = threadIdx.x; i < M * groups * own; i += THREADS) {
             const int m = i / (groups * own), n = i % (groups * own), r = n % own;
-            float total = 0.0f, gated = 0.0f;
-            for (int part = n / own * parts, end = part + parts; part < end; part++) {
-                total += sums[part][m * R + r];
-                if (gate) gated += sums[part][m * R + r + R / 2];
-            }
+            const float total = sums.total(n / own, parts, m, r), gated = gate ? sums.total(n / own, parts, m, r + R / 2) : 0.0f;
             if (first_row + m < rows && block_column + n < finish.columns) finish.store(first_row + m, block_column + n, total, gated);
         }
     }

@@ -311,6 +311,11 @@ pub struct Kernel<'a> {
 }
 
 impl Kernel<'_> {
+    /// Blocks of so many threads and bytes of dynamic shared memory that a multiprocessor holds at once.
+    pub fn resident_blocks(&self, threads: u32, shared_bytes: u32) -> Result<u32> {
+        self.cuda.driver().resident_blocks(self.function, threads, shared_bytes)
+    }
+
     /// Queues the launch.
     ///
     /// # Safety

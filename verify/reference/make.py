@@ -30,8 +30,8 @@ FAMILIES = [
     "rounding",
 ]
 PUBLISHED = [
-    "csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "personaplex", "published_dac", "published_encodec",
-    "published_snac", "quantized", "sentencepiece_models", "sinks",
+    "csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac", "published_encodec",
+    "published_snac", "quantized", "sentencepiece_models",
 ]
 
 

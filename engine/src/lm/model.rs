@@ -301,7 +301,7 @@ impl Rows {
 
 /// `x W^T + b`.
 pub(crate) struct Dense {
-    weight: Arc<Matrix>,
+    pub weight: Arc<Matrix>,
     bias: Option<Arc<Tensor>>,
 }
 
@@ -388,21 +388,6 @@ impl Depth {
         self.inputs[config.input(k)].run_with(h, self.sines.get(k), said)
     }
 
-    /// All of it as one launch a frame, on a device that has launches.
-    fn put_in_one(&mut self, config: &Config, dtype: DType, device: &Device) -> Result<()> {
-        let layers = match device {
-            Device::Cpu => Err("the CPU launches nothing".to_owned()),
-            Device::Cuda(_) => self.layers(config, dtype),
-        };
-        self.in_one = match layers.map(depth::Depth::new) {
-            Ok(Ok(whole)) => Ok(whole),
-            Ok(Err(refused @ swara_kernels::Error::Argument { .. })) => Err(refused.to_string()),
-            Ok(Err(error)) => return Err(error.into()),
-            Err(why) => Err(why),
-        };
-        Ok(())
-    }
-
     fn layers(&self, config: &Config, dtype: DType) -> std::result::Result<depth::Layers, String> {
         let Some(first) = self.blocks.first().and_then(|set| set.first()) else { return Err("no layers".to_owned()) };
         if !self.sines.is_empty() {
@@ -426,6 +411,8 @@ impl Depth {
             heads: first.layer.heads,
             kv_heads: first.layer.kv_heads,
             epsilon: first.layer.epsilon,
+            h_first: false,
+            rope: first.turns(),
             last_epsilon: self.norms.first().map_or(0.0, |(_, epsilon)| *epsilon),
             inputs: self.inputs.iter().map(|input| Arc::clone(&input.weight)).collect(),
             sets: self.blocks.iter().map(set).collect::<std::result::Result<_, &str>>()?,
@@ -439,6 +426,22 @@ impl Depth {
             Some((norm, epsilon)) => self.linears[k].run(&norm.run(y, *epsilon)?, None),
             None => self.linears[k].run(y, None),
         }
+    }
+}
+
+/// A depth transformer as one launch a frame, or why it is none.
+pub(crate) fn in_one(
+    device: &Device,
+    layers: impl FnOnce() -> std::result::Result<depth::Layers, String>,
+) -> Result<std::result::Result<depth::Depth, String>> {
+    if *device == Device::Cpu {
+        return Ok(Err("the CPU launches nothing".to_owned()));
+    }
+    match layers().map(depth::Depth::new) {
+        Ok(Ok(whole)) => Ok(Ok(whole)),
+        Ok(Err(refused @ swara_kernels::Error::Argument { .. })) => Ok(Err(refused.to_string())),
+        Ok(Err(error)) => Err(error.into()),
+        Err(why) => Ok(Err(why)),
     }
 }
 
@@ -520,7 +523,7 @@ pub(super) fn read(
         linears,
         in_one: Err(String::new()),
     };
-    depth.put_in_one(config, values_dtype(device, format.dtype), device)?;
+    depth.in_one = in_one(device, || depth.layers(config, values_dtype(device, format.dtype)))?;
     release_idle();
     Ok((temporal, Some(depth)))
 }

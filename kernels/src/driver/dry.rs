@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TensorMap, Tiles};
+use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TensorMap, Tiles, occupancy};
 use crate::{Device, Error, Result};
 
 /// One launch that did not happen.
@@ -29,12 +29,27 @@ impl Notes {
 
 /// A dry device of this architecture. It has few processors, as the emulator has, so that small cases launch what large ones would.
 pub fn open(arch: Arch) -> (Device, Notes) {
+    open_with(arch, |_| {})
+}
+
+/// As [`open`], with other limits.
+pub fn open_with(arch: Arch, change: impl FnOnce(&mut Limits)) -> (Device, Notes) {
+    let mut limits = Limits {
+        max_threads_per_block: 1024,
+        max_shared_bytes: arch.shared_bytes_per_block(),
+        max_grid: [i32::MAX as u32, 65535, 65535],
+        multiprocessors: 4,
+        l2_bytes: 4 << 20,
+        cooperative: true,
+    };
+    change(&mut limits);
     let notes = Notes::default();
-    (Device::on(Box::new(Dry { arch, notes: notes.clone(), state: Mutex::default() })), notes)
+    (Device::on(Box::new(Dry { arch, limits, notes: notes.clone(), state: Mutex::default() })), notes)
 }
 
 struct Dry {
     arch: Arch,
+    limits: Limits,
     notes: Notes,
     state: Mutex<State>,
 }
@@ -81,13 +96,7 @@ impl Driver for Dry {
     }
 
     fn limits(&self) -> Limits {
-        Limits {
-            max_threads_per_block: 1024,
-            max_shared_bytes: self.arch.shared_bytes_per_block(),
-            max_grid: [i32::MAX as u32, 65535, 65535],
-            multiprocessors: 4,
-            l2_bytes: 4 << 20,
-        }
+        self.limits
     }
 
     fn alloc(&self, bytes: usize) -> Result<DevicePtr> {
@@ -130,6 +139,11 @@ impl Driver for Dry {
         }
         state.functions.push((source, kernel.to_owned()));
         Ok(FunctionId(state.functions.len() - 1))
+    }
+
+    /// Of kernels with any registers.
+    fn resident_blocks(&self, _: FunctionId, threads: u32, shared_bytes: u32) -> Result<u32> {
+        Ok(occupancy::occupancy(self.arch, 0, threads, shared_bytes).map_or(0, |occupancy| occupancy.blocks))
     }
 
     fn tensor_map(&self, _: &Tiles) -> Result<TensorMap> {

@@ -214,6 +214,7 @@ impl Gpu {
             ],
             multiprocessors: attribute(device, DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             l2_bytes: attribute(device, DeviceAttribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+            cooperative: attribute(device, DeviceAttribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
         };
         let mut context = null_mut();
         // SAFETY: plain out-parameter; released in Drop.
@@ -449,6 +450,18 @@ impl Driver for Gpu {
         let id = FunctionId(functions.len() - 1);
         module.functions.insert(kernel.to_owned(), id);
         Ok(id)
+    }
+
+    fn resident_blocks(&self, function: FunctionId, threads: u32, shared_bytes: u32) -> Result<u32> {
+        self.enter()?;
+        let functions = self.functions.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let function = functions.get(function.0).ok_or_else(|| self.refuse("occupancy of an unknown function"))?;
+        let (mut blocks, threads) = (0, threads as c_int);
+        // SAFETY: plain out-parameter.
+        let status =
+            unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function.handle, threads, shared_bytes as usize) };
+        self.check(&function.name, status)?;
+        Ok(blocks.max(0) as u32)
     }
 
     /// Asks the host alone: a launch that is captured may have maps.

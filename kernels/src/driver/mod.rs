@@ -39,6 +39,8 @@ pub struct Limits {
     pub max_grid: [u32; 3],
     pub multiprocessors: u32,
     pub l2_bytes: usize,
+    /// Whether there are cooperative launches.
+    pub cooperative: bool,
 }
 
 /// Grid and block of one launch.
@@ -114,6 +116,9 @@ pub trait Driver: Send + Sync {
 
     /// Compiles `source` if this driver has not yet, and looks `kernel` up in it.
     fn function(&self, source: &'static Source, kernel: &str) -> Result<FunctionId>;
+
+    /// Blocks of so many threads and bytes of dynamic shared memory that a multiprocessor holds at once.
+    fn resident_blocks(&self, function: FunctionId, threads: u32, shared_bytes: u32) -> Result<u32>;
 
     /// How copies of tiles find `tiles`, which must fit. From sm_90 on.
     fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap>;

@@ -21,6 +21,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "rng.cuh",
     "sample.cuh",
     "codes.cuh",
+    "products.cuh",
     "gemm.cuh",
     "attention.cuh",
     "attention_gradient.cuh",

@@ -50,7 +50,7 @@ use self::compile::Library;
 use self::memory::Memory;
 pub use self::mutants::{Altered, Mutants};
 use self::scheduler::{Fault, Job};
-use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TensorMap, Tiles};
+use super::{Arch, DevicePtr, Driver, EventId, FunctionId, GraphId, Launch, Limits, Source, TensorMap, Tiles, occupancy};
 use crate::{Error, Result};
 
 /// The order in which runnable blocks, warps and lanes take their turns.
@@ -324,12 +324,17 @@ impl Emulator {
         state.memory.holds(ptr, bytes).map_err(|what| self.refuse(what))
     }
 
+    /// Whatever registers and static shared memory a GPU would give a block.
+    fn resident(&self, threads: u32, shared_bytes: u32) -> u32 {
+        occupancy::occupancy(self.options.arch, 0, threads, shared_bytes).map_or(0, |occupancy| occupancy.blocks)
+    }
+
     fn check_limits(&self, kernel: &str, launch: Launch) -> Result<()> {
         let limits = self.limits();
         let threads = launch.block.iter().map(|&n| n as u64).product::<u64>();
         let blocks = launch.grid.iter().map(|&n| n as u128).product::<u128>();
         const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
-        let resident = limits.multiprocessors as u128 * (2048 / threads.max(32)) as u128;
+        let resident = limits.multiprocessors as u128 * self.resident(threads as u32, launch.shared_bytes) as u128;
         let what = if threads == 0 || blocks == 0 {
             format!("launch of {:?} blocks of {:?} threads", launch.grid, launch.block)
         } else if threads > limits.max_threads_per_block as u64 {
@@ -471,6 +476,7 @@ impl Driver for Emulator {
             max_grid: [i32::MAX as u32, 65535, 65535],
             multiprocessors: 4,
             l2_bytes: 4 << 20,
+            cooperative: true,
         }
     }
 
@@ -561,6 +567,10 @@ impl Driver for Emulator {
     }
 
     /// `swara::Map` of ptx.cuh.
+    fn resident_blocks(&self, _: FunctionId, threads: u32, shared_bytes: u32) -> Result<u32> {
+        Ok(self.resident(threads, shared_bytes))
+    }
+
     fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap> {
         if self.options.arch != Arch(90) || !tiles.fits() {
             return Err(self.refuse(format!("no tensor map of {tiles:?}")));

@@ -4,6 +4,7 @@ use super::{Block, Depth, Layers, MOST_STREAMS, Step};
 use crate::case::{Case, Check, Cost, Fill, Input};
 use crate::ops::elementwise;
 use crate::ops::linear::Weight;
+use crate::ops::rope::{Rope, Style};
 use crate::ops::sample::{Sampler, Settings};
 use crate::quantized::{Bits, Quantized};
 use crate::tolerance::Tolerance;
@@ -29,6 +30,9 @@ pub(super) struct Shape {
     /// Before the logits, and behind them.
     pub norm: bool,
     pub bias: bool,
+    /// As a CSM.
+    pub h_first: bool,
+    pub turned: Option<Style>,
 }
 
 pub(super) const SMALL: Shape = Shape {
@@ -47,6 +51,8 @@ pub(super) const SMALL: Shape = Shape {
     codes: None,
     norm: false,
     bias: false,
+    h_first: false,
+    turned: None,
 };
 
 impl Shape {
@@ -93,6 +99,10 @@ impl Shape {
 
     /// Of what [`Shape::weights`] draws. `dtype` is that of `h`.
     pub fn depth(&self, dtype: DType, tensors: &[Tensor]) -> Result<Depth> {
+        let rope = match (self.turned, tensors.first()) {
+            (Some(style), Some(first)) => Some(Arc::new(Rope::new(&first.device(), self.head_dim, 20.0, style)?)),
+            _ => None,
+        };
         let mut tensors = tensors.iter();
         let mut next = || tensors.next().ok_or_else(|| Error::argument("depth", "too few inputs"));
         let mut matrices = Vec::new();
@@ -131,10 +141,14 @@ impl Shape {
             steps.push(Step { said, input: k % self.inputs, set: k % self.sets, norm, linear: matrix()?, bias });
         }
         let (heads, kv_heads) = (self.heads, self.kv_heads);
-        Depth::new(Layers { dtype, heads, kv_heads, epsilon: 1e-5, last_epsilon: 1e-4, inputs, sets, steps })
+        Depth::new(Layers { dtype, heads, kv_heads, epsilon: 1e-5, last_epsilon: 1e-4, inputs, h_first: self.h_first, rope, sets, steps })
     }
 
-    /// Bytes of the matrices.
+    fn positions(&self) -> usize {
+        self.steps + usize::from(self.h_first)
+    }
+
+    /// Bytes of the matrices, each once: the least that there is, where what steps have in common stays in the L2 cache.
     fn weight_bytes(&self, dtype: DType) -> usize {
         let bytes = |[n, k]: [usize; 2]| match self.codes {
             None => n * k * dtype.bytes(),
@@ -147,66 +161,82 @@ impl Shape {
     fn products(&self) -> usize {
         let all = self.matrices();
         let block: usize = all[self.inputs..][..4].iter().map(|[n, k]| n * k).sum();
-        self.inputs * self.width * self.dim + self.steps * (self.layers * block + self.card * self.width)
+        self.inputs * self.width * self.dim + self.positions() * self.layers * block + self.steps * self.card * self.width
     }
 }
 
 pub(super) fn cases() -> Vec<Case> {
     let (four, eight) = (Bits::Four, Bits::Eight);
-    let small = [
-        SMALL,
+    let csm = Shape { h_first: true, turned: Some(Style::HalfSplit), sets: 1, inputs: 1, kv_heads: 2, norm: true, card: 41, ..SMALL };
+    let short = Shape { steps: 2, sets: 1, inputs: 1, layers: 1, ..SMALL };
+    // Of all types.
+    let few = [
         Shape { batch: 3, sets: 2, inputs: 1, norm: true, bias: true, kv_heads: 2, ..SMALL },
-        Shape { batch: MOST_STREAMS, steps: 1, sets: 1, layers: 1, card: 136, ..SMALL },
+        Shape { codes: Some((eight, 32, true)), batch: 3, kv_heads: 1, norm: true, ..short },
+        Shape { codes: Some((four, 32, true)), sets: 2, layers: 2, ..short },
+        csm,
+    ];
+    let more = [
+        SMALL,
+        Shape { batch: MOST_STREAMS, steps: 1, card: 136, ..short },
         // Seventeen keys; heads that are not as wide as x; rows that no block, and that several, have one of.
-        Shape {
-            batch: 5,
-            steps: 17,
-            sets: 1,
-            inputs: 2,
-            layers: 1,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 32,
-            width: 32,
-            hidden: 32,
-            dim: 32,
-            ..SMALL
-        },
-        Shape {
-            batch: 2,
-            width: 128,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 128,
-            hidden: 544,
-            steps: 2,
-            sets: 2,
-            inputs: 2,
-            norm: true,
-            ..SMALL
-        },
-        Shape { codes: Some((eight, 32, false)), ..SMALL },
-        Shape { codes: Some((eight, 32, true)), batch: 3, kv_heads: 1, norm: true, ..SMALL },
-        Shape { codes: Some((four, 32, true)), ..SMALL },
-        Shape { codes: Some((four, 32, false)), batch: 6, dim: 1056, bias: true, ..SMALL },
+        Shape { batch: 5, steps: 17, inputs: 2, heads: 1, kv_heads: 1, head_dim: 32, width: 32, hidden: 32, dim: 32, ..short },
+        Shape { batch: 2, width: 128, heads: 2, kv_heads: 1, head_dim: 128, hidden: 544, inputs: 2, norm: true, ..short },
+        Shape { codes: Some((eight, 32, false)), inputs: 2, ..short },
+        Shape { codes: Some((four, 32, false)), batch: 6, dim: 1056, bias: true, ..short },
+        Shape { turned: Some(Style::Interleaved), batch: 2, ..short },
     ];
     // Bytes of matrices outweigh what blocks exchange.
-    let heavy =
-        Shape { steps: 2, sets: 2, inputs: 2, heads: 2, head_dim: 64, kv_heads: 2, width: 128, hidden: 256, dim: 256, card: 256, ..SMALL };
-    let moshi = Shape { heads: 16, kv_heads: 16, head_dim: 64, width: 1024, hidden: 2816, dim: 1024, card: 2048, ..heavy };
+    let heavy = Shape { steps: 1, heads: 2, head_dim: 64, kv_heads: 2, width: 128, hidden: 256, dim: 256, card: 256, ..short };
+    let moshi = Shape {
+        steps: 2,
+        sets: 2,
+        inputs: 2,
+        layers: 2,
+        heads: 16,
+        kv_heads: 16,
+        head_dim: 64,
+        width: 1024,
+        hidden: 2816,
+        dim: 1024,
+        card: 2048,
+        ..heavy
+    };
+    let csm_1b = Shape {
+        steps: 31,
+        sets: 1,
+        inputs: 1,
+        layers: 4,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 128,
+        dim: 2048,
+        width: 1024,
+        hidden: 8192,
+        card: 2051,
+        norm: true,
+        h_first: true,
+        turned: Some(Style::HalfSplit),
+        ..SMALL
+    };
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        cases.extend(small.into_iter().chain([heavy, Shape { batch: 3, ..heavy }]).map(|shape| case(shape, dtype, false)));
+        cases.extend(few.into_iter().chain([heavy, Shape { batch: 3, ..heavy }]).map(|shape| case(shape, dtype, false)));
     }
+    cases.extend(more.map(|shape| case(shape, DType::F32, false)));
     cases.extend([DType::F32, DType::BF16].map(|dtype| case(moshi, dtype, true)));
     cases.push(case(Shape { codes: Some((eight, 1024, false)), hidden: 3072, ..moshi }, DType::BF16, true));
+    let in_codes = [Some((eight, 1024, false)), Some((four, 64, true))];
+    cases.extend([None].into_iter().chain(in_codes).map(|codes| case(Shape { codes, ..csm_1b }, DType::BF16, true)));
     cases
 }
 
-/// Values are rounded eight times a layer, and so is each of what they are added to; norms keep their size.
+/// Values are rounded eight times a layer, once more where heads are turned, and so is each of what they are added to; norms keep
+/// their size.
 fn tolerance(shape: &Shape, dtype: DType) -> Tolerance {
     let products = shape.dim + shape.layers * (3 * shape.width + shape.hidden) + shape.width;
-    Tolerance::accumulate(products).via(dtype, 8 * shape.layers + 4).then_round_to(dtype)
+    let rounded = if shape.turned.is_some() { 9 } else { 8 };
+    Tolerance::accumulate(products).via(dtype, rounded * shape.layers + 4).then_round_to(dtype)
 }
 
 /// f32 draws in two streams of three, and the other, as narrower types in all, has its ids given: two devices may round those types
@@ -234,12 +264,14 @@ fn case(shape: Shape, dtype: DType, bench: bool) -> Case {
     inputs.extend(shape.weights());
     let projected = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
     // Written and read; a mask is a sector.
-    let exchanged =
-        batch * dtype.bytes() * (2 * (width + hidden + shape.layers * steps * projected) + dim + steps * card * if some { 2 } else { 1 })
-            + 2 * 4 * shape.inputs * batch * width;
-    let phases = 96 * (shape.inputs + steps * (4 * shape.layers + 2));
+    let exchanged = batch
+        * dtype.bytes()
+        * (2 * (width + hidden + shape.layers * shape.positions() * projected) + dim + steps * card * if some { 2 } else { 1 })
+        + 2 * 4 * shape.inputs * batch * width;
+    let phases = 104 * (shape.inputs + shape.positions() * 4 * shape.layers + 2 * steps);
     let parameters =
         4 * width * (2 * shape.sets * shape.layers + if shape.norm { steps } else { 0 }) + if shape.bias { 4 * steps * card } else { 0 };
+    let turns = if shape.turned.is_some() { 4 * shape.positions() * shape.head_dim } else { 0 };
     let rows = steps * batch.min(ids) * width * dtype.bytes();
     let codes = match shape.codes {
         None => "",
@@ -248,10 +280,16 @@ fn case(shape: Shape, dtype: DType, bench: bool) -> Case {
         Some((Bits::Eight, _, false)) => " 8 bits",
         Some((Bits::Eight, _, true)) => " 8 bits mins",
     };
+    let turned = match shape.turned {
+        None => "",
+        Some(Style::Interleaved) => ", turned in pairs",
+        Some(Style::HalfSplit) => ", turned in halves",
+    };
+    let before = if shape.h_first { " and a row" } else { "" };
     let Shape { heads, kv_heads, head_dim, layers, .. } = shape;
     let outputs = (0..steps).map(|_| ("logits", Check::Within(tolerance(&shape, dtype))));
     Case {
-        label: format!("{batch}x{dim} to {card}, {steps} steps of {layers}x{width}, {heads}/{kv_heads}x{head_dim}{codes}"),
+        label: format!("{batch}x{dim} to {card}, {steps} steps{before} of {layers}x{width}, {heads}/{kv_heads}x{head_dim}{turned}{codes}"),
         dtype,
         inputs,
         outputs: outputs.chain([("said", Check::Exact), ("counters", Check::Exact)]).collect(),
@@ -268,7 +306,10 @@ fn case(shape: Shape, dtype: DType, bench: bool) -> Case {
             outputs.extend([said, samplers.swap_remove(0).counters]);
             Ok(outputs)
         }),
-        cost: Cost { bytes: shape.weight_bytes(dtype) + exchanged + phases + parameters + rows, flops: 2 * batch * shape.products() },
+        cost: Cost {
+            bytes: shape.weight_bytes(dtype) + exchanged + phases + parameters + turns + rows,
+            flops: 2 * batch * shape.products(),
+        },
         bench,
     }
 }

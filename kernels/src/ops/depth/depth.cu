@@ -1,36 +1,43 @@
-// The depth transformer of Moshi over one frame: all its steps, layers and draws in one cooperative launch.
+// A depth transformer, Moshi's or CSM's, over one frame: all its steps, layers and draws in one cooperative launch.
 //
-//   for each step k   x = inputs_k h + table_k[said[k]]
-//                     for each layer   x += out attention(project norm1(x));  x += narrow (silu(u) v), [u; v] = widen norm2(x)
+//   for each step k   x = inputs_k h + table_k[said[k]];   CSM: x = input h of a row before the steps, then x = table_k[said[k]]
+//                     for each layer   x += out attention(turn(project norm1(x)));  x += narrow (silu(u) v), [u; v] = widen norm2(x)
 //                     logits_k = linear_k norm(x) + bias;  said[k + 1] = a draw from logits_k
 //
-// Attention is over steps 0 .. k of the frame. Everything is rounded to T where the operations by themselves store it.
+// Attention is over the rows of the frame so far. Everything is rounded to T where the operations by themselves store it.
 //
-// Tensors    h [B, dim]; said [B, columns] i32; logits_k [B, card]; of the frame's own: x [B, width], wide [B, hidden], qkv
-//            [layers, steps, B, (heads + 2 kv_heads) head_dim] of T, sums [inputs, B, width] f32. Matrices of T, or codes as in low_bit.cu.
+// Tensors    h [B, dim]; said [B, columns] i32; logits_k [B, card]; turns [positions, head_dim] f32. Of the frame's own: x [B, width], wide
+//            [B, hidden], qkv [layers, positions, B, (heads + 2 kv_heads) head_dim] of T, sums [inputs, B, width] f32. Matrices of T, or
+//            codes as in low_bit.cu.
 // Phases     A list that the host wrote: a product each, or a draw. A phase's input is made in its prologue by every block for itself
 //            (norm, embedding, attention: all from the L2 cache), residual, gate and bias are in its epilogue. All blocks meet between
 //            phases: 4 times a layer and twice a step.
 // Mapping    B at a time M rows of x, in shared memory. A group of 8 to 128 threads, as in linear.cu, has a run of the matrix's rows, R
-//            at a time; all groups of the grid have as many, or one more. Attention: a warp a head, head_dim / 16 bytes lanes a key.
+//            at a time; all groups of the grid have as many, or one more. Attention: a warp a head, head_dim / 16 bytes lanes a key, which
+//            is turned as it is read.
 // Memory     w past the L1 cache. Weights depend on no activation: before blocks meet, each asks for its own rows of the next phase to be
 //            in the L2 cache, so that they arrive while it waits.
-// Order      products as linear.cu and low_bit.cu, bit for bit. Norms: a thread, a warp, warps in ascending order; neither B nor M
-//            changes a bit.
-// Bytes      every matrix once (again from L2 for every further M rows); activations stay in the L2 cache.
-// Cost       Moshi (8 steps of 6 layers): 208 meetings instead of 416 launches. A meeting is an atomic and a read of it by way of L2, 1 to
-//            2 us: 0.2 to 0.4 ms a frame. Matrices: 1.33 GB of bf16, 0.67 of 8 bits, 0.38 of 4: 0.28, 0.14, 0.08 ms at 4.8 TB/s, which
-//            overlap with the meetings as far as the next phase's weights fit the L2 cache (at most 12 MB).
+// Order      products by products.cuh, bit for bit those of linear.cu and low_bit.cu (tests.rs). Norms: a thread, a warp, warps in
+//            ascending order; neither B nor M changes a bit.
+// Bytes      every matrix once for each step that has it (again from L2 for every further M rows); activations stay in the L2 cache.
+// Cost       A meeting is an atomic and a read of it by way of L2, 1 to 2 us.
+//            Moshi (8 steps of 6 layers): 208 meetings instead of 416 launches, 0.2 to 0.4 ms a frame. Matrices: 1.33 GB of bf16, 0.67 of 8
+//            bits, 0.38 of 4: 0.28, 0.14, 0.08 ms at 4.8 TB/s, which overlap with the meetings as far as the next phase's weights fit
+//            the L2 cache (at most 12 MB).
+//            CSM (31 steps and a row before them, 4 layers): 571 meetings instead of 1121 launches, 0.6 to 1.1 ms. All steps have the same
+//            layers, 111 M weights: from HBM once, 0.05, 0.02, 0.01 ms, as far as they then stay in the L2 cache. One of 50 MB keeps
+//            nothing of 0.22 GB of bf16 or 0.11 of 8 bits: 31 times, 6.9 and 3.5 GB, 1.4 and 0.7 ms. Of 4 bits, 56 MB and up to 14 of
+//            scales and minima, it keeps a part: 2.2 GB a frame, 0.35 ms at 6 TB/s of L2 to 0.45 at those of HBM.
 // Ladder     v1. No GPU has run it yet. Next: the first weights of a phase into shared memory before the meeting; two blocks a multiprocessor.
 //
 // kernels: depth_1_f32 depth_4_f32 depth_1_bf16 depth_4_bf16 depth_1_f16 depth_4_f16
 #include "activation.cuh"
 #include "attention.cuh"
-#include "codes.cuh"
+#include "products.cuh"
 #include "sample.cuh"
 
 // As in cuda.rs.
-constexpr int THREADS = 256, LEAST_GROUP = 8, R = 4, MOST_STEPS = 32;
+constexpr int THREADS = 256, R = 4, MOST_STEPS = 32;
 constexpr int WARPS = THREADS / 32, LINE = 128;
 constexpr int NONE = -1;  // the id that adds nothing
 
@@ -40,14 +47,15 @@ struct Phase {
     const uint8_t* weights;
     const float *scales, *mins, *bias;
     const float* alpha;  // of the norm before the product; null for none
-    const void* table;   // of the step whose x begins here; null: x is there
+    const void* table;   // the rows of ids that x begins with; null for none
     int work, step, layer, outputs, inputs, scaled, bits, group;
-    int rows, source;    // of the table; which of the sums x begins with
+    int rows, source;      // of the table; which of the sums x begins with, -1 for none
+    int position, begins;  // whether x begins here: else it is there
     float epsilon;
     int meets;
 };
 constexpr int PHASE_WORDS = sizeof(Phase) / 8;
-static_assert(sizeof(Phase) == 96, "as in cuda.rs");
+static_assert(sizeof(Phase) == 104, "as in cuda.rs");
 
 struct Frame {
     const Phase* phases;
@@ -56,11 +64,12 @@ struct Frame {
     void *x, *wide, *qkv;
     float* sums;
     int* said;
+    const float* turns;  // cosines and sines where a head has its pairs; null: heads are not turned
     void* logits[MOST_STEPS];
     const unsigned char* masks[MOST_STEPS];
     uint64_t* counters[MOST_STEPS];
     const Settings* settings[MOST_STEPS];
-    int count, batch, columns, steps, width, heads, kv_heads, head_dim;
+    int count, batch, columns, positions, width, heads, kv_heads, head_dim, half_split;
 };
 
 // The outputs of a phase's product that the groups of threads have.
@@ -98,12 +107,6 @@ __device__ __forceinline__ void prefetch(const Phase& phase) {
     }
 }
 
-// Where the i-th vector of a row of x lies, so that threads whose codes have `pieces` of them find theirs in different banks.
-__device__ __forceinline__ int turned(int i, int pieces) {
-    const int owner = i / pieces;
-    return owner * pieces + (i + owner * pieces / 8) % pieces;
-}
-
 template <typename T, int M>
 struct Rows {
     static constexpr int N = LANES<T>;
@@ -135,18 +138,25 @@ struct Rows {
         stage([&](float (&v)[N], int m, int i) { load_vector(v, (const T*)x + (uint64_t)(first + m) * phase.inputs + i * N); });
     }
 
-    // The sum that the step's x begins with, and the row of the id that was said last.
-    __device__ __forceinline__ void embed(float (&v)[N], int m, int i) const {
-        const int id = frame.said[(uint64_t)(first + m) * frame.columns + phase.step];
-        float row[N] = {};
-        if (id >= 0 && id < phase.rows) load_vector(row, (const T*)phase.table + (uint64_t)id * phase.inputs + i * N);
+    // What x begins with: a sum, the row of the id that was said last, or both.
+    __device__ __forceinline__ void begin(float (&v)[N], int m, int i) const {
+        if (phase.table) {
+            const int id = frame.said[(uint64_t)(first + m) * frame.columns + phase.step];
+            if (id >= 0 && id < phase.rows) {
+                load_vector(v, (const T*)phase.table + (uint64_t)id * phase.inputs + i * N);
+            } else if (id != NONE) {
+#pragma unroll
+                for (int j = 0; j < N; j++) v[j] = __int_as_float(0x7fc00000);
+            }
+        }
+        if (phase.source < 0) return;
         const float* const sum = frame.sums + ((uint64_t)phase.source * frame.batch + first + m) * phase.inputs + i * N;
 #pragma unroll
         for (int j = 0; j < N; j += 4) {
             float four[4];
             load_vector(four, sum + j);
 #pragma unroll
-            for (int e = 0; e < 4; e++) v[j + e] = four[e] + (id == NONE || (id >= 0 && id < phase.rows) ? row[j + e] : __int_as_float(0x7fc00000));
+            for (int e = 0; e < 4; e++) v[j + e] = four[e] + v[j + e];
         }
     }
 
@@ -156,8 +166,8 @@ struct Rows {
         float squares[M] = {};
         stage([&](float (&v)[N], int m, int i) {
             T* const x = (T*)frame.x + (uint64_t)(first + m) * phase.inputs + i * N;
-            if (phase.table) {
-                embed(v, m, i);
+            if (phase.begins) {
+                begin(v, m, i);
 #pragma unroll
                 for (int j = 0; j < N; j++) v[j] = to_float(from_float<T>(v[j]));
                 if (blockIdx.x == 0) store_vector(x, v);
@@ -200,7 +210,41 @@ struct Rows {
         }
     }
 
-    // Of the layer's queries over the keys and values of the frame's steps so far.
+    // A lane's part of a head at `position`, turned and rounded; all lanes of the warp take part.
+    __device__ __forceinline__ void turn(float (&v)[N], int position, int lane, int lanes) const {
+        if (frame.turns == nullptr) return;
+        const float* const row = frame.turns + position * frame.head_dim;
+        if (frame.half_split) {
+            const int half = lanes / 2, pair = lane % half * N;
+#pragma unroll
+            for (int j = 0; j < N; j += 4) {
+                float cos[4], sin[4];
+                load_vector(cos, row + pair + j);
+                load_vector(sin, row + half * N + pair + j);
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const float other = __shfl_xor_sync(0xffffffffu, v[j + e], half);
+                    v[j + e] = v[j + e] * cos[e] + (lane < half ? -other : other) * sin[e];
+                }
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; j += 4) {
+                float turn[4];
+                load_vector(turn, row + lane * N + j);
+#pragma unroll
+                for (int e = 0; e < 4; e += 2) {
+                    const float a = v[j + e], b = v[j + e + 1];
+                    v[j + e] = a * turn[e] - b * turn[e + 1];
+                    v[j + e + 1] = a * turn[e + 1] + b * turn[e];
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++) v[j] = to_float(from_float<T>(v[j]));
+    }
+
+    // Of the layer's queries over the keys and values of the frame's rows so far.
     __device__ __forceinline__ void attend() const {
         const int lanes = frame.head_dim / N, keys = 32 / lanes, lane = threadIdx.x % lanes, key = threadIdx.x % 32 / lanes;
         const int outputs = (frame.heads + 2 * frame.kv_heads) * frame.head_dim;
@@ -209,20 +253,22 @@ struct Rows {
             const int m = i / frame.heads, head = i % frame.heads, shared = head / (frame.heads / frame.kv_heads);
             float sum[N] = {};
             if (m < count) {
-                const auto row = [&](int step, int head) {
-                    const uint64_t slot = ((uint64_t)phase.layer * frame.steps + step) * frame.batch + first + m;
+                const auto row = [&](int position, int head) {
+                    const uint64_t slot = ((uint64_t)phase.layer * frame.positions + position) * frame.batch + first + m;
                     return (const T*)frame.qkv + slot * outputs + head * frame.head_dim + lane * N;
                 };
                 float q[N];
-                load_vector(q, row(phase.step, head));
+                load_vector(q, row(phase.position, head));
+                turn(q, phase.position, lane, lanes);
                 Softmax softmax;
-                for (int from = 0; from <= phase.step; from += keys) {
-                    const bool inside = from + key <= phase.step;
+                for (int from = 0; from <= phase.position; from += keys) {
+                    const bool inside = from + key <= phase.position;
                     float k[N] = {}, v[N] = {};
                     if (inside) {
                         load_vector(k, row(from + key, frame.heads + shared));
                         load_vector(v, row(from + key, frame.heads + frame.kv_heads + shared));
                     }
+                    turn(k, min(from + key, phase.position), lane, lanes);
                     float score = 0.0f;
 #pragma unroll
                     for (int j = 0; j < N; j++) score = fmaf(q[j], k[j], score);
@@ -264,7 +310,7 @@ struct Rows {
         if (phase.work == INPUT) {
             frame.sums[((uint64_t)phase.source * frame.batch + row) * outputs + n] = sum;
         } else if (phase.work == PROJECT) {
-            const uint64_t slot = ((uint64_t)phase.layer * frame.steps + phase.step) * frame.batch + row;
+            const uint64_t slot = ((uint64_t)phase.layer * frame.positions + phase.position) * frame.batch + row;
             ((T*)frame.qkv)[slot * outputs + n] = from_float<T>(sum);
         } else if (phase.work == WIDEN) {
             ((T*)frame.wide)[row * outputs + n] = from_float<T>(sum * sigmoid(sum) * gated);
@@ -278,52 +324,27 @@ struct Rows {
 
     // Of the matrix's `rows`: what a thread adds to their sums.
     template <int BITS>
-    __device__ __forceinline__ void add(float (&sum)[M][R], const uint64_t (&rows)[R], const Share& share) const {
-        constexpr int COLUMNS = BITS ? 128 / (BITS ? BITS : 1) : N, PIECES = COLUMNS / N;
-        const int inputs = phase.inputs, scales = BITS ? inputs / phase.scaled : 0;
-#pragma unroll(BITS == 0 && M == 1 ? 4 : 1)
-        for (int i = share.lane; i < inputs / COLUMNS; i += share.group) {
-            unsigned words[R][4];
-            float scale[R], min[R];
-#pragma unroll
-            for (int r = 0; r < R; r++) {
-                const uint64_t bytes = BITS ? (rows[r] * inputs + i * COLUMNS) * BITS / 8 : (rows[r] * inputs + i * COLUMNS) * sizeof(T);
-                const uint4 raw = load_once16(phase.weights + bytes);
-                words[r][0] = raw.x, words[r][1] = raw.y, words[r][2] = raw.z, words[r][3] = raw.w;
-                if constexpr (BITS != 0) {
-                    const uint64_t at = rows[r] * scales + i * COLUMNS / phase.scaled;
-                    scale[r] = phase.scales[at];
-                    min[r] = phase.mins ? phase.mins[at] : (BITS == 4 ? 8.0f : 0.0f) * scale[r];
-                }
-            }
-#pragma unroll
-            for (int piece = 0; piece < PIECES; piece++) {
+    __device__ __forceinline__ void add(float (&sum)[M][R], const int (&rows)[R], const Share& share) const {
+        const int inputs = phase.inputs;
+        if constexpr (BITS == 0) {
+            const T* const w = (const T*)phase.weights;
+#pragma unroll(M == 1 ? 4 : 1)
+            for (int i = share.lane; i < inputs / N; i += share.group) {
                 float a[R][N];
 #pragma unroll
-                for (int r = 0; r < R; r++) {
-                    if constexpr (BITS == 0) {
-                        unpack<T>(a[r], words[r]);
-                    } else {
-                        decode<BITS>(a[r], words[r], piece);
-#pragma unroll
-                        for (int e = 0; e < N; e++) a[r][e] = fmaf(scale[r], a[r][e], -min[r]);
-                    }
-                }
-#pragma unroll
-                for (int m = 0; m < M; m++) {
-                    float b[N];
-                    load_vector(b, staged + m * inputs + (i * PIECES + (piece + i * PIECES / 8) % PIECES) * N);
-#pragma unroll
-                    for (int r = 0; r < R; r++)
-#pragma unroll
-                        for (int e = 0; e < N; e++) sum[m][r] = fmaf(a[r][e], b[e], sum[m][r]);
-                }
+                for (int r = 0; r < R; r++) load_vector_once(a[r], w + (uint64_t)rows[r] * inputs + i * N);
+                add_products(sum, a, staged + i * N, inputs);
             }
+        } else {
+            constexpr int COLUMNS = Codes<BITS>::COLUMNS;
+            const Codes<BITS> w{phase.weights, phase.scales, phase.mins, inputs, phase.scaled};
+#pragma unroll 1
+            for (int i = share.lane; i < inputs / COLUMNS; i += share.group) w.add(sum, rows, i * COLUMNS, staged, i, inputs);
         }
     }
 
     __device__ __forceinline__ void multiply() const {
-        __shared__ float sums[2][THREADS / LEAST_GROUP][M * R + 1];  // by turns, of the lanes of a group in one warp; apart in the banks
+        __shared__ GroupSums<THREADS, M, R> sums[2];  // by turns
         const Share share(phase);
         const bool gate = phase.work == WIDEN;
         const int own = gate ? R / 2 : R, lanes = min(share.group, 32), parts = share.group / lanes;
@@ -331,7 +352,7 @@ struct Rows {
         for (int done = 0, turn = 0; done < share.most(); done += own, turn ^= 1) {
             float sum[M][R] = {};
             if (begin + done < end) {
-                uint64_t rows[R];
+                int rows[R];
 #pragma unroll
                 for (int r = 0; r < R; r++) {
                     const bool second = gate && r >= R / 2;
@@ -344,23 +365,12 @@ struct Rows {
                 else
                     add<4>(sum, rows, share);
             }
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int r = 0; r < R; r++) {
-                    float v = sum[m][r];
-                    for (int distance = lanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
-                    if (threadIdx.x % lanes == 0) sums[turn][threadIdx.x / lanes][m * R + r] = v;
-                }
+            sums[turn].put(sum, lanes);
             __syncthreads();
             for (int i = threadIdx.x; i < M * share.groups * own; i += THREADS) {
                 const int m = i / (share.groups * own), g = i % (share.groups * own) / own, r = i % own;
                 const int n = share.begin(g) + done + r;
-                float total = 0.0f, gated = 0.0f;
-                for (int part = g * parts; part < (g + 1) * parts; part++) {
-                    total += sums[turn][part][m * R + r];
-                    if (gate) gated += sums[turn][part][m * R + r + R / 2];
-                }
+                const float total = sums[turn].total(g, parts, m, r), gated = gate ? sums[turn].total(g, parts, m, r + R / 2) : 0.0f;
                 if (m < count && n < share.begin(g + 1)) store(m, n, share.outputs, total, gated);
             }
         }
@@ -373,8 +383,10 @@ __device__ __forceinline__ void draw(const Frame& frame, const Phase& phase) {
     for (int b = blockIdx.x; b < frame.batch; b += gridDim.x) {
         if (frame.masks[k] && frame.masks[k][b] == 0) continue;
         const uint64_t counter = frame.counters[k][b];
-        const Row<T, LANES<T>> row{(const T*)frame.logits[k] + (uint64_t)b * phase.outputs, phase.outputs};
-        const int id = row.draw(frame.settings[k][b], counter);  // meets all threads, which have read the counter
+        const T* const logits = (const T*)frame.logits[k] + (uint64_t)b * phase.outputs;
+        // Meets all threads, which have read the counter.
+        const int id = phase.outputs % LANES<T> == 0 ? Row<T, LANES<T>>{logits, phase.outputs}.draw(frame.settings[k][b], counter)
+                                                     : Row<T, 1>{logits, phase.outputs}.draw(frame.settings[k][b], counter);
         if (threadIdx.x == 0) {
             frame.said[(uint64_t)b * frame.columns + k + 1] = id;
             frame.counters[k][b] = counter + 1;

@@ -1,25 +1,27 @@
-//! The depth transformer of Moshi: the codes of a frame drawn one after the other, each from what was said before it.
+//! A depth transformer, Moshi's or CSM's: the codes of a frame drawn one after the other, each from what was said before it.
 //!
 //! ```text
-//! step k   x = inputs h + said[id of column k]
-//!          x += out attention(project norm1(x)),  x += narrow (silu(u) v), [u; v] = widen norm2(x)      for each layer
-//!          logits = linear norm(x) + bias,  id of column k + 1 = a draw from them
+//! Moshi: step k   x = inputs h + said[id of column k]
+//! CSM: first      x = input h,  step k   x = said[id of column k]
+//!          x += out attention(turn(project norm1(x))),  x += narrow (silu(u) v), [u; v] = widen norm2(x)      for each layer
+//!          logits = linear norm(x) + bias,  id of column k + 1 = a draw from them                            for each step
 //! ```
 //! Norms are [`rms_norm`](super::rms_norm), products [`linear`](super::linear), draws [`sample`](super::sample); attention is over the
-//! steps of the frame so far, without positions. Each step has one of several sets of layers.
+//! rows of the frame so far, whose heads are turned by their place in it or not at all. Each step has one of several sets of layers.
 //!
 //! | tensor   | shape                                            |                                                              |
 //! |----------|--------------------------------------------------|--------------------------------------------------------------|
 //! | `h`      | `[B, dim]`                                       | f32, bf16 or f16 on CUDA, f32 or f64 on the CPU              |
-//! | `said`   | `[B, 1 + steps]`                                 | i32; column 0 is given, the others are drawn, or given where `drawn` says so |
+//! | `said`   | `[B, columns > steps]`                           | i32; columns 1 to steps are drawn, or given as `drawn` says  |
 //! | `drawn`  | `[B]` for each step                              | optional, u8: streams whose flag is zero keep id and counter |
 //! | logits   | `[B, card]` for each step                        | as `h`                                                       |
 //! | matrices | as [`Step`] and [`Block`] say, of any [`Weight`] | on CUDA of the type of `h`, or codes                         |
 //!
-//! On CUDA a frame is one cooperative launch (`depth.cu`), for up to [`MOST_STREAMS`] streams and [`MOST_STEPS`] steps, rows of whole vectors
-//! of 16 bytes, and heads of 1 to 32 of those, a power of two; what it does not take is an [`Error::Argument`], and then the operations
-//! remain. It rounds where they store, and its products are theirs bit for bit. On the CPU it is those operations.
-//! Source: Défossez et al. 2024 (Moshi); `LMModel.forward_depformer` of the package `moshi`.
+//! On CUDA a frame is one cooperative launch (`depth.cu`), on devices that have such, for up to [`MOST_STREAMS`] streams and [`MOST_STEPS`]
+//! steps, rows of whole vectors of 16 bytes, and heads of 1 to 32 of those, a power of two; what it does not take is an
+//! [`Error::Argument`], and then the operations remain. It rounds where they store, and its products are theirs bit for bit. On the CPU it
+//! is those operations.
+//! Sources: Défossez et al. 2024 (Moshi), `LMModel.forward_depformer` of the package `moshi`; Sesame's `csm`.
 
 mod cases;
 mod cpu;
@@ -33,6 +35,7 @@ use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
 use crate::ops::linear::Weight;
+use crate::ops::rope::Rope;
 use crate::ops::sample::Sampler;
 use crate::{DType, Device, Error, Result, Tensor, span};
 
@@ -63,6 +66,7 @@ pub struct Block {
 pub struct Step {
     /// `[ids, width]`: a row for each id of its column.
     pub said: Arc<Tensor>,
+    /// Of [`Layers::inputs`]; of no consequence where `h` comes first.
     pub input: usize,
     pub set: usize,
     /// `[width]`, before the logits.
@@ -84,6 +88,10 @@ pub struct Layers {
     pub last_epsilon: f64,
     /// `[width, dim]`.
     pub inputs: Vec<Arc<Weight>>,
+    /// Whether what the first of `inputs` makes of `h` is a row by itself, before those of the steps; else each begins with its own.
+    pub h_first: bool,
+    /// Turns queries and keys.
+    pub rope: Option<Arc<Rope>>,
     pub sets: Vec<Vec<Block>>,
     pub steps: Vec<Step>,
 }
@@ -98,6 +106,8 @@ struct Extents {
     /// Of the widest.
     hidden: usize,
     layers: usize,
+    /// Rows of a frame.
+    positions: usize,
     card: usize,
 }
 
@@ -155,8 +165,8 @@ impl Depth {
         if h.dtype() != self.layers.dtype {
             return Err(Error::dtype(NAME, "h", self.layers.dtype.name(), h.dtype()));
         }
-        if *said.shape() != [batch, 1 + steps] {
-            return Err(Error::shape(NAME, "said", format!("[{batch}, {}]", 1 + steps), said.shape()));
+        if said.shape().len() != 2 || said.shape()[0] != batch || said.shape()[1] <= steps {
+            return Err(Error::shape(NAME, "said", format!("[{batch}, more than {steps}]"), said.shape()));
         }
         if said.dtype() != DType::I32 {
             return Err(Error::dtype(NAME, "said", "i32", said.dtype()));
@@ -250,6 +260,10 @@ impl Layers {
             matrix("linear", &step.linear, card, width)?;
             step.bias.as_ref().map_or(Ok(()), |bias| vector("bias", bias, card))?;
         }
-        Ok(Extents { dim, width, projected, head_dim, hidden, layers, card })
+        if let Some(rope) = self.rope.as_ref().filter(|rope| rope.head_dim() != head_dim) {
+            return refuse(format!("heads of {head_dim}, and turns of {}", rope.head_dim()));
+        }
+        let positions = usize::from(self.h_first) + self.steps.len();
+        Ok(Extents { dim, width, projected, head_dim, hidden, layers, positions, card })
     }
 }

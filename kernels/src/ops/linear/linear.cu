@@ -20,7 +20,6 @@
 // kernels: linear_1_f32 linear_4_f32 linear_16_f32 linear_1_bf16 linear_4_bf16 linear_16_bf16 linear_1_f16 linear_4_f16 linear_16_f16
 #include "few_rows.cuh"
 #include "linear_tile.cuh"
-#include "vec.cuh"
 
 template <typename T, int N, int M, int R>
 __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, const T* w, int rows, int outputs, int k, int group,
@@ -50,15 +49,7 @@ __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, cons
             float a[R][N];
 #pragma unroll
             for (int r = 0; r < R; r++) load_vector_once(a[r], row_of_w[r] + base + i);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                float b[N];
-                load_vector(b, staged + m * CHUNK + i);
-#pragma unroll
-                for (int r = 0; r < R; r++)
-#pragma unroll
-                    for (int e = 0; e < N; e++) sum[m][r] = fmaf(a[r][e], b[e], sum[m][r]);
-            }
+            add_products(sum, a, staged + i, CHUNK);
         }
     }
     few.store(sum, rows);

@@ -18,18 +18,19 @@
 // kernels: linear_int4_1_f32 linear_int4_4_f32 linear_int4_8_f32 linear_int4_1_bf16 linear_int4_4_bf16 linear_int4_8_bf16
 // kernels: linear_int4_1_f16 linear_int4_4_f16 linear_int4_8_f16 linear_int8_1_f32 linear_int8_4_f32 linear_int8_8_f32
 // kernels: linear_int8_1_bf16 linear_int8_4_bf16 linear_int8_8_bf16 linear_int8_1_f16 linear_int8_4_f16 linear_int8_8_f16
-#include "codes.cuh"
 #include "few_rows.cuh"
-#include "vec.cuh"
 
 template <typename T, int BITS, int M, int R>
 __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x, const uint8_t* codes, const float* scales,
                                              const float* mins, int rows, int outputs, int k, int scaled, int group, int passes) {
-    constexpr int N = LANES<T>, COLUMNS = 128 / BITS, PIECES = COLUMNS / N;  // pieces of x beside 16 bytes of codes
+    constexpr int N = LANES<T>, COLUMNS = Codes<BITS>::COLUMNS, PIECES = COLUMNS / N;  // pieces of x beside 16 bytes of codes
     constexpr int CHUNK = STAGED_BYTES / (M * sizeof(T));
     DYNAMIC_SHARED(T, staged);  // M rows of a chunk of x
     const FewRows<T, M, R> few(finish, outputs, group, passes);
-    const int groups = k / scaled;
+    const Codes<BITS> w{codes, scales, mins, k, scaled};
+    int row_of_w[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) row_of_w[r] = few.row_of_w(r);
 
     float sum[M][R] = {};
     for (int base = 0; base < k; base += CHUNK) {
@@ -39,45 +40,13 @@ __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x
         for (int m = 0; m < M; m++) {
             const T* const row = x + (uint64_t)(few.first_row + m) * k + base;
             for (int i = threadIdx.x; i < count / N; i += THREADS) {
-                const int owner = i / PIECES, turned = owner * PIECES + (i + owner * PIECES / 8) % PIECES;
                 float v[N] = {};
                 if (few.first_row + m < rows) load_vector(v, row + i * N);
-                store_vector(staged + m * CHUNK + turned * N, v);
+                store_vector(staged + m * CHUNK + turned(i, PIECES) * N, v);
             }
         }
         __syncthreads();
-        for (int i = few.lane; i < count / COLUMNS; i += group) {
-            const int column = base + i * COLUMNS, turn = i * PIECES / 8;
-            unsigned words[R][4];
-            float scale[R], min[R];
-#pragma unroll
-            for (int r = 0; r < R; r++) {
-                const uint64_t row = few.row_of_w(r), at = row * groups + column / scaled;
-                const uint4 raw = load_once16(codes + (row * k + column) * BITS / 8);
-                words[r][0] = raw.x, words[r][1] = raw.y, words[r][2] = raw.z, words[r][3] = raw.w;
-                scale[r] = scales[at];
-                min[r] = mins ? mins[at] : (BITS == 4 ? 8.0f : 0.0f) * scale[r];
-            }
-#pragma unroll
-            for (int piece = 0; piece < PIECES; piece++) {
-                float a[R][N];
-#pragma unroll
-                for (int r = 0; r < R; r++) {
-                    decode<BITS>(a[r], words[r], piece);
-#pragma unroll
-                    for (int e = 0; e < N; e++) a[r][e] = fmaf(scale[r], a[r][e], -min[r]);
-                }
-#pragma unroll
-                for (int m = 0; m < M; m++) {
-                    float b[N];
-                    load_vector(b, staged + m * CHUNK + (i * PIECES + (piece + turn) % PIECES) * N);
-#pragma unroll
-                    for (int r = 0; r < R; r++)
-#pragma unroll
-                        for (int e = 0; e < N; e++) sum[m][r] = fmaf(a[r][e], b[e], sum[m][r]);
-                }
-            }
-        }
+        for (int i = few.lane; i < count / COLUMNS; i += group) w.add(sum, row_of_w, base + i * COLUMNS, staged, i, CHUNK);
     }
     few.store(sum, rows);
 }

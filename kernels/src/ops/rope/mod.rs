@@ -62,6 +62,10 @@ impl Rope {
         Ok(Rope { frequencies: Tensor::from_slice(device, &halves, [pairs, 2])?, style })
     }
 
+    pub fn style(&self) -> Style {
+        self.style
+    }
+
     pub fn head_dim(&self) -> usize {
         2 * self.frequencies.shape()[0]
     }
