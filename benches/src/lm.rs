@@ -124,6 +124,14 @@ impl Model {
         }
     }
 
+    /// Why the depth transformer is not one launch a step.
+    pub fn plain_depth(&self) -> Option<&str> {
+        match self {
+            Model::Moshi(lm) => lm.plain_depth(),
+            Model::Csm(csm) => csm.plain_depth(),
+        }
+    }
+
     fn kept(&self) -> Kept {
         match self {
             Model::Moshi(lm) => lm.kept(),
@@ -185,7 +193,10 @@ impl Model {
                 session.graphs(how.graphs);
                 session.plain_depth(how.plain_depth);
             }
-            Streams::Csm(_, session) => session.graphs(how.graphs),
+            Streams::Csm(_, session) => {
+                session.graphs(how.graphs);
+                session.plain_depth(how.plain_depth);
+            }
             Streams::Frames(..) => {}
         }
         Ok(streams)
@@ -197,7 +208,7 @@ impl Model {
 pub struct How<'a> {
     /// Whether steps may be graphs.
     pub graphs: bool,
-    /// Whether Moshi's depth transformer is launched kernel by kernel where it may be one launch.
+    /// Whether the depth transformer is launched kernel by kernel where it may be one launch.
     pub plain_depth: bool,
     /// Frames from samples to samples through it, not steps from codes to codes.
     pub codec: Option<&'a Codec>,

@@ -227,9 +227,12 @@ pub struct Speak {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Guess up to N codes of a frame and look them over at once: by what was said in the frame before, or by the first LAYERS of the depth
-    /// decoder. What is said is the same
+    /// decoder. What is said is what --plain-depth says
     #[arg(long, value_name = "N[:LAYERS]", value_parser = draft)]
     pub draft: Option<Draft>,
+    /// Launch the kernels of the depth decoder by themselves, not all of a frame as one cooperative kernel
+    #[arg(long)]
+    pub plain_depth: bool,
     /// Rows of a prompt in place of text and context: `ids` i32 [R, K + 1], codes and then text, and `mask` u8, which of them are there
     #[arg(long, value_name = "IN.safetensors", conflicts_with_all = ["text", "context", "speaker", "tokenizer"])]
     pub prompt_ids: Option<PathBuf>,
@@ -538,7 +541,7 @@ pub struct BenchLm {
     /// Launch every kernel by itself, not a step as one graph
     #[arg(long)]
     pub no_graph: bool,
-    /// Launch the kernels of Moshi's depth transformer by themselves, not all of a step as one cooperative kernel
+    /// Launch the kernels of the depth transformer by themselves, not all of a step as one cooperative kernel
     #[arg(long)]
     pub plain_depth: bool,
     #[command(flatten)]

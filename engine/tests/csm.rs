@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use swara_engine::csm::{Config, Csm, Draft, Drafted, Session, Step};
 use swara_engine::lm::Format;
 use swara_kernels::case::SplitMix;
+use swara_kernels::driver::{Arch, dry};
 use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::Settings;
 use swara_kernels::{DType, Device, Tensor};
@@ -431,10 +432,81 @@ fn few_bits_are_the_same_on_the_emulator() {
     }
 }
 
+/// Launches, codes and logits of frames whose depth decoder is one launch, and of the same kernel by kernel: with a mask, and as graphs.
+#[test]
+fn a_depth_decoder_in_one_launch_says_what_its_kernels_say() {
+    let (device, case) = (Device::open("emulator").unwrap(), Case::open());
+    let Device::Cuda(cuda) = &device else { unreachable!() };
+    let (before, last) = case.parts();
+    for format in [DType::F32.into(), Format::int8(DType::F32), Format::int4_all(DType::F32)] {
+        for drawing in [&[DRAWN][..], &[DRAWN, Settings::GREEDY, Settings { seed: 8, ..DRAWN }]] {
+            let csm = Csm::random(in_groups(), &device, format).unwrap();
+            assert_eq!(csm.plain_depth(), None);
+            let batch = drawing.len();
+            let [mut whole, mut plain] = [(); 2].map(|()| Session::new(&csm, drawing).unwrap());
+            plain.plain_depth(true);
+            for session in [&mut whole, &mut plain] {
+                session.graphs(false);
+                session.prompt(&before.repeat(batch), None).unwrap();
+            }
+            let (mut next, mut worst) = (row(&device, &last.repeat(batch), case.width), 0.0f32);
+            for frame in 0..7 {
+                whole.graphs(frame > 3);
+                let runs: Vec<u8> = (0..batch).map(|b| u8::from(b != 2)).collect();
+                let mask = (frame == 2).then(|| Tensor::from_slice(&device, &runs, [batch]).unwrap());
+                let count = cuda.kernels();
+                let found = whole.step(&next, mask.as_ref()).unwrap();
+                let one = cuda.kernels() - count;
+                let expected = plain.step(&next, mask.as_ref()).unwrap();
+                let several = cuda.kernels() - count - one;
+                // Of a code an embedding, two layers, a norm, logits, a draw; of the first also the input, and two rows made one and parted.
+                assert_eq!(several - one, 5 * (1 + 2 * 8 + 3) + 5 - 1, "kernels of frame {frame}");
+                assert_eq!(found.said.to_vec::<i32>().unwrap(), expected.said.to_vec::<i32>().unwrap(), "frame {frame}");
+                assert_eq!(found.logits.len(), expected.logits.len());
+                for (found, expected) in found.logits.iter().zip(&expected.logits) {
+                    worst = worst.max(distance(&found.to_vec::<f32>().unwrap(), &expected.to_vec::<f32>().unwrap()));
+                }
+                next = found.said;
+            }
+            println!("{format:?}, {batch} streams: logits within {worst:.1e} of their spread");
+            assert!(worst < 5e-5, "{format:?}, {batch} streams: {worst}");
+            assert_eq!(whole.no_graph(), None);
+        }
+    }
+}
+
+#[test]
+fn a_frame_of_the_published_layers_is_1120_launches_less() {
+    let (device, notes) = dry::open(Arch(90));
+    let mut config = in_groups();
+    config.num_codebooks = 32;
+    (config.backbone.num_hidden_layers, config.depth.num_hidden_layers) = (16, 4);
+    let csm = Csm::random(config, &device, DType::BF16).unwrap();
+    let launched = |batch: usize, plain: bool| {
+        let mut session = Session::new(&csm, &vec![Settings::GREEDY; batch]).unwrap();
+        session.plain_depth(plain);
+        notes.take();
+        session.step(&row(&device, &vec![0; batch * 33], 33), None).unwrap();
+        let all = notes.take();
+        (all.len(), all.iter().filter(|launch| launch.launch.cooperative).count())
+    };
+    let (one, several) = (launched(1, false), launched(1, true));
+    println!("launches of a frame: {} in one, {} kernel by kernel", one.0, several.0);
+    assert_eq!((one.1, several.1, several.0 - one.0), (1, 0, 1120));
+    assert_eq!([16, 17].map(|batch| launched(batch, false).1), [1, 0]);
+    let by_kernels = open(&golden("weights"), &Device::open("emulator").unwrap(), DType::F32);
+    assert!(by_kernels.plain_depth().is_some_and(|why| why.contains("heads of 12")), "{:?}", by_kernels.plain_depth());
+    let (device, _) = dry::open_with(Arch(90), |limits| limits.cooperative = false);
+    let by_kernels = Csm::random(in_groups(), &device, DType::BF16).unwrap();
+    assert!(by_kernels.plain_depth().is_some_and(|why| why.contains("no cooperative launches")), "{:?}", by_kernels.plain_depth());
+}
+
 /// Codes and logits of `frames` frames after the prompt, drafted or not; before each, `each` has the session.
 fn says(csm: &Csm, drawing: Settings, draft: Option<Draft>, frames: usize, each: impl Fn(&mut Session, usize)) -> (Vec<Said>, Drafted) {
     let case = Case::open();
     let mut session = Session::new(csm, &[drawing]).unwrap();
+    // What is drafted is launched kernel by kernel.
+    session.plain_depth(true);
     session.draft(draft).unwrap();
     let (before, last) = case.parts();
     session.prompt(before, None).unwrap();

@@ -130,7 +130,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             None => format.of(common.dtype()?)?,
         };
         let lm = language_model(args, &device, args.memory.of(format_of))?;
-        if let (Model::Moshi(lm), false) = (&lm, args.plain_depth) {
+        if !args.plain_depth {
             terminal::warn_with_plain_depth(lm.plain_depth());
         }
         let loading = peak_rss_mb();

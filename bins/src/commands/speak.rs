@@ -56,6 +56,10 @@ pub fn run(common: &Common, args: &Speak) -> Result {
     };
     let mut session = Session::new(&csm, &[settings])?;
     session.draft(args.draft).map_err(|why| Failure::usage(format!("--draft: {why}")))?;
+    session.plain_depth(args.plain_depth);
+    if !args.plain_depth && args.draft.is_none() {
+        terminal::warn_with_plain_depth(csm.plain_depth());
+    }
     let mut speech = Speech { csm: &csm, session, voice, codes: Vec::new(), times: Default::default() };
     speech.say(&rows, most)?;
     speech.finish(common, args)

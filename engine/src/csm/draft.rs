@@ -3,7 +3,8 @@
 //! The depth decoder reads its layers once for every code of a frame after the first. Of codes that are guessed one pass reads them once:
 //! each code is then drawn as ever, of its own logits and with its own random numbers, and while it is the one that was guessed, the row
 //! behind it was the right one. The first that is not ends the pass; the rows behind it are written over. What is said is bit for bit
-//! what is said without guesses, sampled or not, since no row's results depend on the others (`ops::linear`, `ops::attention`).
+//! what the decoder's kernels, launched one by one, say without guesses, sampled or not, since no row's results depend on the others
+//! (`ops::linear`, `ops::attention`).
 //!
 //! ```text
 //! guess_k = argmax(guessed logits_k / temperature + gumbel_k)    said_k = argmax(logits_k / temperature + gumbel_k)    of the same gumbel_k

@@ -123,6 +123,13 @@ impl Csm {
         self.bytes_per_step(seen) - self.depth.bytes() + self.depth.bytes_drafted(draft.layers, drafted)
     }
 
+    /// Why the depth decoder is not one launch a frame, on a device that has launches; guesses and many streams are further reasons
+    /// ([`Session::plain_depth`]).
+    pub fn plain_depth(&self) -> Option<&str> {
+        let depth = Some(&self.depth).filter(|_| self.device != Device::Cpu);
+        depth.and_then(|depth| depth.in_one.as_ref().err()).map(String::as_str)
+    }
+
     /// What keys and values are kept as.
     pub fn kept(&self) -> Kept {
         self.format.kept.unwrap_or(self.values().into())

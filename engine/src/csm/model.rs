@@ -1,16 +1,19 @@
 //! The layers of a CSM, with their weights.
 
+use std::sync::Arc;
+
 use swara_kernels::ops::attention::Kept;
+use swara_kernels::ops::depth;
 use swara_kernels::ops::linear::{self, Fused, Product, Weight as Matrix};
 use swara_kernels::ops::rope::Style;
-use swara_kernels::{Device, Tensor, release_idle};
+use swara_kernels::{DType, Device, Tensor, release_idle};
 
 use super::{Config, Drafted, Llama};
 use crate::Result;
 use crate::lm::Format;
-use crate::lm::model::{Dense, Rows, ready};
+use crate::lm::model::{Dense, Rows, in_one, ready};
 use crate::transformer::{Block, Norm, ReadyBlock, ReadyNorm};
-use crate::weights::{Reader, as_type};
+use crate::weights::{Reader, as_type, values_dtype};
 
 /// Tensors by our names, those of layers as [`Block`] has them. What checkpoints stack is taken apart here:
 ///
@@ -91,12 +94,36 @@ pub(super) struct Depth {
     pub transformer: Transformer,
     /// Of each code but the first.
     pub heads: Vec<Dense>,
+    /// All of it as one launch a frame, or why there is none.
+    pub in_one: std::result::Result<depth::Depth, String>,
 }
 
 impl Depth {
     /// Of the matrices that a frame reads: the layers once for every code but the first.
     pub fn bytes(&self) -> usize {
         self.input.bytes() + self.heads.len() * self.transformer.bytes() + self.heads.iter().map(Dense::bytes).sum::<usize>()
+    }
+
+    fn layers(&self, dtype: DType) -> std::result::Result<depth::Layers, String> {
+        let Transformer { blocks, norm, epsilon } = &self.transformer;
+        let Some(first) = blocks.first() else { return Err("no layers".to_owned()) };
+        let norm = norm.rms().ok_or("norms that centre")?;
+        let step = |(said, head): (&Rows, &Dense)| {
+            let (said, linear, norm) = (Arc::clone(&said.weight), Arc::clone(&head.weight), Some(Arc::clone(&norm)));
+            depth::Step { said, input: 0, set: 0, norm, linear, bias: None }
+        };
+        Ok(depth::Layers {
+            dtype,
+            heads: first.layer.heads,
+            kv_heads: first.layer.kv_heads,
+            epsilon: first.layer.epsilon,
+            last_epsilon: *epsilon,
+            inputs: vec![Arc::clone(&self.input.weight)],
+            h_first: true,
+            rope: first.turns(),
+            sets: vec![blocks.iter().map(ReadyBlock::in_one_launch).collect::<std::result::Result<_, &str>>()?],
+            steps: self.said.iter().zip(&self.heads).map(step).collect(),
+        })
     }
 
     /// The same where the first `guessing` layers guess: they are read, and with them a head, for every row but the last of a pass, and
@@ -125,8 +152,10 @@ pub(super) fn read(config: &Config, style: Style, device: &Device, format: Forma
     from.bits = format.heads;
     let mut heads = (0..config.num_codebooks).map(|k| Dense::read(&format!("heads.{k}"), false, from)).collect::<Result<Vec<_>>>()?;
     let head = heads.remove(0);
+    let mut depth = Depth { input, said, transformer: depth, heads, in_one: Err(String::new()) };
+    depth.in_one = in_one(device, || depth.layers(values_dtype(device, format.dtype)))?;
     release_idle();
-    Ok((Backbone { fed, transformer: backbone, head }, Depth { input, said, transformer: depth, heads }))
+    Ok((Backbone { fed, transformer: backbone, head }, depth))
 }
 
 fn fed(config: &Config, device: &Device, from: &mut Reader) -> Result<Rows> {

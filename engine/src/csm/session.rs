@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use swara_kernels::ops::attention::{Kept, KvCache, Positions};
+use swara_kernels::ops::depth;
 use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::{self, Sampler, Settings};
 use swara_kernels::ops::{elementwise, pad};
@@ -18,7 +19,7 @@ use crate::{Error, Result};
 ///
 /// On CUDA steps with a mask, and those without, are recorded as a graph when two of the kind come in a row, and are a launch and a copy for every tensor
 /// of [`Step`] from then on; where no graph can be had ([`Session::no_graph`]), every kernel is launched by itself. The results are the same.
-/// So they are with [`Session::draft`].
+/// So they are with [`Session::draft`], but for what [`Session::plain_depth`] says.
 pub struct Session<'a> {
     csm: &'a Csm,
     batch: usize,
@@ -34,6 +35,9 @@ pub(super) struct Streams {
     depth_caches: Vec<KvCache>,
     /// Of the first two rows of a frame, then of each further one.
     depth_positions: Vec<Positions>,
+    /// Of the depth decoder as one launch, where it can be.
+    depth_state: Option<depth::State>,
+    plain_depth: bool,
     /// Of each code.
     pub samplers: Vec<Sampler>,
     /// i32 `[B, K + 1]`: the frame at work, as a row.
@@ -74,11 +78,17 @@ impl<'a> Session<'a> {
             Ok(Sampler::new(device, &settings)?)
         };
         let width = config.num_codebooks + 1;
+        let depth_state = match csm.depth.in_one.as_ref().ok().filter(|_| batch <= depth::MOST_STREAMS) {
+            Some(whole) => Some(whole.state(batch)?),
+            None => None,
+        };
         let streams = Streams {
             positions: Positions::new(device, batch)?,
             caches: caches(&config.backbone, config.max_position_embeddings + Self::PROMPT_ROWS - 1, csm.kept())?,
             depth_caches: caches(&config.depth, config.num_codebooks, csm.values().into())?,
             depth_positions: [0].into_iter().chain(2..config.num_codebooks).map(at).collect::<Result<_>>()?,
+            depth_state,
+            plain_depth: false,
             samplers: (0..config.num_codebooks).map(sampler).collect::<Result<_>>()?,
             said: Tensor::from_slice(device, &vec![NONE; batch * width], [batch, width])?,
         };
@@ -134,7 +144,7 @@ impl<'a> Session<'a> {
     }
 
     /// From here on steps without a mask guess codes and look them over several at a time, or do not: what is said is the same, bit for
-    /// bit. They wait for the device after every code, and are no graphs.
+    /// bit, as by [`Session::plain_depth`]. They wait for the device after every code, and are no graphs.
     ///
     /// # Errors
     /// More than one stream; no codes, or all layers of the depth decoder.
@@ -172,6 +182,14 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Whether the depth decoder is launched kernel by kernel, as it always is where codes are guessed. By default it is one launch a frame
+    /// on CUDA, for up to [`depth::MOST_STREAMS`] streams, where its layers are such ([`Csm::plain_depth`]): those of CSM are. The two round
+    /// alike but for the order of sums in norms and attention, and so say the same unless two logits are as close as that.
+    pub fn plain_depth(&mut self, wanted: bool) {
+        self.streams.plain_depth = wanted;
+        self.recorder.forget();
+    }
+
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.streams.reset(mask)
@@ -205,6 +223,10 @@ impl Streams {
     /// Draws the codes of a frame after its first, one after the other.
     fn say(&mut self, csm: &Csm, h: &Tensor, logits: &mut Vec<Tensor>, mask: Option<&Tensor>) -> Result<()> {
         let depth = &csm.depth;
+        if let (Ok(whole), Some(state), false) = (&depth.in_one, &mut self.depth_state, self.plain_depth) {
+            logits.extend(whole.say(state, h, &mut self.said, &mut self.samplers[1..], |_| mask)?);
+            return Ok(());
+        }
         for (k, head) in depth.heads.iter().enumerate() {
             let y = self.read(csm, h, k)?;
             let mut y = self.depth_layers(csm, 0..depth.transformer.blocks.len(), y, k)?;
