@@ -109,8 +109,9 @@ impl Depth {
         let Some(first) = blocks.first() else { return Err("no layers".to_owned()) };
         let norm = norm.rms().ok_or("norms that centre")?;
         let step = |(said, head): (&Rows, &Dense)| {
-            let (said, linear, norm) = (Arc::clone(&said.weight), Arc::clone(&head.weight), Some(Arc::clone(&norm)));
-            depth::Step { said, input: 0, set: 0, norm, linear, bias: None }
+            let said = said.values().ok_or("tables of codes")?;
+            let (linear, norm) = (Arc::clone(&head.weight), Some(Arc::clone(&norm)));
+            Ok(depth::Step { said, input: 0, set: 0, norm, linear, bias: None })
         };
         Ok(depth::Layers {
             dtype,
@@ -122,7 +123,7 @@ impl Depth {
             h_first: true,
             rope: first.turns(),
             sets: vec![blocks.iter().map(ReadyBlock::in_one_launch).collect::<std::result::Result<_, &str>>()?],
-            steps: self.said.iter().zip(&self.heads).map(step).collect(),
+            steps: self.said.iter().zip(&self.heads).map(step).collect::<std::result::Result<_, &str>>()?,
         })
     }
 

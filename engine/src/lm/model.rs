@@ -260,7 +260,7 @@ impl Rows {
     }
 
     /// The rows, unless they are codes.
-    fn values(&self) -> Option<Arc<Tensor>> {
+    pub fn values(&self) -> Option<Arc<Tensor>> {
         match &self.table {
             Table::Values(weight) => Some(Arc::clone(weight)),
             Table::Codes(..) => None,
