@@ -27,6 +27,7 @@ FAMILIES = [
     "codec",
     "dac_hf",
     "metrics",
+    "pesq_clip",
     "rounding",
 ]
 PUBLISHED = [

@@ -6,6 +6,7 @@ rho        <x,y> / (|x| |y|)
 amplitude  100 rms(y) / rms(x)
 si_sdr     10 log10(r^2 / (1 - r^2)), r the rho of the clips less their means
 mel        multi-scale mel distance, sum over the 7 scales (spectral.multi_scale_mel_loss)
+stft       multi-scale STFT distance, sum over 2 windows (spectral.multi_scale_stft_loss)
 The clean clip is x, the degraded one y. Values are one-element tensors, and in full precision in the case.
 """
 
@@ -16,7 +17,7 @@ from pystoi.utils import resample_oct
 from scipy.signal import butter, lfilter
 
 from dump import Draw, leaf, save
-from spectral import multi_scale_mel_loss
+from spectral import multi_scale_mel_loss, multi_scale_stft_loss
 from signals import speech
 
 
@@ -61,6 +62,7 @@ def make():
             "amplitude": 100 * np.sqrt((y @ y) / (x @ x)),
             "si_sdr": 10 * np.log10(centred**2 / (1 - centred**2)),
             "mel": multi_scale_mel_loss(degraded[None], clean[None], rate).item(),
+            "stft": multi_scale_stft_loss(degraded[None], clean[None]).item(),
         }
         tensors = {"clean": clean, "degraded": degraded} | {name: [value] for name, value in values.items()}
         if rate != 10000:

@@ -63,3 +63,13 @@ def mel_loss(x, y, sample_rate, bands, window):
 def multi_scale_mel_loss(x, y, sample_rate):
     """Sum of mel_loss over the scales whose window is at most T."""
     return sum(mel_loss(x, y, sample_rate, bands, window) for bands, window in SCALES if window <= x.shape[-1])
+
+
+def multi_scale_stft_loss(x, y):
+    """DAC's MultiScaleSTFTLoss with its defaults: log10 powers and magnitudes, of windows that are at most T."""
+    loss = 0.0
+    for window in (2048, 512):
+        if window <= x.shape[-1]:
+            a, b = stft(x, window).abs(), stft(y, window).abs()
+            loss += F.l1_loss(a.clamp(CLAMP).pow(2).log10(), b.clamp(CLAMP).pow(2).log10()) + F.l1_loss(a, b)
+    return loss

@@ -5,7 +5,9 @@
 
 mod align;
 mod codebook;
-mod mel;
+mod pesq;
+mod prosody;
+mod spectral;
 mod stoi;
 #[cfg(test)]
 mod tests;
@@ -14,7 +16,9 @@ mod waveform;
 
 pub use align::{align, lag};
 pub use codebook::{Alarm, Usage};
-pub use mel::{MEL_SCALES, mel_distance};
+pub use pesq::pesq;
+pub use prosody::{Prosody, pitch, prosody};
+pub use spectral::{MEL_SCALES, STFT_WINDOWS, mel_distance, stft_distance};
 pub use stoi::stoi;
 pub use verdict::{Verdict, rho_from_log};
 pub use waveform::{Waveform, waveform};
@@ -30,8 +34,14 @@ pub struct Comparison {
     pub waveform: Waveform,
     /// See [`mel_distance`].
     pub mel_distance: Option<f64>,
+    /// See [`stft_distance`].
+    pub stft_distance: Option<f64>,
     /// See [`stoi`].
     pub stoi: Option<f64>,
+    /// See [`pesq`].
+    pub pesq: Option<f64>,
+    #[serde(flatten)]
+    pub prosody: Prosody,
 }
 
 impl Comparison {
@@ -45,7 +55,10 @@ impl Comparison {
             samples: x.len(),
             waveform: waveform(x, y),
             mel_distance: mel_distance(x, y, sample_rate),
+            stft_distance: stft_distance(x, y),
             stoi: stoi(x, y, sample_rate),
+            pesq: pesq(x, y, sample_rate),
+            prosody: prosody(x, y, sample_rate),
         }
     }
 

@@ -149,3 +149,91 @@ fn verdicts_separate_starved_codes_from_lost_gain() {
     assert_eq!(Verdict::of(0.3, 98.0, Some(3.0)), Verdict::Distorted);
     assert_eq!(Verdict::of(0.9, 98.0, Some(0.9)), Verdict::Ok);
 }
+
+#[test]
+fn stft_distance_is_zero_for_a_copy_and_knows_a_gain() {
+    let x = noise(16_000, 9);
+    assert_eq!(stft_distance(&x, &x), Some(0.0));
+    let y: Vec<f32> = x.iter().map(|v| v * 0.1).collect();
+    // Two decades of power at either window, and nine tenths of the magnitudes, which noise has in sqrt(pi N / 4) with N its energy.
+    let magnitude = |window: f64| (std::f64::consts::PI / 4.0 * window * 3.0 / 8.0 / 3.0).sqrt();
+    close(stft_distance(&x, &y).unwrap(), 4.0 + 0.9 * (magnitude(2048.0) + magnitude(512.0)), 0.2);
+    assert_eq!(stft_distance(&x[..511], &y[..511]), None);
+}
+
+#[test]
+fn pesq_needs_neither_alignment_nor_level_but_speech() {
+    let x = voice(48_000, 16_000);
+    let copy = pesq(&x, &x, 16_000).unwrap();
+    close(copy, 4.64, 0.01);
+    let late: Vec<f32> = std::iter::repeat_n(0.0, 900).chain(x.iter().map(|v| 0.05 * v)).collect();
+    close(pesq(&x, &late, 16_000).unwrap(), copy, 0.05);
+    let mut last = copy;
+    for level in [0.0002, 0.001, 0.01] {
+        let y: Vec<f32> = x.iter().zip(noise(48_000, 10)).map(|(x, n)| x + level * n).collect();
+        let found = pesq(&x, &y, 16_000).unwrap();
+        assert!(found < last - 0.1, "{found} at noise {level}, {last} before");
+        last = found;
+    }
+    let silence = vec![0.0; 48_000];
+    assert_eq!((pesq(&x, &silence, 16_000), pesq(&silence, &x, 16_000), pesq(&silence, &silence, 16_000)), (None, None, None));
+    assert_eq!((pesq(&x[..3999], &x, 16_000), pesq(&x, &[], 16_000), pesq(&x, &[f32::NAN; 8000], 16_000)), (None, None, None));
+}
+
+#[test]
+fn pesq_at_other_rates_is_near_that_at_its_own() {
+    let at = |rate: u32| {
+        let samples = 3 * rate as usize;
+        let x = voice(samples, rate);
+        let mut held = 0.0;
+        // Noise of one bandwidth, whatever the rate.
+        let hiss = noise(3 * 8_000, 11);
+        let y: Vec<f32> = (0..samples)
+            .map(|i| {
+                held += 0.2 * (0.01 * hiss[i * 8_000 / rate as usize] - held);
+                x[i] + held
+            })
+            .collect();
+        pesq(&x, &y, rate).unwrap()
+    };
+    close(at(32_000), at(16_000), 0.5);
+    assert!(at(44_100) > 1.0);
+}
+
+#[test]
+fn pitch_is_found_to_a_few_cents_and_silence_has_none() {
+    for (rate, hz) in [(16_000, 70.0), (16_000, 141.3), (24_000, 440.0), (44_100, 790.0)] {
+        let wave: Vec<f32> = (0..rate / 2)
+            .map(|i| {
+                (1..6)
+                    .map(|h| (std::f64::consts::TAU * hz * f64::from(h) * f64::from(i) / f64::from(rate)).sin() / f64::from(h))
+                    .sum::<f64>() as f32
+            })
+            .collect();
+        let found = pitch(&wave, rate);
+        let voiced: Vec<f64> = found.iter().flatten().copied().collect();
+        assert!(voiced.len() + 6 >= found.len(), "{} of {} frames at {hz} Hz", voiced.len(), found.len());
+        let worst = voiced.iter().map(|f| (1200.0 * (f / hz).log2()).abs()).fold(0.0, f64::max);
+        assert!(worst < 5.0, "{worst} cents at {hz} Hz, {rate} Hz");
+    }
+    assert!(pitch(&noise(8_000, 12), 16_000).iter().flatten().count() < 3);
+    assert_eq!(pitch(&vec![0.0; 4_000], 16_000).iter().flatten().count(), 0);
+    assert_eq!(pitch(&[], 16_000), []);
+}
+
+#[test]
+fn prosody_measures_a_shift_of_pitch_and_lost_voicing() {
+    let x = voice(48_000, 16_000);
+    let same = prosody(&x, &x, 16_000);
+    assert_eq!((same.f0_rmse_cents, same.voicing_f1), (Some(0.0), Some(1.0)));
+    close(same.energy_correlation.unwrap(), 1.0, 1e-9);
+    let steady =
+        |rate: f64| (0..32_000).map(|i| (0.3 * (1..8).map(|h| (f64::from(h * i) * rate).sin()).sum::<f64>()) as f32).collect::<Vec<_>>();
+    let shifted = prosody(&steady(0.05), &steady(0.0515), 16_000);
+    // 3 % higher.
+    close(shifted.f0_rmse_cents.unwrap(), 51.2, 1.0);
+    let whispered: Vec<f32> = x.iter().zip(noise(48_000, 13)).map(|(x, n)| x.abs().min(0.2) * n).collect();
+    assert!(prosody(&x, &whispered, 16_000).voicing_f1.unwrap() < 0.2);
+    assert_eq!(prosody(&[], &[], 16_000).voicing_f1, None);
+    assert_eq!(prosody(&[0.0; 500], &[0.0; 500], 16_000).energy_correlation, None);
+}

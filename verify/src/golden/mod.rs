@@ -51,6 +51,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("stft", spectral::stft),
     ("mel", spectral::mel),
     ("metrics", spectral::metrics),
+    ("pesq", spectral::pesq),
     ("rvq_euclidean", quantise::euclidean),
     ("rvq_cosine", quantise::cosine),
     ("codec", model::codec),

@@ -95,5 +95,54 @@ pub fn metrics(dump: &Dump, _: &Device, outcome: &mut Outcome) -> Result {
     number("amplitude", w.amplitude, 1e-6)?;
     number("si_sdr", w.si_sdr_db, 1e-6)?;
     number("mel", metrics::mel_distance(&x, &y, rate).unwrap_or(f64::NAN), 1e-6)?;
+    number("stft", metrics::stft_distance(&x, &y).unwrap_or(f64::NAN), 1e-6)?;
     number("stoi", metrics::stoi(&x, &y, rate).unwrap_or(f64::NAN), 1e-6)
+}
+
+/// Wideband PESQ of a clip that is degraded here as `verify/reference/pesq_clip.py` degraded it; no device is involved.
+pub fn pesq(dump: &Dump, _: &Device, outcome: &mut Outcome) -> Result {
+    /// What a prediction may differ by: a fiftieth of what listeners agree to.
+    const OPINION: f64 = 0.01;
+    let rate = dump.count("sample_rate")? as u32;
+    let clean = dump.values("clean", SAME)?.0;
+    let codec = dump.values("codec", SAME)?.0;
+    let Some(scores) = dump.fact("scores")?.as_object() else { return Err(dump.wrong("scores", "an object")) };
+    if clean.len() < 20_000 || codec.len() != clean.len() {
+        return Err(dump.broken("clean and codec are not two signals of one length, 20000 samples or more".into()));
+    }
+    let noise: Vec<f64> = std::iter::successors(Some(1u32), |state| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223)))
+        .skip(1)
+        .map(|state| f64::from(state) / f64::from(1u32 << 31) - 1.0)
+        .take(clean.len())
+        .collect();
+    let noisy = |level: f64| clean.iter().zip(&noise).map(|(v, u)| v + level * u).collect::<Vec<_>>();
+    let hiss = noisy(0.01);
+    let pause = |n: usize| vec![0.0; n];
+    let pair = |name: &str| -> Option<(Vec<f64>, Vec<f64>)> {
+        let x = || clean.clone();
+        Some(match name {
+            "copy" => (x(), x()),
+            "noisy" => (x(), hiss.clone()),
+            "loud_noise" => (x(), noisy(0.1)),
+            "quiet" => (x(), hiss.iter().map(|v| 0.25 * v).collect()),
+            "late" => (x(), [pause(1234), hiss.clone()].concat()),
+            "early" => (x(), hiss[777..].to_vec()),
+            "clipped" => (x(), clean.iter().map(|v| v.clamp(-0.05, 0.05)).collect()),
+            "low_pass" => (x(), (0..clean.len()).map(|t| (0..8.min(t + 1)).map(|k| clean[t - k]).sum::<f64>() / 8.0).collect()),
+            "lost" => (x(), clean.iter().enumerate().map(|(t, &v)| if (14_000..17_000).contains(&t) { 0.0 } else { v }).collect()),
+            "cut" => (x(), [&hiss[..16_000], &hiss[16_700..]].concat()),
+            "stretched" => ([x(), pause(8000), x()].concat(), [hiss.clone(), pause(8800), hiss.clone()].concat()),
+            "long" => ([x(), pause(8000)].concat().repeat(8), [hiss.clone(), pause(8000)].concat().repeat(8)),
+            "short" => (clean[8000..13_000].to_vec(), hiss[8000..13_000].to_vec()),
+            "codec" => (x(), codec.clone()),
+            _ => return None,
+        })
+    };
+    for (name, expected) in scores {
+        let (Some((x, y)), Some(expected)) = (pair(name), expected.as_f64()) else { return Err(dump.wrong(name, "a known degradation")) };
+        let single = |wave: Vec<f64>| wave.into_iter().map(|v| v as f32).collect::<Vec<_>>();
+        let found = metrics::pesq(&single(x), &single(y), rate).unwrap_or(f64::NAN);
+        dump.check_number(outcome, name, found, expected, OPINION);
+    }
+    Ok(())
 }
