@@ -1,7 +1,18 @@
 //! How good a decoded signal is, and what is wrong with it: pure functions on sample slices, no device.
 //!
 //! No single number tells: SI-SDR misses codecs that rebuild the spectrum but not the phase, spectral distances miss a lost
-//! gain, and both miss unused codebooks. [`Comparison`] takes them together and [`Comparison::verdict`] reads them.
+//! gain, and both miss unused codebooks. [`Comparison`] takes them together and [`Comparison::verdict`] reads them; [`Signs`] does
+//! the same for a line of a training log. The first of these that holds is the verdict, and [`Verdict::advice`] says what to do:
+//!
+//! | verdict             | if                                                                                           |
+//! |---------------------|----------------------------------------------------------------------------------------------|
+//! | `codebook-collapse` | a perplexity below 1.5, or below a twentieth of the size in one of the first four codebooks   |
+//! | `starved`           | rho below 0.1, or below 0.5 with an amplitude of no more than rho + 0.1                       |
+//! | `gain-collapse`     | rho above 0.7, amplitude below 70 % and by 20 % below rho                                     |
+//! | `discriminator-won` | the discriminators' loss below a quarter of chance: hinge 2.0, least squares 0.5 for each     |
+//! | `phase-free`        | rho below 0.5, amplitude 85 % to 115 %, mel distance below 1.5: normal for adversarial codecs |
+//! | `distorted`         | rho below 0.5 otherwise                                                                      |
+//! | `ok`                | none of these                                                                                |
 
 mod align;
 mod codebook;
@@ -20,7 +31,7 @@ pub use pesq::pesq;
 pub use prosody::{Prosody, pitch, prosody};
 pub use spectral::{MEL_SCALES, STFT_WINDOWS, mel_distance, stft_distance};
 pub use stoi::stoi;
-pub use verdict::{Verdict, rho_from_log};
+pub use verdict::{Discriminator, Signs, Verdict, rho_from_log};
 pub use waveform::{Waveform, waveform};
 
 /// A test signal beside its reference.

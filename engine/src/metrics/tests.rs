@@ -145,6 +145,8 @@ fn verdicts_separate_starved_codes_from_lost_gain() {
         assert_eq!(Verdict::of(rho, amplitude, None), Verdict::Starved, "rho {rho}");
     }
     assert_eq!(Verdict::of(0.95, 40.0, Some(0.5)), Verdict::GainCollapse);
+    // As quiet as it should be for what is known.
+    assert_eq!(Verdict::of(0.75, 60.0, Some(2.0)), Verdict::Ok);
     assert_eq!(Verdict::of(0.3, 98.0, Some(0.9)), Verdict::PhaseFree);
     assert_eq!(Verdict::of(0.3, 98.0, Some(3.0)), Verdict::Distorted);
     assert_eq!(Verdict::of(0.9, 98.0, Some(0.9)), Verdict::Ok);
@@ -236,4 +238,27 @@ fn prosody_measures_a_shift_of_pitch_and_lost_voicing() {
     assert!(prosody(&x, &whispered, 16_000).voicing_f1.unwrap() < 0.2);
     assert_eq!(prosody(&[], &[], 16_000).voicing_f1, None);
     assert_eq!(prosody(&[0.0; 500], &[0.0; 500], 16_000).energy_correlation, None);
+}
+
+#[test]
+fn a_line_of_a_log_is_read_from_causes_to_symptoms() {
+    let well =
+        Signs { rho: 0.9, amplitude: 95.0, mel_distance: Some(1.0), codebooks: &[(300.0, 1024), (200.0, 1024)], discriminator: None };
+    assert_eq!(well.verdict(), Verdict::Ok);
+    assert_eq!(Signs { codebooks: &[(0.0, 1024)], ..well }.verdict(), Verdict::Ok);
+    let dead = Signs { codebooks: &[(300.0, 1024), (1.0, 1024)], rho: 0.05, ..well };
+    assert_eq!((dead.verdict(), dead.alarms().count()), (Verdict::CodebookCollapse, 1));
+    assert_eq!(Signs { rho: 0.05, amplitude: 7.0, ..well }.verdict(), Verdict::Starved);
+    for (discriminator, verdict) in [
+        (Discriminator::hinge(2.0), Verdict::Ok),
+        (Discriminator::hinge(0.6), Verdict::Ok),
+        (Discriminator::hinge(0.4), Verdict::DiscriminatorWon),
+        (Discriminator::least_squares(4.0, 8), Verdict::Ok),
+        (Discriminator::least_squares(0.9, 8), Verdict::DiscriminatorWon),
+        (Discriminator::hinge(f64::NAN), Verdict::Ok),
+    ] {
+        assert_eq!(Signs { discriminator: Some(discriminator), ..well }.verdict(), verdict, "{discriminator:?}");
+    }
+    let quiet = Signs { amplitude: 40.0, discriminator: Some(Discriminator::hinge(0.1)), ..well };
+    assert_eq!(quiet.verdict(), Verdict::GainCollapse);
 }
