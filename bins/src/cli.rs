@@ -645,6 +645,9 @@ pub struct Diagnose {
     /// Write a picture
     #[arg(long, value_name = "P.png")]
     pub plot: Option<PathBuf>,
+    /// The page that reports a run; report.html in its folder by default
+    #[arg(long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
     /// Align within this many samples either way
     #[arg(long, default_value_t = 2000, value_name = "SAMPLES", value_parser = clap::value_parser!(u32).range(..=1 << 20))]
     pub max_lag: u32,

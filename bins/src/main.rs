@@ -2,7 +2,9 @@
 
 mod cli;
 mod commands;
+mod page;
 mod picture;
+mod run_folder;
 
 use std::process::ExitCode;
 

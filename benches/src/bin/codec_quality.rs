@@ -73,25 +73,25 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sums per group: STOI, SI-SDR, rho, amplitude, mel distance, count.
+/// Sums per group: PESQ, STOI, SI-SDR, rho, amplitude, mel distance, STFT distance, count.
 #[derive(Default)]
-struct Means(BTreeMap<String, [f64; 6]>);
+struct Means(BTreeMap<String, [f64; 8]>);
 
 impl Means {
     /// Utterances too short for a measure are left out.
     fn add(&mut self, group: &str, c: &Comparison) {
-        let (Some(stoi), Some(mel)) = (c.stoi, c.mel_distance) else { return };
-        let values = [stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude, mel, 1.0];
+        let (Some(pesq), Some(stoi), Some(mel), Some(stft)) = (c.pesq, c.stoi, c.mel_distance, c.stft_distance) else { return };
+        let values = [pesq, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude, mel, stft, 1.0];
         let sums = self.0.entry(group.to_owned()).or_default();
         sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
     }
 
     fn print(&self, codec: &str, codebooks: usize) {
         for (group, sums) in &self.0 {
-            let [stoi, si_sdr, rho, amplitude, mel, n] = sums.map(|s| s / sums[5]);
+            let [pesq, stoi, si_sdr, rho, amplitude, mel, stft, _] = sums.map(|s| s / sums[7]);
             let round = |v: f64| (v * 1e3).round() / 1e3;
-            let line = json!({ "codec": codec, "codebooks": codebooks, "group": group, "utterances": sums[5] * n, "stoi": round(stoi),
-                "mel_distance": round(mel), "si_sdr_db": round(si_sdr), "rho": round(rho), "amplitude": round(amplitude) });
+            let line = json!({ "codec": codec, "codebooks": codebooks, "group": group, "utterances": sums[7], "pesq": round(pesq), "stoi": round(stoi),
+                "mel_distance": round(mel), "stft_distance": round(stft), "si_sdr_db": round(si_sdr), "rho": round(rho), "amplitude": round(amplitude) });
             println!("{line}");
         }
     }

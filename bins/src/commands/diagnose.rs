@@ -1,19 +1,20 @@
 use std::path::Path;
 
 use serde_json::json;
-use swara_engine::codec::Config;
-use swara_engine::metrics::{Alarm, Comparison, Verdict};
+use swara_engine::metrics::{Alarm, Comparison};
 use swara_loader::audio::AudioReader;
-use swara_loader::input;
+use swara_loader::output;
 
 use crate::cli::{Common, Diagnose};
 use crate::failure::{Failure, Result};
-use crate::picture::{self, Panel, Sound};
-use crate::terminal;
+use crate::picture::{self, Sound};
+use crate::run_folder::{self, RunFolder};
+use crate::{page, terminal};
 
 pub fn run(common: &Common, args: &Diagnose) -> Result {
     args.plot.as_deref().map_or(Ok(()), picture::check_name)?;
     match &args.test {
+        Some(_) if args.out.is_some() => Err(Failure::usage("--out: is for the report of a run, of two files there is none")),
         Some(test) => signals(common, args, test),
         None if args.reference.is_dir() => folder(common, args),
         None => {
@@ -70,10 +71,15 @@ fn signals(common: &Common, args: &Diagnose, test: &Path) -> Result {
         ("amplitude", format!("{:.1} %", w.amplitude)),
         ("best gain", format!("{:.3}", w.gain)),
         ("mel distance", or_dash(c.mel_distance)),
+        ("STFT distance", or_dash(c.stft_distance)),
+        ("PESQ", or_dash(c.pesq)),
         ("STOI", or_dash(c.stoi)),
+        ("F0 error", c.prosody.f0_rmse_cents.map_or_else(|| "-".to_owned(), |v| format!("{v:.1} cents"))),
+        ("voicing F1", or_dash(c.prosody.voicing_f1)),
+        ("energy corr.", or_dash(c.prosody.energy_correlation)),
         ("verdict", format!("{}: {}", c.verdict(), c.verdict().advice())),
     ];
-    lines.into_iter().try_for_each(|(what, value)| terminal::say(format!("{what:<13}{value}")))
+    lines.into_iter().try_for_each(|(what, value)| terminal::say(format!("{what:<14}{value}")))
 }
 
 /// Names for levels of SNR; speech codecs at low rates are "poor" by this measure however good they sound.
@@ -88,120 +94,49 @@ fn label(snr_db: f64) -> &'static str {
 
 /// The folder of a training run.
 fn folder(common: &Common, args: &Diagnose) -> Result {
-    let dir = args.reference.as_path();
-    let log = Table::read(&dir.join("log.csv"))?;
-    let Some(last) = log.rows.last() else {
-        return Err(Failure::file("cannot diagnose", "nothing has been logged yet", &dir.join("log.csv")));
-    };
-    let number = |name: &str| log.column(name).and_then(|c| last.get(c)).and_then(|v| v.parse::<f64>().ok());
-    let (rho, amplitude) = (number("rho").unwrap_or(f64::NAN), number("amplitude").unwrap_or(f64::NAN));
-    let verdict = Verdict::of(rho, amplitude, number("mel"));
-    let perplexities = log.column("perplexities").and_then(|c| last.get(c)).map(|v| perplexities(v)).unwrap_or_default();
-    let sizes = codebook_sizes(dir)?;
-    let alarms: Vec<Alarm> = perplexities.iter().zip(&sizes).enumerate().filter_map(|(k, (&p, &size))| Alarm::of(k, size, p)).collect();
-    let diverged = last.iter().any(|v| v.parse::<f64>().is_ok_and(|v| !v.is_finite()));
+    let run = RunFolder::open(&args.reference)?;
+    let lines = run.lines();
+    let Some(last) = lines.last() else { return Err(Failure::file("cannot diagnose", "nothing has been logged yet", &run.dir)) };
+    // How long it has been so.
+    let since = lines.iter().rev().take_while(|line| line.verdict == last.verdict).last().map_or(last.step, |line| line.step);
     if let Some(plot) = &args.plot {
-        plot_run(dir, plot)?;
+        plot_run(&run.dir, plot)?;
     }
-    let step = number("step").unwrap_or(0.0) as u64;
+    let report = args.out.clone().unwrap_or_else(|| run.dir.join("report.html"));
+    output::write(&report, page::page(&run, &lines, since)?.as_bytes())?;
+    let (verdict, perplexities, sizes) = (last.verdict, &last.perplexities, &run.sizes);
     if common.json {
-        terminal::say_json(&json!({
-            "step": step, "mel": number("mel"), "snr_db": number("snr_db"), "rho": number("rho"), "amplitude": number("amplitude"),
-            "perplexities": perplexities, "codebook_sizes": sizes, "verdict": verdict, "advice": verdict.advice(),
-            "alarms": alarms.iter().map(Alarm::to_string).collect::<Vec<_>>(), "diverged": diverged,
-        }))?;
-    } else {
-        let shown = |name: &str| number(name).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
-        terminal::say(format!(
-            "step {step}: mel {}, SNR {} dB, rho {}, amplitude {} %",
-            shown("mel"),
-            shown("snr_db"),
-            shown("rho"),
-            shown("amplitude")
-        ))?;
-        if perplexities.iter().all(|&p| p == 0.0) {
-            terminal::say("codebooks: not initialised yet")?;
-        }
-        for (k, (p, size)) in perplexities.iter().zip(&sizes).enumerate().filter(|(_, (p, _))| **p > 0.0) {
-            terminal::say(format!("codebook {k}: perplexity {p:.1} of {size} ({:.0} %)", 100.0 * p / *size as f64))?;
-        }
-        terminal::say(format!("verdict: {verdict}: {}", verdict.advice()))?;
-        alarms.iter().try_for_each(|a| terminal::say(format!("alarm: {a}")))?;
-        if diverged {
-            terminal::say("alarm: a logged value is not finite: lower the learning rate or the gradient clip")?;
-        }
+        return terminal::say_json(&json!({
+            "step": last.step, "mel": run.last("mel"), "snr_db": run.last("snr_db"), "rho": run.last("rho"),
+            "amplitude": run.last("amplitude"), "perplexities": perplexities, "codebook_sizes": sizes, "verdict": verdict,
+            "since": since, "advice": verdict.advice(), "alarms": last.alarms.iter().map(Alarm::to_string).collect::<Vec<_>>(),
+            "diverged": run.diverged(), "report": report,
+        }));
     }
-    Ok(())
+    let shown = |name: &str| run.last(name).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
+    terminal::say(format!(
+        "step {}: mel {}, SNR {} dB, rho {}, amplitude {} %",
+        last.step,
+        shown("mel"),
+        shown("snr_db"),
+        shown("rho"),
+        shown("amplitude")
+    ))?;
+    if perplexities.iter().all(|&p| p == 0.0) {
+        terminal::say("codebooks: not initialised yet")?;
+    }
+    for (k, (p, size)) in perplexities.iter().zip(sizes).enumerate().filter(|(_, (p, _))| **p > 0.0) {
+        terminal::say(format!("codebook {k}: perplexity {p:.1} of {size} ({:.0} %)", 100.0 * p / *size as f64))?;
+    }
+    terminal::say(format!("verdict: {verdict} since step {since}: {}", verdict.advice()))?;
+    last.alarms.iter().try_for_each(|a| terminal::say(format!("alarm: {a}")))?;
+    if run.diverged() {
+        terminal::say(format!("alarm: {}", page::DIVERGED))?;
+    }
+    terminal::say(format!("report: {}", report.display()))
 }
 
-fn perplexities(cell: &str) -> Vec<f64> {
-    cell.split(';').filter_map(|v| v.parse().ok()).collect()
-}
-
-fn codebook_sizes(dir: &Path) -> Result<Vec<usize>> {
-    Ok(super::train::read_config(&dir.join("config.toml"))?.codec()?.codebook_sizes)
-}
-
-/// Curves of a run: losses, likeness of the output, codebook perplexities, and validation where there is some.
+/// The curves of a run as a picture.
 pub fn plot_run(dir: &Path, picture: &Path) -> Result {
-    let log = Table::read(&dir.join("log.csv"))?;
-    let steps = log.numbers("step");
-    let series = |names: &[&str]| -> Vec<(String, Vec<(f64, f64)>)> {
-        names.iter().map(|n| ((*n).to_owned(), steps.iter().copied().zip(log.numbers(n)).collect())).collect()
-    };
-    let mut panels = vec![
-        Panel { title: "mel loss".into(), series: series(&["mel"]) },
-        Panel { title: "other losses, unweighted".into(), series: series(&["wave", "spectrum", "commitment", "codebook"]) },
-        Panel { title: "SNR, dB".into(), series: series(&["snr_db"]) },
-        Panel { title: "amplitude, %".into(), series: series(&["amplitude"]) },
-        Panel { title: "rho".into(), series: series(&["rho"]) },
-    ];
-    if let Some(column) = log.column("perplexities") {
-        let cells: Vec<Vec<f64>> = log.rows.iter().map(|r| r.get(column).map(|v| perplexities(v)).unwrap_or_default()).collect();
-        let stages = cells.iter().map(Vec::len).max().unwrap_or(0).min(Config::MAX_CODEBOOKS);
-        let stage = |k: usize| steps.iter().zip(&cells).filter_map(|(&s, c)| Some((s, *c.get(k)?))).collect();
-        if stages > 0 {
-            panels.push(Panel { title: "perplexity".into(), series: (0..stages).map(|k| (format!("codebook {k}"), stage(k))).collect() });
-        }
-    }
-    let validation = dir.join("validation.csv");
-    if validation.is_file() {
-        let table = Table::read(&validation)?;
-        let steps = table.numbers("step");
-        let points = |name: &str| (name.to_owned(), steps.iter().copied().zip(table.numbers(name)).collect());
-        panels.push(Panel { title: "validation".into(), series: vec![points("stoi"), points("rho")] });
-        panels.push(Panel { title: "validation".into(), series: vec![points("mel_distance"), points("si_sdr_db")] });
-    }
-    panels.retain(|p| p.series.iter().flat_map(|(_, points)| points).any(|(_, y)| y.is_finite()));
-    picture::curves(picture, &format!("training in {}", dir.display()), "step", &panels)
-}
-
-/// Longest log that is read, bytes.
-const MAX_LOG: u64 = 1 << 28;
-
-/// A CSV file without quotes.
-struct Table {
-    header: Vec<String>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn read(path: &Path) -> Result<Table> {
-        let text = input::read_text(path, "read log", MAX_LOG)?;
-        let mut lines = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
-        let header = lines.next().unwrap_or_default();
-        // The last line may be half written.
-        let rows: Vec<_> = lines.filter(|row| row.len() == header.len()).collect();
-        Ok(Table { header, rows })
-    }
-
-    fn column(&self, name: &str) -> Option<usize> {
-        self.header.iter().position(|h| h == name)
-    }
-
-    /// A column's numbers; NaN where there is none.
-    fn numbers(&self, name: &str) -> Vec<f64> {
-        let column = self.column(name);
-        self.rows.iter().map(|r| column.and_then(|c| r.get(c)).and_then(|v| v.parse().ok()).unwrap_or(f64::NAN)).collect()
-    }
+    picture::curves(picture, &format!("training in {}", dir.display()), "step", &run_folder::curves_of(dir)?)
 }

@@ -63,7 +63,7 @@ impl Axis {
     }
 }
 
-fn label(value: f64) -> String {
+pub fn label(value: f64) -> String {
     let value = if value.abs() < 1e-12 { 0.0 } else { value };
     match value.abs() {
         a if a >= 1e6 || (a > 0.0 && a < 1e-3) => format!("{value:.0e}"),

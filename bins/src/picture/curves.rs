@@ -4,7 +4,7 @@ use super::axis::Axis;
 use super::canvas::{BLACK, Canvas, Colour, LINE, Rect, text_width};
 use crate::failure::Result;
 
-const INKS: [Colour; 8] = [
+pub const INKS: [Colour; 8] = [
     [0x1f, 0x77, 0xb4],
     [0xd6, 0x27, 0x28],
     [0x2c, 0xa0, 0x2c],

@@ -3,6 +3,7 @@
 mod axis;
 mod backend;
 mod canvas;
+mod chart;
 mod curves;
 mod sound;
 
@@ -10,8 +11,9 @@ use std::path::Path;
 
 pub use backend::Pixels;
 pub use canvas::Canvas;
+pub use chart::{chart, ink};
 pub use curves::{Panel, curves};
-pub use sound::{Sound, sounds};
+pub use sound::{Sound, sounds, sounds_png};
 
 use crate::failure::{Failure, Result};
 
@@ -24,6 +26,9 @@ pub fn check_name(path: &Path) -> Result {
 }
 
 pub fn save(canvas: &Canvas, path: &Path) -> Result {
-    let bytes = canvas.png().map_err(|e| Failure::file("cannot write picture", e, path))?;
-    Ok(swara_loader::output::write(path, &bytes)?)
+    Ok(swara_loader::output::write(path, &png(canvas)?)?)
+}
+
+fn png(canvas: &Canvas) -> Result<Vec<u8>> {
+    canvas.png().map_err(|e| Failure::work(format!("cannot draw: {e}")))
 }

@@ -18,6 +18,15 @@ pub struct Sound<'a> {
 
 /// Waveform and spectrogram of each sound, below each other on one time axis; all spectrograms share one colour scale.
 pub fn sounds(path: &Path, title: &str, sample_rate: u32, sounds: &[Sound]) -> Result {
+    super::save(&draw(title, sample_rate, sounds), path)
+}
+
+/// As [`sounds`], the bytes of a PNG.
+pub fn sounds_png(title: &str, sample_rate: u32, sounds: &[Sound]) -> Result<Vec<u8>> {
+    super::png(&draw(title, sample_rate, sounds))
+}
+
+fn draw(title: &str, sample_rate: u32, sounds: &[Sound]) -> Canvas {
     const LEFT: usize = 56;
     const WIDTH: usize = 1000;
     const RIGHT: usize = 64;
@@ -47,7 +56,7 @@ pub fn sounds(path: &Path, title: &str, sample_rate: u32, sounds: &[Sound]) -> R
         kilohertz.draw_left(&mut canvas, spectrum, "kHz", false);
         time.draw_bottom(&mut canvas, spectrum, "s");
     }
-    super::save(&canvas, path)
+    canvas
 }
 
 fn draw_wave(canvas: &mut Canvas, r: Rect, samples: &[f32], longest: usize) {

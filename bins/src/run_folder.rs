@@ -1,0 +1,239 @@
+//! The folder of a training run, as far as it can be read: any of its files may be half written, or somebody else's.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use swara_engine::codec::Config;
+use swara_engine::metrics::{Alarm, Discriminator, Signs, Verdict};
+use swara_engine::train::TrainConfig;
+use swara_loader::input;
+
+use crate::commands::train::read_config;
+use crate::failure::{Failure, Result};
+use crate::picture::Panel;
+
+/// Longest log that is read, bytes.
+const MAX_LOG: u64 = 1 << 28;
+/// Lines of it that are looked at, the latest.
+const MAX_LINES: usize = 1_000_000;
+/// Most files that are looked at among the samples.
+const MAX_FILES: usize = 20_000;
+
+/// What a folder says of its run.
+pub struct RunFolder {
+    pub dir: PathBuf,
+    pub config: TrainConfig,
+    pub sizes: Vec<usize>,
+    pub log: Table,
+    pub validation: Option<Table>,
+}
+
+/// A verdict is of the medians of so many lines: a batch of silence is no failure.
+const RECENT: usize = 5;
+
+/// A line of the log and what it means.
+pub struct Line {
+    pub step: u64,
+    pub verdict: Verdict,
+    pub alarms: Vec<Alarm>,
+    pub perplexities: Vec<f64>,
+}
+
+impl RunFolder {
+    pub fn open(dir: &Path) -> Result<RunFolder> {
+        let log = Table::read(&dir.join("log.csv"))?;
+        if log.rows.is_empty() {
+            return Err(Failure::file("cannot diagnose", "nothing has been logged yet", &dir.join("log.csv")));
+        }
+        let config = read_config(&dir.join("config.toml"))?;
+        let sizes = config.codec()?.codebook_sizes;
+        Ok(RunFolder { dir: dir.to_owned(), config, sizes, log, validation: validation(dir)? })
+    }
+
+    /// Every line of the log.
+    pub fn lines(&self) -> Vec<Line> {
+        let numbers = |name: &str| self.log.numbers(name);
+        let (step, rho, amplitude, mel) = (numbers("step"), numbers("rho"), numbers("amplitude"), numbers("mel"));
+        let discriminators = self.discriminators();
+        let recent = |values: &[f64], i: usize| median(&values[(i + 1).saturating_sub(RECENT)..=i]);
+        (0..self.log.rows.len())
+            .map(|i| {
+                let perplexities = self.log.cell(i, "perplexities").map(perplexities).unwrap_or_default();
+                let codebooks: Vec<(f64, usize)> = perplexities.iter().copied().zip(self.sizes.iter().copied()).collect();
+                let signs = Signs {
+                    rho: recent(&rho, i),
+                    amplitude: recent(&amplitude, i),
+                    mel_distance: Some(recent(&mel, i)).filter(|mel| mel.is_finite()),
+                    codebooks: &codebooks,
+                    discriminator: discriminators[i],
+                };
+                Line { step: step[i] as u64, verdict: signs.verdict(), alarms: signs.alarms().collect(), perplexities }
+            })
+            .collect()
+    }
+
+    /// The discriminators' loss in every line in which they take part.
+    fn discriminators(&self) -> Vec<Option<Discriminator>> {
+        let columns = ["adversarial", "feature", "discriminator"].map(|name| self.log.numbers(name));
+        let at = |i: usize| {
+            let values = [columns[0][i], columns[1][i], columns[2][i]];
+            // Before they join, all three are 0.
+            let running = values.iter().any(|v| v.is_finite() && *v != 0.0);
+            Some(values[2]).filter(|v| running && v.is_finite())
+        };
+        let losses: Vec<Option<f64>> = (0..self.log.rows.len()).map(at).collect();
+        let chance = self.chance(&losses);
+        let recent = |i: usize| median(&losses[(i + 1).saturating_sub(RECENT)..=i].iter().flatten().copied().collect::<Vec<_>>());
+        let judged = |i: usize| losses[i].and_then(|_| Some(Discriminator { loss: recent(i), chance: chance? }));
+        (0..losses.len()).map(judged).collect()
+    }
+
+    /// The loss of discriminators that guess, by `adversarial.rule` of the configuration.
+    fn chance(&self, losses: &[Option<f64>]) -> Option<f64> {
+        let rule = &serde_json::to_value(&self.config).ok()?["adversarial"]["rule"];
+        let text = rule.to_string().to_ascii_lowercase();
+        let squares = text.contains("lsgan");
+        let one = if squares { Discriminator::least_squares(0.0, 1) } else { Discriminator::hinge(0.0) }.chance;
+        if !text.contains("sum") {
+            return Some(one);
+        }
+        // How many are summed over shows at the start: an untrained one answers 0 to everything.
+        let first = losses.iter().flatten().take(5).copied().fold(f64::NEG_INFINITY, f64::max);
+        Some(one * (first / if squares { 1.0 } else { 2.0 }).round().max(1.0)).filter(|chance| chance.is_finite())
+    }
+
+    /// Whether the last line has what is no finite number.
+    pub fn diverged(&self) -> bool {
+        self.log
+            .rows
+            .last()
+            .is_some_and(|row| self.log.text[row.clone()].split(',').any(|v| v.parse::<f64>().is_ok_and(|v| !v.is_finite())))
+    }
+
+    /// A number of the last line.
+    pub fn last(&self, name: &str) -> Option<f64> {
+        self.log.cell(self.log.rows.len().checked_sub(1)?, name)?.parse().ok()
+    }
+
+    pub fn panels(&self) -> Vec<Panel> {
+        panels(&self.log, self.validation.as_ref())
+    }
+
+    /// Outputs that a validation kept, the latest of each name, latest first.
+    pub fn samples(&self) -> Vec<Sample> {
+        let dir = self.dir.join("samples");
+        let Ok(entries) = std::fs::read_dir(&dir) else { return Vec::new() };
+        let mut latest: BTreeMap<String, (u64, String)> = BTreeMap::new();
+        for file in entries.take(MAX_FILES).flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+            let Some((step, name)) = file.strip_suffix("-output.wav").and_then(|stem| stem.split_once('-')) else { continue };
+            let Ok(number) = step.parse::<u64>() else { continue };
+            if latest.get(name).is_none_or(|(before, _)| *before < number) {
+                latest.insert(name.to_owned(), (number, step.to_owned()));
+            }
+        }
+        let path = |step: &str, name: &str, part: &str| dir.join(format!("{step}-{name}-{part}.wav"));
+        let mut samples: Vec<Sample> = latest
+            .into_iter()
+            .map(|(name, (step, digits))| Sample {
+                input: Some(path(&digits, &name, "input")).filter(|path| path.is_file()),
+                output: path(&digits, &name, "output"),
+                step,
+                name,
+            })
+            .collect();
+        samples.sort_by_key(|sample| std::cmp::Reverse(sample.step));
+        samples
+    }
+}
+
+/// NaN of nothing.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|v| !v.is_nan()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What a validation made of an utterance.
+pub struct Sample {
+    pub name: String,
+    pub step: u64,
+    pub input: Option<PathBuf>,
+    pub output: PathBuf,
+}
+
+fn validation(dir: &Path) -> Result<Option<Table>> {
+    let path = dir.join("validation.csv");
+    path.is_file().then(|| Table::read(&path)).transpose()
+}
+
+/// The curves of a run that may have no configuration yet.
+pub fn curves_of(dir: &Path) -> Result<Vec<Panel>> {
+    Ok(panels(&Table::read(&dir.join("log.csv"))?, validation(dir)?.as_ref()))
+}
+
+/// Curves of losses, likeness of the output, codebook perplexities, and validation where there is some.
+fn panels(log: &Table, validation: Option<&Table>) -> Vec<Panel> {
+    let series = |table: &Table, names: &[&str]| -> Vec<(String, Vec<(f64, f64)>)> {
+        let steps = table.numbers("step");
+        let points = |name: &str| steps.iter().copied().zip(table.numbers(name)).collect::<Vec<_>>();
+        let known = |name: &str, points: &[(f64, f64)]| name == "step" || points.iter().any(|(_, y)| y.is_finite() && *y != 0.0);
+        names.iter().map(|name| ((*name).to_owned(), points(name))).filter(|(name, points)| known(name, points)).collect()
+    };
+    let panel = |table: &Table, title: &str, names: &[&str]| Panel { title: title.to_owned(), series: series(table, names) };
+    let mut panels = vec![
+        panel(log, "mel loss", &["mel"]),
+        panel(log, "other losses, unweighted", &["wave", "spectrum", "commitment", "codebook"]),
+        panel(log, "discriminators", &["adversarial", "feature", "discriminator"]),
+        panel(log, "rho", &["rho"]),
+        panel(log, "amplitude, %", &["amplitude"]),
+        panel(log, "SNR, dB", &["snr_db"]),
+    ];
+    let steps = log.numbers("step");
+    let cells: Vec<Vec<f64>> = (0..log.rows.len()).map(|i| log.cell(i, "perplexities").map(perplexities).unwrap_or_default()).collect();
+    let stages = cells.iter().map(Vec::len).max().unwrap_or(0);
+    let stage = |k: usize| steps.iter().zip(&cells).filter_map(|(&s, c)| Some((s, *c.get(k)?))).collect();
+    panels.push(Panel { title: "perplexity".into(), series: (0..stages).map(|k| (format!("codebook {k}"), stage(k))).collect() });
+    panels.push(panel(log, "norm of the gradient", &["gradient_norm"]));
+    panels.push(panel(log, "learning rate", &["learning_rate"]));
+    if let Some(table) = validation {
+        panels.push(panel(table, "validation", &["stoi", "rho"]));
+        panels.push(panel(table, "validation", &["mel_distance", "si_sdr_db", "pesq"]));
+    }
+    panels.retain(|p| p.series.iter().flat_map(|(_, points)| points).any(|(_, y)| y.is_finite()));
+    panels
+}
+
+fn perplexities(cell: &str) -> Vec<f64> {
+    cell.split(';').take(Config::MAX_CODEBOOKS).filter_map(|v| v.parse().ok()).collect()
+}
+
+/// A CSV file without quotes. Columns are found by their names, whatever others there are.
+pub struct Table {
+    text: String,
+    header: Vec<String>,
+    rows: Vec<Range<usize>>,
+}
+
+impl Table {
+    pub fn read(path: &Path) -> Result<Table> {
+        let text = input::read_text(path, "read log", MAX_LOG)?;
+        let header: Vec<String> = text.lines().next().unwrap_or_default().split(',').map(str::to_owned).collect();
+        let base = text.as_ptr() as usize;
+        let place = |line: &str| line.as_ptr() as usize - base..line.as_ptr() as usize - base + line.len();
+        let skipped = text.lines().count().saturating_sub(MAX_LINES).max(1);
+        // The last line may be half written.
+        let rows = text.lines().skip(skipped).filter(|line| line.split(',').count() == header.len()).map(place).collect();
+        Ok(Table { header, rows, text })
+    }
+
+    fn cell(&self, row: usize, name: &str) -> Option<&str> {
+        let column = self.header.iter().position(|h| h == name)?;
+        self.text.get(self.rows.get(row)?.clone())?.split(',').nth(column)
+    }
+
+    /// A column's numbers; NaN where there is none.
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        (0..self.rows.len()).map(|row| self.cell(row, name).and_then(|v| v.parse().ok()).unwrap_or(f64::NAN)).collect()
+    }
+}
