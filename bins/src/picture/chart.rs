@@ -44,7 +44,8 @@ fn draw<'a>(area: &Area<'a>, panel: &Panel, x_unit: &str) -> Outcome<'a> {
     let x = |v: f64| LEFT + (along(&x_axis, v) * width).round() as i32;
     let y = |v: f64| TOP + ((1.0 - along(&y_axis, v)) * height).round() as i32;
     let text = |at: (i32, i32), side: HPos, text: &str| {
-        let style = ("sans-serif", 14.0).into_font().color(&grey).pos(Pos::new(side, VPos::Center));
+        // `plotters` divides by 1.24 what a font size is elsewhere.
+        let style = ("sans-serif", 14.0 * 1.24).into_font().color(&grey).pos(Pos::new(side, VPos::Center));
         area.draw(&Text::new(text.to_owned(), at, style))
     };
     for tick in y_axis.ticks(5) {

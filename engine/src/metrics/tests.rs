@@ -262,3 +262,34 @@ fn a_line_of_a_log_is_read_from_causes_to_symptoms() {
     let quiet = Signs { amplitude: 40.0, discriminator: Some(Discriminator::hinge(0.1)), ..well };
     assert_eq!(quiet.verdict(), Verdict::GainCollapse);
 }
+
+#[test]
+fn whatever_two_signals_are_they_can_be_compared() {
+    let mut rng = swara_kernels::case::SplitMix(14);
+    let mut below = |n: usize| (rng.next() % n as u64) as usize;
+    for round in 0..40 {
+        let long = voice(4_000 + below(60_000), 16_000);
+        let mut other: Vec<f32> = match round % 4 {
+            0 => noise(4_000 + below(60_000), round as u64),
+            1 => long.iter().rev().copied().collect(),
+            // Pieces in another order, with gaps and jumps.
+            _ => (0..6)
+                .flat_map(|_| {
+                    let at = below(long.len());
+                    long[at..long.len().min(at + 12_000)].to_vec()
+                })
+                .collect(),
+        };
+        for _ in 0..3 {
+            let (at, n) = (below(other.len()), below(5_000));
+            let end = other.len().min(at + n);
+            other[at..end].fill([0.0, 1e-30, 1e30][below(3)]);
+        }
+        for (x, y) in [(&long, &other), (&other, &long)] {
+            let score = pesq(x, y, 16_000);
+            assert!(score.is_none_or(|score| (0.9..4.7).contains(&score)), "{score:?}");
+            let prosody = prosody(x, y, 16_000);
+            assert!(prosody.voicing_f1.is_none_or(|f1| (0.0..=1.0).contains(&f1)));
+        }
+    }
+}
