@@ -163,11 +163,9 @@ fn likeness(c: &Comparison) -> String {
         ("F0 error, cents", c.prosody.f0_rmse_cents),
         ("voicing F1", c.prosody.voicing_f1),
     ];
-    let row = |tag: &str, of: &dyn Fn(&(&str, Option<f64>)) -> String| {
-        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", of(cell))).collect();
-        format!("<tr>{cells}</tr>")
-    };
-    format!("<div class=\"wide\"><table>{}{}</table></div>\n", row("th", &|cell| cell.0.to_owned()), row("td", &|cell| number(cell.1)))
+    let names: String = cells.iter().map(|(name, _)| format!("<th>{name}</th>")).collect();
+    let values: String = cells.iter().map(|&(_, v)| format!("<td>{}</td>", number(v))).collect();
+    format!("<div class=\"wide\"><table><tr>{names}</tr><tr>{values}</tr></table></div>\n")
 }
 
 /// A file of 16-bit samples, made here: nothing of a file that was read goes into the page as it is.
