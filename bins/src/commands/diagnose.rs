@@ -103,7 +103,8 @@ fn folder(common: &Common, args: &Diagnose) -> Result {
         plot_run(&run.dir, plot)?;
     }
     let report = args.out.clone().unwrap_or_else(|| run.dir.join("report.html"));
-    output::write(&report, page::page(&run, &lines, since)?.as_bytes())?;
+    let page = page::page(&run, &lines, since)?;
+    output::write(&report, page.as_bytes()).map_err(|e| Failure::from(e).hint("--out FILE.html writes it elsewhere"))?;
     let (verdict, perplexities, sizes) = (last.verdict, &last.perplexities, &run.sizes);
     if common.json {
         return terminal::say_json(&json!({
