@@ -47,7 +47,7 @@ impl RunFolder {
             return Err(Failure::file("cannot diagnose", "nothing has been logged yet", &dir.join("log.csv")));
         }
         let config = read_config(&dir.join("config.toml"))?;
-        let sizes = config.codec()?.codebook_sizes;
+        let sizes = config.architecture()?.model()?.format.codebook_sizes;
         Ok(RunFolder { dir: dir.to_owned(), config, sizes, log, validation: validation(dir)? })
     }
 

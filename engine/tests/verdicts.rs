@@ -60,7 +60,7 @@ fn batch(config: &TrainConfig, seed: u64) -> Vec<f32> {
 
 /// The verdict of every step, as a line of a log would have it. `heard`: what k-means hears of a batch.
 fn verdicts(config: TrainConfig, batch: impl Fn(u64) -> Vec<f32>, heard: impl Fn(Vec<f32>) -> Vec<f32>) -> Vec<Verdict> {
-    let sizes = config.codec().unwrap().codebook_sizes;
+    let sizes = config.architecture().unwrap().model().unwrap().format.codebook_sizes;
     let mut trainer = Trainer::new(config, &Device::Cpu).unwrap();
     let mut found = Vec::new();
     while trainer.step() < trainer.config().train.steps {

@@ -201,7 +201,7 @@ pub(crate) fn room(values: usize) -> Result<Vec<f32>> {
 enum Table {
     Values(Arc<Tensor>),
     /// Of sums that are of this type.
-    Codes(Quantized, DType),
+    Codes(Box<Quantized>, DType),
 }
 
 /// Tables one below the other.
@@ -238,7 +238,7 @@ impl Rows {
             scales.write_rows(at, &part.scales)?;
             at += part.codes.shape().rows();
         }
-        let table = Table::Codes(Quantized { bits: Bits::Eight, codes, scales, mins: None }, values);
+        let table = Table::Codes(Box::new(Quantized { bits: Bits::Eight, codes, scales, mins: None }), values);
         Ok(Rows { table, tables, muxed: None }.muxed_as(embeddings))
     }
 
@@ -290,8 +290,8 @@ impl Rows {
         let onto = onto.map(|onto| (onto, 0));
         let y = match &self.table {
             Table::Values(weight) => embedding::forward(weight, &self.tables, (ids, first), onto)?,
-            Table::Codes(Quantized { codes, scales, .. }, dtype) => {
-                embedding::forward_codes((codes, scales), &self.tables, (ids, first), onto, *dtype)?
+            Table::Codes(table, dtype) => {
+                embedding::forward_codes((&table.codes, &table.scales), &self.tables, (ids, first), onto, *dtype)?
             }
         };
         let [batch, width] = [0, 1].map(|axis| y.shape()[axis]);
