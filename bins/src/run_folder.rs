@@ -73,34 +73,15 @@ impl RunFolder {
             .collect()
     }
 
-    /// The discriminators' loss in every line in which they take part.
+    /// The discriminators' loss in every line in which they learnt.
     fn discriminators(&self) -> Vec<Option<Discriminator>> {
-        let columns = ["adversarial", "feature", "discriminator"].map(|name| self.log.numbers(name));
+        let losses = self.log.numbers("discriminator");
+        let judged = |loss: f64| self.config.adversarial.as_ref()?.judged(loss);
         let at = |i: usize| {
-            let values = [columns[0][i], columns[1][i], columns[2][i]];
-            // Before they join, all three are 0.
-            let running = values.iter().any(|v| v.is_finite() && *v != 0.0);
-            Some(values[2]).filter(|v| running && v.is_finite())
+            judged(losses[i])?;
+            judged(median(&losses[(i + 1).saturating_sub(RECENT)..=i].iter().copied().filter(|l| judged(*l).is_some()).collect::<Vec<_>>()))
         };
-        let losses: Vec<Option<f64>> = (0..self.log.rows.len()).map(at).collect();
-        let chance = self.chance(&losses);
-        let recent = |i: usize| median(&losses[(i + 1).saturating_sub(RECENT)..=i].iter().flatten().copied().collect::<Vec<_>>());
-        let judged = |i: usize| losses[i].and_then(|_| Some(Discriminator { loss: recent(i), chance: chance? }));
-        (0..losses.len()).map(judged).collect()
-    }
-
-    /// The loss of discriminators that guess, by `adversarial.rule` of the configuration.
-    fn chance(&self, losses: &[Option<f64>]) -> Option<f64> {
-        let rule = &serde_json::to_value(&self.config).ok()?["adversarial"]["rule"];
-        let text = rule.to_string().to_ascii_lowercase();
-        let squares = text.contains("lsgan");
-        let one = if squares { Discriminator::least_squares(0.0, 1) } else { Discriminator::hinge(0.0) }.chance;
-        if !text.contains("sum") {
-            return Some(one);
-        }
-        // How many are summed over shows at the start: an untrained one answers 0 to everything.
-        let first = losses.iter().flatten().take(5).copied().fold(f64::NEG_INFINITY, f64::max);
-        Some(one * (first / if squares { 1.0 } else { 2.0 }).round().max(1.0)).filter(|chance| chance.is_finite())
+        (0..losses.len()).map(at).collect()
     }
 
     /// Whether the last line has what is no finite number.

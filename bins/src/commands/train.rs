@@ -29,9 +29,14 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
                 bar.set_position(r.step);
                 bar.set_message(format!("mel {:.3}  rho {:.3}  {}", r.losses.mel, r.rho, r.verdict));
                 let seconds = r.elapsed.as_secs_f64();
+                let l = &r.losses;
+                let against = match l.feature + l.discriminator {
+                    0.0 => String::new(),
+                    _ => format!("adversarial {:.4}  feature {:.4}  discriminator {:.4}  ", l.adversarial, l.feature, l.discriminator),
+                };
                 terminal::detail(format!(
-                    "step {}  mel {:.4}  wave {:.4}  commitment {:.4}  rho {:.3}  amplitude {:.0}%  {}  {seconds:.2} s",
-                    r.step, r.losses.mel, r.losses.wave, r.losses.commitment, r.rho, r.amplitude, r.verdict
+                    "step {}  mel {:.4}  wave {:.4}  {against}commitment {:.4}  rho {:.3}  amplitude {:.0}%  {}  {seconds:.2} s",
+                    r.step, l.mel, l.wave, l.commitment, r.rho, r.amplitude, r.verdict
                 ));
                 for k in &r.collapsed {
                     bar.suspend(|| terminal::warn(format!("step {}: codebook {k} has collapsed", r.step)));

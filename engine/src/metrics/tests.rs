@@ -250,16 +250,16 @@ fn a_line_of_a_log_is_read_from_causes_to_symptoms() {
     assert_eq!((dead.verdict(), dead.alarms().count()), (Verdict::CodebookCollapse, 1));
     assert_eq!(Signs { rho: 0.05, amplitude: 7.0, ..well }.verdict(), Verdict::Starved);
     for (discriminator, verdict) in [
-        (Discriminator::hinge(2.0), Verdict::Ok),
-        (Discriminator::hinge(0.6), Verdict::Ok),
-        (Discriminator::hinge(0.4), Verdict::DiscriminatorWon),
-        (Discriminator::least_squares(4.0, 8), Verdict::Ok),
-        (Discriminator::least_squares(0.9, 8), Verdict::DiscriminatorWon),
-        (Discriminator::hinge(f64::NAN), Verdict::Ok),
+        (Discriminator { loss: 2.0, chance: 2.0 }, Verdict::Ok),
+        (Discriminator { loss: 0.6, chance: 2.0 }, Verdict::Ok),
+        (Discriminator { loss: 0.4, chance: 2.0 }, Verdict::DiscriminatorWon),
+        (Discriminator { loss: 4.0, chance: 4.0 }, Verdict::Ok),
+        (Discriminator { loss: 0.9, chance: 4.0 }, Verdict::DiscriminatorWon),
+        (Discriminator { loss: f64::NAN, chance: 2.0 }, Verdict::Ok),
     ] {
         assert_eq!(Signs { discriminator: Some(discriminator), ..well }.verdict(), verdict, "{discriminator:?}");
     }
-    let quiet = Signs { amplitude: 40.0, discriminator: Some(Discriminator::hinge(0.1)), ..well };
+    let quiet = Signs { amplitude: 40.0, discriminator: Some(Discriminator { loss: 0.1, chance: 2.0 }), ..well };
     assert_eq!(quiet.verdict(), Verdict::GainCollapse);
 }
 

@@ -69,16 +69,6 @@ impl Discriminator {
     /// Share of the loss of guessing below which it has won.
     const WON: f64 = 0.25;
 
-    /// Hinge losses of recordings and of outputs together, averaged over the discriminators: 2 is chance, below 0.5 is won.
-    pub fn hinge(loss: f64) -> Discriminator {
-        Discriminator { loss, chance: 2.0 }
-    }
-
-    /// Squared errors of recordings and of outputs together, summed over so many discriminators: a half of each is chance.
-    pub fn least_squares(loss: f64, discriminators: usize) -> Discriminator {
-        Discriminator { loss, chance: 0.5 * discriminators as f64 }
-    }
-
     pub fn won(self) -> bool {
         self.loss < Self::WON * self.chance
     }

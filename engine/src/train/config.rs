@@ -4,6 +4,7 @@ use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
 use crate::codec::Config;
 use crate::codec::mimi::Config as MimiConfig;
+use crate::metrics::Discriminator;
 use crate::{Error, Result};
 
 /// A training run, as its TOML file says it.
@@ -242,6 +243,14 @@ pub struct Adversarial {
     pub discriminators: DiscriminatorConfig,
     #[serde(default)]
     pub optimizer: Optimizer,
+}
+
+impl Adversarial {
+    /// What is known of the discriminators by their loss in a line of the log, where they learnt.
+    pub fn judged(&self, loss: f64) -> Option<Discriminator> {
+        let chance = self.rule.chance(self.discriminators.count());
+        (loss.is_finite() && loss != 0.0).then_some(Discriminator { loss, chance })
+    }
 }
 
 fn one() -> u64 {

@@ -161,6 +161,15 @@ impl Trainer {
         &self.architecture
     }
 
+    /// Samples of a crop.
+    pub fn crop(&self) -> usize {
+        self.crop
+    }
+
+    pub fn codebook_sizes(&self) -> &[usize] {
+        &self.model.format.codebook_sizes
+    }
+
     /// Samples a second.
     pub fn sample_rate(&self) -> u32 {
         self.model.format.sample_rate

@@ -22,7 +22,7 @@ use swara_loader::weights::Weights;
 use swara_loader::{input, output};
 
 use super::{Losses, Step, TrainConfig, Trainer};
-use crate::metrics::{self, Comparison, Verdict};
+use crate::metrics::{self, Comparison, Signs, Verdict};
 use crate::{Error, Result};
 
 /// One line of `log.csv`.
@@ -180,9 +180,23 @@ fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> R
         return Err(Error::Argument(format!("training diverged at step {}: {losses:?}; lower the learning rate or the clip", step.number)));
     }
     let output: Vec<f32> = step.output.to_f64()?.into_iter().map(|v| v as f32).collect();
-    let wave = metrics::waveform(input, &output);
+    // A decoder may fall short of a crop, and a step's last batch may be but a part of it.
+    let [items, t] = [step.output.shape()[0], step.output.shape()[1]];
+    let heard: Vec<f32> = input[input.len() - items * trainer.crop()..]
+        .chunks_exact(trainer.crop())
+        .flat_map(|item| item[..t.min(item.len())].iter().copied())
+        .collect();
+    let wave = metrics::waveform(&heard, &output);
     let perplexities = trainer.perplexities()?;
     let collapsed = perplexities.iter().enumerate().filter(|(_, p)| **p > 0.0 && **p < 1.5).map(|(k, _)| k).collect();
+    let codebooks: Vec<(f64, usize)> = perplexities.iter().copied().zip(trainer.codebook_sizes().iter().copied()).collect();
+    let signs = Signs {
+        rho: wave.rho,
+        amplitude: wave.amplitude,
+        mel_distance: Some(losses.mel),
+        codebooks: &codebooks,
+        discriminator: trainer.config().adversarial.as_ref().and_then(|a| a.judged(losses.discriminator)),
+    };
     Ok(Report {
         step: trainer.step(),
         steps: trainer.config().train.steps,
@@ -191,7 +205,7 @@ fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> R
         snr_db: wave.snr_db,
         rho: wave.rho,
         amplitude: wave.amplitude,
-        verdict: Verdict::of(wave.rho, wave.amplitude, Some(losses.mel)),
+        verdict: signs.verdict(),
         perplexities,
         collapsed,
         elapsed,

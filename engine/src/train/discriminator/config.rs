@@ -144,6 +144,12 @@ impl DiscriminatorConfig {
         DiscriminatorConfig { stft: Some(StftConfig::default()), ..DiscriminatorConfig::default() }
     }
 
+    /// How many discriminators these are.
+    pub fn count(&self) -> usize {
+        let (periods, scales) = (self.period.as_ref().map_or(0, |p| p.periods.len()), self.scale.as_ref().map_or(0, |s| s.scales));
+        periods + scales + self.band.as_ref().map_or(0, |b| b.windows.len()) + self.stft.as_ref().map_or(0, |s| s.windows.len())
+    }
+
     /// That every size is one that discriminators can have.
     ///
     /// # Errors

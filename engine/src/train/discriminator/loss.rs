@@ -33,6 +33,15 @@ impl AdversarialRule {
     pub const DAC: AdversarialRule = AdversarialRule { form: AdversarialForm::Lsgan, reduction: Reduction::Sum };
     pub const ENCODEC: AdversarialRule = AdversarialRule { form: AdversarialForm::Hinge, reduction: Reduction::Mean };
 
+    /// The loss of `n` discriminators that guess.
+    pub fn chance(self, n: usize) -> f64 {
+        let one = match self.form {
+            AdversarialForm::Lsgan => 0.5,
+            AdversarialForm::Hinge => 2.0,
+        };
+        one * n as f64 * self.share(n)
+    }
+
     /// What one of `n` terms counts.
     fn share(self, n: usize) -> f64 {
         match self.reduction {
