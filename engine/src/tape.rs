@@ -419,6 +419,12 @@ impl Tape {
         Ok(self.record_loss(x, value, move || filled(&x_value, weight / x_value.elements().max(1) as f64)))
     }
 
+    /// `x * mask`, element by element; the mask is a constant.
+    pub fn mask(&self, x: &Var, mask: &Rc<Tensor>) -> Result<Var> {
+        let (value, mask) = (elementwise::mul(&x.value, mask)?, mask.clone());
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(elementwise::mul(&dy, &mask)?)])))
+    }
+
     /// A loss whose gradient is known already: `weight * gradient`.
     pub fn known_loss(&self, x: &Var, value: Tensor, gradient: Tensor, weight: f64) -> Var {
         self.record_loss(x, value, move || elementwise::scale(&gradient, weight))

@@ -192,10 +192,64 @@ pub struct CodebookRules {
     /// Every so many steps, codewords used less than `expire_below` times the mean are replaced by samples of the batch.
     pub check_every: u64,
     pub expire_below: f64,
-    /// Probability that a step uses only the first n stages, n uniform; of a split quantiser at least one of each half.
+    /// Of whole batches, the probability that a step uses only the first n stages, n uniform; of items, the share of a batch's that use
+    /// only so many, each its own n.
     pub dropout: f64,
-    /// Probability that the decoder is given an item's latents as they are (Mimi: one half), drawn for each half of a split quantiser.
+    pub dropout_of: DropoutOf,
+    /// Probability that an item reaches the decoder unquantised (Mimi: 0.5).
     pub no_quantization_rate: f64,
+    pub initialise: Initialisation,
+    pub revival: Revival,
+    /// Weight of the divergence of codewords' mean use from the uniform, and of the similarity of stages that follow each other (ERVQ).
+    /// Both are computed on the host.
+    pub balance: f64,
+    pub similarity: f64,
+}
+
+/// What has a number of stages of its own in a step with dropout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DropoutOf {
+    /// The batch; all stages run and learn.
+    Batch,
+    /// The batch; the other stages neither run nor learn (Mimi).
+    Stages,
+    /// Each of the first items; all stages run and learn (DAC).
+    Items,
+}
+
+/// When k-means makes the codebooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Initialisation {
+    /// All of them before the step `start`.
+    Together,
+    /// One before each step from `start` on (Mimi).
+    Stepwise,
+}
+
+/// What becomes of codewords that nobody uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Revival {
+    /// Samples of the batch take their place every `check_every` steps (Mimi).
+    Expiry,
+    /// In every step they move towards the batch's nearest row (ERVQ, from CVQ-VAE).
+    Closest,
+    /// In every step they move towards a row that is drawn, near ones more probably.
+    Probable,
+}
+
+impl CodebookRules {
+    /// Whether the codewords of a stage are checked in a step: every so many that they have been there.
+    pub fn checks(&self, stage: usize, step: u64) -> bool {
+        let first = match self.initialise {
+            Initialisation::Together if step < self.start => 0,
+            Initialisation::Together => self.start,
+            Initialisation::Stepwise => self.start.saturating_add(stage as u64),
+        };
+        step >= first && (step - first + 1).is_multiple_of(self.check_every)
+    }
 }
 
 impl Default for CodebookRules {
@@ -208,7 +262,12 @@ impl Default for CodebookRules {
             check_every: 5,
             expire_below: 0.1,
             dropout: 0.5,
+            dropout_of: DropoutOf::Batch,
             no_quantization_rate: 0.0,
+            initialise: Initialisation::Together,
+            revival: Revival::Expiry,
+            balance: 0.0,
+            similarity: 0.0,
         }
     }
 }
@@ -321,8 +380,17 @@ impl TrainConfig {
         if !(1..=4096).contains(&c.kmeans_batches) || !(1..=1000).contains(&c.kmeans_iterations) {
             return fail("kmeans_batches must lie in 1..=4096, kmeans_iterations in 1..=1000");
         }
-        if [c.dropout, c.expire_below, c.no_quantization_rate].iter().any(|p| !(0.0..=1.0).contains(p)) {
+        if [c.dropout, c.expire_below, c.no_quantization_rate].iter().any(|share| !(0.0..=1.0).contains(share)) {
             return fail("dropout, expire_below and no_quantization_rate must lie in 0..=1");
+        }
+        if ![c.balance, c.similarity].iter().all(|w| w.is_finite() && *w >= 0.0) {
+            return fail("codebook.balance and codebook.similarity must be finite and not negative");
+        }
+        let averages = CodebookRules { no_quantization_rate: 0.0, balance: 0.0, similarity: 0.0, revival: Revival::Expiry, ..c.clone() };
+        if self.architecture()?.branches().is_empty() && (*c != averages || c.dropout_of == DropoutOf::Stages) {
+            return fail(
+                "no_quantization_rate, balance, similarity, other revivals and dropout of stages are for codebooks that are averages (ema)",
+            );
         }
         if [t.average, c.decay].iter().any(|d| !(0.0..1.0).contains(d)) || ![t.gain_db.0, t.gain_db.1].iter().all(|g| g.is_finite()) {
             return fail("average and decay must lie in 0..1, gains must be finite");

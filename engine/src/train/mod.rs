@@ -19,7 +19,9 @@ mod state;
 use std::rc::Rc;
 
 pub use architecture::Architecture;
-pub use config::{Adversarial, BalancerRules, CodebookRules, Decayed, LossWeights, Optimizer, Schedule, TrainConfig};
+pub use config::{
+    Adversarial, BalancerRules, CodebookRules, Decayed, DropoutOf, Initialisation, LossWeights, Optimizer, Revival, Schedule, TrainConfig,
+};
 pub use discriminator::{
     AdversarialForm, AdversarialRule, BandConfig, DiscriminatorConfig, Discriminators, PeriodConfig, PeriodRules, Reduction, ScaleConfig,
     StftConfig, adversarial_loss, discriminator_loss, feature_loss,
@@ -27,7 +29,6 @@ pub use discriminator::{
 pub use parameters::Parameter;
 pub use recording::Recording;
 pub use run::{Event, Report, Start, Validation, run};
-use swara_kernels::case::SplitMix;
 use swara_kernels::ops::{adamw, elementwise};
 use swara_kernels::{DType, Device, Tensor, span};
 
@@ -35,7 +36,7 @@ use self::adversary::Adversary;
 use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
-use self::quantize::{Codebook, Draws, Quantised, Stages, mix};
+use self::quantize::{Codebook, Plan, Quantised, Seeded, Stages, mix};
 use crate::codec::Codec;
 use crate::codec::model::{Model, TensorSpec};
 use crate::tape::{Tape, Var};
@@ -57,6 +58,8 @@ pub struct Trainer {
     codebooks: Vec<Codebook>,
     /// Whether the codebooks hold anything yet.
     initialised: bool,
+    /// Stages that k-means has made one by one.
+    made: usize,
     reconstruction: Reconstruction,
     balancer: Balancer,
     adversary: Option<Adversary>,
@@ -149,6 +152,7 @@ impl Trainer {
             architecture,
             config,
             initialised: false,
+            made: 0,
             step: 0,
         })
     }
@@ -211,7 +215,14 @@ impl Trainer {
 
     /// Whether the next step needs [`Trainer::initialise_codebooks`] first.
     pub fn needs_codebooks(&self) -> bool {
-        !self.has_codebooks() && self.step >= self.config.codebook.start
+        let start = self.config.codebook.start;
+        match self.config.codebook.initialise {
+            Initialisation::Together => !self.has_codebooks() && self.step >= start,
+            Initialisation::Stepwise => {
+                let all = self.longest();
+                self.made < all && self.step.saturating_sub(start) >= self.made as u64 && self.step >= start
+            }
+        }
     }
 
     /// k-means over the latents of `batches`, each `[batch * crop]` samples.
@@ -228,20 +239,30 @@ impl Trainer {
                 rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
             }
         }
-        let mut codebooks = Vec::new();
-        for (branch, rows) in self.branches.iter().zip(rows) {
-            let books = &self.architecture.codebooks()[branch.stages.clone()];
-            let (sizes, dim): (Vec<usize>, usize) = (books.iter().map(|book| book[0]).collect(), books.first().map_or(1, |book| book[1]));
-            let n = rows.len() / dim;
-            if n == 0 {
+        let (iterations, seed) = (self.config.codebook.kmeans_iterations, self.config.train.seed);
+        let stepwise = self.config.codebook.initialise == Initialisation::Stepwise;
+        for (n, (branch, rows)) in self.branches.iter().zip(rows).enumerate() {
+            let shapes = &self.architecture.codebooks()[branch.stages.clone()];
+            let (sizes, dim): (Vec<usize>, usize) = (shapes.iter().map(|book| book[0]).collect(), shapes.first().map_or(1, |book| book[1]));
+            let count = rows.len() / dim;
+            if count == 0 {
                 return Err(Error::Argument("k-means needs at least one batch".into()));
             }
-            let x = elementwise::convert(&Tensor::from_slice(&self.device, &rows, [n, dim])?, self.dtype())?;
-            let mut books = quantize::kmeans(x, &sizes, self.config.codebook.kmeans_iterations, self.config.train.seed)?;
-            books.iter_mut().try_for_each(|book| quantize::rescale(book, batch_rows, n))?;
-            codebooks.append(&mut books);
+            let x = elementwise::convert(&Tensor::from_slice(&self.device, &rows, [count, dim])?, self.dtype())?;
+            let seed = seed ^ (n as u64).rotate_left(32);
+            let books = &mut self.codebooks[branch.stages.clone()];
+            if stepwise {
+                let draws = &mut Seeded::new(mix(seed, u64::MAX, self.made as u64));
+                quantize::initialise_stage(books, x, self.made, iterations, draws)?;
+                books.get_mut(self.made).map_or(Ok(()), |book| quantize::rescale(book, batch_rows, count))?;
+            } else {
+                for (book, made) in books.iter_mut().zip(quantize::kmeans(x, &sizes, iterations, seed)?) {
+                    *book = made;
+                    quantize::rescale(book, batch_rows, count)?;
+                }
+            }
         }
-        self.codebooks = codebooks;
+        self.made += usize::from(stepwise);
         self.initialised = true;
         Ok(())
     }
@@ -258,11 +279,19 @@ impl Trainer {
         Ok(Var::from(elementwise::convert(&x, self.dtype())?))
     }
 
-    /// How many stages a step's decoder sees.
-    fn stages_used(&self, step: u64) -> usize {
-        let (all, least) = (self.model.format.codebook_sizes.len(), self.branches.len().max(1));
-        let mut rng = SplitMix(mix(self.config.train.seed, step, 0xd0));
-        if rng.uniform() < self.config.codebook.dropout { least + (rng.next() % (all + 1 - least) as u64) as usize } else { all }
+    /// Stages of the longest branch.
+    fn longest(&self) -> usize {
+        self.branches.iter().map(|branch| branch.stages.len()).max().unwrap_or(0)
+    }
+
+    /// How each branch quantises a step's items.
+    fn plans(&self, items: usize) -> Vec<(Branch, Plan)> {
+        let (seed, step) = (self.config.train.seed, self.step);
+        let plan = |(n, branch): (usize, &Branch)| {
+            let seed = seed ^ (n as u64).rotate_left(32);
+            (branch.clone(), Plan::new(&self.config.codebook, items, branch.stages.len(), seed, step))
+        };
+        self.branches.iter().enumerate().map(plan).collect()
     }
 
     /// A batch `[batch * crop]` through the codec; `learning` its parameters or not.
@@ -277,18 +306,18 @@ impl Trainer {
         let recording = Recording { tape: &tape, parameters: &parameters };
         let x = self.signal(samples)?;
         let z = recording.run(&self.model.encoder, x.clone())?;
-        let (weights, seed) = (&self.config.loss, mix(self.config.train.seed, self.step, 0xd1));
-        let draws = Draws { used: self.stages_used(self.step), no_quantization_rate: self.config.codebook.no_quantization_rate, seed };
+        let (weights, rules, items) = (&self.config.loss, &self.config.codebook, z.value().shape()[0]);
         let (z, commitment, codebook, stages) = if !self.has_codebooks() {
             (quantize::pass_through(&recording, &z, &self.branches)?, Vec::new(), Vec::new(), Vec::new())
         } else {
             let q: Quantised = match &self.architecture {
                 Architecture::Own(codec) if self.branches.is_empty() => {
-                    quantize::factorised(&recording, &z, codec, draws.used, weights.commitment, weights.codebook)?
+                    let plan = Plan::new(rules, items, codec.codebook_sizes.len(), self.config.train.seed, self.step);
+                    quantize::factorised(&recording, &z, codec, &plan, weights)?
                 }
-                _ => quantize::ema(&recording, &z, &self.codebooks, &self.branches, draws, weights.commitment)?,
+                _ => quantize::ema(&recording, &z, &self.codebooks, &self.plans(items), weights, rules)?,
             };
-            (q.z, q.commitment, q.codebook, q.stages)
+            (q.z, vec![q.commitment], q.codebook.into_iter().collect(), q.stages)
         };
         let y = recording.run(&self.model.decoder, z)?;
         // Symmetric decoders with odd strides fall short of their input; its end is left out.
@@ -413,7 +442,8 @@ impl Trainer {
             adamw::ema(average_of, &parameter.value, average)?;
         }
         if self.initialised {
-            quantize::update(&mut self.codebooks, &quantize::concatenated(seen)?, &self.config.codebook, self.step, t.seed)?;
+            let stages = quantize::concatenated(seen)?;
+            quantize::update(&mut self.codebooks, &self.branches, &stages, &self.config.codebook, self.step, t.seed)?;
         }
         self.step += 1;
         Ok(step)

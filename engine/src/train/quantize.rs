@@ -1,5 +1,9 @@
 //! Quantisation while training: straight-through gradients, commitment, and what keeps codebooks alive.
 
+mod ervq;
+#[cfg(test)]
+mod tests;
+
 use std::rc::Rc;
 
 use swara_kernels::Tensor;
@@ -7,9 +11,10 @@ use swara_kernels::case::SplitMix;
 use swara_kernels::ops::rvq_search::Metric;
 use swara_kernels::ops::{codebook, elementwise, reduce, rvq_search};
 
-use super::CodebookRules;
+use self::ervq::{Anchor, Rows};
 use super::architecture::Branch;
 use super::recording::Recording;
+use super::{CodebookRules, DropoutOf, LossWeights, Revival};
 use crate::Result;
 use crate::codec::Config;
 use crate::codec::quantizer::USAGE_EPSILON;
@@ -30,58 +35,153 @@ impl Codebook {
 /// Inputs `[N, D]` and codes i32 `[N]` of every stage.
 pub type Stages = Vec<(Tensor, Tensor)>;
 
+/// What a step draws.
+pub trait Draws {
+    /// Row numbers below `rows`, `count` of them: different ones if there are as many.
+    fn rows(&mut self, rows: usize, count: usize) -> Vec<i32>;
+
+    /// From 0 to 1.
+    fn uniform(&mut self) -> f64;
+}
+
+/// Draws that a seed decides.
+pub struct Seeded(SplitMix);
+
+impl Seeded {
+    pub fn new(seed: u64) -> Seeded {
+        Seeded(SplitMix(seed))
+    }
+}
+
+impl Draws for Seeded {
+    fn rows(&mut self, rows: usize, count: usize) -> Vec<i32> {
+        let rng = &mut self.0;
+        if rows < count {
+            return (0..count).map(|_| (rng.next() % rows.max(1) as u64) as i32).collect();
+        }
+        let mut all: Vec<i32> = (0..rows as i32).collect();
+        for i in 0..count {
+            all.swap(i, i + (rng.next() % (rows - i) as u64) as usize);
+        }
+        all.truncate(count);
+        all
+    }
+
+    fn uniform(&mut self) -> f64 {
+        self.0.uniform()
+    }
+}
+
+/// How the items of a step's batch are quantised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Stages of each item that the decoder sees.
+    pub used: Vec<usize>,
+    /// Items that the decoder sees unquantised.
+    pub raw: Vec<bool>,
+    /// Stages that run.
+    pub run: usize,
+}
+
+impl Plan {
+    /// Of a step on `items` items, with `stages` stages.
+    pub fn new(rules: &CodebookRules, items: usize, stages: usize, seed: u64, step: u64) -> Plan {
+        let mut rng = SplitMix(mix(seed, step, 0xd0));
+        let draw = |rng: &mut SplitMix| 1 + (rng.next() % stages.max(1) as u64) as usize;
+        let (used, run) = match rules.dropout_of {
+            DropoutOf::Items => {
+                let dropped = (items as f64 * rules.dropout) as usize;
+                ((0..items).map(|item| if item < dropped { draw(&mut rng) } else { stages }).collect(), stages)
+            }
+            DropoutOf::Batch | DropoutOf::Stages => {
+                let used = if rng.uniform() < rules.dropout { draw(&mut rng) } else { stages };
+                (vec![used; items], if rules.dropout_of == DropoutOf::Stages { used } else { stages })
+            }
+        };
+        let mut rng = SplitMix(mix(seed, step, 0xd2));
+        let raw = (0..items).map(|_| rng.uniform() < rules.no_quantization_rate).collect();
+        Plan { used, raw, run }
+    }
+
+    /// Of every item the first `used` of all that run.
+    pub fn whole(items: usize, used: usize, run: usize) -> Plan {
+        Plan { used: vec![used; items], raw: vec![false; items], run }
+    }
+
+    /// Whether all items have as many stages.
+    fn even(&self) -> Option<usize> {
+        let first = *self.used.first()?;
+        self.used.iter().all(|&used| used == first).then_some(first)
+    }
+
+    /// 1 in the rows `[items * rows, width]` of items of which `chosen` is true, else 0.
+    fn mask(&self, like: &Tensor, chosen: impl Fn(usize) -> bool) -> Result<Tensor> {
+        let shape = like.shape();
+        let each = shape.elements() / self.used.len().max(1);
+        let values: Vec<f64> = (0..self.used.len()).flat_map(|i| std::iter::repeat_n(f64::from(u8::from(chosen(i))), each)).collect();
+        Ok(Tensor::from_f64(&like.device(), like.dtype(), &values, shape)?)
+    }
+}
+
 /// What one step of quantisation leaves behind.
 pub struct Quantised {
     /// `[B, T, latent]`
     pub z: Var,
-    /// Unweighted terms of the commitment, and of the codebook loss if there is one.
-    pub commitment: Vec<Var>,
-    pub codebook: Vec<Var>,
+    /// Unweighted commitment, and codebook loss if there is one.
+    pub commitment: Var,
+    pub codebook: Option<Var>,
     /// For the moving averages.
     pub stages: Stages,
 }
 
-/// What a step draws for its quantiser.
-#[derive(Clone, Copy, Debug)]
-pub struct Draws {
-    /// Stages that reach the decoder.
-    pub used: usize,
-    pub no_quantization_rate: f64,
-    pub seed: u64,
-}
-
-/// `ema` quantisation of `z`: every stage runs and learns, some of them reach the decoder.
-pub fn ema(recording: &Recording, z: &Var, codebooks: &[Codebook], branches: &[Branch], draws: Draws, weight: f64) -> Result<Quantised> {
-    let mut whole = Quantised { z: z.clone(), commitment: Vec::new(), codebook: Vec::new(), stages: Vec::new() };
-    let mut sum: Option<Var> = None;
-    for (n, branch) in branches.iter().enumerate() {
-        // Those of the branches before all reach it, and one of each after.
-        let used = (draws.used - (branches.len() - 1 - n)).saturating_sub(branch.stages.start).clamp(1, branch.stages.len());
+/// `ema` quantisation of `z`: the stages that run learn, as many as the plan of their branch says reach the decoder.
+pub fn ema(
+    recording: &Recording,
+    z: &Var,
+    codebooks: &[Codebook],
+    branches: &[(Branch, Plan)],
+    weights: &LossWeights,
+    rules: &CodebookRules,
+) -> Result<Quantised> {
+    let (mut sum, mut commitment, mut stages): (Option<Var>, Option<Tensor>, _) = (None, None, Vec::with_capacity(codebooks.len()));
+    let items = z.value().shape()[0];
+    // The mean is over the stages of all branches.
+    let used = branches.iter().flat_map(|(_, plan)| &plan.used).sum::<usize>() as f64 / items.max(1) as f64;
+    for (branch, plan) in branches {
+        let Some(books) = codebooks.get(branch.stages.clone()) else { return Err(unplanned(plan, items, codebooks.len())) };
+        if plan.used.len() != items || plan.used.iter().any(|used| !(1..=plan.run).contains(used)) || plan.run > books.len() {
+            return Err(unplanned(plan, items, books.len()));
+        }
         let x = project(recording, z, branch.name, "input_proj")?;
-        let (quantised, commitment) =
-            residual(recording.tape, &x, &codebooks[branch.stages.clone()], used, draws, weight, &mut whole.stages)?;
-        whole.commitment.push(commitment);
-        let quantised = spared(&x, quantised, draws, n)?;
+        let (quantised, loss) = residual(recording.tape, &x, books, plan, used, weights.commitment, rules, &mut stages)?;
+        accumulate(&mut commitment, loss)?;
         let y = project(recording, &recording.tape.straight_through(&x, quantised), branch.name, "output_proj")?;
         sum = Some(match sum {
             Some(sum) => recording.tape.add(&sum, &y)?,
             None => y,
         });
     }
-    whole.z = sum.ok_or_else(|| crate::Error::Argument("no codebooks to quantise with".into()))?;
-    Ok(whole)
+    let (Some(z), Some(commitment)) = (sum, commitment) else { return Err(crate::Error::Argument("nothing to quantise with".into())) };
+    Ok(Quantised { z, commitment: commitment.into(), codebook: None, stages })
 }
 
-/// Residual stages over `x [B, T, D]`, `used` of which are summed up; the commitment is a share of a mean over all that are.
+fn unplanned(plan: &Plan, items: usize, stages: usize) -> crate::Error {
+    crate::Error::Argument(format!("{plan:?} for {items} items and {stages} stages"))
+}
+
+/// Stages over `x [B, T, D]`, and their commitment: the mean is over `all` stages of an item.
+#[allow(clippy::too_many_arguments)]
 fn residual(
     tape: &Tape,
     x: &Var,
     codebooks: &[Codebook],
-    used: usize,
-    draws: Draws,
+    plan: &Plan,
+    all: f64,
     weight: f64,
+    rules: &CodebookRules,
     stages: &mut Stages,
-) -> Result<(Tensor, Var)> {
+) -> Result<(Tensor, Tensor)> {
+    let items = x.value().shape()[0];
     let shape = x.value().shape();
     let (rows, dim) = (shape.rows(), shape.last_dim());
     let mut residual = x.value().copy()?.reshape([rows, dim])?;
@@ -90,34 +190,93 @@ fn residual(
     // identity as its gradient in x: the commitment mean |r|^2 pulls x by 2 r / n, per stage.
     let mut pull: Option<Tensor> = None;
     let mut commitment: Option<Tensor> = None;
-    let n = (rows * dim * draws.used) as f64;
-    for (k, book) in codebooks.iter().enumerate() {
-        let (codes, next) = rvq_search::stage(&residual, &book.embedding()?)?;
-        if k < used {
-            accumulate(&mut pull, elementwise::scale(&next, 2.0 / n)?)?;
-            accumulate(&mut commitment, elementwise::scale(&reduce::sum_squares(&next)?, 1.0 / n)?)?;
+    let n = (rows * dim) as f64 * all;
+    let mut similar = Similarity::default();
+    for (k, book) in codebooks[..plan.run].iter().enumerate() {
+        let embedding = book.embedding()?;
+        let (codes, next) = rvq_search::stage(&residual, &embedding)?;
+        let left = match plan.even() {
+            Some(used) => (k < used).then(|| next.copy()).transpose()?,
+            None => Some(elementwise::mul(&next, &plan.mask(&next, |item| k < plan.used[item])?)?),
+        };
+        if let Some(left) = left {
+            accumulate(&mut pull, elementwise::scale(&left, 2.0 / n)?)?;
+            accumulate(&mut commitment, elementwise::scale(&reduce::sum_squares(&left)?, 1.0 / n)?)?;
         }
-        if k + 1 == used {
-            let flat = x.value().copy()?.reshape([rows, dim])?;
-            quantised = Some(elementwise::sub(&flat, &next)?.reshape(shape)?);
+        match plan.even() {
+            Some(used) if used == k + 1 => {
+                let flat = x.value().copy()?.reshape([rows, dim])?;
+                quantised = Some(elementwise::sub(&flat, &next)?.reshape(shape)?);
+            }
+            Some(_) => {}
+            None => {
+                let word = elementwise::sub(&residual, &next)?;
+                accumulate(&mut quantised, elementwise::mul(&word, &plan.mask(&word, |item| k < plan.used[item])?)?)?;
+            }
+        }
+        if rules.balance > 0.0 {
+            let (inputs, words) = (residual.to_f64()?, embedding.to_f64()?);
+            let (loss, gradient) = ervq::balance(Rows { values: &inputs, width: dim }, Rows { values: &words, width: dim });
+            known(tape, x, loss, &gradient, rules.balance / plan.run as f64)?;
+        }
+        if rules.similarity > 0.0 {
+            similar.follow(elementwise::sub(&residual, &next)?.to_f64()?, items, dim);
         }
         stages.push((std::mem::replace(&mut residual, next), codes));
     }
-    let (Some(quantised), Some(pull), Some(commitment)) = (quantised, pull, commitment) else {
-        return Err(crate::Error::Argument(format!("{used} stages of {} used", codebooks.len())));
+    if let Some((loss, gradient)) = similar.mean() {
+        known(tape, x, loss, &gradient, rules.similarity)?;
+    }
+    let (Some(mut quantised), Some(pull), Some(commitment)) = (quantised, pull, commitment) else {
+        return Err(crate::Error::Argument(format!("{plan:?} of {} stages", codebooks.len())));
     };
-    Ok((quantised, tape.known_loss(x, commitment, pull.reshape(shape)?, weight)))
+    quantised = quantised.reshape(shape)?;
+    if plan.raw.contains(&true) {
+        let quantised_items = elementwise::mul(&quantised, &plan.mask(&quantised, |item| !plan.raw[item])?)?;
+        let raw_items = elementwise::mul(x.value(), &plan.mask(x.value(), |item| plan.raw[item])?)?;
+        quantised = elementwise::add(&quantised_items, &raw_items)?;
+    }
+    tape.known_loss(x, commitment.copy()?, pull.reshape(shape)?, weight);
+    Ok((quantised, commitment))
 }
 
-/// `quantised`, but for the items that are drawn to stay as `x` has them.
-fn spared(x: &Var, mut quantised: Tensor, draws: Draws, branch: usize) -> Result<Tensor> {
-    let [items, t, dim] = x.value().shape()[..] else { return Ok(quantised) };
-    for item in 0..items {
-        if SplitMix(mix(draws.seed, item as u64, branch as u64)).uniform() < draws.no_quantization_rate {
-            quantised.write_rows(item * t, &x.value().part(item * t * dim, [t, dim])?)?;
+/// A loss and its gradient, both from the host.
+fn known(tape: &Tape, x: &Var, loss: f64, gradient: &[f64], weight: f64) -> Result<()> {
+    let (device, dtype) = (x.value().device(), x.value().dtype());
+    let gradient = Tensor::from_f64(&device, dtype, gradient, x.value().shape())?;
+    tape.known_loss(x, Tensor::from_f64(&device, dtype, &[loss], [1])?, gradient, weight);
+    Ok(())
+}
+
+/// Similarity of what each stage quantises with what the next one does, item by item.
+#[derive(Default)]
+struct Similarity {
+    before: Option<Vec<f64>>,
+    sum: f64,
+    pairs: usize,
+    gradient: Vec<f64>,
+}
+
+impl Similarity {
+    fn follow(&mut self, words: Vec<f64>, items: usize, width: usize) {
+        let each = words.len() / items.max(1);
+        self.gradient.resize(words.len(), 0.0);
+        if let Some(before) = &self.before {
+            let images = before.chunks_exact(each.max(1)).zip(words.chunks_exact(each.max(1)));
+            for ((a, b), gradient) in images.zip(self.gradient.chunks_exact_mut(each.max(1))) {
+                let (value, da, db) = ervq::ssim(Rows { values: a, width }, Rows { values: b, width });
+                self.sum += value;
+                self.pairs += 1;
+                gradient.iter_mut().zip(da.iter().zip(&db)).for_each(|(g, (a, b))| *g += a + b);
+            }
         }
+        self.before = Some(words);
     }
-    Ok(quantised)
+
+    fn mean(self) -> Option<(f64, Vec<f64>)> {
+        let n = self.pairs as f64;
+        (self.pairs > 0).then(|| (self.sum / n, self.gradient.into_iter().map(|g| g / n).collect()))
+    }
 }
 
 /// The projections of an `ema` quantiser with nothing between them: what trains before there are codebooks.
@@ -148,21 +307,16 @@ fn accumulate(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
 }
 
 /// DAC's factorised quantisation: a projection in and out of every stage, cosine codes, codebooks by gradient.
-pub fn factorised(
-    recording: &Recording,
-    z: &Var,
-    config: &Config,
-    used: usize,
-    commitment_weight: f64,
-    codebook_weight: f64,
-) -> Result<Quantised> {
+pub fn factorised(recording: &Recording, z: &Var, config: &Config, plan: &Plan, weights: &LossWeights) -> Result<Quantised> {
     use swara_kernels::ops::weight_norm::Axis;
     let tape: &Tape = recording.tape;
     let shape = z.value().shape();
     let (rows, dim) = (shape.rows(), config.codebook_dim);
     let mut residual = z.clone();
     let mut sum: Option<Var> = None;
-    let (mut commitment, mut codebook, mut stages) = (Vec::new(), Vec::new(), Vec::new());
+    let mut commitment: Option<Tensor> = None;
+    let mut codebook_loss: Option<Tensor> = None;
+    let mut stages = Vec::new();
     for k in 0..config.codebook_sizes.len() {
         let stage = format!("quantizer.quantizers.{k}");
         let projection = |name: &str, x: &Var| -> Result<Var> {
@@ -175,23 +329,47 @@ pub fn factorised(
         let book = recording.parameter(&format!("{stage}.codebook.weight"))?;
         let codes = Rc::new(rvq_search::nearest(flat.value(), book.value(), Metric::Cosine)?);
         let words = tape.gather(book, &codes)?;
-        if k < used {
-            commitment.push(tape.mse_loss(&flat, &words.detached(), commitment_weight)?);
-            codebook.push(tape.mse_loss(&words, &flat.detached(), codebook_weight)?);
+        match plan.even() {
+            Some(used) if k < used => {
+                let c = tape.mse_loss(&flat, &words.detached(), weights.commitment)?;
+                let b = tape.mse_loss(&words, &flat.detached(), weights.codebook)?;
+                accumulate(&mut commitment, c.value().copy()?)?;
+                accumulate(&mut codebook_loss, b.value().copy()?)?;
+            }
+            Some(_) => {}
+            None => {
+                let gap = elementwise::sub(flat.value(), words.value())?;
+                let gap = elementwise::mul(&gap, &plan.mask(&gap, |item| k < plan.used[item])?)?;
+                let n = gap.elements() as f64;
+                let loss = elementwise::scale(&reduce::sum_squares(&gap)?, 1.0 / n)?;
+                accumulate(&mut commitment, loss.copy()?)?;
+                accumulate(&mut codebook_loss, loss.copy()?)?;
+                tape.known_loss(&flat, loss.copy()?, elementwise::scale(&gap, 2.0 / n)?, weights.commitment);
+                tape.known_loss(&words, loss, elementwise::scale(&gap, -2.0 / n)?, weights.codebook);
+            }
         }
         let through = tape.straight_through(&encoded, words.value().copy()?.reshape(encoded.value().shape())?);
         let decoded = projection("out_proj", &through)?;
         residual = tape.sub(&residual, &decoded)?;
-        if k < used {
+        let seen = match plan.even() {
+            Some(used) => (k < used).then_some(decoded),
+            None => {
+                let mask = plan.mask(decoded.value(), |item| k < plan.used[item])?;
+                Some(tape.mask(&decoded, &Rc::new(mask))?)
+            }
+        };
+        if let Some(seen) = seen {
             sum = Some(match sum {
-                Some(sum) => tape.add(&sum, &decoded)?,
-                None => decoded,
+                Some(sum) => tape.add(&sum, &seen)?,
+                None => seen,
             });
         }
         stages.push((flat.value().copy()?, codes.copy()?));
     }
-    let Some(z) = sum else { return Err(crate::Error::Argument(format!("{used} stages used"))) };
-    Ok(Quantised { z, commitment, codebook, stages })
+    let (Some(z), Some(commitment), Some(codebook)) = (sum, commitment, codebook_loss) else {
+        return Err(crate::Error::Argument(format!("{plan:?}: no stage is used")));
+    };
+    Ok(Quantised { z, commitment: commitment.into(), codebook: Some(codebook.into()), stages })
 }
 
 /// The stages of several batches as those of one.
@@ -221,27 +399,69 @@ pub fn concatenated(mut batches: Vec<Stages>) -> Result<Stages> {
 }
 
 /// Moves the averages towards what a step saw, and replaces codewords that nobody uses by samples of the batch.
-pub fn update(codebooks: &mut [Codebook], stages: &[(Tensor, Tensor)], rules: &CodebookRules, step: u64, seed: u64) -> Result<()> {
+pub fn update(
+    codebooks: &mut [Codebook],
+    branches: &[Branch],
+    stages: &[(Tensor, Tensor)],
+    rules: &CodebookRules,
+    step: u64,
+    seed: u64,
+) -> Result<()> {
+    let own = |k: usize| branches.iter().find(|branch| branch.stages.contains(&k)).map_or(k, |branch| k - branch.stages.start);
     for (k, (book, (inputs, codes))) in codebooks.iter_mut().zip(stages).enumerate() {
-        let size = book.usage.elements();
-        let (counts, sums) = codebook::statistics(inputs, codes, size)?;
-        codebook::ema_update(&mut book.usage, &mut book.sum, &counts, &sums, rules.decay)?;
-        if step.is_multiple_of(rules.check_every) {
-            revive(book, inputs, rules, &mut SplitMix(mix(seed, step, k as u64)))?;
-        }
+        update_stage(book, inputs, codes, rules, rules.checks(own(k), step), &mut Seeded::new(mix(seed, step, k as u64)))?;
     }
     Ok(())
 }
 
-fn revive(book: &mut Codebook, inputs: &Tensor, rules: &CodebookRules, rng: &mut SplitMix) -> Result<()> {
+/// As Mimi: what has expired is replaced first, and learns from the step, too.
+fn update_stage(
+    book: &mut Codebook,
+    inputs: &Tensor,
+    codes: &Tensor,
+    rules: &CodebookRules,
+    check: bool,
+    draws: &mut dyn Draws,
+) -> Result<()> {
+    if check && rules.revival == Revival::Expiry {
+        revive(book, inputs, rules, draws)?;
+    }
+    let (counts, sums) = codebook::statistics(inputs, codes, book.usage.elements())?;
+    codebook::ema_update(&mut book.usage, &mut book.sum, &counts, &sums, rules.decay)?;
+    match rules.revival {
+        Revival::Expiry => Ok(()),
+        Revival::Closest => anchor(book, inputs, rules, Anchor::Closest, draws),
+        Revival::Probable => anchor(book, inputs, rules, Anchor::Probable, draws),
+    }
+}
+
+/// ERVQ's online clustering.
+fn anchor(book: &mut Codebook, inputs: &Tensor, rules: &CodebookRules, anchor: Anchor, draws: &mut dyn Draws) -> Result<()> {
+    let (x, words, usage) = (inputs.to_f64()?, book.embedding()?.to_f64()?, book.usage.to_f64()?);
+    let width = inputs.shape().last_dim();
+    let rows = |values| Rows { values, width };
+    let moved = ervq::anchored(rows(&x), rows(&words), &usage, rules.decay, anchor, draws);
+    let mut sum = book.sum.to_f64()?;
+    for (k, place) in &moved {
+        let weight = usage[*k].max(USAGE_EPSILON);
+        sum[k * width..][..width].iter_mut().zip(place).for_each(|(sum, v)| *sum = weight * v);
+    }
+    if !moved.is_empty() {
+        book.sum = Tensor::from_f64(&inputs.device(), inputs.dtype(), &sum, book.sum.shape())?;
+    }
+    Ok(())
+}
+
+fn revive(book: &mut Codebook, inputs: &Tensor, rules: &CodebookRules, draws: &mut dyn Draws) -> Result<()> {
     let usage = book.usage.to_f64()?;
     let mean = usage.iter().sum::<f64>() / usage.len() as f64;
     let expired: Vec<i32> = (0..usage.len() as i32).filter(|&i| usage[i as usize] < rules.expire_below * mean).collect();
+    let drawn = draws.rows(inputs.shape()[0], usage.len());
     if expired.is_empty() {
         return Ok(());
     }
     let device = inputs.device();
-    let picks: Vec<i32> = expired.iter().map(|_| (rng.next() % inputs.shape()[0] as u64) as i32).collect();
+    let picks: Vec<i32> = expired.iter().map(|&i| drawn[i as usize]).collect();
     let samples = rvq_search::gather(inputs, &Tensor::from_slice(&device, &picks, [picks.len()])?)?;
     let rows = Tensor::from_slice(&device, &expired, [expired.len()])?;
     Ok(codebook::replace_rows(&mut book.sum, &mut book.usage, &rows, &samples, mean.max(USAGE_EPSILON))?)
@@ -249,34 +469,53 @@ fn revive(book: &mut Codebook, inputs: &Tensor, rules: &CodebookRules, rng: &mut
 
 /// Codebooks by k-means over `x [N, D]`, stage by stage on what the stages before leave over.
 pub fn kmeans(x: Tensor, sizes: &[usize], iterations: usize, seed: u64) -> Result<Vec<Codebook>> {
-    let device = x.device();
-    let n = x.shape()[0];
     let mut residual = x;
     let mut books = Vec::with_capacity(sizes.len());
     for (stage, &size) in sizes.iter().enumerate() {
-        let mut rng = SplitMix(mix(seed, u64::MAX, stage as u64));
-        let mut pick = |count: usize| -> Result<Tensor> {
-            let picks: Vec<i32> = (0..count).map(|_| (rng.next() % n as u64) as i32).collect();
-            Ok(rvq_search::gather(&residual, &Tensor::from_slice(&device, &picks, [count])?)?)
-        };
-        let mut means = pick(size)?;
-        let (mut usage, mut sum) = (Tensor::zeros(&device, means.dtype(), [size])?, means.copy()?);
-        for _ in 0..iterations.max(1) {
-            (usage, sum) = codebook::kmeans_step(&residual, &means)?;
-            let counts = usage.to_f64()?;
-            let empty: Vec<i32> = (0..size as i32).filter(|&i| counts[i as usize] == 0.0).collect();
-            if !empty.is_empty() {
-                let rows = Tensor::from_slice(&device, &empty, [empty.len()])?;
-                codebook::replace_rows(&mut sum, &mut usage, &rows, &pick(empty.len())?, 1.0)?;
-            }
-            means = codebook::embedding(&usage, &sum, USAGE_EPSILON)?;
-        }
-        // On the scale of one step, so that the averages start near where they will settle.
-        let book = Codebook { usage, sum };
+        let book = kmeans_stage(&residual, size, iterations, &mut Seeded::new(mix(seed, u64::MAX, stage as u64)))?;
         residual = rvq_search::stage(&residual, &book.embedding()?)?.1;
         books.push(book);
     }
     Ok(books)
+}
+
+/// One codebook by k-means over its inputs `[N, D]`; clusters that are empty start anew in every iteration.
+fn kmeans_stage(x: &Tensor, size: usize, iterations: usize, draws: &mut dyn Draws) -> Result<Codebook> {
+    let device = x.device();
+    let pick = |picks: &[i32]| -> Result<Tensor> { Ok(rvq_search::gather(x, &Tensor::from_slice(&device, picks, [picks.len()])?)?) };
+    let mut means = pick(&draws.rows(x.shape()[0], size))?;
+    let (mut usage, mut sum) = (Tensor::zeros(&device, means.dtype(), [size])?, means.copy()?);
+    for _ in 0..iterations.max(1) {
+        (usage, sum) = codebook::kmeans_step(x, &means)?;
+        let counts = usage.to_f64()?;
+        let empty: Vec<i32> = (0..size as i32).filter(|&i| counts[i as usize] == 0.0).collect();
+        let drawn = draws.rows(x.shape()[0], size);
+        if !empty.is_empty() {
+            let rows = Tensor::from_slice(&device, &empty, [empty.len()])?;
+            let picks: Vec<i32> = empty.iter().map(|&i| drawn[i as usize]).collect();
+            codebook::replace_rows(&mut sum, &mut usage, &rows, &pick(&picks)?, 1.0)?;
+        }
+        means = codebook::embedding(&usage, &sum, USAGE_EPSILON)?;
+    }
+    Ok(Codebook { usage, sum })
+}
+
+/// Mimi's initialisation: the codebook of one more `stage`, by k-means on what those before it leave of `x [N, D]`. It waits for them for
+/// a step, as on the batch that they are made of they leave next to nothing. Stages to come are all zeros, and learn nonetheless.
+pub fn initialise_stage(books: &mut [Codebook], x: Tensor, stage: usize, iterations: usize, draws: &mut dyn Draws) -> Result<()> {
+    let mut residual = x;
+    for book in &books[..stage.min(books.len())] {
+        residual = rvq_search::stage(&residual, &book.embedding()?)?.1;
+    }
+    let Some(book) = books.get_mut(stage) else { return Ok(()) };
+    *book = kmeans_stage(&residual, book.usage.elements(), iterations, draws)?;
+    if stage == 0 {
+        for book in &mut books[1..] {
+            book.usage = Tensor::from_f64(&book.usage.device(), book.usage.dtype(), &vec![1.0; book.usage.elements()], book.usage.shape())?;
+            book.sum.set_zero()?;
+        }
+    }
+    Ok(())
 }
 
 /// Usage and sum as one batch of `batch_rows` would have left them, from `n` rows.

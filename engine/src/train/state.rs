@@ -8,7 +8,7 @@ use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights::{self, Dtype, TensorRef};
 
-use super::{Architecture, Parameter, TrainConfig, Trainer};
+use super::{Architecture, Initialisation, Parameter, TrainConfig, Trainer};
 use crate::codec::model::{Layout, Model, TensorSpec};
 use crate::codec::{Config, METADATA_CONFIG, METADATA_MODEL, embedding_spec, mimi_to_train, quantizer, read};
 use crate::weights::Weights;
@@ -101,12 +101,16 @@ impl Trainer {
             None => false,
         };
         trainer.step = step;
+        trainer.made = (step.saturating_sub(trainer.config.codebook.start) as usize).min(trainer.longest());
         Ok(trainer)
     }
 
     /// Starts from a model instead of from noise: weights with or without weight norm, codebooks as averages or embeddings; of a Mimi
     /// any file that is published. The optimiser starts anew.
     pub fn initialise_from(&mut self, file: &weights::Weights) -> Result<()> {
+        if self.config.codebook.initialise == Initialisation::Stepwise {
+            return Err(Error::Config("initialise = \"stepwise\" makes codebooks that a model has already".into()));
+        }
         let (device, dtype) = (self.device.clone(), self.dtype());
         let (found, books) = match &self.architecture {
             Architecture::Own(config) => own(file, config, &self.model, &device)?,
