@@ -9,6 +9,9 @@ use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};
 
+/// Frames that share a number of codebooks, unless told otherwise.
+const HOLD: u8 = 4;
+
 /// Neural audio codecs on handwritten kernels.
 #[derive(Parser)]
 #[command(name = "swara", version, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -126,6 +129,19 @@ pub struct Encode {
     /// Use only the first N codebooks, or levels of a codec of several rates
     #[arg(long, visible_alias = "levels", value_name = "N")]
     pub codebooks: Option<usize>,
+    /// Follow the B best paths through the codebooks, not the nearest codeword of each: nearer codes, slower; on the CPU
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub beam: u8,
+    /// Give each frame its own number of codebooks, where they lower the mel distance most, within a mean of X kbit/s, those numbers
+    /// included; for recordings of up to an hour
+    #[arg(long, value_name = "X", conflicts_with = "error", value_parser = positive)]
+    pub target_kbps: Option<f64>,
+    /// Give each frame as few codebooks as leave at most the share TAU of its latents' energy
+    #[arg(long, value_name = "TAU", value_parser = share)]
+    pub error: Option<f64>,
+    /// Frames that share a number of codebooks
+    #[arg(long, value_name = "N", default_value_t = HOLD, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub hold: u8,
     /// Frame by frame
     #[arg(long)]
     pub stream: bool,
@@ -331,6 +347,9 @@ pub enum Bench {
     Codec(BenchCodec),
     /// Steps of a language model, one at a time: median and 99th percentile
     Lm(BenchLm),
+    /// What a codec makes of recordings at each bitrate: the first codebooks of every frame, as many as each frame needs, the best of a
+    /// beam
+    Rate(BenchRate),
     /// Say what became slower from one result file, or build, to another; exit code 1 if anything did
     Compare(BenchCompare),
     /// Draw a result file: kernels under their ceilings, or a codec's latencies
@@ -358,6 +377,32 @@ pub struct Results {
     /// One JSON array into DIR/DEVICE/, beside the table
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "benches/results")]
     pub save: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct BenchRate {
+    /// Audio files; the bundled clip by default
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Bundled name, file, or folder
+    #[arg(long, default_value = BUNDLED, value_name = "M")]
+    pub model: String,
+    /// Paths through the codebooks; may be repeated
+    #[arg(long, value_name = "B", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub beam: Vec<u8>,
+    /// Frames that share a number of codebooks; may be repeated
+    #[arg(long, value_name = "N", default_values_t = [HOLD], value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub hold: Vec<u8>,
+    /// Also by what is left of the latents: 0 weighs it by the frame's energy, 1 all frames alike; may be repeated
+    #[arg(long, value_name = "G", value_parser = share)]
+    pub loudness: Vec<f64>,
+    /// One JSON array to FILE (- for standard output) instead of a table
+    #[arg(long = "json", id = "results_json", value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or_else(|| "expected a number above 0".to_owned())
 }
 
 #[derive(Args)]

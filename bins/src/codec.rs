@@ -129,6 +129,8 @@ pub struct Pipe<'a> {
     codebooks: usize,
     /// Loudness of each of the pieces that some codecs code by themselves: of what was encoded last, for what is decoded next.
     pub scales: Vec<f32>,
+    /// What is left of each frame that is encoded, as [`Codec::encode_measured`] says it, if that is wanted.
+    pub left: Option<Vec<f32>>,
     pub encode_times: Times,
     pub decode_times: Times,
 }
@@ -139,7 +141,20 @@ impl<'a> Pipe<'a> {
             return Err(Failure::usage(format!("--stream: {} is not causal", codec.name())));
         }
         let session = if codec.format().causal { Some(warm_session(codec, codebooks)?) } else { None };
-        Ok(Pipe { codec, session, codebooks, scales: Vec::new(), encode_times: Times::default(), decode_times: Times::default() })
+        Ok(Pipe {
+            codec,
+            session,
+            codebooks,
+            scales: Vec::new(),
+            left: None,
+            encode_times: Times::default(),
+            decode_times: Times::default(),
+        })
+    }
+
+    /// Samples a second.
+    pub fn rate(&self) -> u32 {
+        self.codec.format().sample_rate
     }
 
     pub fn hop(&self) -> usize {
@@ -149,16 +164,27 @@ impl<'a> Pipe<'a> {
     /// Codes `[frames, columns]` for `samples`: whole frames, or the whole signal.
     fn encode(&mut self, samples: &[f32]) -> Result<Vec<i32>> {
         let (codec, codebooks) = (self.codec, self.codebooks);
-        let (session, scales) = (&mut self.session, &mut self.scales);
+        let (session, scales, left) = (&mut self.session, &mut self.scales, &mut self.left);
         self.encode_times.time(codec.device(), || match session {
             Some(session) => {
                 let x = codec.signal(samples, 1)?;
-                let codes = session.encode(&x, codebooks, None)?.to_vec::<i32>()?;
+                let codes = match left {
+                    Some(left) => session.encode_measured(&x, codebooks, left)?,
+                    None => session.encode(&x, codebooks, None)?,
+                };
                 terminal::warn_without_graph(session.no_graph());
-                Ok(codes)
+                Ok(codes.to_vec::<i32>()?)
             }
             None => {
-                let codes = codec.encode(&on_all_channels(codec, samples), codebooks)?;
+                let samples = on_all_channels(codec, samples);
+                let codes = match left {
+                    Some(left) => {
+                        let (codes, found) = codec.encode_measured(&samples, codebooks)?;
+                        left.extend(found);
+                        codes
+                    }
+                    None => codec.encode(&samples, codebooks)?,
+                };
                 *scales = codes.scales;
                 Ok(codec.format().by_frame(&codes.values, codebooks))
             }

@@ -1,12 +1,40 @@
 //! Files of codec codes: safetensors with `codes` i32 `[codebooks, frames]` - or, of codecs whose codebooks differ in rate, with
 //! `codes_0` i32 `[frames]` of the slowest, `codes_1`, ... - and metadata `model, sample_rate, frame_rate, samples`. Of codecs that code
-//! a signal in pieces which overlap there is `scales` f32 `[pieces]`, too.
+//! a signal in pieces which overlap there is `scales` f32 `[pieces]`, too. Where frames have codes of the first codebooks only, each of
+//! so many as it needs, there is `stages` u8 `[runs]`, how many each run of `hold` frames (metadata, 1 if not there) has; their other
+//! codes are -1.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::weights::{Dtype, TensorRef, Weights, save};
 use crate::{CodesError, Error, Result};
+
+/// In place of a code that a frame does without.
+pub const NONE: i32 = -1;
+/// Most frames that share a number of stages.
+pub const MAX_HOLD: usize = 64;
+
+/// How many of the codebooks each run of `hold` frames has, of which the last may be shorter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stages {
+    pub of: Vec<u8>,
+    pub hold: usize,
+}
+
+impl Stages {
+    /// Of a frame.
+    pub fn at(&self, frame: usize) -> usize {
+        self.of.get(frame / self.hold.max(1)).map_or(0, |&n| n.into())
+    }
+
+    /// Drops the codes `[frames, codebooks]` of stages that frames do without.
+    pub fn drop_others(&self, rows: &mut [i32], codebooks: usize) {
+        for (frame, row) in rows.chunks_exact_mut(codebooks.max(1)).enumerate() {
+            row[self.at(frame).min(codebooks)..].fill(NONE);
+        }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Codes {
@@ -15,6 +43,8 @@ pub struct Codes {
     pub codebooks: usize,
     /// Frames of each codebook of a multi-rate codec, slowest first; None if all are of one rate.
     pub levels: Option<Vec<usize>>,
+    /// None if every frame has codes of all codebooks.
+    pub stages: Option<Stages>,
     /// Loudness of each piece, of codecs that code a signal in pieces; else empty.
     pub scales: Vec<f32>,
     /// The codec's name.
@@ -89,6 +119,7 @@ impl Codes {
             codes,
             codebooks,
             levels,
+            stages: stages(weights)?,
             scales: scales(weights)?,
             model: field(weights, "model", "a name", |s| (!s.is_empty()).then(|| s.to_owned()))?,
             sample_rate: field(weights, "sample_rate", "Hz, 1 to 768000", |s| {
@@ -98,6 +129,7 @@ impl Codes {
             samples: field(weights, "samples", "a count", |s| s.parse().ok())?,
         };
         codes.check_shape()?;
+        codes.check_stages()?;
         codes.check_length()?;
         Ok(codes)
     }
@@ -106,8 +138,8 @@ impl Codes {
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let fail = |why| Error::Codes { path: path.to_owned(), why };
-        self.check_shape().and_then(|()| self.check_length()).map_err(fail)?;
-        let metadata: BTreeMap<_, _> = [
+        self.check_shape().and_then(|()| self.check_stages()).and_then(|()| self.check_length()).map_err(fail)?;
+        let mut metadata: BTreeMap<_, _> = [
             ("model", self.model.clone()),
             ("sample_rate", self.sample_rate.to_string()),
             ("frame_rate", self.frame_rate.to_string()),
@@ -115,6 +147,9 @@ impl Codes {
         ]
         .map(|(k, v)| (k.to_owned(), v))
         .into();
+        if let Some(stages) = &self.stages {
+            metadata.insert("hold".into(), stages.hold.to_string());
+        }
         let names: Vec<String> = (0..self.codebooks).map(|k| format!("codes_{k}")).collect();
         let shape = [self.codebooks, self.frames()];
         let tensors = match &self.levels {
@@ -126,7 +161,9 @@ impl Codes {
         };
         let pieces = [self.scales.len()];
         let scales = (!self.scales.is_empty()).then(|| TensorRef::f32("scales", &pieces, &self.scales));
-        let tensors: Vec<TensorRef> = tensors.into_iter().chain(scales).collect();
+        let runs = [self.stages.as_ref().map_or(0, |stages| stages.of.len())];
+        let stages = self.stages.as_ref().map(|s| TensorRef { name: "stages", dtype: Dtype::U8, shape: &runs, bytes: &s.of });
+        let tensors: Vec<TensorRef> = tensors.into_iter().chain(scales).chain(stages).collect();
         save(path, &tensors, &metadata)
     }
 
@@ -140,8 +177,9 @@ impl Codes {
             return Err(CodesError::Codebooks { expected: sizes.len(), found: self.codebooks });
         }
         for (codebook, &size) in sizes[..self.codebooks].iter().enumerate() {
-            let outside = |&c: &i32| usize::try_from(c).map_or(true, |c| c >= size);
-            if let Some(frame) = self.codebook(codebook).iter().position(outside) {
+            let absent = |frame: usize| self.stages.as_ref().is_some_and(|stages| codebook >= stages.at(frame));
+            let outside = |(frame, &c): (usize, &i32)| !absent(frame) && usize::try_from(c).map_or(true, |c| c >= size);
+            if let Some(frame) = self.codebook(codebook).iter().enumerate().position(outside) {
                 return Err(CodesError::Range { codebook, frame, found: self.codebook(codebook)[frame], size });
             }
         }
@@ -166,6 +204,23 @@ impl Codes {
         }
     }
 
+    /// Codes are there where frames have them, and only there.
+    fn check_stages(&self) -> Result<(), CodesError> {
+        let Some(stages) = &self.stages else { return Ok(()) };
+        let (frames, runs) = (self.frames(), stages.of.len());
+        let numbers = stages.of.iter().all(|&n| (1..=self.codebooks).contains(&n.into()));
+        if self.levels.is_some() || !(1..=MAX_HOLD).contains(&stages.hold) || runs != frames.div_ceil(stages.hold) || !numbers {
+            return Err(CodesError::Stages { runs, hold: stages.hold, frames, codebooks: self.codebooks });
+        }
+        for codebook in 0..self.codebooks {
+            let stray = |(frame, &code): (usize, &i32)| (code == NONE) != (codebook >= stages.at(frame));
+            if let Some(frame) = self.codebook(codebook).iter().enumerate().position(stray) {
+                return Err(CodesError::Stray { codebook, frame, found: self.codebook(codebook)[frame], stages: stages.at(frame) });
+            }
+        }
+        Ok(())
+    }
+
     fn check_length(&self) -> Result<(), CodesError> {
         let expected = self.samples as f64 * self.frame_rate / f64::from(self.sample_rate);
         // Pieces overlap by a half at most, and each may end within a frame.
@@ -187,6 +242,20 @@ fn tensor<'w>(weights: &'w Weights, name: &str) -> Result<(Vec<i32>, &'w [usize]
     let (dtype, shape) = weights.info(name).ok_or(CodesError::NoCodes)?;
     let dtype = || CodesError::Dtype { name: name.into(), found: dtype.name() };
     Ok((weights.to_i32(name).map_err(|_| dtype())?.into_owned(), shape))
+}
+
+fn stages(weights: &Weights) -> Result<Option<Stages>, CodesError> {
+    let Some((dtype, shape)) = weights.info("stages") else { return Ok(None) };
+    let fail = || CodesError::StagesTensor { dtype: dtype.name(), shape: shape.to_vec() };
+    if dtype != Dtype::U8 || shape.len() != 1 {
+        return Err(fail());
+    }
+    let of = weights.view("stages").map_err(|_| fail())?.bytes.to_vec();
+    let hold = match weights.metadata().contains_key("hold") {
+        true => field(weights, "hold", "a count of frames, 1 to 64", |s| s.parse().ok().filter(|n| (1..=MAX_HOLD).contains(n)))?,
+        false => 1,
+    };
+    Ok(Some(Stages { of, hold }))
 }
 
 fn scales(weights: &Weights) -> Result<Vec<f32>, CodesError> {
@@ -216,6 +285,7 @@ mod tests {
             codes: vec![0, 2047, 5, 1, 1023, 7],
             codebooks: 2,
             levels: None,
+            stages: None,
             scales: Vec::new(),
             model: "swara-te50".into(),
             sample_rate: 16_000,
@@ -240,6 +310,7 @@ mod tests {
             codes: (0..14).collect(),
             codebooks: 3,
             levels: Some(vec![2, 4, 8]),
+            stages: None,
             scales: Vec::new(),
             model: "snac_24khz".into(),
             sample_rate: 24_000,
@@ -284,6 +355,74 @@ mod tests {
         }
         save(&path, &[codes, TensorRef::i32("scales", &[1], &[1])], &metadata).unwrap();
         assert!(Codes::read(&path).is_err());
+    }
+
+    /// Three codebooks, seven frames, of which runs of three have 2, 1 and 3.
+    fn dynamic() -> Codes {
+        let mut rows: Vec<i32> = (0..21).collect();
+        let stages = Stages { of: vec![2, 1, 3], hold: 3 };
+        stages.drop_others(&mut rows, 3);
+        let by_codebook = (0..3).flat_map(|k| rows.iter().skip(k).step_by(3).copied().collect::<Vec<_>>()).collect();
+        Codes { codes: by_codebook, codebooks: 3, stages: Some(stages), samples: 2200, ..codes() }
+    }
+
+    #[test]
+    fn frames_of_fewer_codes_come_back_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        dynamic().write(&path).unwrap();
+        let read = Codes::read(&path).unwrap();
+        assert_eq!(read, dynamic());
+        assert_eq!(read.codebook(1), [1, 4, 7, -1, -1, -1, 19]);
+        assert_eq!(read.codebook(2), [-1, -1, -1, -1, -1, -1, 20]);
+        read.check(&path, &[19, 20, 21]).unwrap();
+        assert!(read.check(&path, &[19, 19, 21]).unwrap_err().to_string().contains("codebook 1, frame 6: code 19"));
+        // Without the numbers, as one who does not know of them reads it.
+        let old = Codes { stages: None, ..read };
+        assert!(old.check(&path, &[64; 3]).unwrap_err().to_string().contains("codebook 1, frame 3: code -1"));
+    }
+
+    #[test]
+    fn numbers_of_codes_that_contradict_the_codes_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let metadata: BTreeMap<String, String> =
+            [("model", "m"), ("sample_rate", "16000"), ("frame_rate", "50"), ("samples", "2200")].map(|(k, v)| (k.into(), v.into())).into();
+        let codes = dynamic().codes;
+        let tensor = TensorRef::i32("codes", &[3, 7], &codes);
+        let write = |of: &[u8], dtype: Dtype, shape: &[usize], hold: Option<&str>| {
+            let mut metadata = metadata.clone();
+            hold.map(|hold| metadata.insert("hold".into(), hold.into()));
+            save(&path, &[tensor, TensorRef { name: "stages", dtype, shape, bytes: of }], &metadata).unwrap();
+            Codes::read(&path)
+        };
+        assert_eq!(write(&[2, 1, 3], Dtype::U8, &[3], Some("3")).unwrap().stages, dynamic().stages);
+        write(&[2, 2, 2, 1, 1, 1, 3], Dtype::U8, &[7], None).unwrap();
+        for (of, hold) in [
+            (&[2, 1, 3][..], None),
+            (&[2, 1, 3], Some("2")),
+            (&[2, 1, 3], Some("0")),
+            (&[2, 1, 3], Some("65")),
+            (&[2, 1, 3], Some("-3")),
+            (&[2, 1, 3], Some("18446744073709551616")),
+            (&[2, 1], Some("3")),
+            (&[2, 1, 3, 3], Some("3")),
+            (&[], Some("3")),
+            (&[2, 2, 3], Some("3")),
+            (&[1, 1, 3], Some("3")),
+            (&[2, 0, 3], Some("3")),
+            (&[2, 1, 4], Some("3")),
+            (&[2, 1, 255], Some("3")),
+            (&[3], Some("7")),
+        ] {
+            let error = write(of, Dtype::U8, &[of.len()], hold).unwrap_err().to_string();
+            assert!(!error.contains('\n'), "{error}");
+        }
+        assert!(write(&[2, 1, 3], Dtype::U8, &[3, 1], Some("3")).is_err());
+        assert!(write(&[2, 1, 3], Dtype::I8, &[3], Some("3")).is_err());
+        let levels = Codes { stages: Some(Stages { of: vec![1, 1], hold: 1 }), ..levels() };
+        assert!(levels.write(&path).is_err());
+        assert!(Codes { stages: Some(Stages { of: vec![3, 1, 3], hold: 3 }), ..dynamic() }.write(&path).is_err());
     }
 
     #[test]

@@ -228,6 +228,12 @@ pub enum CodesError {
     ScalesDtype(&'static str),
     #[error("`scales` of shape {0:?}, expected [pieces] with at least one, all of them above 0")]
     Scales(Vec<usize>),
+    #[error("`stages` is {dtype} {shape:?}, expected U8 [runs of frames]")]
+    StagesTensor { dtype: &'static str, shape: Vec<usize> },
+    #[error("numbers of codes for {runs} runs of {hold} frames, expected 1 to {codebooks} for each of {frames} frames of one rate")]
+    Stages { runs: usize, hold: usize, frames: usize, codebooks: usize },
+    #[error("codebook {codebook}, frame {frame}: code {found} in a frame of {stages} codes")]
+    Stray { codebook: usize, frame: usize, found: i32, stages: usize },
     #[error("no metadata field `{0}`")]
     NoField(&'static str),
     #[error("metadata field `{field}` is {found:?}, expected {expected}")]

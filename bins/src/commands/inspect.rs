@@ -64,15 +64,21 @@ fn audio(common: &Common, path: &Path) -> Result {
 fn codes(common: &Common, weights: &Weights) -> Result {
     let codes = Codes::from_weights(weights)?;
     let largest: Vec<i32> = (0..codes.codebooks).map(|k| codes.codebook(k).iter().copied().max().unwrap_or(0)).collect();
+    let frames = codes.frames();
+    let mean = codes.stages.as_ref().map(|stages| (0..frames).map(|frame| stages.at(frame) as f64).sum::<f64>() / frames as f64);
     if common.json {
         return terminal::say_json(&json!({
             "kind": "codes", "model": codes.model, "codebooks": codes.codebooks, "frames": codes.frames(), "levels": codes.levels,
             "sample_rate": codes.sample_rate, "frame_rate": codes.frame_rate, "samples": codes.samples, "largest": largest,
+            "mean_codebooks": mean,
         }));
     }
     let seconds = codes.samples as f64 / f64::from(codes.sample_rate);
     let shape = match &codes.levels {
-        None => format!("{} codebooks x {} frames at {} Hz", codes.codebooks, codes.frames(), codes.frame_rate),
+        None => {
+            let mean = mean.map_or_else(String::new, |mean| format!("{mean:.2} of "));
+            format!("{mean}{} codebooks x {frames} frames at {} Hz", codes.codebooks, codes.frame_rate)
+        }
         Some(levels) => format!("{} levels of {levels:?} frames, the first at {} Hz", levels.len(), codes.frame_rate),
     };
     terminal::say(format!("codes of {}: {shape}", codes.model))?;

@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod prepare;
 pub mod profile;
 pub mod quantize;
+pub mod rate;
 pub mod roundtrip;
 pub mod speak;
 pub mod talk;

@@ -14,6 +14,7 @@ mod format;
 pub mod mimi;
 pub mod model;
 pub mod quantizer;
+pub mod rate;
 mod seanet;
 mod session;
 pub mod snac;
@@ -60,6 +61,8 @@ pub struct Codec {
     quantizer: Quantizer,
     device: Device,
     stored: Stored,
+    /// Paths of a search for codes.
+    beam: usize,
 }
 
 /// How a codec's weights are kept.
@@ -141,7 +144,7 @@ impl Codec {
         }
         let stack = |layers: &[Layer]| Stack::new(layers, weights, device, stored);
         let (encoder, decoder) = (stack(&model.encoder)?, stack(&model.decoder)?);
-        Ok(Codec { name: name.to_owned(), model, encoder, decoder, quantizer, device: device.clone(), stored })
+        Ok(Codec { name: name.to_owned(), model, encoder, decoder, quantizer, device: device.clone(), stored, beam: 1 })
     }
 
     pub fn name(&self) -> &str {
@@ -169,6 +172,17 @@ impl Codec {
     /// What a decoder with layers of noise is given from now on; without them of no consequence.
     pub fn set_noise(&mut self, noise: Noise) {
         self.decoder.set_noise(noise);
+    }
+
+    /// Codes are from now on those of the best of `beam` paths through the stages; 1, as it is at first, takes the nearest codeword in
+    /// each. On the CPU only.
+    ///
+    /// # Errors
+    /// Why there is no such search in this codec.
+    pub fn set_beam(&mut self, beam: usize) -> Result<()> {
+        self.quantizer.check_beam(beam, &self.device)?;
+        self.beam = beam;
+        Ok(())
     }
 
     /// Of what is between the layers: f32 beside bf16 on the CPU.
@@ -215,6 +229,16 @@ impl Codec {
     /// Codes of `samples` (at the model's rate, of its channels in turn) with the first `codebooks` stages; the end is padded with
     /// zeros to [`Format::pad_to`].
     pub fn encode(&self, samples: &[f32], codebooks: usize) -> Result<Codes> {
+        self.encode_and(samples, codebooks, None)
+    }
+
+    /// [`Codec::encode`] that says what is left of each frame, `[frames, codebooks + 1]`, as [`Quantizer::left`] does.
+    pub fn encode_measured(&self, samples: &[f32], codebooks: usize) -> Result<(Codes, Vec<f32>)> {
+        let mut left = Vec::new();
+        Ok((self.encode_and(samples, codebooks, Some(&mut left))?, left))
+    }
+
+    fn encode_and(&self, samples: &[f32], codebooks: usize, mut left: Option<&mut Vec<f32>>) -> Result<Codes> {
         self.check_codebooks(codebooks)?;
         let format = self.format();
         let channels = format.channels;
@@ -231,7 +255,12 @@ impl Codec {
         if format.causal {
             let mut session = Session::new(self, 1)?;
             for chunk in samples.chunks(Self::CHUNK_FRAMES * format.hop) {
-                rows.extend(session.encode(&self.signal(&padded(chunk), 1)?, codebooks, None)?.to_vec::<i32>()?);
+                let x = self.signal(&padded(chunk), 1)?;
+                let codes = match left.as_deref_mut() {
+                    None => session.encode(&x, codebooks, None)?,
+                    Some(left) => session.encode_measured(&x, codebooks, left)?,
+                };
+                rows.extend(codes.to_vec::<i32>()?);
             }
         } else {
             for piece in format.pieces(samples.len() / channels) {
@@ -241,7 +270,7 @@ impl Codec {
                     x.iter_mut().for_each(|v| *v /= scale);
                     scales.push(scale);
                 }
-                rows.extend(self.encode_whole(&self.signal(&x, 1)?, codebooks, &mut unobserved)?.to_vec::<i32>()?);
+                rows.extend(self.encode_whole_and(&self.signal(&x, 1)?, codebooks, &mut unobserved, left.as_deref_mut())?.to_vec::<i32>()?);
             }
         }
         let frames = rows.len() / format.columns(codebooks);
@@ -249,7 +278,7 @@ impl Codec {
     }
 
     /// Samples of `codes`, of the channels in turn, `hop` a frame (a few fewer for symmetric models with odd strides; where pieces
-    /// overlap, as many fewer).
+    /// overlap, as many fewer). Where codebooks are of one rate, a frame may do without the last ones: its codes are [`rate::NONE`].
     pub fn decode(&self, codes: &Codes) -> Result<Vec<f32>> {
         self.check_codebooks(codes.codebooks)?;
         let (format, codebooks) = (self.format(), codes.codebooks);
@@ -258,9 +287,17 @@ impl Codec {
             return Err(Error::Argument(format!("{} codes are not {columns} x {}", codes.values.len(), codes.frames)));
         }
         let mut values = codes.values.iter();
+        // Frames that have no more codes.
+        let mut over = vec![false; codes.frames];
         for (k, (&size, &per_frame)) in format.codebook_sizes.iter().zip(&format.codes_per_frame).enumerate().take(codebooks) {
             for (i, &code) in values.by_ref().take(per_frame * codes.frames).enumerate() {
-                if usize::try_from(code).map_or(true, |code| code >= size) {
+                let over = &mut over[i / per_frame];
+                *over |= code == rate::NONE && k > 0 && !format.multi_rate();
+                if *over && code != rate::NONE {
+                    let why = format!("code {code} of codebook {k}, frame {i}, follows codebooks that the frame does without");
+                    return Err(Error::Argument(why));
+                }
+                if !*over && usize::try_from(code).map_or(true, |code| code >= size) {
                     return Err(Error::Argument(format!("code {code} of codebook {k}, frame {}, is not below {size}", i / per_frame)));
                 }
             }
@@ -297,6 +334,10 @@ impl Codec {
     /// Codes i32 `[B, frames, columns]` of whole signals or pieces of such `[B, T, channels]`, `T` a multiple of [`Format::pad_to`], and what every layer
     /// makes. For models that are not causal; the others have [`Session`]s.
     pub fn encode_whole(&self, x: &Tensor, codebooks: usize, observe: Observe) -> Result<Tensor> {
+        self.encode_whole_and(x, codebooks, observe, None)
+    }
+
+    fn encode_whole_and(&self, x: &Tensor, codebooks: usize, observe: Observe, left: Option<&mut Vec<f32>>) -> Result<Tensor> {
         let _span = span::step("encode");
         self.check_codebooks(codebooks)?;
         let format = self.format();
@@ -308,8 +349,17 @@ impl Codec {
         self.check_whole(batch.saturating_mul(t))?;
         let z = self.encoder.run(x, None, observe)?;
         let frames = z.shape()[1] / format.latents();
-        let codes = self.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
-        Ok(codes.reshape([batch, frames, format.columns(codebooks)])?)
+        Ok(self.codes(&z, codebooks, left)?.reshape([batch, frames, format.columns(codebooks)])?)
+    }
+
+    /// Of latents, and what is left of those if that is wanted.
+    fn codes(&self, z: &Tensor, codebooks: usize, left: Option<&mut Vec<f32>>) -> Result<Tensor> {
+        let z = elementwise::convert(z, DType::F32)?;
+        let codes = self.quantizer.encode(&z, codebooks, self.beam)?;
+        if let Some(left) = left {
+            left.extend(self.quantizer.left(&z, &codes)?);
+        }
+        Ok(codes)
     }
 
     /// Samples `[B, T, channels]` of whole signals' codes i32 `[B, frames, columns]`; the reverse of [`Codec::encode_whole`].

@@ -4,12 +4,15 @@ use std::ops::Range;
 
 use swara_kernels::ops::rvq_search::{Codebooks, Metric};
 use swara_kernels::ops::{conv_transpose1d, conv1d, elementwise, rvq_search};
-use swara_kernels::{DType, Tensor, span};
+use swara_kernels::{DType, Device, Tensor, span};
 
 use super::model::{Layout, TensorSpec};
 use super::{Config, QuantizerKind};
-use crate::Result;
 use crate::weights::{Weights, find};
+use crate::{Error, Result};
+
+mod beam;
+mod left;
 
 /// Epsilon of Mimi's rule `embedding = embedding_sum / max(usage, epsilon)`.
 pub const USAGE_EPSILON: f64 = 1e-5;
@@ -78,7 +81,7 @@ pub fn codebook_tensors(config: &Config) -> Vec<TensorSpec> {
 /// A quantiser ready for inference, in f32 whatever the rest of the model is in.
 pub enum Quantizer {
     Ema(Box<Rvq>),
-    /// The first codebook by itself, the others on what the whole latent is too (Mimi).
+    /// The first codebooks by themselves, the others on what the whole latent is too (Mimi).
     Split {
         semantic: Box<Rvq>,
         acoustic: Box<Rvq>,
@@ -113,16 +116,25 @@ impl Rvq {
         Ok(Rvq { input: find("input_proj")?, output: find("output_proj")?, codebooks })
     }
 
+    fn stages(&self) -> usize {
+        self.codebooks.sizes().len()
+    }
+
     /// Fills some columns of codes i32 `[B * T, stages]` from `z [B, T, latent]`.
     fn encode(&self, z: &Tensor, codes: &mut Tensor, columns: Range<usize>) -> Result<()> {
-        let x = project(z, &self.input, None)?;
-        let (rows, dim) = (z.shape().rows(), x.shape().last_dim());
-        self.codebooks.search(&x.reshape([rows, dim])?, codes, columns)?;
+        self.codebooks.search(&self.latents(z)?, codes, columns)?;
         Ok(())
     }
 
+    /// Rows of `z [B, T, latent]` in the space of the codewords.
+    fn latents(&self, z: &Tensor) -> Result<Tensor> {
+        let x = project(z, &self.input, None)?;
+        let shape = [z.shape().rows(), x.shape().last_dim()];
+        Ok(x.reshape(shape)?)
+    }
+
     fn decode(&self, codes: &Tensor, columns: Range<usize>) -> Result<Tensor> {
-        project(&self.codebooks.decode(codes, columns)?, &self.output, None)
+        project(&self.codebooks.decode_present(codes, columns)?, &self.output, None)
     }
 
     fn bytes(&self, codebooks: usize) -> usize {
@@ -155,6 +167,21 @@ impl Stage {
     /// Of column `k` of `codes`.
     fn decode(&self, codes: &Tensor, k: usize) -> Result<Tensor> {
         self.output.apply(&self.codewords.decode(codes, k..k + 1)?)
+    }
+
+    /// To which a code of -1 adds nothing, its bias neither. On the CPU; elsewhere such a code gives NaN.
+    fn decode_present(&self, codes: &Tensor, k: usize) -> Result<Tensor> {
+        if codes.device() != Device::Cpu || !column(codes, k)?.contains(&-1) {
+            return self.decode(codes, k);
+        }
+        let mut y = self.output.apply(&self.codewords.decode_present(codes, k..k + 1)?)?;
+        let width = y.shape().last_dim();
+        for (row, code) in y.as_mut_slice::<f32>()?.chunks_exact_mut(width).zip(column(codes, k)?) {
+            if code == -1 {
+                row.fill(0.0);
+            }
+        }
+        Ok(y)
     }
 
     fn bytes(&self) -> usize {
@@ -240,7 +267,7 @@ impl Quantizer {
         match self {
             Quantizer::Ema(rvq) => rvq.bytes(codebooks),
             Quantizer::Split { semantic, acoustic } => {
-                semantic.bytes(codebooks) + acoustic.bytes(codebooks.saturating_sub(semantic.codebooks.sizes().len()))
+                semantic.bytes(codebooks) + acoustic.bytes(codebooks.saturating_sub(semantic.stages()))
             }
             Quantizer::Factorised { stages } => stages.iter().take(codebooks).map(Stage::bytes).sum(),
             Quantizer::Levels(levels) => levels.iter().take(codebooks).map(|level| level.stage.bytes()).sum(),
@@ -270,10 +297,14 @@ impl Quantizer {
         Ok(Quantizer::Levels(strides.iter().enumerate().map(level).collect::<Result<_>>()?))
     }
 
-    /// Codes i32 `[B * T, stages]` of latents f32 `[B, T, latent]`. Of stages of several rates `[B * T / stride, columns]`: for
-    /// the latents of one code of the first stage all of theirs, one stage after the other.
-    pub fn encode(&self, z: &Tensor, stages: usize) -> Result<Tensor> {
+    /// Codes i32 `[B * T, stages]` of latents f32 `[B, T, latent]`, of the best of `beam` paths (see [`Quantizer::check_beam`]). Of
+    /// stages of several rates `[B * T / stride, columns]`: for the latents of one code of the first stage all of theirs, one stage after
+    /// the other.
+    pub fn encode(&self, z: &Tensor, stages: usize, beam: usize) -> Result<Tensor> {
         let _span = span::layer("quantizer");
+        if beam > 1 {
+            return self.encode_beam(z, stages, beam);
+        }
         let rows = z.shape().rows();
         let mut codes = Tensor::empty(&z.device(), DType::I32, [rows, stages])?;
         match self {
@@ -283,9 +314,10 @@ impl Quantizer {
             }
             Quantizer::Ema(rvq) => rvq.encode(z, &mut codes, 0..stages)?,
             Quantizer::Split { semantic, acoustic } => {
-                semantic.encode(z, &mut codes, 0..1)?;
-                if stages > 1 {
-                    acoustic.encode(z, &mut codes, 1..stages)?;
+                let first = semantic.stages().min(stages);
+                semantic.encode(z, &mut codes, 0..first)?;
+                if stages > first {
+                    acoustic.encode(z, &mut codes, first..stages)?;
                 }
             }
             Quantizer::Factorised { stages: all } => {
@@ -302,35 +334,41 @@ impl Quantizer {
         Ok(codes)
     }
 
-    /// Latents f32 `[B * T, latent]` of codes as [`Quantizer::encode`] gives them. A code outside its codebook is an error on the CPU and NaN
-    /// on CUDA.
+    /// Latents f32 `[B * T, latent]` of codes as [`Quantizer::encode`] gives them. Where all stages are of one rate, a code of -1 adds
+    /// nothing. A code outside its codebook is an error on the CPU and NaN on CUDA.
     pub fn decode(&self, codes: &Tensor) -> Result<Tensor> {
         let _span = span::layer("quantizer");
         let stages = codes.shape().last_dim();
         match self {
             Quantizer::Ema(rvq) => rvq.decode(codes, 0..stages),
             Quantizer::Levels(levels) => decode_levels(levels, codes),
-            Quantizer::Plain(books) => Ok(books.decode(codes, 0..stages)?),
+            Quantizer::Plain(books) => Ok(books.decode_present(codes, 0..stages)?),
             Quantizer::Split { semantic, acoustic } => {
-                let mut sum = semantic.decode(codes, 0..1)?;
-                if stages > 1 {
-                    elementwise::add_assign(&mut sum, &acoustic.decode(codes, 1..stages)?)?;
+                let first = semantic.stages().min(stages);
+                let mut sum = semantic.decode(codes, 0..first)?;
+                if stages > first {
+                    elementwise::add_assign(&mut sum, &acoustic.decode(codes, first..stages)?)?;
                 }
                 Ok(sum)
             }
             Quantizer::Factorised { stages: all } => {
                 let mut sum: Option<Tensor> = None;
                 for (k, stage) in all.iter().enumerate().take(stages) {
-                    let decoded = stage.decode(codes, k)?;
+                    let decoded = stage.decode_present(codes, k)?;
                     match &mut sum {
                         Some(sum) => elementwise::add_assign(sum, &decoded)?,
                         None => sum = Some(decoded),
                     }
                 }
-                sum.ok_or_else(|| crate::Error::Argument("no codebooks to decode".into()))
+                sum.ok_or_else(|| Error::Argument("no codebooks to decode".into()))
             }
         }
     }
+}
+
+/// Of codes `[N, S]`.
+fn column(codes: &Tensor, k: usize) -> Result<Vec<i32>> {
+    Ok(codes.as_slice::<i32>()?.iter().skip(k).step_by(codes.shape().last_dim()).copied().collect())
 }
 
 /// Codes `[frames, columns]` of latents `[N, latent]`. Rates differ, so the host puts the codes of a frame together.
@@ -361,7 +399,7 @@ fn decode_levels(levels: &[Level], codes: &Tensor) -> Result<Tensor> {
             break;
         }
         if start + each > columns {
-            return Err(crate::Error::Argument(format!("{columns} codes a frame end within a level")));
+            return Err(Error::Argument(format!("{columns} codes a frame end within a level")));
         }
         let own: Vec<i32> = all.chunks_exact(columns).flat_map(|row| &row[start..start + each]).copied().collect();
         let decoded = level.decode(&Tensor::from_slice(&codes.device(), &own, [rows * each, 1])?)?;
@@ -371,5 +409,5 @@ fn decode_levels(levels: &[Level], codes: &Tensor) -> Result<Tensor> {
         }
         start += each;
     }
-    sum.ok_or_else(|| crate::Error::Argument("no codebooks to decode".into()))
+    sum.ok_or_else(|| Error::Argument("no codebooks to decode".into()))
 }

@@ -1,5 +1,5 @@
 use swara_kernels::ops::elementwise;
-use swara_kernels::{DType, Tensor, span};
+use swara_kernels::{Tensor, span};
 
 use super::execute::{Observe, Past, Streams};
 use super::{Codec, unobserved};
@@ -51,13 +51,19 @@ impl<'a> Session<'a> {
     pub fn encode(&mut self, x: &Tensor, codebooks: usize, mask: Option<&Tensor>) -> Result<Tensor> {
         self.check_samples(x, codebooks)?;
         let (codec, past) = (self.codec, &mut self.encoder);
-        self.encoding.run(&codec.device, x, codebooks, mask, |x, mask| encode(codec, past, x, codebooks, mask, &mut unobserved))
+        self.encoding.run(&codec.device, x, codebooks, mask, |x, mask| encode(codec, past, x, codebooks, mask, &mut unobserved, None))
     }
 
     /// [`Session::encode`] that shows what every layer makes.
     pub fn encode_observed(&mut self, x: &Tensor, codebooks: usize, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
         self.check_samples(x, codebooks)?;
-        encode(self.codec, &mut self.encoder, x, codebooks, mask, observe)
+        encode(self.codec, &mut self.encoder, x, codebooks, mask, observe, None)
+    }
+
+    /// [`Session::encode`] that appends to `left` what is left of each frame, as [`Codec::encode_measured`] does.
+    pub fn encode_measured(&mut self, x: &Tensor, codebooks: usize, left: &mut Vec<f32>) -> Result<Tensor> {
+        self.check_samples(x, codebooks)?;
+        encode(self.codec, &mut self.encoder, x, codebooks, None, &mut unobserved, Some(left))
     }
 
     fn check_samples(&self, x: &Tensor, codebooks: usize) -> Result<()> {
@@ -113,13 +119,20 @@ impl<'a> Session<'a> {
     }
 }
 
-fn encode(codec: &Codec, past: &mut Past, x: &Tensor, codebooks: usize, mask: Option<&Tensor>, observe: Observe) -> Result<Tensor> {
+fn encode(
+    codec: &Codec,
+    past: &mut Past,
+    x: &Tensor,
+    codebooks: usize,
+    mask: Option<&Tensor>,
+    observe: Observe,
+    left: Option<&mut Vec<f32>>,
+) -> Result<Tensor> {
     let _span = span::step("encode");
     codec.device.step(|| {
         let z = codec.encoder.run(x, Some(Streams { past, mask }), observe)?;
         let (batch, frames) = (z.shape()[0], z.shape()[1]);
-        let codes = codec.quantizer.encode(&elementwise::convert(&z, DType::F32)?, codebooks)?;
-        Ok(codes.reshape([batch, frames, codebooks])?)
+        Ok(codec.codes(&z, codebooks, left)?.reshape([batch, frames, codebooks])?)
     })
 }
 

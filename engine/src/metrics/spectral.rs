@@ -31,6 +31,24 @@ pub fn mel_distance(reference: &[f32], test: &[f32], sample_rate: u32) -> Option
         .reduce(|a, b| a + b)
 }
 
+/// [`mel_distance`] by place: what the frames centred in each run of `hop` samples add to it.
+pub fn mel_distance_by_run(reference: &[f32], test: &[f32], sample_rate: u32, hop: usize) -> Vec<f64> {
+    let n = reference.len().min(test.len());
+    let (x, y, hop) = (&reference[..n], &test[..n], hop.max(1));
+    let mut runs = vec![0.0; n.div_ceil(hop)];
+    for (bands, window) in MEL_SCALES.into_iter().filter(|&(_, window)| window <= n) {
+        let mut a = MelFrames::new(bands, window, sample_rate);
+        let mut b = MelFrames::new(bands, window, sample_rate);
+        let frames = 1 + n / (window / 4);
+        for frame in 0..frames {
+            let sum: f64 = a.log_mel(x, frame).iter().zip(b.log_mel(y, frame)).map(|(p, q)| (p - q).abs()).sum();
+            let run = (frame * (window / 4) / hop).min(runs.len() - 1);
+            runs[run] += sum / (frames * bands) as f64;
+        }
+    }
+    runs
+}
+
 /// Mean absolute difference of log10 powers and that of magnitudes, summed over [`STFT_WINDOWS`]: what DAC's `evaluate.py` calls
 /// the STFT distance.
 ///

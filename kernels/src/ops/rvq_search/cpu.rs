@@ -81,13 +81,46 @@ fn codeword<T>(panels: &[T], d: usize, code: i32) -> impl Iterator<Item = &T> {
     panels[panel * d * LANES..][..d * LANES].iter().skip(lane).step_by(LANES)
 }
 
-/// Of column `first` of `codes` and those after it, one for each of the packed `books`.
+/// Takes a codeword of packed panels from each row.
+pub fn subtract_packed<T: Real>(x: &mut Tensor, panels: &Tensor, codes: &[i32]) -> Result<()> {
+    let (d, panels) = (x.shape()[1], panels.as_slice::<T>()?);
+    for (row, &code) in x.as_mut_slice::<T>()?.chunks_exact_mut(d).zip(codes) {
+        row.iter_mut().zip(codeword(panels, d, code)).for_each(|(r, &c)| *r -= c);
+    }
+    Ok(())
+}
+
+/// Of the rows of `x` to all `k` codewords of packed panels.
+pub fn distances_to<T: Real>(x: &Tensor, panels: &Tensor, k: usize) -> Result<Tensor> {
+    let (n, d) = (x.shape()[0], x.shape()[1]);
+    let mut out = Tensor::empty(&Device::Cpu, T::DTYPE, [n, k])?;
+    let (x, panels) = (x.as_slice::<T>()?, panels.as_slice::<T>()?);
+    parallel::chunks(out.as_mut_slice::<T>()?, ROWS * k, |i, out| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (row, out) in out.chunks_exact_mut(k).enumerate() {
+                    let row = &x[(i * ROWS + row) * d..][..d];
+                    for (panel, out) in panels.chunks_exact(d * LANES).zip(out.chunks_mut(LANES)) {
+                        let [score] = distances::<T, false, 1>(&[row], panel.as_chunks::<LANES>().0);
+                        out.copy_from_slice(&score[..out.len()]);
+                    }
+                }
+            },
+        )
+    });
+    Ok(out)
+}
+
+/// Of column `first` of `codes` and those after it, one for each of the packed `books`; a code below 0 adds nothing.
 pub fn decode_packed<T: Real>(codes: &Tensor, first: usize, books: &[Tensor], d: usize) -> Result<Tensor> {
     let mut out = Tensor::zeros(&Device::Cpu, T::DTYPE, [codes.shape()[0], d])?;
     let rows = codes.as_slice::<i32>()?.chunks_exact(codes.shape()[1]);
     for (row, codes) in out.as_mut_slice::<T>()?.chunks_exact_mut(d).zip(rows) {
         for (book, &code) in books.iter().zip(&codes[first..]) {
-            row.iter_mut().zip(codeword(book.as_slice::<T>()?, d, code)).for_each(|(y, &c)| *y += c);
+            if code >= 0 {
+                row.iter_mut().zip(codeword(book.as_slice::<T>()?, d, code)).for_each(|(y, &c)| *y += c);
+            }
         }
     }
     Ok(out)

@@ -98,8 +98,8 @@ fn search_streaming(gpu: &Cuda, codes: Column, residual: &Tensor, x: &Tensor, co
     unsafe { gpu.kernel(&SOURCE, "rvq_search_f32")?.launch(launch, &mut args) }
 }
 
-/// Of a column of codes and those after it, one for each codebook.
-pub fn decode(gpu: &Cuda, (codes, first): Column, codebooks: &[&Tensor]) -> Result<Tensor> {
+/// Of a column of codes and those after it, one for each codebook; -1 is none if codes may be `absent`.
+pub fn decode(gpu: &Cuda, (codes, first): Column, codebooks: &[&Tensor], absent: bool) -> Result<Tensor> {
     let (n, d) = (codes.shape()[0], codebooks[0].shape()[1]);
     let elements = if d.is_multiple_of(4) { 4 } else { 1 };
     let mut sum: Option<Tensor> = None;
@@ -110,7 +110,7 @@ pub fn decode(gpu: &Cuda, (codes, first): Column, codebooks: &[&Tensor]) -> Resu
         let column = codes.device_ptr() + 4 * (first + i * STAGES_A_LAUNCH) as u64;
         let mut args = vec![Arg::from(&y), sum.as_ref().into(), column.into()];
         push_codebooks(&mut args, codebooks);
-        args.extend([n, d, codebooks.len(), codes.shape()[1]].map(|v| Arg::from(v as i32)));
+        args.extend([n, d, codebooks.len(), codes.shape()[1], absent.into()].map(|v| Arg::from(v as i32)));
         // SAFETY: y and the running sum are [n, d], codes [n, code_stride] has the columns, codebook s is [k_s, d].
         unsafe { gpu.kernel(&SOURCE, "rvq_decode_f32")?.launch(launch((n * d).div_ceil(256 * elements), 256), &mut args)? };
         sum = Some(y);

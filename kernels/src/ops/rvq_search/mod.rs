@@ -6,7 +6,8 @@
 //! search    r = x;  for each stage s:  code_s = nearest(r, C_s);  r -= C_s[code_s]
 //! decode    y = sum_s C_s[code_s]
 //! ```
-//! `x [N, D]`, codebooks `[K_s, D]` of different sizes, codes i32. Ties go to the lowest index; a row of NaN gets code 0.
+//! `x [N, D]`, codebooks `[K_s, D]` of different sizes, codes i32. Ties go to the lowest index; a row of NaN gets code 0. Where a row may
+//! have fewer stages than others ([`Codebooks::decode_present`]), a code of -1 adds nothing.
 //!
 //! Distances are summed directly, `fma(x - c, x - c, sum)` in the order of the dimensions, in f32. The expanded form
 //! `|c|^2 - 2 x.c` would halve the arithmetic but cancels: its error is relative to `|x|^2` instead of to the distance, and
@@ -150,15 +151,53 @@ impl Codebooks {
 
     /// [`decode`] of some columns of `codes [N, S]` by the first codebooks, as many.
     pub fn decode(&self, codes: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        self.decode_columns(codes, columns, false)
+    }
+
+    /// [`Codebooks::decode`] to which a code of -1 adds nothing.
+    pub fn decode_present(&self, codes: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        self.decode_columns(codes, columns, true)
+    }
+
+    fn decode_columns(&self, codes: &Tensor, columns: Range<usize>, absent: bool) -> Result<Tensor> {
         let _span = span::op("rvq_search.decode");
         let books = self.books(codes, &columns)?;
         match codes.device() {
             Device::Cpu => {
-                check_values(codes.as_slice()?, codes.shape()[1], &columns, |stage| self.sizes[stage])?;
+                check_values(codes.as_slice()?, codes.shape()[1], &columns, absent, |stage| self.sizes[stage])?;
                 dispatch_real!(NAME, self.dtype, T => cpu::decode_packed::<T>(codes, columns.start, books, self.width))
             }
-            Device::Cuda(gpu) => cuda::decode(&gpu, (codes, columns.start), &books.iter().collect::<Vec<_>>()),
+            Device::Cuda(gpu) => cuda::decode(&gpu, (codes, columns.start), &books.iter().collect::<Vec<_>>(), absent),
         }
+    }
+
+    /// Squared distances `[N, K]` of `x [N, D]` to the codewords of one codebook, which [`Codebooks::search`] takes the least of. On the
+    /// CPU only.
+    pub fn distances(&self, x: &Tensor, stage: usize) -> Result<Tensor> {
+        let book = self.book(x, stage)?;
+        dispatch_real!(NAME, self.dtype, T => cpu::distances_to::<T>(x, book, self.sizes[stage]))
+    }
+
+    /// Takes the codewords `codes [N]` of one codebook from `x [N, D]`, as [`Codebooks::search`] does. On the CPU only.
+    pub fn subtract(&self, x: &mut Tensor, stage: usize, codes: &[i32]) -> Result<()> {
+        let book = self.book(x, stage)?;
+        if codes.len() != x.shape()[0] {
+            return Err(Error::argument(NAME, format!("{} codes for {} rows", codes.len(), x.shape()[0])));
+        }
+        check_values(codes, 1, &(0..1), false, |_| self.sizes[stage])?;
+        dispatch_real!(NAME, self.dtype, T => cpu::subtract_packed::<T>(x, book, codes))
+    }
+
+    /// One of them, for rows `x [N, D]` on the CPU.
+    fn book(&self, x: &Tensor, stage: usize) -> Result<&Tensor> {
+        if x.device() != Device::Cpu {
+            return Err(Error::argument(NAME, "the distances to all codewords are computed on the CPU only"));
+        }
+        check_operand("x", x, self.dtype, &self.device)?;
+        if x.shape().len() != 2 || x.shape()[1] != self.width {
+            return Err(Error::shape(NAME, "x", format!("[N, {}]", self.width), x.shape()));
+        }
+        self.books.get(stage).ok_or_else(|| Error::argument(NAME, format!("stage {stage} of {}", self.books.len())))
     }
 
     /// Those of some columns of `codes`.
@@ -186,10 +225,10 @@ pub fn decode(codes: &Tensor, codebooks: &[&Tensor]) -> Result<Tensor> {
     check_operand("codes", codes, DType::I32, &codebooks[0].device())?;
     match codes.device() {
         Device::Cpu => {
-            check_values(codes.as_slice()?, codebooks.len(), &(0..codebooks.len()), |stage| codebooks[stage].shape()[0])?;
+            check_values(codes.as_slice()?, codebooks.len(), &(0..codebooks.len()), false, |stage| codebooks[stage].shape()[0])?;
             dispatch_real!(NAME, codebooks[0].dtype(), T => cpu::decode::<T>(codes, codebooks))
         }
-        Device::Cuda(gpu) => cuda::decode(&gpu, (codes, 0), codebooks),
+        Device::Cuda(gpu) => cuda::decode(&gpu, (codes, 0), codebooks, false),
     }
 }
 
@@ -208,11 +247,11 @@ pub fn scatter_add(dy: &Tensor, codes: &Tensor, k: usize) -> Result<Tensor> {
     Ok(codebook::statistics(dy, codes, k)?.1)
 }
 
-/// Of the columns of rows of `width` codes.
-fn check_values(codes: &[i32], width: usize, columns: &Range<usize>, size: impl Fn(usize) -> usize) -> Result<()> {
+/// Of the columns of rows of `width` codes; -1 is none if codes may be `absent`.
+fn check_values(codes: &[i32], width: usize, columns: &Range<usize>, absent: bool, size: impl Fn(usize) -> usize) -> Result<()> {
     for (row, codes) in codes.chunks_exact(width.max(1)).enumerate() {
         for (stage, &code) in codes[columns.clone()].iter().enumerate() {
-            if usize::try_from(code).map_or(true, |code| code >= size(stage)) {
+            if usize::try_from(code).map_or(!(absent && code == -1), |code| code >= size(stage)) {
                 return Err(Error::argument(NAME, format!("code {code} of row {row}, stage {stage}, is not below {}", size(stage))));
             }
         }
@@ -272,7 +311,7 @@ fn cases() -> Vec<Case> {
     for metric in [Metric::Euclidean, Metric::Cosine] {
         cases.extend([tie_case(metric, 32), tie_case(metric, 40)]);
     }
-    cases.extend([nan_case(), landmark_case(), stray_case()]);
+    cases.extend([nan_case(), landmark_case(), stray_case(), absent_case(33, 31), absent_case(130, 128)]);
     for (n, sizes, d) in [
         (1, &[33, 16, 16][..], 8),
         (9, &[300, 170], 17),
@@ -387,6 +426,41 @@ fn stray_case() -> Case {
         inputs: vec![Input::new("codes", [n, 1], Fill::Values(stray.into())).integer(DType::I32), Input::normal("codebook", [k, d])],
         outputs: vec![("y", Check::Exact)],
         run: Box::new(run),
+        ..nearest_case(n, k, d, Metric::Euclidean, false)
+    }
+}
+
+/// Rows of fewer and fewer codes, over more stages than one launch takes; a stray code among them is NaN still.
+fn absent_case(n: usize, d: usize) -> Case {
+    let (k, stages, stray) = (40, 9, 7);
+    let code = move |row: usize, stage: usize| match stage {
+        _ if row == stray && stage == 0 => -2.0,
+        _ if stage >= row % (stages + 1) => -1.0,
+        _ => ((7 * row + 3 * stage) % k) as f64,
+    };
+    let codes = (0..n).flat_map(move |row| (0..stages).map(move |stage| code(row, stage))).collect();
+    let mut inputs = vec![Input::new("codes", [n, stages], Fill::Values(codes)).integer(DType::I32)];
+    inputs.extend((0..stages).map(|_| Input::normal("codebook", [k, d])));
+    let run = move |t: &Inputs| {
+        if t[0].device() != Device::Cpu {
+            return Ok(vec![Codebooks::new(&t[1..].iter().collect::<Vec<_>>())?.decode_present(&t[0], 0..stages)?]);
+        }
+        let books = t[1..].iter().map(Tensor::to_f64).collect::<Result<Vec<_>>>()?;
+        let mut y = vec![0.0; n * d];
+        for (row, codes) in y.chunks_exact_mut(d).zip(t[0].to_f64()?.chunks_exact(stages)) {
+            for (book, &code) in books.iter().zip(codes).filter(|(_, code)| **code != -1.0) {
+                let word = |j: usize| book.get(code as usize * d + j).copied().filter(|_| code >= 0.0).unwrap_or(f64::NAN);
+                row.iter_mut().enumerate().for_each(|(j, y)| *y += word(j));
+            }
+        }
+        Ok(vec![Tensor::from_f64(&Device::Cpu, t[1].dtype(), &y, [n, d])?])
+    };
+    Case {
+        label: format!("decode {n}x{d} of 0 to {stages} stages"),
+        inputs,
+        outputs: vec![("y", Check::Within(Tolerance::accumulate(stages)))],
+        run: Box::new(run),
+        cost: Cost { bytes: decode_bytes(n, &[k; 9], d), flops: n * stages * d },
         ..nearest_case(n, k, d, Metric::Euclidean, false)
     }
 }

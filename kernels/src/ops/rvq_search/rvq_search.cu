@@ -2,7 +2,7 @@
 //
 //   nearest  code_i = argmin_k sum_j (x_ij - c_kj)^2         (cosine: of rows already normalised, argmax_k sum_j x_ij c_kj)
 //   search   the same S times, x -= c_code after each
-//   decode   y_i = sum_s C_s[code_is]
+//   decode   y_i = sum_s C_s[code_is]                       (code -1 adds nothing where stages may be absent)
 //
 // x [N, D], codebook [K, D], row-major f32. A distance is one chain of fused multiply-adds over j in ascending order, here and
 // on the CPU, so both find the same code bit for bit. Equal distances: the lowest index. No distance below infinity: code 0.
@@ -236,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) rvq_search_f32(int* codes, 
 
 template <int N>
 __device__ __forceinline__ void decode(float* y, const float* start, const int* codes, CODEBOOKS, int n, int d, int stages,
-                                       int code_stride) {
+                                       int code_stride, int absent) {
     const int i = (blockIdx.x * 256 + threadIdx.x) * N;
     if (i >= n * d) return;
     const int row = i / d, j = i - row * d;
@@ -244,6 +244,7 @@ __device__ __forceinline__ void decode(float* y, const float* start, const int* 
     if (start) load_vector(sum, start + i);
     for (int s = 0; s < stages; s++) {
         const int code = codes[(size_t)row * code_stride + s];
+        if (absent && code == -1) continue;
         float v[N];
         if (code >= 0 && code < PICK(k, s)) {
             load_vector(v, PICK(c, s) + (size_t)code * d + j);
@@ -257,11 +258,12 @@ __device__ __forceinline__ void decode(float* y, const float* start, const int* 
     store_vector(y + i, sum);
 }
 
-// y [n, d] = start + sum_s C_s[codes[i * code_stride + s]]; `start` may be null. A code outside its codebook gives NaN.
+// y [n, d] = start + sum_s C_s[codes[i * code_stride + s]]; `start` may be null. A code outside its codebook gives NaN, but for -1, which
+// adds nothing where codes may be `absent`.
 extern "C" __global__ void __launch_bounds__(256) rvq_decode_f32(float* y, const float* start, const int* codes, CODEBOOKS,
-    int n, int d, int stages, int code_stride) {
+    int n, int d, int stages, int code_stride, int absent) {
     if (d % 4 == 0)
-        decode<4>(y, start, codes, c0, c1, c2, c3, c4, c5, c6, c7, k0, k1, k2, k3, k4, k5, k6, k7, n, d, stages, code_stride);
+        decode<4>(y, start, codes, c0, c1, c2, c3, c4, c5, c6, c7, k0, k1, k2, k3, k4, k5, k6, k7, n, d, stages, code_stride, absent);
     else
-        decode<1>(y, start, codes, c0, c1, c2, c3, c4, c5, c6, c7, k0, k1, k2, k3, k4, k5, k6, k7, n, d, stages, code_stride);
+        decode<1>(y, start, codes, c0, c1, c2, c3, c4, c5, c6, c7, k0, k1, k2, k3, k4, k5, k6, k7, n, d, stages, code_stride, absent);
 }

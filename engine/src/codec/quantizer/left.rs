@@ -1,0 +1,56 @@
+//! What each stage leaves of the latents.
+
+use swara_kernels::ops::elementwise;
+use swara_kernels::{Device, Tensor};
+
+use super::{Quantizer, Rvq, Stage, column};
+use crate::{Error, Result};
+
+impl Quantizer {
+    /// Squared norms `[B * T, S + 1]` of what is left of latents f32 `[B, T, latent]` before any stage and after each of those that `codes`
+    /// i32 `[B * T, S]` have: in the space where stages are searched, and of a [`Quantizer::Split`] in that of the later stages, of which
+    /// the first ones take nothing. On the CPU only, of stages of one rate.
+    pub fn left(&self, z: &Tensor, codes: &Tensor) -> Result<Vec<f32>> {
+        if z.device() != Device::Cpu {
+            return Err(Error::Argument(format!("what stages leave is measured on the CPU only, not on {}", z.device().name())));
+        }
+        let stages = codes.shape().last_dim();
+        let flat = || -> Result<Tensor> { Ok(z.copy()?.reshape([z.shape().rows(), z.shape().last_dim()])?) };
+        let after = |x: Tensor, first: usize, take: &dyn Fn(Tensor, usize, &[i32]) -> Result<Tensor>| -> Result<Vec<f32>> {
+            let mut left = vec![energies(&x)?; first + 1];
+            let mut x = x;
+            for stage in first..stages {
+                x = take(x, stage - first, &column(codes, stage)?)?;
+                left.push(energies(&x)?);
+            }
+            Ok((0..codes.shape()[0]).flat_map(|row| left.iter().map(move |of| of[row])).collect())
+        };
+        let of = |rvq: &Rvq, first: usize| {
+            after(rvq.latents(z)?, first, &|mut x, stage, codes| {
+                rvq.codebooks.subtract(&mut x, stage, codes)?;
+                Ok(x)
+            })
+        };
+        match self {
+            Quantizer::Ema(rvq) => of(rvq, 0),
+            Quantizer::Split { semantic, acoustic } => of(acoustic, semantic.stages().min(stages)),
+            Quantizer::Plain(books) => after(flat()?, 0, &|mut x, stage, codes| {
+                books.subtract(&mut x, stage, codes)?;
+                Ok(x)
+            }),
+            Quantizer::Factorised { stages } => after(flat()?, 0, &|x, k, codes| take(&stages[k], &x, codes)),
+            Quantizer::Levels(_) => Err(Error::Argument("stages of several rates leave nothing that is one frame's".into())),
+        }
+    }
+}
+
+/// `residual` without what a codeword for each row stands for.
+pub(super) fn take(stage: &Stage, residual: &Tensor, codes: &[i32]) -> Result<Tensor> {
+    let codes = Tensor::from_slice(&residual.device(), codes, [codes.len(), 1])?;
+    Ok(elementwise::sub(residual, &stage.decode(&codes, 0)?)?)
+}
+
+fn energies(x: &Tensor) -> Result<Vec<f32>> {
+    let energy = |row: &[f32]| row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() as f32;
+    Ok(x.as_slice::<f32>()?.chunks_exact(x.shape()[1].max(1)).map(energy).collect())
+}
