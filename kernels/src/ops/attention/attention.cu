@@ -85,14 +85,15 @@ struct Rows {
 
     __device__ bool masked() const { return a.mask != nullptr && a.mask[batch] == 0; }
 
+    // One past the last key that row `r` sees; 0 for rows that there are not.
+    __device__ int end(int r) const { return r >= a.rows() ? 0 : a.causal ? seen + r / a.group() + 1 : a.keys; }
+    // The first that any row may see besides sinks: a ring's oldest.
+    __device__ int lowest() const { return a.seen == nullptr ? 0 : max(a.sinks, seen + a.tokens - (a.keys - a.fixed())); }
+
     // Besides sinks. None for rows that there are not.
     __device__ Seen keys(int r) const {
-        if (r >= a.rows()) return {0, 0};
-        if (!a.causal) return {0, a.keys};
-        const int position = seen + r / a.group();
-        int first = a.window > 0 ? max(position + 1 - a.window, 0) : 0;
-        if (a.seen != nullptr) first = max(max(first, a.sinks), seen + a.tokens - (a.keys - a.fixed()));  // the oldest in the ring
-        return {first, position + 1};
+        const int last = end(r);
+        return last > 0 ? Seen{max(a.window > 0 ? last - a.window : 0, lowest()), last} : Seen{0, 0};
     }
 
     // Of all rows from `r` to before `end`, which see later keys in turn.
@@ -428,15 +429,15 @@ __device__ __forceinline__ void attend_fma(const Problem<T, C>& a) {
     ask(blocks.of_sinks > 0 ? a.far : a.q);
     load(keys, a.k, 0);
 
-    Seen mine[R];
+    // Rows see up to `ends`, and of that `reach` keys, from `lowest` on.
+    int ends[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) ends[r] = rows.end(warp_row + r);
+    constexpr int ALL = 0x7fffffff;
     Softmax softmax[R];
     float sums[R][RUN] = {};
     for (int n = 0; n < blocks.count; n++) {
         load(values, a.v, n);
-        if (n == 0 || n == blocks.of_sinks) {
-#pragma unroll
-            for (int r = 0; r < R; r++) mine[r] = blocks.seen(rows, n, warp_row + r);
-        }
         cp_async_wait<1>();
         __syncthreads();
         float scores[R] = {};
@@ -458,6 +459,8 @@ __device__ __forceinline__ void attend_fma(const Problem<T, C>& a) {
 
         const int p = blocks.at(n) + lane;
         const Seen all = blocks.seen(n);
+        const bool sinks = n < blocks.of_sinks;
+        const int reach = sinks || a.window == 0 ? ALL : a.window, lowest = sinks ? 0 : rows.lowest(), limit = sinks ? a.sinks : ALL;
         float value_factor = 0.0f;
         if constexpr (CODES) {
             const bool seen = p >= all.first && p < all.end;
@@ -468,7 +471,7 @@ __device__ __forceinline__ void attend_fma(const Problem<T, C>& a) {
         }
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            const float score = p < mine[r].first || p >= mine[r].end ? minus_infinity() : scores[r];
+            const float score = p < max(ends[r] - reach, lowest) || p >= min(ends[r], limit) ? minus_infinity() : scores[r];
             float largest = score;
 #pragma unroll
             for (int distance = 16; distance > 0; distance /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
