@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use swara_engine::codec::{Codec, Codes, Session, rate};
+use swara_engine::metrics::mel_distance;
 use swara_kernels::ops::rvq_search::Codebooks;
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::audio::AudioReader;
@@ -83,7 +84,7 @@ fn stages_that_a_frame_does_without_add_nothing() {
 fn frames_of_different_numbers_of_codes_stream_as_they_decode() {
     let (codec, x) = (codec(), clip(1));
     let (codes, left) = codec.encode_measured(&x, 8).unwrap();
-    let stages = rate::within(&left, codec.format(), 8, 3, 2000.0, rate::LOUDNESS).unwrap();
+    let stages = rate::within(&left, codec.format(), 8, 3, 2000.0, 0.5).unwrap();
     let codes = dropped(&codec, &codes, &stages);
     let offline = codec.decode(&codes).unwrap();
     let rows = codec.format().by_frame(&codes.values, 8);
@@ -94,6 +95,24 @@ fn frames_of_different_numbers_of_codes_stream_as_they_decode() {
         streamed.extend(session.decode(&codes, None).unwrap().to_vec::<f32>().unwrap());
     }
     assert_eq!(streamed, offline);
+}
+
+#[test]
+fn numbers_of_codes_by_what_is_heard_are_nearer_at_the_same_bitrate() {
+    let (codec, x) = (codec(), clip(3));
+    let (codes, left) = codec.encode_measured(&x, 6).unwrap();
+    let heard = rate::heard(&codec, &x, &codes).unwrap();
+    assert_eq!(heard.len(), left.len());
+    let mel = |codes: &Codes| mel_distance(&x, &codec.decode(codes).unwrap()[..x.len()], 16000).unwrap();
+    for n in [2, 4] {
+        let whole: f64 = heard.chunks(7).map(|frame| f64::from(frame[n])).sum();
+        let fixed = mel(&codec.encode(&x, n).unwrap());
+        assert!((whole - fixed).abs() < 1e-4 * fixed, "{whole} {fixed}");
+        let stages = rate::within(&heard, codec.format(), 6, 4, codec.format().bitrate(n), 0.0).unwrap();
+        assert!(rate::bitrate(&stages, codec.format(), 6, codes.frames) <= codec.format().bitrate(n));
+        let found = mel(&dropped(&codec, &codes, &stages));
+        assert!(found < 0.985 * fixed, "{n} codes: {found} after {fixed}");
+    }
 }
 
 #[test]

@@ -171,7 +171,7 @@ impl Stage {
 
     /// To which a code of -1 adds nothing, its bias neither. On the CPU; elsewhere such a code gives NaN.
     fn decode_present(&self, codes: &Tensor, k: usize) -> Result<Tensor> {
-        if codes.device() != Device::Cpu || !column(codes, k)?.contains(&-1) {
+        if codes.device() != Device::Cpu || column(codes, k)?.all(|code| code != -1) {
             return self.decode(codes, k);
         }
         let mut y = self.output.apply(&self.codewords.decode_present(codes, k..k + 1)?)?;
@@ -367,8 +367,8 @@ impl Quantizer {
 }
 
 /// Of codes `[N, S]`.
-fn column(codes: &Tensor, k: usize) -> Result<Vec<i32>> {
-    Ok(codes.as_slice::<i32>()?.iter().skip(k).step_by(codes.shape().last_dim()).copied().collect())
+fn column(codes: &Tensor, k: usize) -> Result<impl Iterator<Item = i32>> {
+    Ok(codes.as_slice::<i32>()?.iter().skip(k).step_by(codes.shape().last_dim()).copied())
 }
 
 /// Codes `[frames, columns]` of latents `[N, latent]`. Rates differ, so the host puts the codes of a frame together.

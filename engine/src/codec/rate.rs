@@ -12,8 +12,6 @@ use crate::{Error, Result};
 
 /// Most stages that a number of them is kept for.
 pub const MAX_STAGES: usize = 64;
-/// How much a frame's loudness excuses: see [`within`].
-pub const LOUDNESS: f64 = 0.75;
 /// Share of the mean energy below which a frame's own does not make it weigh more.
 const SILENCE: f64 = 1e-3;
 /// Halvings in a search for a price.

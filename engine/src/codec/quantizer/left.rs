@@ -20,7 +20,7 @@ impl Quantizer {
             let mut left = vec![energies(&x)?; first + 1];
             let mut x = x;
             for stage in first..stages {
-                x = take(x, stage - first, &column(codes, stage)?)?;
+                x = take(x, stage - first, &column(codes, stage)?.collect::<Vec<_>>())?;
                 left.push(energies(&x)?);
             }
             Ok((0..codes.shape()[0]).flat_map(|row| left.iter().map(move |of| of[row])).collect())
