@@ -14,34 +14,34 @@ impl Quantizer {
         if z.device() != Device::Cpu {
             return Err(Error::Argument(format!("what stages leave is measured on the CPU only, not on {}", z.device().name())));
         }
-        let stages = codes.shape().last_dim();
         let flat = || -> Result<Tensor> { Ok(z.copy()?.reshape([z.shape().rows(), z.shape().last_dim()])?) };
-        let after = |x: Tensor, first: usize, take: &dyn Fn(Tensor, usize, &[i32]) -> Result<Tensor>| -> Result<Vec<f32>> {
-            let mut left = vec![energies(&x)?; first + 1];
-            let mut x = x;
-            for stage in first..stages {
-                x = take(x, stage - first, &column(codes, stage)?.collect::<Vec<_>>())?;
-                left.push(energies(&x)?);
-            }
-            Ok((0..codes.shape()[0]).flat_map(|row| left.iter().map(move |of| of[row])).collect())
-        };
         let of = |rvq: &Rvq, first: usize| {
-            after(rvq.latents(z)?, first, &|mut x, stage, codes| {
+            after(rvq.latents(z)?, codes, first, |mut x, stage, codes| {
                 rvq.codebooks.subtract(&mut x, stage, codes)?;
                 Ok(x)
             })
         };
         match self {
             Quantizer::Ema(rvq) => of(rvq, 0),
-            Quantizer::Split { semantic, acoustic } => of(acoustic, semantic.stages().min(stages)),
-            Quantizer::Plain(books) => after(flat()?, 0, &|mut x, stage, codes| {
+            Quantizer::Split { semantic, acoustic } => of(acoustic, semantic.stages().min(codes.shape().last_dim())),
+            Quantizer::Plain(books) => after(flat()?, codes, 0, |mut x, stage, codes| {
                 books.subtract(&mut x, stage, codes)?;
                 Ok(x)
             }),
-            Quantizer::Factorised { stages } => after(flat()?, 0, &|x, k, codes| take(&stages[k], &x, codes)),
+            Quantizer::Factorised { stages } => after(flat()?, codes, 0, |x, k, codes| take(&stages[k], &x, codes)),
             Quantizer::Levels(_) => Err(Error::Argument("stages of several rates leave nothing that is one frame's".into())),
         }
     }
+}
+
+/// Of rows `x`, of which the `first` stages take nothing and `take` what the others do.
+fn after(mut x: Tensor, codes: &Tensor, first: usize, take: impl Fn(Tensor, usize, &[i32]) -> Result<Tensor>) -> Result<Vec<f32>> {
+    let mut left = vec![energies(&x)?; first + 1];
+    for stage in first..codes.shape().last_dim() {
+        x = take(x, stage - first, &column(codes, stage)?.collect::<Vec<_>>())?;
+        left.push(energies(&x)?);
+    }
+    Ok((0..codes.shape()[0]).flat_map(|row| left.iter().map(move |of| of[row])).collect())
 }
 
 /// `residual` without what a codeword for each row stands for.
