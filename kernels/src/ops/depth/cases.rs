@@ -176,6 +176,7 @@ pub(super) fn cases() -> Vec<Case> {
         Shape { codes: Some((four, 32, true)), sets: 2, layers: 2, ..short },
         csm,
     ];
+    let pairs = Shape { turned: Some(Style::Interleaved), batch: 2, ..short };
     let more = [
         SMALL,
         Shape { batch: MOST_STREAMS, steps: 1, card: 136, ..short },
@@ -184,7 +185,8 @@ pub(super) fn cases() -> Vec<Case> {
         Shape { batch: 2, width: 128, heads: 2, kv_heads: 1, head_dim: 128, hidden: 544, inputs: 2, norm: true, ..short },
         Shape { codes: Some((eight, 32, false)), inputs: 2, ..short },
         Shape { codes: Some((four, 32, false)), batch: 6, dim: 1056, bias: true, ..short },
-        Shape { turned: Some(Style::Interleaved), batch: 2, ..short },
+        // A row of more vectors than a block has threads.
+        Shape { steps: 1, heads: 1, kv_heads: 1, width: 1056, hidden: 32, dim: 32, ..short },
     ];
     // Bytes of matrices outweigh what blocks exchange.
     let heavy = Shape { steps: 1, heads: 2, head_dim: 64, kv_heads: 2, width: 128, hidden: 256, dim: 256, card: 256, ..short };
@@ -224,6 +226,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.extend(few.into_iter().chain([heavy, Shape { batch: 3, ..heavy }]).map(|shape| case(shape, dtype, false)));
     }
     cases.extend(more.map(|shape| case(shape, DType::F32, false)));
+    cases.push(case(pairs, DType::BF16, false));
     cases.extend([DType::F32, DType::BF16].map(|dtype| case(moshi, dtype, true)));
     cases.push(case(Shape { codes: Some((eight, 1024, false)), hidden: 3072, ..moshi }, DType::BF16, true));
     let in_codes = [Some((eight, 1024, false)), Some((four, 64, true))];
@@ -250,7 +253,7 @@ fn case(shape: Shape, dtype: DType, bench: bool) -> Case {
         [temperature.to_bits() as i32, top_k as i32, sequence as i32, seed as i32, (seed >> 32) as i32].map(f64::from)
     };
     let some = dtype == DType::F32;
-    let id = |at: usize| if at == 0 { -1.0 } else { (5 * at % ids) as f64 };
+    let id = |at: usize| if at == 0 { -1.0 } else { (5 * (at - 1) % ids) as f64 };
     let integers = |name, columns: usize, values: Vec<f64>| Input::new(name, [batch, columns], Fill::Values(values)).integer(DType::I32);
     let flags = (0..batch).map(|b| f64::from(u8::from(some && b % 3 != 1))).collect();
     let mut inputs = vec![

@@ -413,7 +413,6 @@ __device__ __forceinline__ void run(const Frame& frame) {
                 rows.prepare();
                 __syncthreads();
                 rows.multiply();
-                __syncthreads();  // before the next rows of x
             }
         }
         if (more) prefetch<T>(next);
