@@ -19,7 +19,7 @@ fn codec() -> Codec {
 /// So many seconds of the clip.
 fn clip(seconds: usize) -> Vec<f32> {
     let mut samples = Vec::new();
-    for piece in &mut AudioReader::open(&data("clip.flac"), Some(16000)).unwrap() {
+    for piece in &mut AudioReader::open(data("clip.flac"), Some(16000)).unwrap() {
         samples.extend(piece.unwrap());
     }
     samples.truncate(seconds * 16000);
