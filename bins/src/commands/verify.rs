@@ -1,6 +1,6 @@
 use swara_kernels::ops::REGISTRY;
 use swara_verify::harness::{self, Selection, Subject};
-use swara_verify::mutants::{Equivalents, Fate, UNTRIED};
+use swara_verify::mutants::{Equivalents, Fate};
 use swara_verify::{CodeMatch, Outcome, Report, golden};
 
 use crate::cli::{Common, Verify};
@@ -51,9 +51,6 @@ pub fn run(common: &Common, args: &Verify) -> Result {
 }
 
 fn mutants(common: &Common, args: &Verify) -> Result {
-    if args.names.is_empty() {
-        terminal::warn(format!("mistakes that are tried only where they are asked for by name: {}", UNTRIED.join(", ")));
-    }
     let bar = terminal::progress(Some(0), "mutants");
     let report = swara_verify::mutants::run(&args.names, &Equivalents::bundled()?, |op, done, total| {
         bar.set_length(total as u64);

@@ -113,11 +113,8 @@ impl Equivalents {
     }
 }
 
-/// Operations whose mistakes have not been gone through yet: tried only if they are named.
-pub const UNTRIED: [&str; 1] = ["depth"];
-
-/// Tries every mistake in the kernels of the named operations, all but [`UNTRIED`] if there are none, and in the headers that no other operation
-/// includes. Operations are tried side by side.
+/// Tries every mistake in the kernels of the named operations, all if there are none, and in the headers that no other operation includes.
+/// Operations are tried side by side.
 ///
 /// `progress` is called with an operation, how many of its mistakes were tried and how many there are.
 ///
@@ -125,7 +122,7 @@ pub const UNTRIED: [&str; 1] = ["depth"];
 /// [`Error::Unavailable`] without a C++ compiler; [`Error::Compile`] if a kernel does not compile with its mistakes in it.
 pub fn run(ops: &[String], equivalents: &Equivalents, progress: impl Fn(&str, usize, usize) + Sync) -> Result<Report> {
     let chosen: Vec<&'static Op> = {
-        let wanted = |op: &Op| if ops.is_empty() { !UNTRIED.contains(&op.name) } else { ops.iter().any(|name| name == op.name) };
+        let wanted = |op: &Op| ops.is_empty() || ops.iter().any(|name| name == op.name);
         REGISTRY.iter().copied().filter(|op| wanted(op)).collect()
     };
     let judge = Judge { equivalents, files: files(&chosen)?, progress: &progress, verdicts: Mutex::default() };
@@ -170,9 +167,6 @@ fn files(ops: &[&'static Op]) -> Result<BTreeSet<String>> {
     let mut all = [BTreeSet::new(), BTreeSet::new()];
     for op in REGISTRY {
         let own = ops.iter().any(|chosen| chosen.name == op.name);
-        if !own && UNTRIED.contains(&op.name) {
-            continue;
-        }
         all[usize::from(own)].extend(files_of(op)?);
     }
     let [others, own] = all;
