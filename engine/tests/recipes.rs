@@ -1,0 +1,122 @@
+//! The recipes that come with the program, on a small scale: models and discriminators of a few channels, all else as it stands.
+
+use std::path::Path;
+
+use swara_engine::codec::mimi;
+use swara_engine::train::{Architecture, TrainConfig, Trainer};
+use swara_kernels::Device;
+use swara_kernels::case::SplitMix;
+
+const STEPS: u64 = 200;
+
+fn recipes() -> Vec<(String, TrainConfig)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bins/train/recipes");
+    let mut found: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let config = TrainConfig::from_toml(&std::fs::read_to_string(&path).unwrap());
+            (path.file_stem().unwrap().to_str().unwrap().to_owned(), config.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// The same rules, and few channels.
+fn small(mut config: TrainConfig) -> TrainConfig {
+    match config.architecture().unwrap() {
+        Architecture::Own(mut codec) => {
+            // Filters of the fastest rate alone keep their strides.
+            codec.strides.truncate(2);
+            codec.encoder_widths = vec![4, 6, 8];
+            codec.decoder_widths = vec![8, 6, 4];
+            codec.dilations.truncate(2);
+            codec.latent = 8;
+            codec.codebook_dim = 4;
+            codec.codebook_sizes.truncate(3);
+            codec.codebook_sizes.fill(16);
+            if let Some(t) = &mut codec.transformer {
+                (t.layers, t.heads, t.hidden, t.window) = (1, 2, 12, 20);
+            }
+            config.codec = Some(codec);
+        }
+        Architecture::Mimi(full) => {
+            config.mimi = Some(mimi::Config {
+                hidden_size: 16,
+                num_filters: 2,
+                upsampling_ratios: vec![3, 2],
+                codebook_size: 16,
+                codebook_dim: 4,
+                num_quantizers: 4,
+                num_hidden_layers: 1,
+                intermediate_size: 24,
+                num_attention_heads: 2,
+                num_key_value_heads: 2,
+                ..full
+            });
+        }
+    }
+    let hop = config.architecture().unwrap().model().unwrap().format.hop;
+    (config.train.batch, config.train.crop_frames) = (2, 2048 / hop);
+    config.train.accumulate = config.train.accumulate.min(2);
+    config.codebook.start = config.codebook.start.min(20);
+    config.codebook.kmeans_batches = 1;
+    // A schedule of its beginning.
+    let a = config.adversarial.as_mut().unwrap();
+    for optimizer in [&mut config.optimizer, &mut a.optimizer] {
+        optimizer.warmup = optimizer.warmup.min(20);
+    }
+    let d = &mut a.discriminators;
+    if let Some(period) = &mut d.period {
+        period.channels = vec![4, 8];
+    }
+    if let Some(band) = &mut d.band {
+        band.channels = 4;
+    }
+    if let Some(stft) = &mut d.stft {
+        stft.filters = 4;
+    }
+    config
+}
+
+fn batch(trainer: &Trainer, step: u64) -> Vec<f32> {
+    let config = trainer.config();
+    let mut rng = SplitMix(step);
+    let samples = config.train.batch * config.train.accumulate * trainer.crop();
+    let pitch = (100.0 + 200.0 * rng.uniform()) / f64::from(trainer.sample_rate());
+    let noise: Vec<f64> = (0..samples).map(|_| 0.02 * (rng.uniform() - 0.5)).collect();
+    let wave = |i: usize| (1..6).map(|h| (std::f64::consts::TAU * pitch * (h * i) as f64).sin() / h as f64).sum::<f64>();
+    (0..samples).map(|i| (0.2 * wave(i) + noise[i]) as f32).collect()
+}
+
+#[test]
+fn every_recipe_trains_for_two_hundred_steps() {
+    let recipes = recipes();
+    assert!(recipes.len() >= 7, "{} recipes", recipes.len());
+    std::thread::scope(|scope| {
+        for (name, config) in &recipes {
+            scope.spawn(move || {
+                let mut trainer = Trainer::new(small(config.clone()), &Device::Cpu).unwrap();
+                let mut first = None;
+                while trainer.step() < STEPS {
+                    if trainer.needs_codebooks() {
+                        let samples = batch(&trainer, 0);
+                        trainer.initialise_codebooks([samples[..samples.len() / config.train.accumulate.min(2)].to_vec()]).unwrap();
+                    }
+                    let samples = batch(&trainer, trainer.step());
+                    let l = trainer.train(&samples).unwrap().losses().unwrap();
+                    let all = [l.mel, l.wave, l.adversarial, l.feature, l.commitment, l.codebook, l.discriminator, l.gradient_norm];
+                    assert!(all.iter().all(|v| v.is_finite()), "{name}, step {}: {l:?}", trainer.step());
+                    assert!(l.discriminator > 0.0 && l.feature > 0.0, "{name}: no discriminators took part: {l:?}");
+                    first.get_or_insert(l);
+                    if trainer.step() == STEPS {
+                        println!("{name}: mel {:.3} -> {:.3}, discriminators {:.3}", first.unwrap().mel, l.mel, l.discriminator);
+                    }
+                }
+                assert!(trainer.has_codebooks(), "{name}");
+                assert!(trainer.parameters().iter().all(|p| p.value.to_f64().unwrap().iter().all(|v| v.is_finite())), "{name}");
+            });
+        }
+    });
+}
