@@ -58,7 +58,8 @@ fn small(mut config: TrainConfig) -> TrainConfig {
         }
     }
     let hop = config.architecture().unwrap().model().unwrap().format.hop;
-    (config.train.batch, config.train.crop_frames) = (2, 2048 / hop);
+    // One crop that the longest window of the discriminators fits in.
+    (config.train.batch, config.train.crop_frames) = (1, 2048_usize.div_ceil(hop));
     config.train.accumulate = config.train.accumulate.min(2);
     config.codebook.start = config.codebook.start.min(20);
     config.codebook.kmeans_batches = 1;
