@@ -29,6 +29,7 @@ FAMILIES = [
     "metrics",
     "pesq_clip",
     "rounding",
+    "training_loop",
 ]
 PUBLISHED = [
     "csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac", "published_encodec",
