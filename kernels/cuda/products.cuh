@@ -38,15 +38,15 @@ struct Codes {
     int k, scaled;  // columns, and those that share a scale
 
     // The codes from `column` on beside the i-th COLUMNS of x, turned.
-    template <typename T, int M, int R>
-    __device__ __forceinline__ void add(float (&sum)[M][R], const int (&rows)[R], int column, const T* x, int i, int pitch) const {
+    template <typename T, int M, int R, class Row>
+    __device__ __forceinline__ void add(float (&sum)[M][R], const Row& row_of, int column, const T* x, int i, int pitch) const {
         constexpr int N = LANES<T>, PIECES = COLUMNS / N;
-        const int groups = k / scaled;
+        const int groups = k / scaled, turn = i * PIECES / 8;
         unsigned words[R][4];
         float scale[R], min[R];
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            const uint64_t row = rows[r], at = row * groups + column / scaled;
+            const uint64_t row = row_of(r), at = row * groups + column / scaled;
             const uint4 raw = load_once16(codes + (row * k + column) * BITS / 8);
             words[r][0] = raw.x, words[r][1] = raw.y, words[r][2] = raw.z, words[r][3] = raw.w;
             scale[r] = scales[at];
@@ -61,7 +61,7 @@ struct Codes {
 #pragma unroll
                 for (int e = 0; e < N; e++) a[r][e] = fmaf(scale[r], a[r][e], -min[r]);
             }
-            add_products(sum, a, x + turned(i * PIECES + piece, PIECES) * N, pitch);
+            add_products(sum, a, x + (i * PIECES + (piece + turn) % PIECES) * N, pitch);
         }
     }
 };

@@ -584,8 +584,11 @@ extern "C" __global__ void __launch_bounds__(256) attention_advance(int* seen, c
     seen[b] = reset ? 0 : (int)((unsigned)seen[b] + tokens);
 }
 
+// Left to itself the compiler spills there, for a block more on a multiprocessor.
+constexpr int LEAST_BLOCKS = SWARA_ARCH >= 120 ? 2 : 0;
+
 #define ATTENTION_KERNEL(NAME, T, C, D, MANY)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(MANY ? 128 : 32)                                                              \
+    extern "C" __global__ void __launch_bounds__(MANY ? 128 : 32, MANY && D == 64 && sizeof(C) == 2 ? LEAST_BLOCKS : 0)       \
         NAME(T* y, float* logsum, float* partial, const T* q, const T* far, const C* k, const C* v, const float* k_factors,    \
              const float* v_factors, const int* seen, const unsigned char* mask, int tokens, int heads, int kv_heads,          \
              int keys, int dim, int window, int causal, int sinks, int span, float scale) {                                    \

@@ -339,7 +339,7 @@ struct Rows {
             constexpr int COLUMNS = Codes<BITS>::COLUMNS;
             const Codes<BITS> w{phase.weights, phase.scales, phase.mins, inputs, phase.scaled};
 #pragma unroll 1
-            for (int i = share.lane; i < inputs / COLUMNS; i += share.group) w.add(sum, rows, i * COLUMNS, staged, i, inputs);
+            for (int i = share.lane; i < inputs / COLUMNS; i += share.group) w.add(sum, [&](int r) { return rows[r]; }, i * COLUMNS, staged, i, inputs);
         }
     }
 

@@ -28,9 +28,7 @@ __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x
     DYNAMIC_SHARED(T, staged);  // M rows of a chunk of x
     const FewRows<T, M, R> few(finish, outputs, group, passes);
     const Codes<BITS> w{codes, scales, mins, k, scaled};
-    int row_of_w[R];
-#pragma unroll
-    for (int r = 0; r < R; r++) row_of_w[r] = few.row_of_w(r);
+    const auto row_of_w = [&](int r) { return few.row_of_w(r); };
 
     float sum[M][R] = {};
     for (int base = 0; base < k; base += CHUNK) {
