@@ -112,7 +112,7 @@ const KINDS: [Kind; 3] = [
     },
     Kind {
         keys: ["config", "format", "device", "batch"],
-        more: &["context", "kv", "codec", "graphs", "plain_depth", "draft", "right"],
+        more: &["context", "kv", "sinks", "table_bytes", "codec", "graphs", "plain_depth", "draft", "right"],
         measures: &[measure("step_ms_p50", ["step_ms_low", "step_ms_high"], None)],
     },
 ];

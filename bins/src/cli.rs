@@ -10,7 +10,7 @@ use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};
 
 /// Frames that share a number of codebooks, unless told otherwise.
-const HOLD: u8 = 4;
+pub const HOLD: u8 = 4;
 
 /// Neural audio codecs on handwritten kernels.
 #[derive(Parser)]
@@ -134,14 +134,14 @@ pub struct Encode {
     pub beam: u8,
     /// Give each frame its own number of codebooks, where they lower the mel distance most, within a mean of X kbit/s, those numbers
     /// included; for recordings of up to an hour
-    #[arg(long, value_name = "X", conflicts_with = "error", value_parser = positive)]
+    #[arg(long, value_name = "X", conflicts_with = "error", group = "by_frame", value_parser = positive)]
     pub target_kbps: Option<f64>,
-    /// Give each frame as few codebooks as leave at most the share TAU of its latents' energy
-    #[arg(long, value_name = "TAU", value_parser = share)]
+    /// Give each frame as few codebooks as leave at most the share TAU of its latents' energy; on the CPU
+    #[arg(long, value_name = "TAU", group = "by_frame", value_parser = share)]
     pub error: Option<f64>,
-    /// Frames that share a number of codebooks
-    #[arg(long, value_name = "N", default_value_t = HOLD, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub hold: u8,
+    /// Frames that share a number of codebooks (4)
+    #[arg(long, value_name = "N", requires = "by_frame", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub hold: Option<u8>,
     /// Frame by frame
     #[arg(long)]
     pub stream: bool,

@@ -215,8 +215,8 @@ pub struct Memory {
     /// Steps that it remembers at most, instead of its configuration's
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub context: Option<u32>,
-    /// Of these, the first of the conversation that it remembers for good (attention sinks): 4 keep a model going past its context; by
-    /// default none, as in moshi
+    /// Of these, the first of the conversation that it remembers for good (attention sinks; StreamingLLM has 4); by default none, as in
+    /// moshi
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub sinks: u32,
     /// Of the tables of tokens that it is fed: int8, with a scale a row; by default as what is no codes

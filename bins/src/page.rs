@@ -11,7 +11,7 @@ use crate::picture::{self, Panel, Sound};
 use crate::run_folder::{Line, RunFolder, Sample};
 use crate::terminal;
 
-/// So many utterances can be listened to, so many seconds of each, at this rate or lower: 4 MB at most.
+/// So many utterances can be listened to, so many seconds of each, at this rate or lower: 10 MB at most.
 const MAX_SAMPLES: usize = 4;
 const MAX_SECONDS: usize = 10;
 const MAX_RATE: u32 = 24_000;

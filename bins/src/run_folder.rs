@@ -56,6 +56,7 @@ impl RunFolder {
         let numbers = |name: &str| self.log.numbers(name);
         let (step, rho, amplitude, mel) = (numbers("step"), numbers("rho"), numbers("amplitude"), numbers("mel"));
         let discriminators = self.discriminators();
+        let known = self.config.crop().is_ok_and(|crop| self.config.loss.is_mel_distance(crop));
         let recent = |values: &[f64], i: usize| median(&values[(i + 1).saturating_sub(RECENT)..=i]);
         (0..self.log.rows.len())
             .map(|i| {
@@ -64,11 +65,12 @@ impl RunFolder {
                 let signs = Signs {
                     rho: recent(&rho, i),
                     amplitude: recent(&amplitude, i),
-                    mel_distance: Some(recent(&mel, i)).filter(|mel| mel.is_finite()),
+                    mel_distance: Some(recent(&mel, i)).filter(|mel| known && mel.is_finite()),
                     codebooks: &codebooks,
                     discriminator: discriminators[i],
                 };
-                Line { step: step[i] as u64, verdict: signs.verdict(), alarms: signs.alarms().collect(), perplexities }
+                let verdict = if rho[i].is_finite() && amplitude[i].is_finite() { signs.verdict() } else { Verdict::Diverged };
+                Line { step: step[i] as u64, verdict, alarms: signs.alarms().collect(), perplexities }
             })
             .collect()
     }
@@ -106,7 +108,10 @@ impl RunFolder {
         let dir = self.dir.join("samples");
         let Ok(entries) = std::fs::read_dir(&dir) else { return Vec::new() };
         let mut latest: BTreeMap<String, (u64, String)> = BTreeMap::new();
-        for file in entries.take(MAX_FILES).flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        // Neither links, which may lead anywhere, nor pipes, which may never end.
+        let plain = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+        let files = entries.take(MAX_FILES).flatten().filter(|entry| plain(&entry.path()));
+        for file in files.filter_map(|entry| entry.file_name().into_string().ok()) {
             let Some((step, name)) = file.strip_suffix("-output.wav").and_then(|stem| stem.split_once('-')) else { continue };
             let Ok(number) = step.parse::<u64>() else { continue };
             if latest.get(name).is_none_or(|(before, _)| *before < number) {
@@ -117,7 +122,7 @@ impl RunFolder {
         let mut samples: Vec<Sample> = latest
             .into_iter()
             .map(|(name, (step, digits))| Sample {
-                input: Some(path(&digits, &name, "input")).filter(|path| path.is_file()),
+                input: Some(path(&digits, &name, "input")).filter(|path| plain(path)),
                 output: path(&digits, &name, "output"),
                 step,
                 name,
@@ -189,6 +194,8 @@ fn perplexities(cell: &str) -> Vec<f64> {
     cell.split(';').take(Config::MAX_CODEBOOKS).filter_map(|v| v.parse().ok()).collect()
 }
 
+const MAX_COLUMNS: usize = 256;
+
 /// A CSV file without quotes. Columns are found by their names, whatever others there are.
 pub struct Table {
     text: String,
@@ -198,12 +205,16 @@ pub struct Table {
 
 impl Table {
     pub fn read(path: &Path) -> Result<Table> {
-        let text = input::read_text(path, "read log", MAX_LOG)?;
+        let mut text = input::read_text(path, "read log", MAX_LOG)?;
+        // The last line may be half written.
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
         let header: Vec<String> = text.lines().next().unwrap_or_default().split(',').map(str::to_owned).collect();
         let base = text.as_ptr() as usize;
         let place = |line: &str| line.as_ptr() as usize - base..line.as_ptr() as usize - base + line.len();
         let skipped = text.lines().count().saturating_sub(MAX_LINES).max(1);
-        // The last line may be half written.
+        if header.len() > MAX_COLUMNS {
+            return Err(Failure::file("cannot read log", format!("more than {MAX_COLUMNS} columns"), path));
+        }
         let rows = text.lines().skip(skipped).filter(|line| line.split(',').count() == header.len()).map(place).collect();
         Ok(Table { header, rows, text })
     }

@@ -76,7 +76,7 @@ pub fn murmur(text: &str) {
 
 /// A warning is a note that `-q` does not silence.
 pub fn warn(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr(), "warning: {}", printable(text.as_ref()));
+    let _ = writeln!(std::io::stderr(), "warning: {}", printable(&text.as_ref().replace('\n', " ")));
 }
 
 /// Warns, once, why steps are no graphs where they were to be.

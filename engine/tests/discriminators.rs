@@ -69,7 +69,7 @@ impl Golden {
         let file = Weights::open(&path).unwrap();
         let case: serde_json::Value = serde_json::from_str(&file.metadata()["case"]).unwrap();
         let config: DiscriminatorConfig = serde_json::from_value(case["config"].clone()).unwrap();
-        let discriminators = Discriminators::new(&config, 16000).unwrap();
+        let discriminators = Discriminators::new(&config).unwrap();
         let rule = serde_json::from_value(case["rule"].clone()).unwrap();
         let specs = discriminators.tensors().into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         Golden { file, discriminators, specs, rule }
@@ -210,7 +210,7 @@ fn drawn(discriminators: &Discriminators, samples: usize) -> Values {
 
 #[test]
 fn gradients_match_differences() {
-    let discriminators = Discriminators::new(&small(), 16000).unwrap();
+    let discriminators = Discriminators::new(&small()).unwrap();
     let values = drawn(&discriminators, 50);
     for form in [AdversarialForm::Lsgan, AdversarialForm::Hinge] {
         for (loss, reduction) in
@@ -250,7 +250,7 @@ fn gradients_match_differences() {
 
 #[test]
 fn initial_values_are_bounded_by_their_inputs_and_depend_on_the_seed_alone() {
-    let discriminators = Discriminators::new(&small(), 16000).unwrap();
+    let discriminators = Discriminators::new(&small()).unwrap();
     let (values, again, other) = (discriminators.initial(1), discriminators.initial(1), discriminators.initial(2));
     assert_eq!(values, again);
     assert_ne!(values, other);
@@ -269,7 +269,7 @@ fn initial_values_are_bounded_by_their_inputs_and_depend_on_the_seed_alone() {
 
 #[test]
 fn a_wave_too_short_for_a_view_is_an_error() {
-    let discriminators = Discriminators::new(&small(), 16000).unwrap();
+    let discriminators = Discriminators::new(&small()).unwrap();
     for samples in [1, 2, 5, 15] {
         let values = drawn(&discriminators, samples);
         let variables: BTreeMap<String, Var> = values.iter().map(|(name, value)| (name.clone(), Var::from_shared(value))).collect();

@@ -99,10 +99,16 @@ fn folder(common: &Common, args: &Diagnose) -> Result {
     let Some(last) = lines.last() else { return Err(Failure::file("cannot diagnose", "nothing has been logged yet", &run.dir)) };
     // How long it has been so.
     let since = lines.iter().rev().take_while(|line| line.verdict == last.verdict).last().map_or(last.step, |line| line.step);
+    let report = args.out.clone().unwrap_or_else(|| run.dir.join("report.html"));
+    if args.plot.as_ref() == Some(&report) {
+        return Err(Failure::usage("--plot and the report are the same file"));
+    }
+    if args.out.is_none() && std::fs::symlink_metadata(&report).is_ok_and(|found| !found.is_file()) {
+        return Err(Failure::file("cannot write report", "something that is no file is in its place", &report).hint("--out FILE.html"));
+    }
     if let Some(plot) = &args.plot {
         plot_run(&run.dir, plot)?;
     }
-    let report = args.out.clone().unwrap_or_else(|| run.dir.join("report.html"));
     let page = page::page(&run, &lines, since)?;
     output::write(&report, page.as_bytes()).map_err(|e| Failure::from(e).hint("--out FILE.html writes it elsewhere"))?;
     let (verdict, perplexities, sizes) = (last.verdict, &last.perplexities, &run.sizes);

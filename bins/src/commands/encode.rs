@@ -32,7 +32,7 @@ pub fn run(common: &Common, args: &Encode) -> Result {
     })?;
     let config = codec.format();
     let frames = rows.len() / config.columns(codebooks);
-    let hold = args.hold.into();
+    let hold = args.hold.unwrap_or(crate::cli::HOLD).into();
     let stages = match (pipe.left.take(), args.target_kbps, args.error) {
         (_, Some(kbps), _) => {
             let codes = swara_engine::codec::Codes { codebooks, frames, values: config.by_codebook(&rows, codebooks), scales: Vec::new() };
@@ -60,6 +60,9 @@ pub fn run(common: &Common, args: &Encode) -> Result {
         samples,
     };
     codes.write(&args.output)?;
+    if let Some(kbps) = args.target_kbps.filter(|kbps| bitrate > 1e3 * kbps) {
+        terminal::warn(format!("--target-kbps {kbps}: one codebook for every frame is {:.2} kbit/s already", bitrate / 1e3));
+    }
     let seconds = samples as f64 / f64::from(config.sample_rate);
     let (kbps, factor) = (bitrate / 1e3, seconds / pipe.encode_times.total().as_secs_f64());
     if common.json {

@@ -30,9 +30,10 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
                 bar.set_message(format!("mel {:.3}  rho {:.3}  {}", r.losses.mel, r.rho, r.verdict));
                 let seconds = r.elapsed.as_secs_f64();
                 let l = &r.losses;
-                let against = match l.feature + l.discriminator {
-                    0.0 => String::new(),
-                    _ => format!("adversarial {:.4}  feature {:.4}  discriminator {:.4}  ", l.adversarial, l.feature, l.discriminator),
+                let learnt = l.discriminator.map(|d| format!("discriminator {d:.4}  ")).unwrap_or_default();
+                let against = match l.feature + l.adversarial.abs() {
+                    0.0 => learnt,
+                    _ => format!("adversarial {:.4}  feature {:.4}  {learnt}", l.adversarial, l.feature),
                 };
                 terminal::detail(format!(
                     "step {}  mel {:.4}  wave {:.4}  {against}commitment {:.4}  rho {:.3}  amplitude {:.0}%  {}  {seconds:.2} s",

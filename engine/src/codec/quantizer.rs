@@ -169,9 +169,16 @@ impl Stage {
         self.output.apply(&self.codewords.decode(codes, k..k + 1)?)
     }
 
-    /// To which a code of -1 adds nothing, its bias neither. On the CPU; elsewhere such a code gives NaN.
+    /// To which a code of -1 adds nothing, its bias neither. On the CPU; elsewhere such a code is an error.
     fn decode_present(&self, codes: &Tensor, k: usize) -> Result<Tensor> {
-        if codes.device() != Device::Cpu || column(codes, k)?.all(|code| code != -1) {
+        if codes.device() != Device::Cpu {
+            let columns = codes.shape().last_dim().max(1);
+            if codes.to_vec::<i32>()?.iter().skip(k).step_by(columns).any(|&code| code == -1) {
+                return Err(crate::Error::Argument("numbers of codebooks by frame, in a factorised codec, are for the CPU".into()));
+            }
+            return self.decode(codes, k);
+        }
+        if column(codes, k)?.all(|code| code != -1) {
             return self.decode(codes, k);
         }
         let mut y = self.output.apply(&self.codewords.decode_present(codes, k..k + 1)?)?;

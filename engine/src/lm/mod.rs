@@ -122,6 +122,10 @@ impl Lm {
             return Err(Error::Argument(format!("{} sinks of a context of {context}", format.sinks)));
         }
         let layers = Layers::new(&config)?;
+        if format.sinks > 0 && config.temporal()?.sines.is_some() {
+            let why = "sinks of a model whose positions are sines, which are not those within the cache";
+            return Err(Error::Argument(why.into()));
+        }
         let (temporal, depth) = model::read(&layers, &config, device, format, Reader::new(source, device, format.dtype))?;
         Ok(Lm { name, config, temporal, depth, device: device.clone(), format })
     }

@@ -439,8 +439,8 @@ pub(crate) fn in_one(
     }
     match layers().map(depth::Depth::new) {
         Ok(Ok(whole)) => Ok(Ok(whole)),
-        Ok(Err(refused @ swara_kernels::Error::Argument { .. })) => Ok(Err(refused.to_string())),
-        Ok(Err(error)) => Err(error.into()),
+        // The plain way is still there.
+        Ok(Err(refused)) => Ok(Err(refused.to_string())),
         Err(why) => Ok(Err(why)),
     }
 }

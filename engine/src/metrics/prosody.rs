@@ -121,7 +121,8 @@ impl Yin {
                 energy += square(wave[self.window + lag - 1]) - square(wave[lag - 1]);
                 let difference = (own + energy - 2.0 * self.wave[lag] / scale).max(0.0);
                 sum += difference;
-                if sum > 0.0 { difference * lag as f64 / sum } else { 1.0 }
+                // Of a constant there is rounding alone.
+                if sum > 1e-9 * own * lag as f64 { difference * lag as f64 / sum } else { 1.0 }
             })
             .collect();
         let below = (shortest..=longest).find(|&lag| normalised[lag] < APERIODICITY)?;

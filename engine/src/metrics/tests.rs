@@ -199,7 +199,7 @@ fn pesq_at_other_rates_is_near_that_at_its_own() {
         pesq(&x, &y, rate).unwrap()
     };
     close(at(32_000), at(16_000), 0.5);
-    assert!(at(44_100) > 1.0);
+    close(at(44_100), at(16_000), 0.5);
 }
 
 #[test]

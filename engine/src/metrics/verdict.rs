@@ -8,6 +8,8 @@ use super::Alarm;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
+    /// What was measured is no number.
+    Diverged,
     /// A codebook carries nothing, or hardly anything.
     CodebookCollapse,
     /// The output does not depend on the input enough: the codes carry too little.
@@ -46,7 +48,9 @@ impl Signs<'_> {
     /// The first that holds: what starves a codec comes before what it does to the output.
     pub fn verdict(&self) -> Verdict {
         let signal = Verdict::of(self.rho, self.amplitude, self.mel_distance);
-        if self.alarms().next().is_some() {
+        if signal == Verdict::Diverged {
+            signal
+        } else if self.alarms().next().is_some() {
             Verdict::CodebookCollapse
         } else if matches!(signal, Verdict::Starved | Verdict::GainCollapse) {
             signal
@@ -81,7 +85,9 @@ impl Verdict {
     /// amplitude beside an equally low rho is the symptom, not the illness. Lost gain is what is missing beyond that.
     pub fn of(rho: f64, amplitude: f64, mel_distance: Option<f64>) -> Verdict {
         let a = amplitude / 100.0;
-        if rho < 0.1 || (rho < 0.5 && a <= rho + 0.1) {
+        if !rho.is_finite() || !amplitude.is_finite() {
+            Verdict::Diverged
+        } else if rho < 0.1 || (rho < 0.5 && a <= rho + 0.1) {
             Verdict::Starved
         } else if rho > 0.7 && a < 0.7 && a < rho - 0.2 {
             Verdict::GainCollapse
@@ -96,6 +102,7 @@ impl Verdict {
 
     pub fn name(self) -> &'static str {
         match self {
+            Verdict::Diverged => "diverged",
             Verdict::CodebookCollapse => "codebook-collapse",
             Verdict::Starved => "starved",
             Verdict::GainCollapse => "gain-collapse",
@@ -108,12 +115,15 @@ impl Verdict {
 
     /// Whether training on would waste time.
     pub fn fails(self) -> bool {
-        matches!(self, Verdict::CodebookCollapse | Verdict::Starved | Verdict::GainCollapse | Verdict::DiscriminatorWon)
+        matches!(self, Verdict::Diverged | Verdict::CodebookCollapse | Verdict::Starved | Verdict::GainCollapse | Verdict::DiscriminatorWon)
     }
 
     /// What to do about it.
     pub fn advice(self) -> &'static str {
         match self {
+            Verdict::Diverged => {
+                "values that are no numbers: go back to a checkpoint before them, with a lower learning rate or a smaller clip"
+            }
             Verdict::CodebookCollapse => {
                 "a codebook chooses a few entries only: start codebooks by k-means on latents that already vary (codebook.start), \
                  revive unused ones (expire_below above 0, check_every small), lower the learning rate, raise the commitment weight"

@@ -24,9 +24,9 @@ pub struct Judgement {
 }
 
 impl Adversary {
-    pub fn new(config: &TrainConfig, sample_rate: u32, device: &Device, dtype: DType) -> Result<Option<Adversary>> {
+    pub fn new(config: &TrainConfig, device: &Device, dtype: DType) -> Result<Option<Adversary>> {
         let Some(rules) = config.adversarial.clone() else { return Ok(None) };
-        let networks = Discriminators::new(&rules.discriminators, sample_rate)?;
+        let networks = Discriminators::new(&rules.discriminators)?;
         let values = networks.initial(config.train.seed);
         let parameter = |spec| Parameter::new(spec, &values, device, dtype);
         let parameters = networks.tensors().into_iter().map(parameter).collect::<Result<_>>()?;

@@ -27,8 +27,9 @@ pub struct Share {
 }
 
 impl Balancer {
-    /// The gradient to go on with.
-    pub fn combine(&mut self, rules: &BalancerRules, shares: &[Share]) -> Result<Tensor> {
+    /// The gradient to go on with, of `part` of a step's items: so much of a step the averages move.
+    pub fn combine(&mut self, rules: &BalancerRules, shares: &[Share], part: f64) -> Result<Tensor> {
+        let decay = rules.decay.powf(part);
         let weights: f64 = shares.iter().map(|share| share.weight).sum();
         let mut sum: Option<Tensor> = None;
         for share in shares {
@@ -37,7 +38,7 @@ impl Balancer {
             let norms = values.chunks(values.len().div_ceil(items).max(1)).map(|item| item.iter().map(|g| g * g).sum::<f64>().sqrt());
             let norm = norms.sum::<f64>() / items as f64;
             let [total, weight] = self.averages.entry(share.name.to_owned()).or_default();
-            (*total, *weight) = (*total * rules.decay + norm, *weight * rules.decay + 1.0);
+            (*total, *weight) = (*total * decay + part * norm, *weight * decay + part);
             let factor = share.weight / weights * rules.total_norm / (*total / *weight + 1e-12);
             let part = elementwise::scale(&share.gradient, factor)?;
             match &mut sum {
@@ -69,6 +70,7 @@ mod tests {
                 .combine(
                     &BalancerRules::default(),
                     &shares(&[("a", 1.0, [1.0; 4]), ("b", 1.0, [-100.0 * size, -100.0, -100.0, -100.0 * size])]),
+                    1.0,
                 )
                 .unwrap()
                 .to_f64()
@@ -82,11 +84,11 @@ mod tests {
     fn norms_are_followed() {
         let rules = BalancerRules { decay: 0.5, total_norm: 2.0 };
         let mut balancer = Balancer::default();
-        let first = balancer.combine(&rules, &shares(&[("a", 3.0, [3.0, 4.0, 0.0, 1.0]), ("b", 1.0, [0.0, 0.0, 1.0, 0.0])])).unwrap();
+        let first = balancer.combine(&rules, &shares(&[("a", 3.0, [3.0, 4.0, 0.0, 1.0]), ("b", 1.0, [0.0, 0.0, 1.0, 0.0])]), 1.0).unwrap();
         // |a| = (5 + 1) / 2 = 3, |b| = (0 + 1) / 2.
         let expected = [1.5, 2.0, 1.0, 0.5];
         first.to_f64().unwrap().iter().zip(expected).for_each(|(g, e)| assert!((g - e).abs() < 1e-9, "{g} {e}"));
-        let second = balancer.combine(&rules, &shares(&[("a", 1.0, [0.0, 0.0, 6.0, 0.0])])).unwrap();
+        let second = balancer.combine(&rules, &shares(&[("a", 1.0, [0.0, 0.0, 6.0, 0.0])]), 1.0).unwrap();
         // (0.5 * 3 + 3) / (0.5 + 1) = 3.
         assert!((second.to_f64().unwrap()[2] - 4.0).abs() < 1e-9);
     }

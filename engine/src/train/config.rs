@@ -4,6 +4,7 @@ use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
 use crate::codec::Config;
 use crate::codec::mimi::Config as MimiConfig;
+use crate::codec::model::TensorSpec;
 use crate::metrics::Discriminator;
 use crate::{Error, Result};
 
@@ -161,6 +162,14 @@ pub struct LossWeights {
     pub codebook: f64,
 }
 
+impl LossWeights {
+    /// Whether `mel` is measured as [`mel_distance`](crate::metrics::mel_distance) is, so that verdicts may rest on it.
+    pub fn is_mel_distance(&self, crop: usize) -> bool {
+        let default = LossWeights::default();
+        self.mel_scales == default.mel_scales && self.mel_floor == default.mel_floor && self.mel_scales.iter().all(|s| s.1 <= crop)
+    }
+}
+
 impl Default for LossWeights {
     fn default() -> Self {
         LossWeights {
@@ -304,11 +313,14 @@ pub struct Adversarial {
     pub optimizer: Optimizer,
 }
 
+/// Numbers that a codec's parameters are, in all, above which a configuration is a mistake.
+const MOST_PARAMETERS: usize = 1 << 30;
+
 impl Adversarial {
     /// What is known of the discriminators by their loss in a line of the log, where they learnt.
     pub fn judged(&self, loss: f64) -> Option<Discriminator> {
         let chance = self.rule.chance(self.discriminators.count());
-        (loss.is_finite() && loss != 0.0).then_some(Discriminator { loss, chance })
+        loss.is_finite().then_some(Discriminator { loss, chance })
     }
 }
 
@@ -366,9 +378,17 @@ impl TrainConfig {
     fn check(&self) -> Result<()> {
         let fail = |what: &str| Err(Error::Config(what.to_owned()));
         let t = &self.train;
-        let hop = self.architecture()?.model()?.format.hop;
-        if t.batch == 0 || t.crop_frames == 0 || t.batch.saturating_mul(t.crop_frames).saturating_mul(hop) > 1 << 26 {
-            return fail("train.batch x train.crop_frames must be between one frame and 2^26 samples");
+        let architecture = self.architecture()?;
+        let model = architecture.model()?;
+        let (hop, crop) = (model.format.hop, self.crop()?);
+        let samples = [t.batch, t.accumulate, t.crop_frames, hop].into_iter().fold(1, usize::saturating_mul);
+        if samples == 0 || samples > 1 << 26 {
+            return fail("train.batch x train.accumulate x train.crop_frames must be between one frame and 2^26 samples");
+        }
+        let numbers = |spec: &TensorSpec| spec.published.iter().fold(1, |product: usize, &n| product.saturating_mul(n));
+        let parameters = architecture.parameters(&model).iter().map(numbers).fold(0, usize::saturating_add);
+        if parameters > MOST_PARAMETERS {
+            return Err(Error::Config(format!("a codec of {parameters} parameters, expected at most {MOST_PARAMETERS}")));
         }
         if t.log_every == 0 || t.checkpoint_every == 0 || t.validate_every == 0 || self.codebook.check_every == 0 {
             return fail("log_every, checkpoint_every, validate_every and check_every must be positive");
@@ -386,14 +406,18 @@ impl TrainConfig {
         if ![c.balance, c.similarity].iter().all(|w| w.is_finite() && *w >= 0.0) {
             return fail("codebook.balance and codebook.similarity must be finite and not negative");
         }
-        let averages = CodebookRules { no_quantization_rate: 0.0, balance: 0.0, similarity: 0.0, revival: Revival::Expiry, ..c.clone() };
-        if self.architecture()?.branches().is_empty() && (*c != averages || c.dropout_of == DropoutOf::Stages) {
+        let alone = CodebookRules { dropout: c.dropout, dropout_of: c.dropout_of, ..CodebookRules::default() };
+        if architecture.branches().is_empty() && (*c != alone || c.dropout_of == DropoutOf::Stages) {
             return fail(
-                "no_quantization_rate, balance, similarity, other revivals and dropout of stages are for codebooks that are averages (ema)",
+                "codebook: of codebooks that are learnt by gradient (factorised) only dropout and dropout_of, of batches or items",
             );
         }
-        if [t.average, c.decay].iter().any(|d| !(0.0..1.0).contains(d)) || ![t.gain_db.0, t.gain_db.1].iter().all(|g| g.is_finite()) {
-            return fail("average and decay must lie in 0..1, gains must be finite");
+        if [t.average, c.decay].iter().any(|d| !(0.0..1.0).contains(d)) {
+            return fail("average and decay must lie in 0..1");
+        }
+        let (low, high) = t.gain_db;
+        if !(low <= high && low.abs() < 200.0 && high.abs() < 200.0) {
+            return fail("train.gain_db must be two gains, the lower one first, within 200 dB");
         }
         self.optimizer.check("optimizer")?;
         if let Some(b) = &self.balancer
@@ -407,6 +431,19 @@ impl TrainConfig {
             }
             a.optimizer.check("adversarial.optimizer")?;
             a.discriminators.check()?;
+            // A symmetric decoder with odd strides falls a few samples short of a crop.
+            let least = a.discriminators.shortest();
+            if crop < least {
+                return Err(Error::Config(format!("crops of {crop} samples, the discriminators want {least} at least")));
+            }
+        }
+        let l = &self.loss;
+        let judged = self.adversarial.as_ref().is_some_and(|a| a.start == 0) && l.adversarial + l.feature > 0.0;
+        if self.balancer.is_some() && l.mel + l.wave + l.spectrum == 0.0 && !judged {
+            return fail("balancer: no loss of the wave has a weight from the first step on");
+        }
+        if l.mel_scales.len() > 16 || l.spectrum_windows.len() > 16 {
+            return fail("at most 16 mel_scales and 16 spectrum_windows");
         }
         let windows = self.loss.mel_scales.iter().map(|s| s.1).chain(self.loss.spectrum_windows.iter().copied());
         if windows.clone().any(|w| !(8..=1 << 15).contains(&w) || w % 4 != 0)
@@ -414,7 +451,6 @@ impl TrainConfig {
         {
             return fail("windows must be multiples of 4 in 8..=32768, mel bands in 1..=512");
         }
-        let l = &self.loss;
         if [l.mel, l.wave, l.spectrum, l.adversarial, l.feature, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
             return fail("loss weights must be finite and not negative");
         }

@@ -16,6 +16,7 @@ mod recording;
 mod run;
 mod state;
 
+use std::ops::Range;
 use std::rc::Rc;
 
 pub use architecture::Architecture;
@@ -79,7 +80,7 @@ pub struct Step {
     pub output: Tensor,
 }
 
-/// Loss terms of a step, unweighted.
+/// Loss terms of a step, unweighted; of the last of the batches that were accumulated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Losses {
     pub mel: f64,
@@ -89,8 +90,8 @@ pub struct Losses {
     pub feature: f64,
     pub commitment: f64,
     pub codebook: f64,
-    /// The discriminators' own, if they learnt.
-    pub discriminator: f64,
+    /// The discriminators' own, where they learnt.
+    pub discriminator: Option<f64>,
     pub gradient_norm: f64,
 }
 
@@ -104,6 +105,21 @@ struct Pass {
     commitment: Vec<Var>,
     codebook: Vec<Var>,
     stages: Stages,
+    /// Of the step's losses.
+    share: f64,
+}
+
+/// Some of a step's items.
+#[derive(Clone, Debug)]
+struct Part {
+    items: usize,
+    own: Range<usize>,
+}
+
+impl Part {
+    fn share(&self) -> f64 {
+        self.own.len() as f64 / self.items as f64
+    }
 }
 
 impl Step {
@@ -116,7 +132,7 @@ impl Step {
             spectrum: sum(&self.terms.spectrum)?,
             adversarial: sum(&self.terms.judgement.adversarial)?,
             feature: sum(&self.terms.judgement.feature)?,
-            discriminator: sum(&self.discriminator)?,
+            discriminator: (!self.discriminator.is_empty()).then(|| sum(&self.discriminator)).transpose()?,
             commitment: sum(&self.commitment)?,
             codebook: sum(&self.codebook)?,
             gradient_norm: self.gradient_energy.to_f64()?[0].sqrt(),
@@ -146,7 +162,7 @@ impl Trainer {
             branches: architecture.branches(),
             crop,
             balancer: Balancer::default(),
-            adversary: Adversary::new(&config, rate, device, dtype)?,
+            adversary: Adversary::new(&config, device, dtype)?,
             device: device.clone(),
             model,
             architecture,
@@ -232,11 +248,15 @@ impl Trainer {
         for batch in batches {
             let tape = Tape::new();
             let recording = Recording { tape: &tape, parameters: &parameters::constants(&self.parameters) };
-            let z = recording.run(&self.model.encoder, self.signal(&batch)?)?;
-            for (branch, rows) in self.branches.iter().zip(&mut rows) {
-                let x = quantize::project(&recording, &z, branch.name, "input_proj")?;
-                batch_rows = x.value().shape().rows();
-                rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
+            batch_rows = 0;
+            // As much at once as a step has.
+            for part in batch.chunks(self.config.train.batch * self.crop) {
+                let z = recording.run(&self.model.encoder, self.signal(part)?)?;
+                batch_rows += z.value().shape().rows();
+                for (branch, rows) in self.branches.iter().zip(&mut rows) {
+                    let x = quantize::project(&recording, &z, branch.name, "input_proj")?;
+                    rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
+                }
             }
         }
         let (iterations, seed) = (self.config.codebook.kmeans_iterations, self.config.train.seed);
@@ -284,18 +304,14 @@ impl Trainer {
         self.branches.iter().map(|branch| branch.stages.len()).max().unwrap_or(0)
     }
 
-    /// How each branch quantises a step's items.
-    fn plans(&self, items: usize) -> Vec<(Branch, Plan)> {
-        let (seed, step) = (self.config.train.seed, self.step);
-        let plan = |(n, branch): (usize, &Branch)| {
-            let seed = seed ^ (n as u64).rotate_left(32);
-            (branch.clone(), Plan::new(&self.config.codebook, items, branch.stages.len(), seed, step))
-        };
-        self.branches.iter().enumerate().map(plan).collect()
+    /// How a step quantises some of its items: with `stages` stages, the `n`th draws of their kind.
+    fn plan(&self, part: &Part, stages: usize, n: usize) -> Plan {
+        let seed = self.config.train.seed ^ (n as u64).rotate_left(32);
+        Plan::new(&self.config.codebook, part.items, stages, seed, self.step).of(part.own.clone())
     }
 
-    /// A batch `[batch * crop]` through the codec; `learning` its parameters or not.
-    fn forward(&self, samples: &[f32], learning: bool) -> Result<Pass> {
+    /// A batch `[batch * crop]`, all or some of a step's, through the codec; `learning` its parameters or not.
+    fn forward(&self, samples: &[f32], part: Part, learning: bool) -> Result<Pass> {
         let _span = span::step("forward");
         let tape = Tape::new();
         let leaves = if learning { parameters::leaves(&self.parameters, &tape) } else { Vec::new() };
@@ -306,16 +322,22 @@ impl Trainer {
         let recording = Recording { tape: &tape, parameters: &parameters };
         let x = self.signal(samples)?;
         let z = recording.run(&self.model.encoder, x.clone())?;
-        let (weights, rules, items) = (&self.config.loss, &self.config.codebook, z.value().shape()[0]);
+        let (rules, share) = (&self.config.codebook, part.share());
+        let all = &self.config.loss;
+        let weights = &LossWeights { commitment: share * all.commitment, codebook: share * all.codebook, ..all.clone() };
         let (z, commitment, codebook, stages) = if !self.has_codebooks() {
             (quantize::pass_through(&recording, &z, &self.branches)?, Vec::new(), Vec::new(), Vec::new())
         } else {
             let q: Quantised = match &self.architecture {
                 Architecture::Own(codec) if self.branches.is_empty() => {
-                    let plan = Plan::new(rules, items, codec.codebook_sizes.len(), self.config.train.seed, self.step);
+                    let plan = self.plan(&part, codec.codebook_sizes.len(), 0);
                     quantize::factorised(&recording, &z, codec, &plan, weights)?
                 }
-                _ => quantize::ema(&recording, &z, &self.codebooks, &self.plans(items), weights, rules)?,
+                _ => {
+                    let branches = self.branches.iter().enumerate();
+                    let plans: Vec<_> = branches.map(|(n, b)| (b.clone(), self.plan(&part, b.stages.len(), n))).collect();
+                    quantize::ema(&recording, &z, &self.codebooks, &plans, weights, rules)?
+                }
             };
             (q.z, vec![q.commitment], q.codebook.into_iter().collect(), q.stages)
         };
@@ -328,7 +350,7 @@ impl Trainer {
             t => self.batch(&samples.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
         drop(parameters);
-        Ok(Pass { tape, leaves, x, y, commitment, codebook, stages })
+        Ok(Pass { tape, leaves, x, y, commitment, codebook, stages, share })
     }
 
     /// The losses of the wave, and their gradient with respect to it: apart from the codec's own tape, so that they can be balanced.
@@ -357,21 +379,23 @@ impl Trainer {
                         shares.push(Share { name, weight, gradient });
                     }
                 }
-                balancer.combine(rules, &shares)?
+                balancer.combine(rules, &shares, pass.share)?
             }
         };
         Ok((terms, gradient))
     }
 
-    /// Gradients of the losses of one batch, `share` of the step's, by parameter.
-    fn backward(&self, pass: Pass, balancer: &mut Balancer, share: f64) -> Result<(Step, Vec<Tensor>, Stages)> {
+    /// Gradients of the losses of one batch, all or some of a step's, by parameter.
+    fn backward(&self, pass: Pass, balancer: &mut Balancer) -> Result<(Step, Vec<Tensor>, Stages)> {
         let _span = span::step("backward");
         let (terms, gradient) = self.judge(&pass, balancer)?;
+        // A balanced one is of the same size for every item, however many there are.
+        let gradient = match &self.config.balancer {
+            None if pass.share != 1.0 => elementwise::scale(&gradient, pass.share)?,
+            _ => gradient,
+        };
         pass.tape.pull(&pass.y, gradient);
-        let mut gradients = parameters::gradients(&pass.leaves, &mut pass.tape.backward()?)?;
-        if share != 1.0 {
-            gradients = gradients.iter().map(|g| elementwise::scale(g, share)).collect::<swara_kernels::Result<_>>()?;
-        }
+        let gradients = parameters::gradients(&pass.leaves, &mut pass.tape.backward()?)?;
         let step = Step {
             number: self.step,
             learning_rate: self.config.optimizer.rate(self.step, self.config.train.steps),
@@ -387,27 +411,29 @@ impl Trainer {
 
     /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
     pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
-        self.backward(self.forward(samples, true)?, &mut self.balancer.clone(), 1.0)
+        let items = samples.len() / self.crop;
+        self.backward(self.forward(samples, Part { items, own: 0..items }, true)?, &mut self.balancer.clone())
     }
 
     /// One step on a batch `[accumulate * batch * crop]` of samples: of the discriminators first, if they learn, then of the codec, which
     /// hears what they have learnt.
     pub fn train(&mut self, samples: &[f32]) -> Result<Step> {
         let _span = span::step("train");
-        let items = (samples.len() / self.crop).div_ceil(self.config.train.accumulate).max(1);
-        let parts: Vec<&[f32]> = samples.chunks(items * self.crop).collect();
-        let share = |part: &[f32]| part.len() as f64 / samples.len() as f64;
-        let mut pass = if let [only] = parts[..] { Some(self.forward(only, true)?) } else { None };
+        let items = samples.len() / self.crop;
+        let each = items.div_ceil(self.config.train.accumulate).max(1);
+        let of = |first: usize| Part { items, own: first..(first + each).min(items) };
+        let parts: Vec<(&[f32], Part)> = samples.chunks(each * self.crop).zip((0..).step_by(each).map(of)).collect();
+        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(only, part.clone(), true)?) } else { None };
 
         let mut discriminator = Vec::new();
         if let Some(adversary) = self.adversary.as_ref().filter(|a| a.learns(self.step)) {
             let mut sum = None;
-            for part in &parts {
+            for (samples, part) in &parts {
                 let (losses, gradients) = match &pass {
                     Some(pass) => adversary.gradients(&pass.x, &pass.y, 1.0)?,
                     None => {
-                        let pass = self.forward(part, false)?;
-                        adversary.gradients(&pass.x, &pass.y, share(part))?
+                        let pass = self.forward(samples, part.clone(), false)?;
+                        adversary.gradients(&pass.x, &pass.y, pass.share)?
                     }
                 };
                 discriminator = losses;
@@ -421,9 +447,9 @@ impl Trainer {
 
         let mut balancer = self.balancer.clone();
         let (mut sum, mut seen, mut last) = (None, Vec::new(), None);
-        for part in &parts {
-            let pass = pass.take().map_or_else(|| self.forward(part, true), Ok)?;
-            let (step, gradients, stages) = self.backward(pass, &mut balancer, share(part))?;
+        for (samples, part) in &parts {
+            let pass = pass.take().map_or_else(|| self.forward(samples, part.clone(), true), Ok)?;
+            let (step, gradients, stages) = self.backward(pass, &mut balancer)?;
             parameters::accumulate(&mut sum, gradients)?;
             seen.push(stages);
             last = Some(step);

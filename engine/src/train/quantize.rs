@@ -103,6 +103,11 @@ impl Plan {
         Plan { used, raw, run }
     }
 
+    /// The plan of some of the items.
+    pub fn of(self, items: std::ops::Range<usize>) -> Plan {
+        Plan { used: self.used[items.clone()].to_vec(), raw: self.raw[items].to_vec(), run: self.run }
+    }
+
     /// Of every item the first `used` of all that run.
     pub fn whole(items: usize, used: usize, run: usize) -> Plan {
         Plan { used: vec![used; items], raw: vec![false; items], run }

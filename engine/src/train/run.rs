@@ -133,6 +133,10 @@ pub fn run(
         ..SamplerOptions::default()
     };
     let sampler = Sampler::new(&dataset, options)?;
+    if !matches!(start, Start::Resume) {
+        // From here on there is a run to resume, whatever it began with.
+        trainer.save(&checkpoint)?;
+    }
     let mut clock = Instant::now();
     while trainer.step() < t.steps {
         if trainer.needs_codebooks() {
@@ -160,6 +164,7 @@ pub fn run(
             clock = Instant::now();
         }
         if done.is_multiple_of(t.checkpoint_every) || last || stop {
+            finite(&step)?;
             // The checkpoint last: when it stands, everything of its step does.
             if trainer.has_codebooks() {
                 trainer.release(&folder.path("model.safetensors"))?;
@@ -174,11 +179,18 @@ pub fn run(
     Ok(trainer)
 }
 
-fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> Result<Report> {
-    let losses = step.losses()?;
-    if ![losses.mel, losses.wave, losses.gradient_norm].iter().all(|v| v.is_finite()) {
-        return Err(Error::Argument(format!("training diverged at step {}: {losses:?}; lower the learning rate or the clip", step.number)));
+/// What a step measured, all of it numbers: before anything is replaced by what came of it.
+fn finite(step: &Step) -> Result<Losses> {
+    let l = step.losses()?;
+    let all = [l.mel, l.wave, l.spectrum, l.adversarial, l.feature, l.commitment, l.codebook, l.gradient_norm];
+    match all.iter().chain(&l.discriminator).all(|v| v.is_finite()) {
+        true => Ok(l),
+        false => Err(Error::Argument(format!("training diverged at step {}: {l:?}; lower the learning rate or the clip", step.number))),
     }
+}
+
+fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> Result<Report> {
+    let losses = finite(step)?;
     let output: Vec<f32> = step.output.to_f64()?.into_iter().map(|v| v as f32).collect();
     // A decoder may fall short of a crop, and a step's last batch may be but a part of it.
     let [items, t] = [step.output.shape()[0], step.output.shape()[1]];
@@ -193,9 +205,9 @@ fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> R
     let signs = Signs {
         rho: wave.rho,
         amplitude: wave.amplitude,
-        mel_distance: Some(losses.mel),
+        mel_distance: trainer.config().loss.is_mel_distance(trainer.crop()).then_some(losses.mel),
         codebooks: &codebooks,
-        discriminator: trainer.config().adversarial.as_ref().and_then(|a| a.judged(losses.discriminator)),
+        discriminator: trainer.config().adversarial.as_ref().and_then(|a| a.judged(losses.discriminator?)),
     };
     Ok(Report {
         step: trainer.step(),
@@ -244,7 +256,7 @@ impl Report {
         let l = &self.losses;
         let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
         format!(
-            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.4},{:.3},{:.4},{:.2},{},{}\n",
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{}\n",
             self.step,
             self.learning_rate,
             l.mel,
@@ -254,7 +266,7 @@ impl Report {
             l.feature,
             l.commitment,
             l.codebook,
-            l.discriminator,
+            l.discriminator.map(|d| format!("{d:.4e}")).unwrap_or_default(),
             l.gradient_norm,
             self.snr_db,
             self.rho,

@@ -58,10 +58,14 @@ impl Trainer {
         let file = weights::Weights::open(path)?;
         let fail = |why: String| Error::File { path: path.to_owned(), why };
         let metadata = |key| file.metadata().get(key).ok_or_else(|| fail(format!("no {key:?} in its metadata: not a training checkpoint")));
-        let step = metadata(STEP)?.parse().map_err(|e| fail(format!("step: {e}")))?;
+        let step: u64 = metadata(STEP)?.parse().map_err(|e| fail(format!("step: {e}")))?;
         let before: TrainConfig = serde_json::from_str(metadata(RUN)?).map_err(|e| fail(format!("run: {e}")))?;
         if before.architecture()? != config.architecture()? {
             return Err(fail("was trained with another codec configuration".into()));
+        }
+        let begun = |config: &TrainConfig| (config.codebook.start, config.codebook.initialise);
+        if step > 0 && begun(&before) != begun(&config) {
+            return Err(fail("was trained with codebooks that begin at another step, or otherwise".into()));
         }
         let discriminators = |config: &TrainConfig| config.adversarial.as_ref().map(|a| a.discriminators.clone());
         if discriminators(&before) != discriminators(&config) {

@@ -150,6 +150,14 @@ impl DiscriminatorConfig {
         periods + scales + self.band.as_ref().map_or(0, |b| b.windows.len()) + self.stft.as_ref().map_or(0, |s| s.windows.len())
     }
 
+    /// Samples of the shortest wave that all of them can look at.
+    pub fn shortest(&self) -> usize {
+        let periods = self.period.iter().flat_map(|p| p.periods.iter().map(|&period| 2 * period + 1));
+        let bands = self.band.iter().flat_map(|b| b.windows.iter().copied());
+        let spectra = self.stft.iter().flat_map(|s| s.windows.iter().copied());
+        periods.chain(bands).chain(spectra).max().unwrap_or(1)
+    }
+
     /// That every size is one that discriminators can have.
     ///
     /// # Errors

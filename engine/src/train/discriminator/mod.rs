@@ -179,11 +179,8 @@ impl Discriminators {
     /// Those of `config`, for waves of any rate: what they look at is counted in samples.
     ///
     /// # Errors
-    /// Those of [`DiscriminatorConfig::check`]; a rate of 0.
-    pub fn new(config: &DiscriminatorConfig, sample_rate: u32) -> Result<Self> {
-        if sample_rate == 0 {
-            return Err(Error::Config("discriminator: a sample rate of 0".into()));
-        }
+    /// Those of [`DiscriminatorConfig::check`].
+    pub fn new(config: &DiscriminatorConfig) -> Result<Self> {
         config.check()?;
         Ok(Self::layout(config))
     }

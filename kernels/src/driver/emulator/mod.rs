@@ -566,11 +566,11 @@ impl Driver for Emulator {
         Ok(id)
     }
 
-    /// `swara::Map` of ptx.cuh.
     fn resident_blocks(&self, _: FunctionId, threads: u32, shared_bytes: u32) -> Result<u32> {
         Ok(self.resident(threads, shared_bytes))
     }
 
+    /// `swara::Map` of ptx.cuh.
     fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap> {
         if self.options.arch != Arch(90) || !tiles.fits() {
             return Err(self.refuse(format!("no tensor map of {tiles:?}")));

@@ -12,6 +12,7 @@ pub(super) fn cases() -> Vec<Case> {
         ([3, 31], false),
         ([2, 500], false),
         ([1, 1025], false),
+        ([1, 4100], false),
         ([0, 7], false),
         ([2, 16_000], false),
         ([16, 24_000], true),

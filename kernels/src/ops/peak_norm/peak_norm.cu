@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int at = (int)(0xffffffffu - (unsigned)best);
     const float peak = __uint_as_float((unsigned)(best >> 32)) + epsilon, scale = level / peak;
     const float c = x[at] - mean;
-    const float of_peak = c == 0.0f ? 0.0f : (c > 0.0f ? -scale : scale) / peak * along;
+    const float of_peak = (c > 0.0f ? -scale : scale) / peak * along;
     const float less = (scale * total + of_peak) / width;
     for (int i = threadIdx.x; i < width; i += THREADS) dx[i] = scale * dy[i] - less + (i == at ? of_peak : 0.0f);
 }
