@@ -6,10 +6,10 @@
 //!
 //! | verdict             | if                                                                                           |
 //! |---------------------|----------------------------------------------------------------------------------------------|
+//! | `diverged`          | a correlation or an amplitude that is no number                                               |
 //! | `codebook-collapse` | a perplexity below 1.5, or below a twentieth of the size in one of the first four codebooks   |
 //! | `starved`           | rho below 0.1, or below 0.5 with an amplitude of no more than rho + 0.1                       |
 //! | `gain-collapse`     | rho above 0.7, amplitude below 70 % and by 20 % below rho                                     |
-//! | `diverged`          | a correlation or an amplitude that is no number                                                |
 //! | `discriminator-won` | the discriminators' loss below a quarter of chance: hinge 2.0, least squares 0.5 for each     |
 //! | `phase-free`        | rho below 0.5, amplitude 85 % to 115 %, mel distance below 1.5: normal for adversarial codecs |
 //! | `distorted`         | rho below 0.5 otherwise                                                                      |
