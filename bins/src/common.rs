@@ -224,8 +224,10 @@ pub struct Memory {
     pub embeddings: Option<Embeddings>,
 }
 
+/// Tables of tokens in fewer bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Embeddings {
+    /// Codes of 8 bits with a scale a row.
     Int8,
 }
 

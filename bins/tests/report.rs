@@ -6,16 +6,20 @@ use common::{CONFIG, Room, samples, wav};
 
 const HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
 
-/// A line of a log: discriminator's loss, rho, amplitude, perplexities.
+/// A line of a log: discriminator's loss (0: it did not learn), rho, amplitude, perplexities.
 fn line(step: u64, discriminator: f64, rho: f64, amplitude: f64, perplexities: &str) -> String {
-    let adversarial = if discriminator > 0.0 { 1.0 } else { 0.0 };
+    let (adversarial, discriminator) = if discriminator > 0.0 { (1.0, discriminator.to_string()) } else { (0.0, String::new()) };
     format!("{step},1e-3,1.2,0.05,0.0,{adversarial},{adversarial},0.1,0.0,{discriminator},0.5,3.0,{rho},{amplitude},ok,{perplexities}\n")
 }
 
 /// The folder `name` of a run of the model in [`CONFIG`], whose codebooks have 16, 8 and 8 entries.
 fn folder(room: &Room, name: &str, log: &str) {
     std::fs::create_dir_all(room.path(name).join("samples")).unwrap();
-    room.write(&format!("{name}/config.toml"), CONFIG.as_bytes());
+    // With all scales of the mel distance, and discriminators.
+    let config = CONFIG.replace("crop_frames = 20", "crop_frames = 64").replace("mel_scales = [[10, 64], [20, 128]]\n", "");
+    let against =
+        "\n[adversarial]\nrule = { form = \"hinge\", reduction = \"mean\" }\n[adversarial.discriminators]\nstft = { windows = [64] }\n";
+    room.write(&format!("{name}/config.toml"), (config + against).as_bytes());
     room.write(&format!("{name}/log.csv"), log.as_bytes());
 }
 

@@ -75,8 +75,9 @@ impl Sinks {
     }
 }
 
-/// Keys and values of the last tokens of `B` streams, as rings `[B, Hkv, capacity, D]`: token `p` lies in slot `p % capacity`.
-/// Beside sinks the first blocks of [`KEY_BLOCK`] slots are no part of the ring: they hold the first tokens for good, sinks or not.
+/// Keys and values of the last tokens of `B` streams, as rings `[B, Hkv, capacity, D]`: token `p` lies in slot `p % capacity`. Beside
+/// sinks the first `fixed` slots, whole blocks of [`KEY_BLOCK`], are no part of the ring: they hold the first tokens for good, sinks or
+/// not, and a later one lies in `fixed + (p - fixed) % (capacity - fixed)`.
 ///
 /// On the CPU the keys of 16 tokens side by side are stored transposed, `[.., capacity / 16, D, 16]`, so that their scores
 /// are one vector.
@@ -111,6 +112,9 @@ impl KvCache {
     }
 
     /// Room for sinks, and for what is seen beside them by `at_once` tokens at a time.
+    ///
+    /// # Errors
+    /// No sinks, or as many as the context.
     pub fn with_sinks(
         device: &Device,
         kept: impl Into<Kept>,
@@ -129,6 +133,7 @@ impl KvCache {
         Ok(KvCache { sinks: Some(sinks), ..KvCache::new(device, kept, batch, kv_heads, capacity, head_dim)? })
     }
 
+    /// Steps that stay, and of how many.
     pub fn sinks(&self) -> Option<Sinks> {
         self.sinks
     }
@@ -150,7 +155,7 @@ impl KvCache {
         self.keys.shape()[1]
     }
 
-    /// Tokens a stream: what was asked for, or a few more.
+    /// Slots a stream, those beside the ring among them: what was asked for, or a few more.
     pub fn capacity(&self) -> usize {
         self.keys.shape()[2]
     }

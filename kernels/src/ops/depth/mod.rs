@@ -145,7 +145,7 @@ impl Depth {
         Ok(State { batch, scratch })
     }
 
-    /// Fills the columns of `said` from 1 on, by the samplers of each, and gives the logits of each step.
+    /// Fills the columns of `said` from 1 to the number of steps, by the samplers of each, and gives the logits of each step.
     ///
     /// # Errors
     /// Operands that do not fit; on the CPU an id outside its table.

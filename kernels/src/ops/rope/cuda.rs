@@ -39,8 +39,8 @@ pub fn append(
     let (keys, values) = (&mut cache.keys, &mut cache.values);
     let (frequencies, seen, half_split) = (&rope.frequencies, &positions.seen, (rope.style == Style::HalfSplit) as i32);
     let [time, heads, kv_heads, capacity, dim] = [time as i32, heads as i32, kv_heads as i32, index(NAME, capacity)?, dim as i32];
-    // SAFETY, of both: the parameters of the kernel; a block for each of the B T rows of qkv; no two of the at most `capacity`
-    // tokens of a stream have the same slot.
+    // SAFETY, of both: the parameters of the kernel; a block for each of the B T rows of qkv; no two of a stream's tokens, at most
+    // as many as the ring has slots, have the same one.
     match &mut cache.factors {
         None => {
             let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "rope_append", qkv)?)?;

@@ -62,6 +62,7 @@ impl Rope {
         Ok(Rope { frequencies: Tensor::from_slice(device, &halves, [pairs, 2])?, style })
     }
 
+    /// Which elements it turns together.
     pub fn style(&self) -> Style {
         self.style
     }
