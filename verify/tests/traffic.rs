@@ -60,6 +60,7 @@ const SCATTERED: &[(&str, &str, &str)] = &[
     ("attention_many_128_int8", "x80 window 1025", "80 codes begin amid a sector"),
     ("rope_append_int8", "x6x32", "the factor of 32 codes is four bytes of a sector"),
     ("depth", "4 bits mins", "the scale and the least of 32 codes are four bytes of a sector each"),
+    ("embedding_int8", "9 tables", "the scale of a row is four bytes of a sector"),
     ("rvq", "5x130", "odd rows"),
     ("rvq", "31x33", "odd rows"),
     ("rvq_decode", "33x16", "a stage's codes lie a row of ten codes apart, for every 64 bytes"),
