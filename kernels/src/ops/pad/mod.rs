@@ -10,7 +10,7 @@
 //! EnCodec does (`_pad1d` in `transformers`' modeling_encodec.py). Otherwise it is `torch.nn.functional.pad(mode="reflect")`.
 //!
 //! [`reflect_backward`] adds up what came of a row: `dx[t] = dy[t + left] + dy[left - t] + dy[left + 2 (N - 1) - t]`, of which the second
-//! is there for `1 <= t <= left` and the third for `N - right - 1 <= t <= N - 2`. [`concat`] puts signals one behind the other.
+//! is there for `1 <= t <= left` and the third for `N - right - 1 <= t <= N - 2`. [`concat()`] puts signals one behind the other.
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
