@@ -1,6 +1,6 @@
 use super::{backward, forward};
 use crate::DType;
-use crate::case::{Case, Check, Cost, Input};
+use crate::case::{Case, Check, Cost, Fill, Input};
 use crate::tolerance::Tolerance;
 
 const LEVEL: f64 = 0.8;
@@ -19,7 +19,11 @@ pub(super) fn cases() -> Vec<Case> {
     ] {
         let [rows, width] = shape;
         let n = rows * width;
-        let x = Input::normal("x", shape);
+        // Where one thread alone has a second sample, that is the peak.
+        let x = match width {
+            1025 => Input::new("x", shape, Fill::Values((0..width).map(|i| (i / 1024) as f64 + (i % 7) as f64 / 8.0).collect())),
+            _ => Input::normal("x", shape),
+        };
         // A mean of errors, a difference, a sum, a quotient, a product.
         let tolerance = Tolerance::accumulate(4).then_rounded(5);
         cases.push(Case {
