@@ -54,6 +54,8 @@ pub enum Command {
     Bench(Bench),
     /// Round a language model's matrices to few bits: to the nearest codes, or by what goes into them
     Quantize(Quantize),
+    /// Write a codec as others read it
+    Convert(Convert),
     /// See what a kernel is made of and where the time goes: compiler reports, Nsight, timelines
     Profile(Profile),
     /// Say what works on this machine, and what to do about the rest
@@ -76,6 +78,7 @@ impl Command {
             Command::Inspect(args) => &args.report,
             Command::Profile(args) => &args.report,
             Command::Quantize(args) => &args.report,
+            Command::Convert(args) => &args.report,
             Command::Doctor(report) => report,
             Command::Bench(_) => return false,
         };
@@ -461,6 +464,27 @@ pub struct BenchCodec {
     pub frames: u32,
     #[command(flatten)]
     pub results: Results,
+}
+
+#[derive(Args)]
+pub struct Convert {
+    #[command(flatten)]
+    pub report: Report,
+    /// Codec: a file, or a folder with its config.json
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// hf: folder for config.json, preprocessor_config.json and model.safetensors; kyutai: a file of safetensors
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Whose names: hf (transformers: a Mimi, a DAC, an EnCodec) or kyutai (moshi: a Mimi)
+    #[arg(long, value_enum, hide_possible_values = true)]
+    pub layout: ConvertLayout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ConvertLayout {
+    Hf,
+    Kyutai,
 }
 
 #[derive(Args)]

@@ -44,6 +44,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Bench(Bench::Plot(args)) => commands::bench::plot(&args),
         Command::Profile(args) => commands::profile::run(common, &args),
         Command::Quantize(args) => commands::quantize::run(common, &args),
+        Command::Convert(args) => commands::convert::run(common, &args),
         Command::Doctor(_) => commands::doctor::run(common),
     }
 }

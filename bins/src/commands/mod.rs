@@ -1,4 +1,5 @@
 pub mod bench;
+pub mod convert;
 pub mod decode;
 pub mod diagnose;
 pub mod doctor;

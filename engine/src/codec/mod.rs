@@ -25,7 +25,7 @@ use std::path::Path;
 
 #[cfg(test)]
 pub(crate) use checkpoint::encodec_layers;
-pub use checkpoint::{METADATA_CONFIG, METADATA_MODEL, Rounded, family, rounded_mimi};
+pub use checkpoint::{Converted, METADATA_CONFIG, METADATA_MODEL, Named, Naming, Rounded, convert, family, rounded_mimi};
 pub(crate) use checkpoint::{embedding_spec, fold, mimi_to_train, read};
 pub use config::{Config, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};

@@ -1,11 +1,13 @@
 //! Published DAC checkpoints: the names and the configuration of `transformers`, and those of `descript-audio-codec`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use swara_kernels::Device;
 use swara_loader::weights;
 
+use super::convert::{Converted, in_order};
 use super::named;
-use crate::codec::model::Model;
+use crate::codec::model::{Model, TensorSpec};
 use crate::codec::quantizer::parameter_tensors;
 use crate::codec::{Config, QuantizerKind};
 use crate::weights::Weights;
@@ -70,7 +72,7 @@ fn descript(name: &str, blocks: usize) -> String {
 
 /// The numbers of a published DAC, by the keys of `config.json` in `transformers` or of the original's `kwargs`. What a file leaves out
 /// is as published; what it has beyond these is of no consequence here.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Published {
     #[serde(alias = "sample_rate")]
     sampling_rate: u32,
@@ -163,11 +165,52 @@ impl Published {
     }
 }
 
-/// Reads the tensors into the names of `transformers`, which are ours.
-pub fn load(file: &weights::Weights, naming: Naming, config: &Config, device: &Device) -> Result<Weights> {
+fn specs(config: &Config) -> Vec<TensorSpec> {
     let mut specs = Model::new(config).tensors(true);
     specs.extend(parameter_tensors(config, true));
-    named(file, &specs, |name| naming.published(name, config.strides.len()), [], device)
+    specs
+}
+
+/// Reads the tensors into the names of `transformers`, which are ours.
+pub fn load(file: &weights::Weights, naming: Naming, config: &Config, device: &Device) -> Result<Weights> {
+    named(file, &specs(config), |name| naming.published(name, config.strides.len()), [], device)
+}
+
+/// A DAC in the names of `transformers`.
+pub fn convert(file: &weights::Weights, naming: Naming, shape: &Config) -> Result<Converted> {
+    let published = Published {
+        sampling_rate: shape.sample_rate,
+        encoder_hidden_size: shape.encoder_widths[0],
+        downsampling_ratios: shape.strides.clone(),
+        decoder_hidden_size: shape.decoder_widths[0],
+        upsampling_ratios: Some(shape.strides.iter().rev().copied().collect()),
+        hidden_size: Some(shape.latent),
+        n_codebooks: shape.codebook_sizes.len(),
+        codebook_size: shape.codebook_sizes[0],
+        codebook_dim: shape.codebook_dim,
+    };
+    let invalid = |e: serde_json::Error| Error::Config(e.to_string());
+    let mut json = serde_json::to_value(published).map_err(invalid)?;
+    if config(&json.to_string()).ok().as_ref() != Some(shape) {
+        let why = "transformers has DAC alone of such codecs: not causal, factorised codes, widths that double, codebooks of one size";
+        return Err(Error::File { path: file.path().to_owned(), why: why.to_owned() });
+    }
+    json["architectures"] = json!(["DacModel"]);
+    json["model_type"] = json!("dac");
+    json["hop_length"] = json!(shape.hop());
+    let tensors = load(file, naming, shape, &Device::Cpu)?;
+    Ok(Converted {
+        config: json,
+        preprocessor: json!({
+            "feature_extractor_type": "DacFeatureExtractor",
+            "feature_size": 1,
+            "hop_length": shape.hop(),
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "sampling_rate": shape.sample_rate,
+        }),
+        tensors: specs(shape).iter().map(|spec| in_order(spec, spec.name.clone(), &tensors)).collect::<Result<_>>()?,
+    })
 }
 
 #[cfg(test)]

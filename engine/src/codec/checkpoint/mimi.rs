@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use serde_json::json;
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::codebook;
 use swara_kernels::quantized::{Bits, Panels};
@@ -10,6 +11,7 @@ use swara_kernels::{Device, Shape, Tensor};
 use swara_loader::quantized::transposed;
 use swara_loader::weights;
 
+use super::convert::{Converted, Named, Naming as Published, in_order};
 use super::{Coded, Rounded, fold, read_as, weight_normed};
 use crate::codec::mimi::{self, Config};
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
@@ -78,6 +80,7 @@ struct Source {
 
 /// Where the tensors of a Mimi are in its file, in `moshi`'s names.
 struct Found {
+    config: Config,
     model: Model,
     sources: Vec<Source>,
     /// Rows and columns of the tensors that the file has in panels.
@@ -92,7 +95,7 @@ fn find(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Res
         None => Config { num_quantizers: quantizers(file, naming), ..Config::default() },
     };
     let model = mimi::model(&config)?;
-    let blocks: Vec<&Block> = model.layers().filter_map(|layer| if let Layer::Block(block) = layer { Some(block) } else { None }).collect();
+    let blocks: Vec<&Block> = blocks(&model).collect();
     let mut specs = model.tensors(true);
     specs.extend(split_tensors(config.hidden_size, config.codebook_dim));
     let mut panels = model.matrices();
@@ -110,7 +113,39 @@ fn find(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Res
         [part("panels", [columns, ROWS]), part("scales", [1, ROWS])]
     });
     check(file, naming.prefix, sources.iter().flat_map(|s| s.parts.iter().cloned()).chain(flags).chain(averages).chain(coded))?;
-    Ok(Found { model, sources, panels, books })
+    Ok(Found { config, model, sources, panels, books })
+}
+
+impl Found {
+    /// What the file has weight-normed is folded.
+    fn folded(&self, file: &weights::Weights, device: &Device) -> Result<Weights> {
+        let tensors = self.sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, device)?))).collect::<Result<_>>()?;
+        fold(self.sources.iter().map(|source| &source.spec), tensors)
+    }
+
+    /// Of folded weights.
+    fn specs(&self) -> impl Iterator<Item = TensorSpec> {
+        self.model.tensors(true).into_iter().chain(split_tensors(self.config.hidden_size, self.config.codebook_dim))
+    }
+
+    /// By their names in `moshi`.
+    fn codebooks(&self) -> impl Iterator<Item = (String, &Codebook)> {
+        SPLIT
+            .iter()
+            .zip(&self.books)
+            .flat_map(|(branch, books)| books.iter().enumerate().map(move |(k, book)| (format!("{branch}.vq.layers.{k}._codebook"), book)))
+    }
+
+    fn without_codes(self, file: &weights::Weights, why: &str) -> Result<Found> {
+        match self.panels.keys().next() {
+            Some(name) => Err(Error::File { path: file.path().to_owned(), why: format!("tensor {name} has codes{why}") }),
+            None => Ok(self),
+        }
+    }
+}
+
+fn blocks(model: &Model) -> impl Iterator<Item = &Block> {
+    model.layers().filter_map(|layer| if let Layer::Block(block) = layer { Some(block) } else { None })
 }
 
 /// A tensor beside the weight called `name`.
@@ -125,10 +160,9 @@ pub fn load<'a>(
     config: Option<Config>,
     device: &Device,
 ) -> Result<(Model, Coded<'a>, Quantizer)> {
-    let Found { model, sources, panels, books } = find(file, naming, config)?;
-    let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, device)?))).collect::<Result<_>>()?;
-    let specs: Vec<TensorSpec> = sources.into_iter().map(|source| source.spec).collect();
-    let mut coded = Coded { tensors: fold(&specs, tensors)?, panels: BTreeMap::new() };
+    let found = find(file, naming, config)?;
+    let mut coded = Coded { tensors: found.folded(file, device)?, panels: BTreeMap::new() };
+    let Found { model, panels, books, .. } = found;
     let layouts: BTreeMap<String, TensorSpec> = model.tensors(true).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
     for (name, shape) in panels {
         let Some(found) = file.panels(&naming.published(&name), None)? else { return Err(Error::MissingTensor(name)) };
@@ -155,28 +189,18 @@ pub fn load<'a>(
 
 /// Folded weights, and usage and sum of every codebook.
 pub fn to_train(file: &weights::Weights, naming: &Naming, config: &Config, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
-    let Found { sources, panels, books, .. } = find(file, naming, Some(config.clone()))?;
-    if let Some(name) = panels.keys().next() {
-        return Err(Error::File { path: file.path().to_owned(), why: format!("tensor {name} has codes, which are not learnt") });
-    }
-    let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, device)?))).collect::<Result<_>>()?;
-    let weights = fold(&sources.into_iter().map(|source| source.spec).collect::<Vec<_>>(), tensors)?;
+    let found = find(file, naming, Some(config.clone()))?.without_codes(file, ", which are not learnt")?;
     let read = |book: &Codebook| Ok([super::read(file, &book.usage, device)?, super::read(file, &book.sum, device)?]);
-    Ok((weights, books.iter().flatten().map(read).collect::<Result<_>>()?))
+    Ok((found.folded(file, device)?, found.books.iter().flatten().map(read).collect::<Result<_>>()?))
 }
 
 /// See [`super::rounded_mimi`].
 pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>) -> Result<BTreeMap<String, Rounded>> {
-    let Found { model, sources, panels, books } = find(file, naming, config)?;
-    if let Some(name) = panels.keys().next() {
-        return Err(Error::File { path: file.path().to_owned(), why: format!("tensor {name} has codes already") });
-    }
-    let matrices = model.matrices();
-    let tensors = sources.iter().map(|s| Ok((s.spec.name.clone(), s.read(file, &Device::Cpu)?))).collect::<Result<_>>()?;
-    let mut tensors = fold(&sources.into_iter().map(|source| source.spec).collect::<Vec<_>>(), tensors)?;
+    let found = find(file, naming, config)?.without_codes(file, " already")?;
+    let matrices = found.model.matrices();
+    let mut tensors = found.folded(file, &Device::Cpu)?;
     let mut rounded = BTreeMap::new();
-    let specs = model.tensors(true).into_iter().chain(split_tensors(model.format.latent, books[0][0].sum.published[1]));
-    for spec in specs {
+    for spec in found.specs() {
         let Some(tensor) = tensors.remove(&spec.name) else { return Err(Error::MissingTensor(spec.name)) };
         let values = tensor.as_slice::<f32>()?;
         let made = match matrices.get(&spec.name).filter(|[rows, _]| rows.is_multiple_of(ROWS)) {
@@ -189,16 +213,73 @@ pub fn rounded(file: &weights::Weights, naming: &Naming, config: Option<Config>)
         };
         rounded.insert(spec.name, made);
     }
-    for (branch, books) in SPLIT.iter().zip(&books) {
-        for (k, book) in books.iter().enumerate() {
-            for (part, spec) in [("cluster_usage", &book.usage), ("embedding_sum", &book.sum)] {
-                let values = super::read(file, spec, &Device::Cpu)?.to_vec()?;
-                let name = format!("{branch}.vq.layers.{k}._codebook.{part}");
-                rounded.insert(name, Rounded::Values { shape: spec.published.clone(), values });
-            }
+    for (name, book) in found.codebooks() {
+        for (part, spec) in [("cluster_usage", &book.usage), ("embedding_sum", &book.sum)] {
+            let values = super::read(file, spec, &Device::Cpu)?.to_vec()?;
+            rounded.insert(format!("{name}.{part}"), Rounded::Values { shape: spec.published.clone(), values });
         }
     }
     Ok(rounded)
+}
+
+/// A Mimi in the names of `moshi`, as first released, or of `transformers`.
+pub fn convert(file: &weights::Weights, naming: &Naming, config: Option<Config>, to: Published) -> Result<Converted> {
+    let found = find(file, naming, config)?.without_codes(file, ": only weights are converted")?;
+    let (config, hugging) = (&found.config, to == Published::HuggingFace);
+    if hugging && config.codebook_dim == config.hidden_size {
+        let why = "codebooks as wide as the latents, which transformers does not project".to_owned();
+        return Err(Error::File { path: file.path().to_owned(), why });
+    }
+    let tensors = found.folded(file, &Device::Cpu)?;
+    let name = |name: String| if hugging { hugging_face(&name) } else { name };
+    let mut named = Vec::new();
+    for spec in found.specs() {
+        let tensor = in_order(&spec, name(spec.name.clone()), &tensors)?;
+        let block = spec.name.strip_suffix(".self_attn.in_proj_weight").and_then(|block| blocks(&found.model).find(|b| b.name == block));
+        match block.filter(|_| hugging) {
+            Some(block) => named.extend(separate(&tensor, block)),
+            None => named.push(tensor),
+        }
+    }
+    for (book, read) in found.codebooks() {
+        for (part, spec) in [("cluster_usage", &read.usage), ("embedding_sum", &read.sum)] {
+            let values = super::read(file, spec, &Device::Cpu)?.to_vec()?;
+            named.push(Named { name: name(format!("{book}.{part}")), shape: spec.published.clone(), values });
+        }
+        named.push(Named { name: name(format!("{book}._initialized")), shape: vec![1], values: vec![1.0] });
+    }
+    let rate = f64::from(config.sampling_rate) / found.model.format.hop as f64;
+    let invalid = |e: serde_json::Error| Error::Config(e.to_string());
+    let mut json =
+        serde_json::to_value(Config { frame_rate: Some(rate), frame_rate_since: Some(rate), ..config.clone() }).map_err(invalid)?;
+    json["architectures"] = json!(["MimiModel"]);
+    json["model_type"] = json!("mimi");
+    json["upsample_groups"] = json!(config.hidden_size);
+    json["vector_quantization_hidden_dimension"] = json!(config.codebook_dim);
+    json["head_dim"] = json!(config.hidden_size / config.num_attention_heads);
+    let preprocessor = json!({
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": true,
+        "sampling_rate": config.sampling_rate,
+    });
+    Ok(Converted { config: json, preprocessor, tensors: named })
+}
+
+/// Queries, keys and values as `transformers` has them, heads' rows in halves, of `tensor`, which has them in one, in pairs.
+fn separate(tensor: &Named, block: &Block) -> Vec<Named> {
+    let mut first = 0;
+    let parts = [("q", block.heads, true), ("k", block.kv_heads, true), ("v", block.kv_heads, false)];
+    let part = |(which, heads, turned): (&str, usize, bool)| {
+        let rows = &tensor.values[first * block.width..][..heads * block.head_dim * block.width];
+        first += heads * block.head_dim;
+        let values = if turned { halves_from_pairs(rows, block.head_dim, block.width) } else { rows.to_vec() };
+        let name = tensor.name.replace(".in_proj_weight", &format!(".{which}_proj.weight"));
+        Named { name, shape: vec![heads * block.head_dim, block.width], values }
+    };
+    parts.into_iter().map(part).collect()
 }
 
 /// A Mimi of random weights.
@@ -299,6 +380,19 @@ fn pairs_from_halves(out: &mut Vec<f32>, rows: &[f32], head_dim: usize, width: u
     }
 }
 
+/// The inverse.
+fn halves_from_pairs(rows: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head_dim * width) {
+        for j in 0..2 {
+            for i in 0..head_dim / 2 {
+                out.extend_from_slice(&head[(2 * i + j) * width..][..width]);
+            }
+        }
+    }
+    out
+}
+
 /// Moving averages of a codebook, and the flag that it was initialised, which says nothing here.
 struct Codebook {
     usage: TensorSpec,
@@ -354,5 +448,6 @@ mod tests {
         let mut out = Vec::new();
         pairs_from_halves(&mut out, &[0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0], 4, 1);
         assert_eq!(out, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(halves_from_pairs(&out, 4, 1), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
     }
 }

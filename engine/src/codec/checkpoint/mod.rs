@@ -1,5 +1,6 @@
 //! Codec checkpoints: in published names and layouts, the configuration in the metadata or beside the file.
 
+mod convert;
 mod dac;
 mod encodec;
 mod mimi;
@@ -13,6 +14,7 @@ use swara_kernels::quantized::{Panels, Quantized};
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::{quantized as codes, weights};
 
+pub use self::convert::{Converted, Named, Naming, convert};
 use super::encodec::Config as EncodecConfig;
 use super::mimi::Config as MimiConfig;
 use super::model::{Layout, Model, TensorSpec};
@@ -249,7 +251,7 @@ fn named(
     file.check(sources.iter().map(|(spec, name)| (name.clone(), spec.published.clone())).chain(beside))?;
     let read = |(spec, name): &(TensorSpec, String)| Ok((spec.name.clone(), read_as(file, name, spec, &file.to_f32(name)?, device)?));
     let tensors = sources.iter().map(read).collect::<Result<_>>()?;
-    fold(&sources.into_iter().map(|(spec, _)| spec).collect::<Vec<_>>(), tensors)
+    fold(sources.iter().map(|(spec, _)| spec), tensors)
 }
 
 /// Gain and direction of `spec`, which the file calls `name`, if it has them instead: by PyTorch's names of before and since 2.0.
@@ -280,7 +282,7 @@ fn read_as(file: &weights::Weights, name: &str, spec: &TensorSpec, values: &[f32
 }
 
 /// Replaces every `weight_g`, `weight_v` by `weight`.
-pub(crate) fn fold(specs: &[TensorSpec], mut tensors: BTreeMap<String, Tensor>) -> Result<Weights> {
+pub(crate) fn fold<'a>(specs: impl IntoIterator<Item = &'a TensorSpec>, mut tensors: BTreeMap<String, Tensor>) -> Result<Weights> {
     for spec in specs {
         let Some(layer) = spec.name.strip_suffix(".weight_v") else { continue };
         let (v, g) = (tensors.remove(&spec.name), tensors.remove(&format!("{layer}.weight_g")));

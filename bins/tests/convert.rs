@@ -1,0 +1,73 @@
+//! Codecs in the names of others: tiny ones with random weights (verify/golden).
+
+mod common;
+
+use std::path::Path;
+
+use common::{Room, samples, wav};
+use swara_loader::weights::Weights;
+
+fn golden(name: &str) -> String {
+    format!("{}/../verify/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Names, shapes and bits; which may be left out of either file.
+fn same(found: &Path, expected: &str, extra: &[&str]) {
+    let (found, expected) = (Weights::open(found).unwrap(), Weights::open(expected).unwrap());
+    let names = |file: &Weights| {
+        let mut names: Vec<String> = file.names().filter(|n| !extra.iter().any(|e| n.ends_with(e))).map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&found), names(&expected));
+    for name in names(&found) {
+        assert_eq!(found.view(&name).unwrap().shape, expected.view(&name).unwrap().shape, "{name}");
+        let bits = |file: &Weights| file.to_f32(&name).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&found) == bits(&expected), "{name}");
+    }
+}
+
+#[test]
+fn a_mimi_goes_to_transformers_and_back() {
+    let room = Room::new();
+    let (kyutai, hf) = (golden("mimi/weights/kyutai.safetensors"), golden("mimi/weights/hf"));
+    room.works(&["convert", &kyutai, "hf", "--layout", "hf"]);
+    same(&room.path("hf"), &hf, &["initialized"]);
+    let json = |path: &Path| serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let (ours, theirs) = (json(&room.path("hf/config.json")), json(&Path::new(&hf).join("config.json")));
+    for (key, value) in ours.as_object().unwrap() {
+        assert!(theirs.get(key).is_none_or(|v| v == value || v.is_null()), "{key}: {value}, {}", theirs[key]);
+    }
+    assert_eq!(json(&room.path("hf/preprocessor_config.json"))["sampling_rate"], theirs["sampling_rate"]);
+    room.works(&["convert", "hf", "back.safetensors", "--layout", "kyutai"]);
+    same(&room.path("back.safetensors"), &kyutai, &["initialized"]);
+    room.works(&["convert", "back.safetensors", "again.safetensors", "--layout", "kyutai"]);
+    assert_eq!(std::fs::read(room.path("back.safetensors")).unwrap(), std::fs::read(room.path("again.safetensors")).unwrap());
+}
+
+#[test]
+fn a_dac_goes_to_transformers() {
+    let (room, dac) = (Room::new(), golden("dac/weights/16khz"));
+    wav(&room, "in.wav", 16000, 1, &samples(1000));
+    room.works(&["convert", &dac, "hf", "--layout", "hf"]);
+    for (model, out) in [(dac.as_str(), "a.safetensors"), ("hf", "b.safetensors")] {
+        room.works(&["encode", "in.wav", out, "--model", model, "--device", "cpu"]);
+    }
+    same(&room.path("a.safetensors"), room.path("b.safetensors").to_str().unwrap(), &[]);
+}
+
+#[test]
+fn what_others_do_not_have_is_refused() {
+    let room = Room::new();
+    let own = format!("{}/data/swara-te50.safetensors", env!("CARGO_MANIFEST_DIR"));
+    room.refuses(&["convert", &own, "x", "--layout", "hf"], 1, "transformers has DAC alone");
+    room.refuses(&["convert", &own, "x", "--layout", "kyutai"], 1, "no Mimi");
+    room.refuses(&["convert", &golden("snac/weights/24khz"), "x", "--layout", "hf"], 1, "no SNAC");
+    room.refuses(&["convert", "nothing", "x", "--layout", "hf"], 1, "no such file");
+    room.refuses(&["convert", &own, "x", "--layout", "gguf"], 2, "--layout");
+    assert!(!room.path("x").exists());
+    std::fs::copy(golden("mimi/weights/kyutai.safetensors"), room.path("k.safetensors")).unwrap();
+    let before = std::fs::read(room.path("k.safetensors")).unwrap();
+    room.refuses(&["convert", "k.safetensors", "k.safetensors", "--layout", "kyutai"], 1, "OUT is what IN is read from");
+    assert_eq!(std::fs::read(room.path("k.safetensors")).unwrap(), before);
+}
