@@ -353,6 +353,8 @@ pub enum Bench {
     /// What a codec makes of recordings at each bitrate: the first codebooks of every frame, as many as each frame needs, the best of a
     /// beam
     Rate(BenchRate),
+    /// Which sounds a codec keeps apart, by words that differ in one of them
+    Phones(BenchPhones),
     /// Say what became slower from one result file, or build, to another; exit code 1 if anything did
     Compare(BenchCompare),
     /// Draw a result file: kernels under their ceilings, or a codec's latencies
@@ -380,6 +382,22 @@ pub struct Results {
     /// One JSON array into DIR/DEVICE/, beside the table
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "benches/results")]
     pub save: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct BenchPhones {
+    /// Pairs of words that differ in one sound, each said twice: DIR/CONTRAST/NAME_a.wav, NAME_b.wav, NAME_a_x.wav, NAME_b_x.wav
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Bundled name, file, or folder
+    #[arg(long, default_value = BUNDLED, value_name = "M")]
+    pub model: String,
+    /// Codebooks, or levels of a codec of several rates; all by default; may be repeated
+    #[arg(long, value_name = "N")]
+    pub codebooks: Vec<usize>,
+    /// One JSON array to FILE (- for standard output) instead of a table
+    #[arg(long = "json", id = "results_json", value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 #[derive(Args)]

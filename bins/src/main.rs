@@ -40,6 +40,7 @@ fn run(mut cli: Cli) -> Result {
         Command::Bench(Bench::Codec(args)) => commands::bench::codec(common, &args),
         Command::Bench(Bench::Lm(args)) => commands::bench::lm(common, &args),
         Command::Bench(Bench::Rate(args)) => commands::rate::run(common, &args),
+        Command::Bench(Bench::Phones(args)) => commands::phones::run(common, &args),
         Command::Bench(Bench::Compare(args)) => commands::bench::compare(common, &args),
         Command::Bench(Bench::Plot(args)) => commands::bench::plot(&args),
         Command::Profile(args) => commands::profile::run(common, &args),

@@ -5,6 +5,7 @@ pub mod diagnose;
 pub mod doctor;
 pub mod encode;
 pub mod inspect;
+pub mod phones;
 pub mod prepare;
 pub mod profile;
 pub mod quantize;

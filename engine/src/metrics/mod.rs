@@ -17,6 +17,7 @@
 
 mod align;
 mod codebook;
+mod contrast;
 mod pesq;
 mod prosody;
 mod spectral;
@@ -28,6 +29,7 @@ mod waveform;
 
 pub use align::{align, lag};
 pub use codebook::{Alarm, Usage};
+pub use contrast::Spoken;
 pub use pesq::pesq;
 pub use prosody::{Prosody, pitch, prosody};
 pub use spectral::{MEL_SCALES, STFT_WINDOWS, mel_distance, mel_distance_by_run, stft_distance};

@@ -106,7 +106,7 @@ impl Frames {
 }
 
 /// Log mel magnitudes of one frame at a time.
-struct MelFrames {
+pub(super) struct MelFrames {
     frames: Frames,
     /// Per band its first bin and its weights from there.
     filters: Vec<(usize, Vec<f64>)>,
@@ -114,7 +114,7 @@ struct MelFrames {
 }
 
 impl MelFrames {
-    fn new(bands: usize, window: usize, sample_rate: u32) -> Self {
+    pub(super) fn new(bands: usize, window: usize, sample_rate: u32) -> Self {
         let weights = mel_filters(sample_rate, window, bands);
         let filter = |band: usize| {
             let column = || weights.iter().skip(band).step_by(bands);
@@ -125,7 +125,7 @@ impl MelFrames {
         MelFrames { frames: Frames::new(window), filters: (0..bands).map(filter).collect(), mel: vec![0.0; bands] }
     }
 
-    fn log_mel(&mut self, wave: &[f32], frame: usize) -> &[f64] {
+    pub(super) fn log_mel(&mut self, wave: &[f32], frame: usize) -> &[f64] {
         let magnitude = self.frames.magnitude(wave, frame);
         for (mel, (first, weights)) in self.mel.iter_mut().zip(&self.filters) {
             let sum: f64 = weights.iter().zip(&magnitude[*first..]).map(|(w, m)| w * m).sum();

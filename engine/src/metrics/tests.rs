@@ -293,3 +293,27 @@ fn whatever_two_signals_are_they_can_be_compared() {
         }
     }
 }
+
+#[test]
+fn a_word_said_slower_is_nearer_than_another_word() {
+    // Two vowels, a rise of pitch between them; the second word has another second vowel.
+    let word = |second: f64, seconds: f64| -> Vec<f32> {
+        let n = (seconds * 16_000.0) as usize;
+        let mut phase = 0.0f64;
+        let sample = |i: usize| {
+            let t = i as f64 / n as f64;
+            phase += std::f64::consts::TAU * (120.0 + 20.0 * t) / 16_000.0;
+            let formant = if t < 0.5 { 700.0 } else { second };
+            let harmonic = |h: u32| (-((f64::from(h) * 130.0 - formant) / 200.0).powi(2)).exp() * (f64::from(h) * phase).sin();
+            (0.3 * (1..40).map(harmonic).sum::<f64>()) as f32
+        };
+        (0..n).map(sample).collect()
+    };
+    let spoken = |second, seconds| Spoken::new(&word(second, seconds), 16_000).unwrap();
+    let (a, b, slow) = (spoken(1200.0, 0.5), spoken(2000.0, 0.5), spoken(1200.0, 0.7));
+    assert_eq!(a.distance(&a), 0.0);
+    close(a.distance(&b), b.distance(&a), 1e-12);
+    assert!(slow.distance(&a) < 0.2 * slow.distance(&b), "{} {}", slow.distance(&a), slow.distance(&b));
+    assert!(Spoken::new(&[0.0; 511], 16_000).is_none());
+    close(Spoken::new(&[0.0; 600], 16_000).unwrap().distance(&Spoken::new(&[0.0; 900], 16_000).unwrap()), 0.0, 0.0);
+}
