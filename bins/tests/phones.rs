@@ -23,8 +23,6 @@ fn pairs_of_words_are_told_apart() {
     for row in rows {
         assert_eq!((&row["contrast"], &row["pairs"]), (&"pitch".into(), &1.into()));
         assert_eq!((&row["recorded"], &row["decoded"]), (&1.0.into(), &1.0.into()), "{row}");
-        let kept = row["kept"].as_f64().unwrap();
-        assert!((0.3..1.5).contains(&kept), "{row}");
     }
     assert!(room.works(&["bench", "phones", "pairs", "--device", "cpu"]).contains("told from codes"));
 

@@ -27,8 +27,6 @@ struct Row {
     /// Shares of the words said again that are nearer to the same word than to the other one: as recorded, and from codes.
     recorded: f64,
     decoded: f64,
-    /// How far the two words are from each other from codes, of how far they were: a mean of ratios.
-    kept: f64,
 }
 
 /// Both words of a pair, and both said again.
@@ -42,7 +40,6 @@ struct Sums {
     pairs: usize,
     recorded: usize,
     decoded: usize,
-    kept: f64,
 }
 
 pub fn run(common: &Common, args: &BenchPhones) -> Result {
@@ -77,10 +74,10 @@ pub fn run(common: &Common, args: &BenchPhones) -> Result {
     }
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let cells = |r: &Row| {
-        let numbers = [r.codebooks.to_string(), r.pairs.to_string(), percent(r.recorded), percent(r.decoded), percent(r.kept)];
+        let numbers = [r.codebooks.to_string(), r.pairs.to_string(), percent(r.recorded), percent(r.decoded)];
         [r.contrast.clone()].into_iter().chain(numbers).collect()
     };
-    let head = ["contrast", "codebooks", "pairs", "told as recorded", "told from codes", "distance kept"];
+    let head = ["contrast", "codebooks", "pairs", "told as recorded", "told from codes"];
     terminal::say(terminal::table(&head, &rows.iter().map(cells).collect::<Vec<Vec<String>>>()))
 }
 
@@ -140,17 +137,15 @@ impl Pair {
             decoded.truncate(wave.len());
             spoken(&decoded)
         };
+        if self.words[0] == self.words[1] {
+            return Err(Failure::file("cannot compare", "two words that are one", file));
+        }
         let [a, b] = [spoken(&self.words[0])?, spoken(&self.words[1])?];
         let told = |again: [Spoken; 2]| {
             usize::from(again[0].distance(&a) < again[0].distance(&b)) + usize::from(again[1].distance(&b) < again[1].distance(&a))
         };
         sums.recorded += told([spoken(&self.again[0])?, spoken(&self.again[1])?]);
         sums.decoded += told([heard(&self.again[0])?, heard(&self.again[1])?]);
-        let apart = a.distance(&b);
-        if apart == 0.0 {
-            return Err(Failure::file("cannot compare", "two words that are one", file));
-        }
-        sums.kept += heard(&self.words[0])?.distance(&heard(&self.words[1])?) / apart;
         sums.pairs += 1;
         Ok(())
     }
@@ -161,6 +156,6 @@ impl Sums {
         let n = self.pairs as f64;
         let share = |told: usize| told as f64 / (2.0 * n);
         let (recorded, decoded) = (share(self.recorded), share(self.decoded));
-        Row { contrast: contrast.to_owned(), codebooks, pairs: self.pairs, recorded, decoded, kept: self.kept / n }
+        Row { contrast: contrast.to_owned(), codebooks, pairs: self.pairs, recorded, decoded }
     }
 }

@@ -237,7 +237,7 @@ struct Blocks {
     template <class T, class C>
     __device__ __forceinline__ Blocks(const Rows<T, C>& rows, int tile, int size)
         : sinks{0, 0}, all(in_span(rows, rows.keys(rows.row, rows.row + tile))), size(size) {
-        if (rows.a.sinks > 0 && (rows.a.span == 0 || blockIdx.y == 0)) sinks = rows.sinks(min(rows.row + tile, rows.a.rows()) - 1);
+        if (blockIdx.y == 0) sinks = rows.sinks(min(rows.row + tile, rows.a.rows()) - 1);
         begin = all.first / size * size;
         of_sinks = (sinks.end + size - 1) / size;
         count = of_sinks + (all.first < all.end ? (all.end - begin + size - 1) / size : 0);
