@@ -226,8 +226,7 @@ impl Layout {
         let group = heads / kv_heads;
         let (rows, run) = (tokens * group, dim + 1);
         // Enough for the rows of a tile and whole panels, wherever the window starts.
-        let sunk = sinks.next_multiple_of(PANEL);
-        let width = sunk + (reach + ROWS + 2 * PANEL).next_multiple_of(PANEL);
+        let width = sinks.next_multiple_of(PANEL) + (reach + ROWS + 2 * PANEL).next_multiple_of(PANEL);
         // Rows (t, g) of a head lie side by side here, so that threads write apart; behind each, its logarithm.
         let mut by_head = Scratch::<T>::new(q.len() / dim * run);
         parallel::for_blocks(&mut by_head, rows * run, ROWS * run, 2 * (reach + sinks), |item, offset, out| {
@@ -240,10 +239,10 @@ impl Layout {
             };
             let mut scores = Scratch::<T>::new(ROWS * width);
             match out.len() / run {
-                1 => attend::<T, W, 1>(out, ring, row, sunk, &mut scores),
-                2 => attend::<T, W, 2>(out, ring, row, sunk, &mut scores),
-                3 => attend::<T, W, 3>(out, ring, row, sunk, &mut scores),
-                _ => attend::<T, W, 4>(out, ring, row, sunk, &mut scores),
+                1 => attend::<T, W, 1>(out, ring, row, &mut scores),
+                2 => attend::<T, W, 2>(out, ring, row, &mut scores),
+                3 => attend::<T, W, 3>(out, ring, row, &mut scores),
+                _ => attend::<T, W, 4>(out, ring, row, &mut scores),
             }
         });
         for (i, y) in y.chunks_exact_mut(dim).enumerate() {
@@ -257,12 +256,11 @@ impl Layout {
     }
 }
 
-/// `out [R, dim + 1]` for rows of queries, with `sunk` columns of scores for sinks.
+/// `out [R, dim + 1]` for rows of queries.
 fn attend<'a, T: Real, W: Stored, const R: usize>(
     out: &mut [T],
     ring: Ring<W>,
     row: impl Fn(usize) -> (&'a [T], &'a [T], Span),
-    sunk: usize,
     scores: &mut [T],
 ) {
     let rows: [(&[T], &[T], Span); R] = std::array::from_fn(row);
@@ -272,6 +270,8 @@ fn attend<'a, T: Real, W: Stored, const R: usize>(
     let end = spans.iter().map(|s| s.end).max().unwrap_or(0);
     // From a position that is a multiple of a vector, so that a weight's lane depends on its position alone.
     let base = first / PANEL * PANEL;
+    // Of these rows, which may see fewer than the cache keeps.
+    let sunk = sinks.next_multiple_of(PANEL);
     let width = sunk + (end - base).next_multiple_of(PANEL);
     T::widest(Attend { out, ring, q, far, spans, range: Span { sinks, first, end }, base, sunk, width, scores: &mut scores[..R * width] });
 }

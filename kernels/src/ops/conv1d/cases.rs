@@ -25,6 +25,8 @@ pub(super) fn cases() -> Vec<Case> {
         Shape(1, 60, 16, 33, 10, Geometry { stride: 5, pad_left: 3, pad_right: 3, ..g }),
         Shape(1, 31, 6, 4, 3, Geometry { groups: 2, pad_left: 2, ..g }),
         Shape(1, 37, 5, 5, 5, Geometry { groups: 5, stride: 2, dilation: 2, pad_left: 4, ..g }),
+        Shape(2, 33, 12, 8, 5, Geometry { groups: 4, stride: 2, pad_left: 3, pad_right: 1, ..g }),
+        Shape(1, 35, 9, 9, 4, Geometry { groups: 9, stride: 3, pad_left: 1, ..g }),
         Shape(1, 12, 64, 64, 3, causal(3, 1, 1)),
         Shape(1, 500, 1, 7, 5, Geometry { stride: 3, dilation: 2, pad_left: 4, pad_right: 1, ..g }),
         Shape(3, 129, 33, 1, 3, Geometry { stride: 2, dilation: 3, pad_left: 4, ..g }),

@@ -1,6 +1,8 @@
 //! Blocks of output rows: the input rows of a block are gathered once into scratch memory - padded, taken from the ring,
 //! activated - and the product, bias, residual and activation happen while the block is in cache.
 
+use std::ops::Range;
+
 use super::{AnyWeight, Epilogue, Fused, Geometry, Prologue, Ring};
 use crate::cpu::gemm::{Gather, Packed, Panels, Start, gemm, packed_len, product};
 use crate::cpu::{math, parallel, vectorised};
@@ -24,7 +26,13 @@ pub(crate) struct Rows<'a, T> {
     pub prologue: &'a Activate<T>,
 }
 
-impl<T: Real> Rows<'_, T> {
+impl<'a, T: Real> Rows<'a, T> {
+    /// An item of `x [B, t, channels]`, as it is.
+    fn bare(x: &'a [T], item: usize, t: usize, channels: usize, g: &Geometry) -> Rows<'a, T> {
+        let x = &x[item * t * channels..][..t * channels];
+        Rows { x, channels, pad_left: g.pad_left, past: None, prologue: &Activate::None }
+    }
+
     /// Writes the padded input's rows `first..` to `out`.
     fn gather(&self, out: &mut [T], first: usize) {
         let c = self.channels;
@@ -296,21 +304,67 @@ pub fn backward_input<T: Real>(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, g:
     let (t, cin, tout, cout, taps) = (xs[1], xs[2], ys[1], ys[2], ws[0]);
     let (dx, dy, w) = (dx.as_mut_slice::<T>()?, dy.as_slice::<T>()?, weight.as_slice::<T>()?);
     let reach = g.reach(taps);
-    if g.groups == 1 && g.stride == 1 && g.pad_left < reach {
-        // A convolution of dy with the taps reversed and each tap transposed.
-        let flipped = transpose_taps(w, taps, cin, cout, |k| taps - 1 - k);
-        let pad_left = reach - 1 - g.pad_left;
-        let geometry = Geometry { pad_left, pad_right: 0, ..*g };
+    let (cin_group, cout_group) = (cin / g.groups, cout / g.groups);
+    let depthwise = cin_group == 1 && cout_group == 1;
+    if g.stride == 1 && g.pad_left < reach {
+        // A convolution of dy with the taps reversed and each tap transposed, group by group.
+        let geometry = Geometry { pad_left: reach - 1 - g.pad_left, pad_right: 0, ..*g };
+        let flip = |w: &[T]| transpose_taps(w, taps, cin_group, cout_group, |k| taps - 1 - k);
+        let flipped = match g.groups {
+            1 => flip(w),
+            groups => {
+                let mut all = Scratch::<T>::new(taps * cout_group * cin);
+                for group in 0..groups {
+                    let own = flip(&columns(w, cout, group * cout_group..(group + 1) * cout_group));
+                    put_columns(&mut all, cin, group * cin_group, &own, cin_group);
+                }
+                all
+            }
+        };
+        if depthwise {
+            let layer = Layer { weights: Weights::Depthwise(&flipped), taps, cin: cout, cout: cin, geometry: &geometry, bias: None };
+            return convolve(dx, t, &layer, |item| Rows::bare(dy, item, tout, cout, &geometry), |_, _| {});
+        }
         bare(dx, t, (dy, tout, cout), (&flipped, taps, cin), &geometry)?;
-    } else if g.groups == 1 && g.dilation == 1 {
+    } else if g.dilation == 1 {
         let shape = Upsample { stride: g.stride, taps, crop: g.pad_left, t: tout, len: t };
-        let transposed = transpose_taps(w, taps, cin, cout, |k| k);
-        let weights = polyphase(&transposed, (taps, cout, cin), g.stride)?;
-        upsample(dx, (dy, cout), (Weights::Packed(&weights), cin), None, shape, |_| None, &Activate::None)?;
+        if depthwise {
+            return upsample(dx, (dy, cout), (Weights::Depthwise(w), cin), None, shape, |_| None, &Activate::None);
+        }
+        let one = |dx: &mut [T], dy: &[T], w: &[T]| {
+            let transposed = transpose_taps(w, taps, cin_group, cout_group, |k| k);
+            let weights = polyphase(&transposed, (taps, cout_group, cin_group), g.stride)?;
+            upsample(dx, (dy, cout_group), (Weights::Packed(&weights), cin_group), None, shape, |_| None, &Activate::None)
+        };
+        if g.groups == 1 {
+            return one(dx, dy, w);
+        }
+        let mut part = Scratch::<T>::new(dx.len() / g.groups);
+        for group in 0..g.groups {
+            let own = group * cout_group..(group + 1) * cout_group;
+            one(&mut part, &columns(dy, cout, own.clone()), &columns(w, cout, own))?;
+            put_columns(dx, cin, group * cin_group, &part, cin_group);
+        }
     } else {
         scatter_input(dx, dy, w, (t, cin, tout, cout, taps), g);
     }
     Ok(())
+}
+
+/// Some columns of rows of `width`.
+fn columns<T: Real>(x: &[T], width: usize, which: Range<usize>) -> Scratch<T> {
+    let mut out = Scratch::new(x.len() / width.max(1) * which.len());
+    for (out, x) in out.chunks_exact_mut(which.len().max(1)).zip(x.chunks_exact(width.max(1))) {
+        out.copy_from_slice(&x[which.clone()]);
+    }
+    out
+}
+
+/// Rows of `count` become the columns from `first` on of rows of `width`.
+fn put_columns<T: Real>(out: &mut [T], width: usize, first: usize, part: &[T], count: usize) {
+    for (out, part) in out.chunks_exact_mut(width.max(1)).zip(part.chunks_exact(count.max(1))) {
+        out[first..first + count].copy_from_slice(part);
+    }
 }
 
 /// The convolution alone, on slices: `y[B, tout, cout]` from `x[B, t, cin]` and `w[taps, cin / groups, cout]`.
@@ -323,17 +377,10 @@ pub(crate) fn bare<T: Real>(
 ) -> Result<()> {
     let packed = pack_groups(w, taps * cin / g.groups, cout, g.groups)?;
     let layer = Layer { weights: Weights::Packed(&packed), taps, cin, cout, geometry: g, bias: None };
-    let input = |item: usize| Rows {
-        x: &x[item * t * cin..][..t * cin],
-        channels: cin,
-        pad_left: g.pad_left,
-        past: None,
-        prologue: &Activate::None,
-    };
-    convolve(y, tout, &layer, input, |_, _| {})
+    convolve(y, tout, &layer, |item| Rows::bare(x, item, t, cin, g), |_, _| {})
 }
 
-/// Any geometry, one multiply at a time: groups, and stride together with dilation.
+/// Any geometry, one multiply at a time: stride together with dilation, padding beyond the filter.
 fn scatter_input<T: Real>(dx: &mut [T], dy: &[T], w: &[T], (t, cin, tout, cout, taps): (usize, usize, usize, usize, usize), g: &Geometry) {
     let (cin_group, cout_group) = (cin / g.groups, cout / g.groups);
     parallel::for_blocks(dx, t * cin, t * cin, y_work(taps * cout_group), |item, _, dx| {

@@ -200,3 +200,28 @@ fn codes_compute_the_bits_of_their_values() -> Result<()> {
     assert!(conv_transpose1d::Weight::quantized(&with_minima, 3, &geometry).is_err());
     Ok(())
 }
+
+/// `<forward(x), dy> = <x, backward_input(dy)>`, in every way that the CPU has for groups.
+#[test]
+fn the_gradient_of_groups_is_the_adjoint() -> Result<()> {
+    let g = Geometry::default();
+    for (cin, cout, taps, g) in [
+        (12, 8, 5, Geometry { groups: 4, pad_left: 2, pad_right: 1, ..g }),
+        (8, 12, 3, Geometry { groups: 2, dilation: 3, pad_left: 6, ..g }),
+        (12, 24, 5, Geometry { groups: 4, stride: 3, pad_left: 4, ..g }),
+        (6, 6, 7, Geometry { groups: 6, pad_left: 6, ..g }),
+        (6, 6, 7, Geometry { groups: 6, stride: 2, pad_left: 3, pad_right: 2, ..g }),
+        (6, 12, 4, Geometry { groups: 6, stride: 2, pad_left: 3, ..g }),
+        (6, 4, 3, Geometry { groups: 2, pad_left: 9, ..g }),
+        (6, 4, 3, Geometry { groups: 2, stride: 2, dilation: 2, pad_left: 1, ..g }),
+    ] {
+        let (x, w) = (normal([2, 41, cin], 1), normal([taps, cin / g.groups, cout], 2));
+        let y = forward(&x, &w, &g, Fused::default())?;
+        let dy = normal([2, y.shape()[1], cout], 3);
+        let dx = backward_input(&dy, &w, &g, 41)?;
+        let dot = |a: &Tensor, b: &Tensor| -> Result<f64> { Ok(a.to_f64()?.iter().zip(b.to_f64()?).map(|(a, b)| a * b).sum()) };
+        let (there, back) = (dot(&y, &dy)?, dot(&x, &dx)?);
+        assert!((there - back).abs() < 1e-10 * there.abs().max(1.0), "{cin} -> {cout}, {g:?}: {there} and {back}");
+    }
+    Ok(())
+}

@@ -190,8 +190,7 @@ impl Program {
         if !gpu.driver().limits().cooperative {
             return refuse("the device has no cooperative launches".to_owned());
         }
-        if let Some(step) = layers.steps.iter().find(|step| step.said.dtype() != dtype || step.said.device() != *layers.inputs[0].device())
-        {
+        if let Some(step) = layers.steps.iter().find(|step| step.said.dtype() != dtype) {
             return Err(Error::dtype(NAME, "said", dtype.name(), step.said.dtype()));
         }
         let mut list = List { layers, phases: Vec::new(), longest: 0, blocks: 1 };
@@ -346,9 +345,8 @@ pub fn say<'m>(
     words.extend([
         pair(int(program.count)?, int(batch)?),
         pair(int(said.shape()[1])?, int(e.positions)?),
-        pair(int(e.width)?, int(layers.heads)?),
-        pair(int(layers.kv_heads)?, int(e.head_dim)?),
-        pair(layers.rope.as_ref().is_some_and(|rope| rope.style() == Style::HalfSplit).into(), 0),
+        pair(int(layers.heads)?, int(layers.kv_heads)?),
+        pair(int(e.head_dim)?, layers.rope.as_ref().is_some_and(|rope| rope.style() == Style::HalfSplit).into()),
     ]);
     let launch = Launch { grid: [pass.blocks, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: pass.shared_bytes, cooperative: true };
     let kernel = gpu.kernel(&SOURCE, &format!("depth_{}_{}", pass.rows, layers.dtype))?;

@@ -69,7 +69,7 @@ struct Frame {
     const unsigned char* masks[MOST_STEPS];
     uint64_t* counters[MOST_STEPS];
     const Settings* settings[MOST_STEPS];
-    int count, batch, columns, positions, width, heads, kv_heads, head_dim, half_split;
+    int count, batch, columns, positions, heads, kv_heads, head_dim, half_split;
 };
 
 // The outputs of a phase's product that the groups of threads have.

@@ -45,6 +45,12 @@ pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
 const NAME: &str = "depth";
 /// Of a launch.
 pub const MOST_STREAMS: usize = 16;
+
+/// Why `batch` streams are no launch.
+pub fn too_many(batch: usize) -> String {
+    format!("{batch} streams, more than the {MOST_STREAMS} of one launch")
+}
+
 /// As in depth.cu.
 pub const MOST_STEPS: usize = 32;
 
@@ -255,6 +261,9 @@ impl Layers {
             }
             if step.said.shape().len() != 2 || step.said.shape()[1] != width {
                 return Err(Error::shape(NAME, "said", format!("[ids, {width}]"), step.said.shape()));
+            }
+            if step.said.device() != *device {
+                return Err(Error::DeviceMismatch { op: NAME, operand: "said" });
             }
             step.norm.as_ref().map_or(Ok(()), |norm| vector("the last norm", norm, width))?;
             matrix("linear", &step.linear, card, width)?;

@@ -47,11 +47,25 @@ fn one_launch_says_what_the_operations_say() -> Result<()> {
                 let shape = Shape { batch, codes, sets: 2, norm: batch == 3, ..SMALL };
                 equals_the_operations(&shape, &device, dtype)?;
             }
-            for (turned, batch) in [(Style::HalfSplit, 1), (Style::Interleaved, 3)] {
-                let csm = Shape { batch, h_first: true, sets: 1, inputs: 1, kv_heads: 2, norm: true, card: 41, ..SMALL };
+            for (turned, batch, layers) in [(Style::HalfSplit, 1, 2), (Style::Interleaved, 3, 2), (Style::HalfSplit, 2, 1)] {
+                let csm = Shape { batch, layers, h_first: true, sets: 1, inputs: 1, kv_heads: 2, norm: true, card: 41, ..SMALL };
                 equals_the_operations(&Shape { turned: Some(turned), ..csm }, &device, dtype)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Passes over four streams, and what is left of them; the most steps that a launch has room for.
+#[test]
+fn many_streams_and_steps_say_what_the_operations_say() -> Result<()> {
+    let device = Device::open("emulator")?;
+    for batch in [5, 7, 9, 16] {
+        equals_the_operations(&Shape { batch, norm: true, bias: true, ..SMALL }, &device, DType::F32)?;
+    }
+    for h_first in [false, true] {
+        let shape = Shape { steps: MOST_STEPS, sets: 1, inputs: 1, layers: 1, h_first, turned: Some(Style::HalfSplit), ..SMALL };
+        equals_the_operations(&shape, &device, DType::F32)?;
     }
     Ok(())
 }
@@ -62,8 +76,8 @@ fn equals_the_operations(shape: &Shape, device: &Device, dtype: DType) -> Result
     let (depth, h) = drawn(shape, device, dtype, 5)?;
     let mut state = depth.state(batch)?;
     let [mut mine, mut twins, mut plain, mut idle] = [(); 4].map(|()| samplers(shape, device).unwrap());
-    let ids = [1, 2, 3, 4, -1].repeat(batch);
-    let [mut said, mut again, mut expected] = [(); 3].map(|()| Tensor::from_slice(device, &ids, [batch, 5]).unwrap());
+    let ids: Vec<i32> = (1..=shape.steps as i32 + 1).chain([-1]).collect();
+    let [mut said, mut again, mut expected] = [(); 3].map(|()| Tensor::from_slice(device, &ids.repeat(batch), [batch, ids.len()]).unwrap());
     let flags = |f: fn(usize) -> bool| Tensor::from_slice(device, &(0..batch).map(|b| u8::from(f(b))).collect::<Vec<_>>(), [batch]);
     let (some, none) = (flags(|b| b != 1)?, flags(|_| false)?);
     // Those of both.
@@ -103,8 +117,11 @@ fn products_are_those_of_the_operations_bit_for_bit() -> Result<()> {
     let codes = [None, Some((Bits::Eight, 32, true)), Some((Bits::Four, 32, false)), Some((Bits::Four, 32, true))];
     for device in devices()?.into_iter().filter(|device| *device != Device::Cpu) {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
-            for (codes, batch) in codes.into_iter().flat_map(|codes| [1, 3].map(|batch| (codes, batch))) {
-                let shape = Shape { batch, codes, steps: 2, layers: 1, dim: 1056, width: 544, hidden: 32, bias: true, ..SMALL };
+            // The last are widths that are no multiple of what a group of threads takes at once, and passes that are not full.
+            let few = codes.into_iter().flat_map(|codes| [1, 3].map(|batch| (codes, batch, 1056)));
+            let many = [(None, 5, 2080), (codes[1], 7, 2080), (codes[3], 9, 1056), (None, 16, 1056)];
+            for (codes, batch, dim) in few.chain(many.into_iter().filter(|_| dtype == DType::BF16)) {
+                let shape = Shape { batch, codes, steps: 2, layers: 1, dim, width: 544, hidden: 32, bias: true, ..SMALL };
                 let (Depth { mut layers, .. }, h) = drawn(&shape, &device, dtype, 8)?;
                 for Block { out, narrow, .. } in layers.sets.iter_mut().flatten() {
                     for matrix in [out, narrow] {
@@ -119,7 +136,7 @@ fn products_are_those_of_the_operations_bit_for_bit() -> Result<()> {
                 let expected = cpu::say(&depth, &h, &mut said, &mut samplers, |_| Some(&none))?;
                 for (found, expected) in found.iter().zip(&expected) {
                     let bits = |logits: &Tensor| Ok::<_, Error>(logits.to_f64()?.into_iter().map(f64::to_bits).collect::<Vec<_>>());
-                    assert_eq!(bits(found)?, bits(expected)?, "{dtype}, {codes:?}, {batch} streams");
+                    assert_eq!(bits(found)?, bits(expected)?, "{dtype}, {codes:?}, {batch} streams of {dim}");
                 }
             }
         }
@@ -268,6 +285,10 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
         wrong(|layers| layers.sets[0][0].out = Arc::clone(&layers.sets[0][0].narrow));
         wrong(|layers| layers.sets[0][0].norms[1] = Arc::clone(&layers.steps[0].said));
         wrong(|layers| layers.steps[0].linear = Arc::clone(&layers.inputs[0]));
+        let (Depth { mut layers, .. }, _) = drawn(&shape, &device, DType::F32, 1)?;
+        let other = if device == Device::Cpu { Device::open("emulator")? } else { Device::Cpu };
+        layers.steps[1].said = Arc::new(Tensor::zeros(&other, DType::F32, layers.steps[1].said.shape())?);
+        assert!(matches!(Depth::new(layers), Err(Error::DeviceMismatch { operand: "said", .. })));
         wrong(|layers| layers.rope = Some(Arc::new(Rope::new(layers.inputs[0].device(), 8, 10.0, Style::Interleaved).unwrap())));
         wrong(|layers| layers.steps.clear());
     }

@@ -1,6 +1,6 @@
 use super::{Map, NAME, SOURCE};
 use crate::driver::Launch;
-use crate::ops::launch::{THREADS, grid_y, index, kernel_name};
+use crate::ops::launch::{THREADS, blocks, index, kernel_name};
 use crate::{Cuda, Result, Tensor, args};
 
 /// Launches over the rows of each item of a tensor, and whether a thread has 16 bytes of a row.
@@ -11,8 +11,7 @@ fn over_rows(of: &Tensor) -> Result<(Launch, bool)> {
     let runs = rows.saturating_mul(channels) / if vector { lanes } else { 1 };
     // So that a thread beyond the last run still counts in 32 bits.
     index(NAME, runs.saturating_add(THREADS))?;
-    let grid = [runs.div_ceil(THREADS) as u32, grid_y(NAME, items)?, 1];
-    Ok((Launch { grid, block: [THREADS as u32, 1, 1], shared_bytes: 0, cooperative: false }, vector))
+    Ok((blocks(NAME, items.saturating_mul(runs.div_ceil(THREADS)))?, vector))
 }
 
 pub fn reflect(gpu: &Cuda, y: &mut Tensor, x: &Tensor, map: &Map) -> Result<()> {

@@ -195,6 +195,16 @@ mod tests {
         assert!(concat(&[]).is_err() && concat(&[&a, &normal([2, 3, 4], 1)]).is_err() && concat(&[&a, &normal([1, 3, 5], 1)]).is_err());
     }
 
+    /// One more than a grid is high.
+    #[test]
+    fn items_are_as_many_as_one_likes() {
+        const ITEMS: usize = 65_536;
+        let x = Tensor::from_slice(&Device::open("emulator").unwrap(), &(0..ITEMS).map(|b| b as f32).collect::<Vec<_>>(), [ITEMS, 1, 1])
+            .unwrap();
+        let y = reflect(&x, 0, 0).unwrap().to_vec::<f32>().unwrap();
+        assert!(y.iter().enumerate().all(|(b, &y)| y == b as f32));
+    }
+
     #[test]
     fn the_emulator_computes_the_same() {
         check_emulator(&OP);

@@ -2,7 +2,7 @@
 //
 // Tensors    x [items, rows, C], y [items, rows_out, C] of T. r(p) = |p|, beyond the last of `reflected` rows 2 (reflected - 1) - p;
 //            rows of x that are not there are zero.
-// Mapping    a thread = 16 bytes of a row of y, or an element where rows do not divide so; blocks in y = items.
+// Mapping    a thread = 16 bytes of a row of y, or an element where rows do not divide so; an item has blocks of its own.
 //            pad_backward: the same of dx, which adds the rows of dy that it became. concat: the same of a part.
 // Bytes      y written, x read once but for the rows that are reflected, which are in cache. pad_backward: dy read, dx written.
 //            concat: all parts read, y written.
@@ -11,17 +11,30 @@
 // kernels: pad_f32 pad_bf16 pad_f16 pad_backward_f32 pad_backward_bf16 pad_backward_f16 concat_f32 concat_bf16 concat_f16
 #include "vec.cuh"
 
+// What a thread has: run `i` of the `runs` of an item, if there are so many.
+struct Own {
+    int64_t item;
+    int i;
+
+    __device__ __forceinline__ explicit Own(int runs) {
+        const int blocks = (runs + blockDim.x - 1) / blockDim.x, block = blockIdx.x;
+        item = block / blocks;
+        i = block % blocks * blockDim.x + threadIdx.x;
+    }
+};
+
 template <typename T, int N>
 __device__ __forceinline__ void copy_rows(T* y, const T* x, int rows_out, int rows, int reflected, int left, int channels) {
     const int runs = channels / N;
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const Own own(rows_out * runs);
+    const int64_t item = own.item;
+    const int i = own.i;
     if (i >= rows_out * runs) return;
     const int t = i / runs;
     int p = max(t - left, left - t);
     if (p >= reflected) p = 2 * (reflected - 1) - p;
     const bool inside = p < rows;
     const int from = p * runs + (i - t * runs);
-    const int64_t item = blockIdx.y;
     float v[N] = {};
     if (inside) load_vector(v, x + (item * rows * runs + from) * N);
     store_vector(y + (item * rows_out * runs + i) * N, v);
@@ -30,10 +43,11 @@ __device__ __forceinline__ void copy_rows(T* y, const T* x, int rows_out, int ro
 template <typename T, int N>
 __device__ __forceinline__ void add_rows(T* dx, const T* dy, int rows_out, int rows, int reflected, int left, int channels) {
     const int runs = channels / N;
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const Own own(rows * runs);
+    const int64_t item = own.item;
+    const int i = own.i;
     if (i >= rows * runs) return;
     const int t = i / runs, last = reflected - 1;
-    const int64_t item = blockIdx.y;
     float sum[N] = {};
 #pragma unroll
     for (int way = 0; way < 3; way++) {
@@ -51,9 +65,10 @@ __device__ __forceinline__ void add_rows(T* dx, const T* dy, int rows_out, int r
 template <typename T, int N>
 __device__ __forceinline__ void put_rows(T* y, const T* part, int rows_out, int rows, int first, int channels) {
     const int runs = channels / N;
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const Own own(rows * runs);
+    const int64_t item = own.item;
+    const int i = own.i;
     if (i >= rows * runs) return;
-    const int64_t item = blockIdx.y;
     float v[N];
     load_vector(v, part + (item * rows * runs + i) * N);
     store_vector(y + ((item * rows_out + first) * runs + i) * N, v);
