@@ -124,14 +124,6 @@ impl Model {
         }
     }
 
-    /// Why the depth transformer is not one launch a step.
-    pub fn plain_depth(&self) -> Option<&str> {
-        match self {
-            Model::Moshi(lm) => lm.plain_depth(),
-            Model::Csm(csm) => csm.plain_depth(),
-        }
-    }
-
     fn kept(&self) -> Kept {
         match self {
             Model::Moshi(lm) => lm.kept(),
@@ -234,6 +226,15 @@ impl Streams<'_> {
         }
     }
 
+    /// Why the depth transformer is launched kernel by kernel where it was to be one launch.
+    fn plain_depth_why(&self) -> Option<String> {
+        match self {
+            Streams::Frames(_, dialogue) => dialogue.plain_depth_why(),
+            Streams::Moshi(_, session) => session.plain_depth_why(),
+            Streams::Csm(_, session) => session.plain_depth_why(),
+        }
+    }
+
     /// One step of codes made up, from host memory to host memory: its seconds, and what a CSM said.
     fn step(&mut self, batch: usize, step: usize) -> Result<(f64, Vec<i32>)> {
         let codes = |width: usize, card: usize| -> Vec<i32> { (0..batch * width).map(|i| ((step * 31 + i * 17) % card) as i32).collect() };
@@ -301,6 +302,8 @@ pub struct Times {
     right: Option<f64>,
     /// Why steps were no graphs where they were to be.
     pub no_graph: Option<String>,
+    /// Why the depth transformer was launched kernel by kernel where it was to be one launch.
+    pub plain_depth_why: Option<String>,
 }
 
 /// One way to make steps, at work.
@@ -357,6 +360,7 @@ impl Times {
             drafted: how.draft.zip(streams.drafted().cloned()),
             right: how.right,
             no_graph: streams.no_graph().map(str::to_owned),
+            plain_depth_why: streams.plain_depth_why(),
             steps: Samples::new(seconds).ok_or_else(|| Error::Argument("no steps to time".into()))?,
         })
     }
@@ -371,7 +375,8 @@ impl Times {
         ceilings: &Ceilings,
         [loading, stepping]: [Option<f64>; 2],
     ) -> Row {
-        let Times { batch, steps, launches, graphs, plain_depth, codec, codec_bytes, drafted, right, no_graph: _ } = self;
+        let Times { batch, steps, launches, graphs, plain_depth, codec, codec_bytes, drafted, right, no_graph: _, plain_depth_why: _ } =
+            self;
         let drafted = drafted.as_ref().map(|(draft, drafted)| (*draft, drafted));
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2, None) - lm.bytes_per_step(0, None);
         let bytes = lm.bytes_per_step(0, drafted) + batch * remembered + codec_bytes;

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use swara::codec::BUNDLED;
-pub use swara::common::{Common, Conditioning, Format, Memory, Sampling, draft, joined, kept, same_target, share, temperature};
+pub use swara::common::{Common, Conditioning, Embeddings, Format, Memory, Sampling, draft, joined, kept, same_target, share, temperature};
 use swara::dialogue::Persona;
 use swara_engine::csm::Draft;
 use swara_kernels::driver::emulator::Schedule;
@@ -523,6 +523,9 @@ pub struct Quantize {
     /// In the order in which CPUs multiply: swara alone reads that, and starts several times as fast. A Mimi is always packed
     #[arg(long)]
     pub packed: bool,
+    /// Of the tables of tokens that a language model is fed: int8, with a scale a row; by default they stay what they are
+    #[arg(long, value_name = "FORMAT")]
+    pub embeddings: Option<Embeddings>,
     /// How codes are found
     #[arg(long, value_enum, default_value = "rtn")]
     pub method: Method,

@@ -232,6 +232,11 @@ pub enum Embeddings {
 }
 
 impl Memory {
+    /// What a model of this configuration can remember, before it is read.
+    pub fn check(&self, config: &lm::Config) -> Result {
+        self.of(DType::F32.into()).check_sinks(config).map_err(|why| Failure::usage(format!("--sinks: {why}")))
+    }
+
     pub fn of(&self, format: lm::Format) -> lm::Format {
         lm::Format {
             kept: self.kv,
@@ -348,19 +353,22 @@ fn guidance(text: &str) -> std::result::Result<f64, String> {
 
 /// Rows of the condition `name`, from a file that holds them.
 fn rows(path: &Path, name: &str) -> Result<ConditionRows> {
-    let fail = |why: String| Failure::file("cannot use condition", why, path);
+    let fail = |why: String| Failure::file(&format!("cannot use condition {name}"), why, path);
     let file = Weights::open(path)?;
     if !file.contains(name) {
         return Err(fail(format!("no tensor {name}")));
     }
-    let width = match *file.view(name)?.shape {
-        [_, width] | [1, _, width] => width,
+    let (rows, width) = match *file.view(name)?.shape {
+        [rows, width] | [1, rows, width] => (rows, width),
         ref shape => return Err(fail(format!("tensor {name} has shape {shape:?}, expected [T, D] or [1, T, D]"))),
     };
     let mask = format!("{name}.mask");
-    let there = match file.contains(&mask) {
-        true => Some(file.to_f32(&mask)?.iter().map(|&there| there != 0.0).collect()),
-        false => None,
+    let masked = file.contains(&mask).then(|| file.view(&mask)).transpose()?.map(|mask| mask.shape.iter().product());
+    // Before anything is as large as the file may be.
+    ConditionRows::check(rows.saturating_mul(width), width, masked).map_err(|e| fail(e.to_string()))?;
+    let there = match masked {
+        Some(_) => Some(file.to_f32(&mask)?.iter().map(|&there| there != 0.0).collect()),
+        None => None,
     };
     ConditionRows::new(file.to_f32(name)?.into_owned(), width, there).map_err(|e| fail(e.to_string()))
 }

@@ -38,8 +38,8 @@ pub fn open_lm(path: &Path, lora: Option<&Path>, device: &Device, format: Format
 }
 
 /// Whether a codec, read from `path`, makes and takes the codes of a model.
-pub fn check_codec(codec: &Codec, lm: &Lm, path: &Path) -> Result {
-    dialogue::check(codec, lm).map_err(|why| Failure::file("cannot talk", why, path))
+pub fn check_codec(codec: &Codec, config: &Config, path: &Path) -> Result {
+    dialogue::check(codec, config).map_err(|why| Failure::file("cannot talk", why, path))
 }
 
 /// The codec asked for, else the one in a model's folder that its configuration names.
@@ -129,6 +129,15 @@ impl Persona {
         Ok(tokenizer.encode(&as_system(prompt))?)
     }
 
+    /// Samples of the voice, if there is one.
+    pub fn heard(&self, codec: Option<&Codec>) -> Result<Vec<f32>> {
+        match (&self.voice, codec) {
+            (Some(path), Some(codec)) => Persona::voice(path, codec),
+            (Some(_), None) => Err(Failure::usage("--voice: wants --mimi")),
+            (None, _) => Ok(Vec::new()),
+        }
+    }
+
     /// Mono samples at the rate and loudness that the codec and the model are used to.
     fn voice(path: &Path, codec: &Codec) -> Result<Vec<f32>> {
         let fail = |why: String| Failure::file("cannot use voice", why, path);
@@ -185,7 +194,6 @@ pub struct FrameTimes {
 /// A [`Dialogue`] in words, with the time it takes.
 pub struct Spoken<'a> {
     lm: &'a Lm,
-    codec: Option<&'a Codec>,
     dialogue: Dialogue<'a>,
     words: Option<(&'a Tokenizer, TextStream)>,
     pub times: FrameTimes,
@@ -204,7 +212,6 @@ impl<'a> Spoken<'a> {
         let against = against.as_ref().map(|(factor, against)| (*factor, against));
         Ok(Spoken {
             lm,
-            codec,
             dialogue: Dialogue::conditioned(lm, codec, drawing, conditions, against)?,
             words: tokenizer.map(|tokenizer| (tokenizer, TextStream::default())),
             times: FrameTimes::default(),
@@ -227,9 +234,7 @@ impl<'a> Spoken<'a> {
     /// As [`Dialogue::plain_depth`]; where it is not asked for and yet so, that is said.
     pub fn plain_depth(mut self, wanted: bool) -> Spoken<'a> {
         self.dialogue.plain_depth(wanted);
-        if !wanted {
-            terminal::warn_with_plain_depth(self.lm.plain_depth());
-        }
+        terminal::warn_with_plain_depth(self.dialogue.plain_depth_why().as_deref());
         self
     }
 
@@ -240,18 +245,14 @@ impl<'a> Spoken<'a> {
         Ok(self)
     }
 
-    /// Tells the model who it is, if it is told.
-    pub fn prompt(mut self, persona: &Persona) -> Result<Spoken<'a>> {
+    /// Tells the model who it is, if it is told: in a `voice` and words.
+    pub fn prompt(mut self, persona: &Persona, voice: &[f32]) -> Result<Spoken<'a>> {
         if persona.voice.is_none() && persona.prompt.is_none() {
             return Ok(self);
         }
         let text = persona.tokens(self.words.as_ref().map(|(tokenizer, _)| *tokenizer))?;
         let config = self.lm.config();
-        let voice = match (&persona.voice, self.codec) {
-            (Some(path), Some(codec)) => self.dialogue.codes(&Persona::voice(path, codec)?)?,
-            (Some(_), None) => return Err(Failure::usage("--voice: wants --mimi")),
-            (None, _) => Vec::new(),
-        };
+        let voice = if voice.is_empty() { Vec::new() } else { self.dialogue.codes(voice)? };
         let prompt = Prompt::new(config, &Quiet::personaplex(), &voice, &text)?;
         self.prompted = prompt.frames();
         if let Some(context) = config.context.filter(|&context| context < self.prompted) {

@@ -1,8 +1,9 @@
 //! Results go to standard output; everything else to standard error. A reader that goes away is not an error.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -79,19 +80,34 @@ pub fn warn(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr(), "warning: {}", printable(&text.as_ref().replace('\n', " ")));
 }
 
-/// Warns, once, why steps are no graphs where they were to be.
-pub fn warn_without_graph(why: Option<&str>) {
-    static ONCE: Once = Once::new();
-    if let Some(why) = why {
-        ONCE.call_once(|| warn(format!("steps are launched kernel by kernel, not as graphs: {why}")));
+/// Reasons that have been said.
+struct Said(Mutex<BTreeSet<String>>);
+
+impl Said {
+    const fn nothing() -> Said {
+        Said(Mutex::new(BTreeSet::new()))
+    }
+
+    /// Whether `why` is new.
+    fn is_new(&self, why: &str) -> bool {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !said.contains(why) && said.insert(why.to_owned())
     }
 }
 
-/// Warns, once, why the depth transformer is not one launch where it was to be.
+/// Warns, once for every reason, why steps are no graphs where they were to be.
+pub fn warn_without_graph(why: Option<&str>) {
+    static SAID: Said = Said::nothing();
+    if let Some(why) = why.filter(|why| SAID.is_new(why)) {
+        warn(format!("steps are launched kernel by kernel, not as graphs: {why}"));
+    }
+}
+
+/// Warns, once for every reason, why the depth transformer is not one launch where it was to be.
 pub fn warn_with_plain_depth(why: Option<&str>) {
-    static ONCE: Once = Once::new();
-    if let Some(why) = why {
-        ONCE.call_once(|| warn(format!("the depth transformer is launched kernel by kernel: {why}")));
+    static SAID: Said = Said::nothing();
+    if let Some(why) = why.filter(|why| SAID.is_new(why)) {
+        warn(format!("the depth transformer is launched kernel by kernel: {why}"));
     }
 }
 
@@ -140,4 +156,15 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut lines = vec![line(&mut header.iter().copied())];
     lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_said_once() {
+        let said = Said::nothing();
+        assert_eq!(["guidance", "17 streams", "guidance", "17 streams"].map(|why| said.is_new(why)), [true, true, false, false]);
+    }
 }

@@ -284,6 +284,21 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     text(&["--draft", "2:2"], 2, "2 layers, expected 1 or more codes by 0 to 1");
     text(&["--prompt-ids", "prompt.safetensors"], 2, "cannot be used with");
     speak(&["--model", "csm", "--text", &"word ".repeat(100)], 1, "leaves room for no frame");
+    // Before the weights are read, which are none.
+    model(&room, "nan", |all, _| {
+        all.iter_mut().filter(|(name, _)| !name.starts_with("codec_model.")).for_each(|(_, (_, values))| values.fill(f32::NAN));
+    });
+    let unread = |more: &[&str], code, says: &str| speak(&[&["--model", "nan", "--text", "x"], more].concat(), code, says);
+    unread(&[], 1, "NaN");
+    unread(&["--draft", "2:2"], 2, "--draft");
+    unread(&["--mimi", "context.wav"], 1, "context.wav");
+    unread(&["--tokenizer", "none.json"], 1, "none.json");
+    unread(&["--context", "nowhere.wav=x"], 1, "nowhere.wav");
+    unread(&["--frames", "124"], 1, "leaves room for 122 frames");
+    unread(&["--dump", "nowhere/d.safetensors"], 1, "nowhere/d.safetensors");
+    let speak_to = |output: &str| room.refuses(&["speak", "--device", "cpu", "--model", "nan", "--text", "x", output], 1, output);
+    speak_to("nowhere/out.wav");
+    room.refuses(&["speak", "--device", "cpu", "--model", "nan", "--prompt-ids", "gone", "--dump", "d.safetensors"], 1, "gone");
     let rows = |name: &str, ids: &[i32], mask: &[u8], says: &str| {
         prompt(&room, name, ids, mask);
         speak(&["--model", "csm", "--prompt-ids", name], 1, says);

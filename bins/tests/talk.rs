@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Room, golden, samples, vocabulary, wav};
+use swara_engine::lm::ConditionRows;
 use swara_loader::weights::{TensorRef, Weights, save};
 
 /// The codes that the first stream of the case hears, as a codes file.
@@ -66,6 +67,13 @@ fn it_is_conditioned_and_led_as_moshi_is() {
         room.works(&args.iter().map(String::as_str).collect::<Vec<_>>());
         Weights::open(room.path("d.safetensors")).unwrap().to_i32("text").unwrap().into_owned()
     };
+    // Guidance is not one launch, and that is said once.
+    let guided = ["--cfg", "2.5", "--device", "emulator"];
+    let said = String::from_utf8(room.swara(arguments("conditioned", &guided)).stderr).unwrap();
+    let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert!(matches!(warnings[..], [one] if one.contains("kernel by kernel: guidance")), "{said}");
+    let plain = room.swara(arguments("conditioned", &[&guided[..], &["--plain-depth"]].concat()));
+    assert_eq!(String::from_utf8(plain.stderr).unwrap().matches("warning: ").count(), 0);
     // Led away from Hibiki's worst description, as moshi leads it.
     for device in ["cpu", "emulator"] {
         assert_eq!(text("conditioned", &["--cfg", "2.5", "--device", device]), expected, "{device}");
@@ -114,6 +122,13 @@ fn it_is_conditioned_and_led_as_moshi_is() {
     refuses("crossed", &["--condition", "speaker=flat.safetensors"], 1, "expected [T, D]");
     save(room.path("narrow.safetensors"), &[TensorRef::f32("speaker", &[2, 5], &[0.0; 10])], &Default::default()).unwrap();
     refuses("crossed", &["--condition", "speaker=narrow.safetensors"], 1, "rows of 5, expected of 6");
+    let many = vec![0; 6 * (ConditionRows::MOST + 1)];
+    let shape = [ConditionRows::MOST + 1, 6];
+    save(room.path("many.safetensors"), &[TensorRef::i32("speaker", &shape, &many)], &Default::default()).unwrap();
+    refuses("crossed", &["--condition", "speaker=many.safetensors"], 1, "condition speaker: 98310 values, expected 1 to 16384 rows of 6");
+    let masked = [TensorRef::f32("speaker", &[2, 6], &[0.0; 12]), TensorRef::i32("speaker.mask", &[3], &[1; 3])];
+    save(room.path("masked.safetensors"), &masked, &Default::default()).unwrap();
+    refuses("crossed", &["--condition", "speaker=masked.safetensors"], 1, "condition speaker: 12 values and a mask of 3");
 }
 
 #[test]
@@ -131,7 +146,11 @@ fn with_sinks_it_says_what_streaming_llm_says() {
     assert_eq!(says(&["--sinks", "0"]), says(&[]));
     assert_eq!(says(&["--embeddings", "int8"]).len(), expected.len());
     std::fs::remove_file(room.path("d.safetensors")).unwrap();
-    room.refuses(&[&talk[..], &["--dump", "d.safetensors", "--sinks", "24"]].concat(), 1, "24 sinks of a context of 24");
+    let sinks = |more: &[&str], says: &str| room.refuses(&[&talk[..], &["--dump", "d.safetensors"], more].concat(), 2, says);
+    sinks(&["--sinks", "24"], "--sinks: 24 sinks of a context of 24");
+    sinks(&["--sinks", "9", "--context", "9"], "--sinks: 9 sinks of a context of 9");
+    let bench = ["bench", "lm", "--model", &model, "--device", "cpu", "--sinks", "24"];
+    room.refuses(&bench, 2, "--sinks: 24 sinks of a context of 24");
     room.refuses(&[&talk[..], &["--dump", "d.safetensors", "--embeddings", "int4"]].concat(), 2, "int4");
 }
 
@@ -151,6 +170,20 @@ fn what_is_asked_wrongly_is_said_before_a_model_is_read() {
     let talk = ["talk", "--user-codes", "user.safetensors", "--dump", "d.safetensors", "--model", "broken", "--device", "cpu"];
     let refuses = |more: &[&str], code: i32, says: &str| room.refuses(&[&talk[..], more].concat(), code, says);
     refuses(&[], 1, "NaN");
+    refuses(&["--sinks", "3000"], 2, "--sinks: 3000 sinks of a context of");
+    let mimi = golden("mimi/weights/kyutai.safetensors");
+    let files = |more: &[&str], code: i32, says: &str| {
+        let talk = ["talk", "--model", "broken", "--device", "cpu", "--mimi", &mimi];
+        room.refuses(&[&talk[..], more].concat(), code, says);
+    };
+    wav(&room, "in.wav", 24000, 1, &samples(2000));
+    files(&["in.wav", "out.wav"], 1, "NaN");
+    files(&["gone.wav", "out.wav"], 1, "gone.wav");
+    files(&["broken/config.json", "out.wav"], 1, "config.json");
+    files(&["in.wav", "nowhere/out.wav"], 1, "nowhere/out.wav");
+    files(&["in.wav", "out.wav", "--dump", "nowhere/d.safetensors"], 1, "nowhere/d.safetensors");
+    files(&["--user-codes", "gone.safetensors", "--dump", "d.safetensors"], 1, "gone.safetensors");
+    files(&["--user-codes", "in.wav", "--dump", "d.safetensors"], 1, "in.wav");
     refuses(&["--condition", "mood=good"], 1, "condition mood is none of the model's");
     refuses(&["--condition", "speed=late"], 1, "condition speed is \"late\"");
     refuses(&["--cfg", "2", "--against", "speed=late"], 1, "condition speed is \"late\"");
@@ -220,6 +253,19 @@ fn a_quantized_model_says_what_the_rounded_one_says() {
     assert!(room.works(&["inspect", "four"]).contains("complete"));
     assert_ne!(talk(&["--model", "four"]), eight);
     assert_eq!(talk(&["--model", "four", "--format", "int8", "--dtype", "f32"]), talk(&["--model", "four"]));
+
+    // Tables as codes are those of the flag, and smaller.
+    let report = room.json(&["quantize", &model, "tables", "--format", "int8", "--packed", "--embeddings", "int8", "--json"]);
+    assert_eq!(report["parts"]["table, 8 bits"]["matrices"], 9, "{report}");
+    let bytes = |model: &str| std::fs::metadata(room.path(&format!("{model}/model.safetensors"))).unwrap().len();
+    assert!(bytes("tables") + 3 * 9 * 33 * 32 < bytes("eight"), "{} of {}", bytes("tables"), bytes("eight"));
+    let tables = talk(&["--model", "tables"]);
+    assert!(tables == talk(&["--model", "eight", "--embeddings", "int8"]) && tables != eight);
+    assert_eq!(talk(&["--model", "tables", "--embeddings", "int8"]), tables);
+    assert!(room.works(&["inspect", "tables"]).contains("complete"));
+    room.refuses(&["quantize", &model, "out", "--format", "q8_0", "--embeddings", "int8"], 2, "--embeddings");
+    let mimi = golden("mimi/weights/kyutai.safetensors");
+    room.refuses(&["quantize", &mimi, "out", "--format", "int8", "--embeddings", "int8"], 2, "--embeddings");
 
     room.refuses(&["quantize", "eight", "again", "--format", "int8"], 1, "has codes already");
     room.refuses(&["quantize", "eight", "eight", "--format", "int8"], 2, "would overwrite what it reads");

@@ -8,7 +8,7 @@ use swara_kernels::{Cuda, DType, Device, Tensor, span};
 
 use crate::codec::{Codec, Session as CodecSession, unobserved};
 use crate::lm::session::Streams;
-use crate::lm::{Conditions, Drawing, Lm, Prompt};
+use crate::lm::{Conditions, Config, Drawing, Lm, Prompt};
 use crate::{Error, Result};
 
 /// A frame of what the model hears.
@@ -88,21 +88,16 @@ struct Recording {
 }
 
 /// Codebooks of what is said: of those that are generated as many as are heard, the rest being for others.
-fn voice_codebooks(lm: &Lm) -> usize {
-    lm.config().dep_q.min(lm.config().heard())
+fn voice_codebooks(config: &Config) -> usize {
+    config.dep_q.min(config.heard())
 }
 
-/// Whether a codec makes and takes the codes of a model.
+/// Whether a codec makes and takes the codes of a model of this configuration.
 ///
 /// # Errors
 /// Why it does not.
-pub fn check(codec: &Codec, lm: &Lm) -> Result<()> {
-    let config = lm.config();
-    codec.check_voice(voice_codebooks(lm).max(config.heard()), config.card..=config.card)?;
-    match codec.device() == lm.device() {
-        true => Ok(()),
-        false => Err(Error::Argument(format!("{} is on another device than the model", codec.name()))),
-    }
+pub fn check(codec: &Codec, config: &Config) -> Result<()> {
+    codec.check_voice(voice_codebooks(config).max(config.heard()), config.card..=config.card)
 }
 
 /// The mask of a single stream.
@@ -161,6 +156,11 @@ impl<'a> Dialogue<'a> {
     pub fn plain_depth(&mut self, wanted: bool) {
         self.streams.plain_depth(wanted);
         (self.last, self.recording) = (None, None);
+    }
+
+    /// As [`Session::plain_depth_why`](crate::lm::Session::plain_depth_why).
+    pub fn plain_depth_why(&self) -> Option<String> {
+        self.streams.plain_depth_why(self.lm)
     }
 
     /// Why frames are no graphs where they were to be.
@@ -382,8 +382,11 @@ fn complete(said: Vec<i32>) -> Option<Vec<i32>> {
 impl<'a> Speech<'a> {
     /// Its kernels have been compiled and its memory has been allocated.
     fn new(codec: &'a Codec, lm: &Lm) -> Result<Speech<'a>> {
-        check(codec, lm)?;
-        let (heard, said) = (lm.config().heard(), voice_codebooks(lm));
+        check(codec, lm.config())?;
+        if codec.device() != lm.device() {
+            return Err(Error::Argument(format!("{} is on another device than the model", codec.name())));
+        }
+        let (heard, said) = (lm.config().heard(), voice_codebooks(lm.config()));
         let mut speech = Speech { codec, session: CodecSession::new(codec, 1)?, heard, said };
         let device = codec.device();
         speech.encode(&Tensor::zeros(device, DType::F32, [1, codec.format().hop, 1])?)?;

@@ -252,6 +252,14 @@ impl<'a> Reader<'a> {
         Ok(Some(codes))
     }
 
+    /// A table that its source has as codes of 8 bits with a scale a row.
+    pub fn table(&mut self, name: &str) -> Result<Option<Quantized>> {
+        let codes = self.source.quantized(name)?.filter(|found| found.bits == Bits::Eight && found.mins.is_none());
+        let codes = codes.filter(|found| found.scales.shape().last_dim() == 1);
+        self.bytes += codes.as_ref().map_or(0, Quantized::bytes);
+        Ok(codes)
+    }
+
     fn panels(&mut self, name: &str) -> Result<Option<Panels>> {
         let panels = self.source.panels(name)?;
         self.bytes += panels.as_ref().map_or(0, Panels::bytes);

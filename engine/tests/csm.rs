@@ -494,6 +494,8 @@ fn a_frame_of_the_published_layers_is_1120_launches_less() {
     println!("launches of a frame: {} in one, {} kernel by kernel", one.0, several.0);
     assert_eq!((one.1, several.1, several.0 - one.0), (1, 0, 1120));
     assert_eq!([16, 17].map(|batch| launched(batch, false).1), [1, 0]);
+    let why = |batch: usize| Session::new(&csm, &vec![Settings::GREEDY; batch]).unwrap().plain_depth_why();
+    assert_eq!([why(16), why(17)], [None, Some("17 streams, more than the 16 of one launch".to_owned())]);
     let by_kernels = open(&golden("weights"), &Device::open("emulator").unwrap(), DType::F32);
     assert!(by_kernels.plain_depth().is_some_and(|why| why.contains("heads of 12")), "{:?}", by_kernels.plain_depth());
     let (device, _) = dry::open_with(Arch(90), |limits| limits.cooperative = false);

@@ -162,11 +162,16 @@ fn guided_and_many_streams_are_launched_by_their_kernels() {
     let launched = |mut session: Session, batch: usize| {
         notes.take();
         session.step(&heard(&device, batch, 0), None).unwrap();
-        notes.take().iter().filter(|launch| launch.launch.cooperative).count()
+        (notes.take().iter().filter(|launch| launch.launch.cooperative).count(), session.plain_depth_why())
     };
     let streams = |batch: usize| Session::new(&lm, &vec![Drawing::GREEDY; batch]).unwrap();
-    assert_eq!([1, 16, 17].map(|batch| launched(streams(batch), batch)), [1, 1, 0]);
+    assert_eq!([1, 16].map(|batch| launched(streams(batch), batch)), [(1, None), (1, None)]);
+    assert_eq!(launched(streams(17), 17), (0, Some("17 streams, more than the 16 of one launch".to_owned())));
+    let mut asked = streams(17);
+    asked.plain_depth(true);
+    assert_eq!(asked.plain_depth_why(), None);
     let none = [Conditions::new()];
     let guided = Session::conditioned(&lm, &[Drawing::GREEDY], &none, Some((1.5, &none))).unwrap();
-    assert_eq!(launched(guided, 1), 0);
+    let (launches, why) = launched(guided, 1);
+    assert!(launches == 0 && why.as_ref().is_some_and(|why| why.contains("guidance")), "{why:?}");
 }

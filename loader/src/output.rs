@@ -103,6 +103,14 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Fails where [`AtomicFile::create`] would. What is no regular file is let through: devices and pipes are opened once.
+pub fn check(path: impl AsRef<Path>) -> Result<()> {
+    match fs::metadata(path.as_ref()) {
+        Ok(meta) if !meta.is_file() && !meta.is_dir() => Ok(()),
+        _ => AtomicFile::create(path).map(drop),
+    }
+}
+
 /// Writes `bytes` as the whole of `path`, atomically.
 pub fn write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;

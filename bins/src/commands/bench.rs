@@ -130,16 +130,16 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             None => format.of(common.dtype()?)?,
         };
         let lm = language_model(args, &device, args.memory.of(format_of))?;
-        if !args.plain_depth {
-            terminal::warn_with_plain_depth(lm.plain_depth());
-        }
         let loading = peak_rss_mb();
         release_freed_memory();
         forget_peak();
         let hows = hows(args, codec.as_ref());
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, &hows)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
-        times.iter().flatten().for_each(|times| terminal::warn_without_graph(times.no_graph.as_deref()));
+        for times in times.iter().flatten() {
+            terminal::warn_without_graph(times.no_graph.as_deref());
+            terminal::warn_with_plain_depth(times.plain_depth_why.as_deref());
+        }
         let peaks = [loading, peak_rss_mb()];
         for in_turns in &times {
             rows.extend(in_turns.iter().map(|times| times.row(&in_turns[0], &lm, &name, &format.name(), &ceilings, peaks)));
@@ -217,11 +217,15 @@ fn is_csm(args: &BenchLm) -> Result<bool> {
 }
 
 fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result<Model> {
+    if is_csm(args)? && (format.sinks > 0 || format.int8_tables) {
+        return Err(Failure::usage("--sinks, --embeddings: a CSM has neither"));
+    }
     if let Some(path) = &args.model {
-        return Ok(match is_csm(args)? {
-            true => Model::Csm(Box::new(Csm::open(path, device, format)?)),
-            false => Model::Moshi(Box::new(Lm::open(path, device, format)?)),
-        });
+        if is_csm(args)? {
+            return Ok(Model::Csm(Box::new(Csm::open(path, device, format)?)));
+        }
+        args.memory.check(&lm::check(&Weights::open(path)?)?)?;
+        return Ok(Model::Moshi(Box::new(Lm::open(path, device, format)?)));
     }
     let config = match args.config.as_str() {
         "csm-1b" => {
@@ -231,6 +235,7 @@ fn language_model(args: &BenchLm, device: &Device, format: lm::Format) -> Result
         "moshi-1b" => Config::moshi_1b(),
         file => Config::from_json(&input::read_text(file, "read configuration", CONFIG_BYTES)?)?,
     };
+    args.memory.check(&config)?;
     Ok(Model::Moshi(Box::new(Lm::random(config, device, format)?)))
 }
 

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use serde_json::json;
 use swara_engine::codec::{Codec, Session as CodecSession};
-use swara_engine::csm::{self, Csm, Session};
-use swara_kernels::Tensor;
+use swara_engine::csm::{self, Config, Csm, Session};
 use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::Settings;
+use swara_kernels::{Device, Tensor};
 use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
+use swara_loader::output;
 use swara_loader::tokenizer_json::TokenizerJson;
 use swara_loader::weights::{TensorRef, Weights, save};
 
@@ -35,31 +36,35 @@ pub fn run(common: &Common, args: &Speak) -> Result {
     {
         return Err(Failure::usage("--dump: the same file as OUT.wav"));
     }
-    let device = common.open_device()?;
     let format = swara_engine::lm::Format { kept: args.kv, ..common.lm_format(args.format)? };
-    let mut csm = Csm::open(&args.model, &device, format)?;
+    let device = common.open_device()?;
+    // What is asked for, before gigabytes are read.
+    let (config, own_codec) = csm::check(&Weights::open(&args.model)?)?;
+    args.draft.map_or(Ok(()), |draft| draft.check(&config)).map_err(|why| Failure::usage(format!("--draft: {why}")))?;
+    args.dump.as_ref().map_or(Ok(()), output::check)?;
     let needed = args.output.is_some() || !context.is_empty();
-    let codec = if needed { Some(open_codec(common, args, &csm)?) } else { None };
-    let rows = match &args.prompt_ids {
-        Some(path) => read_rows(path, &csm)?,
-        None => Prompt::new(args, &csm)?.rows(args, &context, codec.as_ref())?,
+    let words = args.text.as_ref().map(|_| Prompt::new(args, &config)).transpose()?;
+    let codec = if needed { Some(open_codec(common, args, &device, &config, own_codec)?) } else { None };
+    let rows = match (&args.prompt_ids, &words) {
+        (Some(path), _) => read_rows(path, &config)?,
+        (None, Some(words)) => words.rows(args, &context, codec.as_ref())?,
+        (None, None) => return Err(Failure::usage("--text: nothing to say")),
     };
-    let prompt = rows.len() / (csm.config().num_codebooks + 1);
-    let most = most_frames(args, &csm, prompt)?;
+    let prompt = rows.len() / (config.num_codebooks + 1);
+    let most = most_frames(args, &config, prompt)?;
+    let voice = match (&codec, &args.output) {
+        (Some(codec), Some(output)) => Some(Voice::new(codec, &config, output)?),
+        _ => None,
+    };
+    let mut csm = Csm::open(&args.model, &device, format)?;
     // A file may allow any length.
     csm.limit(prompt + most);
     let settings = Settings { temperature: args.temp, top_k: args.top_k, seed: args.seed, sequence: 0 };
     let settings = if args.greedy { Settings::GREEDY } else { settings };
-    let voice = match (&codec, &args.output) {
-        (Some(codec), Some(output)) => Some(Voice::new(codec, &csm, output)?),
-        _ => None,
-    };
     let mut session = Session::new(&csm, &[settings])?;
-    session.draft(args.draft).map_err(|why| Failure::usage(format!("--draft: {why}")))?;
+    session.draft(args.draft)?;
     session.plain_depth(args.plain_depth);
-    if !args.plain_depth && args.draft.is_none() {
-        terminal::warn_with_plain_depth(csm.plain_depth());
-    }
+    terminal::warn_with_plain_depth(session.plain_depth_why().as_deref());
     let mut speech = Speech { csm: &csm, session, voice, codes: Vec::new(), times: Default::default() };
     speech.say(&rows, most)?;
     speech.finish(common, args)
@@ -87,27 +92,21 @@ impl<'a> Segment<'a> {
 }
 
 /// The codec asked for, else the one beside the model.
-fn open_codec(common: &Common, args: &Speak, csm: &Csm) -> Result<Codec> {
+fn open_codec(common: &Common, args: &Speak, device: &Device, config: &Config, own: bool) -> Result<Codec> {
     let codec = match &args.mimi {
-        Some(mimi) => codec::open(common, mimi)?,
-        None => {
-            let (_, codec) = csm::check(&Weights::open(&args.model)?)?;
-            if !codec {
-                let why = "no codec beside the model";
-                return Err(Failure::file("cannot speak", why, &args.model).hint("--mimi FILE"));
-            }
-            codec::open_file(common, csm.device(), &args.model)?
-        }
+        Some(mimi) => codec::open_on(common, device, mimi)?,
+        None if own => codec::open_file(common, device, &args.model)?,
+        None => return Err(Failure::file("cannot speak", "no codec beside the model", &args.model).hint("--mimi FILE")),
     };
     let path = args.mimi.as_ref().map_or(args.model.as_path(), Path::new);
-    let checked = codec.check_voice(csm.config().num_codebooks, 1..=csm.config().vocab_size);
+    let checked = codec.check_voice(config.num_codebooks, 1..=config.vocab_size);
     checked.map_err(|why| Failure::file("cannot speak", why, path))?;
     Ok(codec)
 }
 
 /// How many frames may be said after a prompt of so many rows.
-fn most_frames(args: &Speak, csm: &Csm, rows: usize) -> Result<usize> {
-    let context = csm.config().max_position_embeddings;
+fn most_frames(args: &Speak, config: &Config, rows: usize) -> Result<usize> {
+    let context = config.max_position_embeddings;
     let room = context.saturating_sub(rows);
     let why = match args.frames.map(usize::from) {
         _ if room == 0 => "no frame".to_owned(),
@@ -118,10 +117,10 @@ fn most_frames(args: &Speak, csm: &Csm, rows: usize) -> Result<usize> {
 }
 
 /// Rows of ids `[K + 1]`: those of the file whose mask is not zero.
-fn read_rows(path: &Path, csm: &Csm) -> Result<Vec<i32>> {
+fn read_rows(path: &Path, config: &Config) -> Result<Vec<i32>> {
     let file = Weights::open(path)?;
     let fail = |why: String| Failure::file("cannot use prompt", why, path);
-    let width = csm.config().num_codebooks + 1;
+    let width = config.num_codebooks + 1;
     let shape = file.view("ids")?.shape.to_vec();
     if !matches!(shape[..], [rows, w] if rows > 0 && w == width) {
         return Err(fail(format!("ids are {shape:?}, expected [1 or more, {width}]")));
@@ -134,32 +133,32 @@ fn read_rows(path: &Path, csm: &Csm) -> Result<Vec<i32>> {
         return Err(fail(format!("id {} of row {}, column {}", ids[at], at / width, at % width)));
     }
     let rows: Vec<i32> = ids.iter().zip(&*there).map(|(&id, &there)| if there != 0.0 { id } else { NONE }).collect();
-    csm.check_rows(&rows).map_err(|why| fail(why.to_string()))?;
+    config.check_rows(&rows).map_err(|why| fail(why.to_string()))?;
     Ok(rows)
 }
 
 /// Makes rows of text and sound.
 struct Prompt<'a> {
-    csm: &'a Csm,
+    config: &'a Config,
     tokenizer: TokenizerJson,
     around: [i32; 2],
 }
 
 impl<'a> Prompt<'a> {
-    fn new(args: &Speak, csm: &'a Csm) -> Result<Prompt<'a>> {
+    fn new(args: &Speak, config: &'a Config) -> Result<Prompt<'a>> {
         let path = args.tokenizer.clone().unwrap_or_else(|| match args.model.is_dir() {
             true => args.model.join("tokenizer.json"),
             false => args.model.with_file_name("tokenizer.json"),
         });
         let tokenizer = TokenizerJson::open(&path)?;
         let fail = |why: String| Failure::file("cannot use tokenizer", why, &path);
-        let known = csm.config().text_vocab_size;
+        let known = config.text_vocab_size;
         if tokenizer.size() > known {
             return Err(fail(format!("{} tokens, the model has {known}", tokenizer.size())));
         }
         let id = |token: &str| tokenizer.id(token).ok_or_else(|| fail(format!("no token {token}: not of Llama 3")));
         let around = [id(BEGIN)?, id(END)?];
-        Ok(Prompt { csm, tokenizer, around })
+        Ok(Prompt { config, tokenizer, around })
     }
 
     fn rows(&self, args: &Speak, context: &[Segment], codec: Option<&Codec>) -> Result<Vec<i32>> {
@@ -172,14 +171,14 @@ impl<'a> Prompt<'a> {
             }
         }
         self.text(&mut rows, &format!("[{}]{}", args.speaker, args.text.as_deref().unwrap_or_default()))?;
-        self.csm.check_rows(&rows)?;
+        self.config.check_rows(&rows)?;
         Ok(rows)
     }
 
     fn text(&self, rows: &mut Vec<i32>, text: &str) -> Result {
         let [begin, end] = self.around;
         for id in [&[begin], &self.tokenizer.encode(text)?[..], &[end]].concat() {
-            rows.extend(std::iter::repeat_n(NONE, self.csm.config().num_codebooks));
+            rows.extend(std::iter::repeat_n(NONE, self.config.num_codebooks));
             rows.push(id);
         }
         Ok(())
@@ -187,7 +186,7 @@ impl<'a> Prompt<'a> {
 
     /// A row for each frame, and one that ends them.
     fn sound(&self, rows: &mut Vec<i32>, codec: &Codec, path: &Path) -> Result {
-        let (config, hop) = (self.csm.config(), codec.format().hop);
+        let (config, hop) = (self.config, codec.format().hop);
         let mut reader = AudioReader::open(path, Some(codec.format().sample_rate))?;
         let mut samples = Vec::new();
         for piece in &mut reader {
@@ -222,8 +221,8 @@ struct Voice<'a> {
 }
 
 impl<'a> Voice<'a> {
-    fn new(codec: &'a Codec, csm: &Csm, output: &Path) -> Result<Voice<'a>> {
-        let session = warm_session(codec, csm.config().num_codebooks)?;
+    fn new(codec: &'a Codec, config: &Config, output: &Path) -> Result<Voice<'a>> {
+        let session = warm_session(codec, config.num_codebooks)?;
         Ok(Voice { codec, session, wav: WavWriter::create(output, codec.format().sample_rate, WavFormat::S16)?, strange: 0 })
     }
 

@@ -3,10 +3,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
-use swara_engine::lm::Lm;
+use swara_engine::lm::{Config, Lm};
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Tensor};
 use swara_loader::audio::{AudioReader, WavFormat, WavWriter};
+use swara_loader::output;
 use swara_loader::weights::{TensorRef, Weights, save};
 
 use crate::cli::{Common, Format, Talk, same_target};
@@ -21,7 +22,6 @@ const DUMPED_LOGITS: usize = 10;
 
 pub fn run(common: &Common, args: &Talk) -> Result {
     args.persona.check()?;
-    let device = common.open_device()?;
     let format = args.memory.of(common.lm_format(args.format)?);
     if let (Some(dump), Some(output)) = (&args.dump, &args.output)
         && same_target(dump, output)
@@ -37,31 +37,37 @@ pub fn run(common: &Common, args: &Talk) -> Result {
     if sound && mimi.is_none() {
         return Err(Failure::usage("talk: sound wants --mimi, a codec"));
     }
+    let device = common.open_device()?;
     let config = dialogue::config(&args.model)?;
+    args.memory.check(&config)?;
     let conditions = args.conditioning.of(&config)?;
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &config)?;
     args.persona.check_for(&config, tokenizer.as_ref())?;
-    let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
+    // What is asked for, before gigabytes are read.
+    args.dump.as_ref().map_or(Ok(()), output::check)?;
     let codec = match (&args.mimi, &mimi) {
         (Some(asked), _) => Some(codec::open_on(common, &device, asked)?),
         (None, Some(named)) => Some(codec::open_file(common, &device, named)?),
         (None, None) => None,
     };
     if let (Some(codec), Some(path)) = (&codec, &mimi) {
-        dialogue::check_codec(codec, &lm, path)?;
+        dialogue::check_codec(codec, &config, path)?;
     }
-    let mut source = Source::open(args, &lm, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
+    let mut source = Source::open(args, &config, codec.as_ref().map(|codec| (codec.format().sample_rate, codec.format().hop)))?;
+    let voice = args.persona.heard(codec.as_ref())?;
+    let wav = match (&codec, &args.output) {
+        (Some(codec), Some(output)) => Some(WavWriter::create(output, codec.format().sample_rate, WavFormat::S16)?),
+        _ => None,
+    };
+    let lm = dialogue::open_lm(&args.model, args.lora.as_deref(), &device, format)?;
     let drawing = args.sampling.of(&lm);
     let dialogue =
         Spoken::new(&lm, codec.as_ref(), tokenizer.as_ref(), drawing, &conditions)?.graphs(!args.no_graph).plain_depth(args.plain_depth);
-    let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() }.prompt(&args.persona)?;
+    let dialogue = if args.output.is_some() { dialogue } else { dialogue.silent() }.prompt(&args.persona, &voice)?;
     let mut talk = Conversation {
         lm: &lm,
         dialogue,
-        wav: match (&codec, &args.output) {
-            (Some(codec), Some(output)) => Some(WavWriter::create(output, codec.format().sample_rate, WavFormat::S16)?),
-            _ => None,
-        },
+        wav,
         to_stdout: !common.json,
         dump: args.dump.as_ref().map(|_| Dump::default()),
         steps: 0,
@@ -91,9 +97,9 @@ enum Frame {
 
 impl Source {
     /// `codec`: its rate in Hz and its hop.
-    fn open(args: &Talk, lm: &Lm, codec: Option<(u32, usize)>) -> Result<Source> {
+    fn open(args: &Talk, config: &Config, codec: Option<(u32, usize)>) -> Result<Source> {
         match (&args.user_codes, &args.input, codec) {
-            (Some(path), ..) => Ok(Source::Codes(read_codes(path, lm.config().heard(), lm.config().card)?.into_iter())),
+            (Some(path), ..) => Ok(Source::Codes(read_codes(path, config.heard(), config.card)?.into_iter())),
             (None, Some(path), Some((rate, hop))) => {
                 Ok(Source::Audio { reader: Box::new(AudioReader::open(path, Some(rate))?), hop, pending: Vec::new(), done: false })
             }

@@ -110,11 +110,12 @@ fn run(args: &Live, began: Instant) -> Result {
     let device = common.open_device()?;
     let mimi = dialogue::mimi(args.mimi.as_deref(), &args.model)?.ok_or_else(|| Failure::usage("--mimi: wants a codec"))?;
     let config = dialogue::config(&args.model)?;
+    args.memory.check(&config)?;
     let conditions = args.conditioning.of(&config)?;
     let tokenizer = dialogue::tokenizer(args.tokenizer.as_deref(), &args.model, &config)?;
     args.persona.check_for(&config, tokenizer.as_ref())?;
     let (codec, lm) = open(args, &mimi, &device)?;
-    dialogue::check_codec(&codec, &lm, &mimi)?;
+    dialogue::check_codec(&codec, lm.config(), &mimi)?;
     if args.rate != codec.format().sample_rate {
         return Err(Failure::usage(format!("--rate: {} Hz, the codec has {}", args.rate, codec.format().sample_rate)));
     }
@@ -124,7 +125,7 @@ fn run(args: &Live, began: Instant) -> Result {
         .graphs(!args.no_graph)
         .plain_depth(args.plain_depth)
         .live()?;
-    let dialogue = dialogue.prompt(&args.persona)?;
+    let dialogue = dialogue.prompt(&args.persona, &args.persona.heard(Some(&codec))?)?;
     release_freed_memory();
     if args.mlock {
         lock_memory()?;

@@ -1,5 +1,7 @@
 use serde_json::{Map, Value};
+use swara_kernels::Device;
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
+use swara_kernels::ops::embedding::Tables;
 use swara_kernels::ops::rope::Style;
 
 use crate::config::check_ranges;
@@ -196,6 +198,25 @@ impl Config {
             }
         }
         Ok(config)
+    }
+
+    /// That `ids` are whole rows of what the model knows.
+    ///
+    /// # Errors
+    /// Another number of ids; one that its table does not have.
+    pub fn check_rows(&self, ids: &[i32]) -> Result<()> {
+        let width = self.num_codebooks + 1;
+        if !ids.len().is_multiple_of(width) {
+            return Err(Error::Argument(format!("{} ids are not rows of {width}", ids.len())));
+        }
+        Ok(Tables::new(&Device::Cpu, &self.table_sizes())?.check(ids)?)
+    }
+
+    /// Rows of the tables of a row's ids: of the codes, then of the text.
+    pub(super) fn table_sizes(&self) -> Vec<usize> {
+        let mut sizes = vec![self.vocab_size; self.num_codebooks];
+        sizes.push(self.text_vocab_size);
+        sizes
     }
 
     pub(super) fn check(&self) -> Result<()> {

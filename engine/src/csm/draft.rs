@@ -23,8 +23,8 @@
 use swara_kernels::Tensor;
 use swara_kernels::ops::sample;
 
-use super::Csm;
 use super::session::Streams;
+use super::{Config, Csm};
 use crate::{Error, Result};
 
 /// How codes are guessed.
@@ -34,6 +34,21 @@ pub struct Draft {
     pub codes: usize,
     /// The first layers of the depth decoder that guess, not all of them; 0: the frame before.
     pub layers: usize,
+}
+
+impl Draft {
+    /// That a model of this configuration can guess so.
+    ///
+    /// # Errors
+    /// No codes, or all layers of the depth decoder.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        let most = config.depth.num_hidden_layers.saturating_sub(1);
+        if self.codes == 0 || self.layers > most {
+            let why = format!("a draft of {} codes by {} layers, expected 1 or more codes by 0 to {most}", self.codes, self.layers);
+            return Err(Error::Argument(why));
+        }
+        Ok(())
+    }
 }
 
 /// What became of guesses.
@@ -78,17 +93,12 @@ pub(super) struct Drafting {
 
 impl Drafting {
     pub fn new(csm: &Csm, batch: usize, draft: Draft) -> Result<Drafting> {
-        let layers = csm.depth.transformer.blocks.len();
         if batch != 1 {
             return Err(Error::Argument(format!(
                 "guesses for {batch} streams at once: how many are right differs, so there can be but one"
             )));
         }
-        if draft.codes == 0 || draft.layers >= layers {
-            let why =
-                format!("a draft of {} codes by {} layers, expected 1 or more codes by 0 to {}", draft.codes, draft.layers, layers - 1);
-            return Err(Error::Argument(why));
-        }
+        draft.check(&csm.config)?;
         let none = vec![0; csm.config.num_codebooks];
         let tally = Drafted { compared: none.clone(), right: none, ..Drafted::default() };
         Ok(Drafting { draft, tally, last: Vec::new(), given: None })

@@ -94,18 +94,6 @@ impl Csm {
         self.backbone.transformer.blocks.iter_mut().for_each(|block| block.layer.window = Some(rows));
     }
 
-    /// That `ids` are whole rows of what the model knows.
-    ///
-    /// # Errors
-    /// Another number of ids; one that its table does not have.
-    pub fn check_rows(&self, ids: &[i32]) -> Result<()> {
-        let width = self.config.num_codebooks + 1;
-        match ids.len().is_multiple_of(width) {
-            true => self.backbone.fed.check(ids),
-            false => Err(Error::Argument(format!("{} ids are not rows of {width}", ids.len()))),
-        }
-    }
-
     /// Whether `codes` of a frame say that nothing more is said: all are `codebook_eos_token_id`. (`transformers` does not look at the
     /// last code before it stops, but leaves such a frame in what is heard.)
     pub fn ends(&self, codes: &[i32]) -> bool {
@@ -123,8 +111,8 @@ impl Csm {
         self.bytes_per_step(seen) - self.depth.bytes() + self.depth.bytes_drafted(draft.layers, drafted)
     }
 
-    /// Why the depth decoder is not one launch a frame, on a device that has launches; guesses and many streams are further reasons
-    /// ([`Session::plain_depth`]).
+    /// Why the depth decoder is not one launch a frame, on a device that has launches; many streams are a further reason
+    /// ([`Session::plain_depth_why`]).
     pub fn plain_depth(&self) -> Option<&str> {
         let depth = Some(&self.depth).filter(|_| self.device != Device::Cpu);
         depth.and_then(|depth| depth.in_one.as_ref().err()).map(String::as_str)

@@ -160,10 +160,8 @@ pub(super) fn read(config: &Config, style: Style, device: &Device, format: Forma
 }
 
 fn fed(config: &Config, device: &Device, from: &mut Reader) -> Result<Rows> {
-    let mut sizes = vec![config.vocab_size; config.num_codebooks];
-    sizes.push(config.text_vocab_size);
     let tables = ["audio_emb.weight", "text_emb.weight"].into_iter();
-    Rows::stacked(&sizes, tables.map(|name| from.weight(name)?.into_tensor()), device)
+    Rows::stacked(&config.table_sizes(), tables.map(|name| from.weight(name)?.into_tensor()), device)
 }
 
 fn said(config: &Config, device: &Device, from: &mut Reader) -> Result<Vec<Rows>> {

@@ -110,7 +110,7 @@ impl<'a> Session<'a> {
         if batch == 0 || !ids.len().is_multiple_of(batch * width) {
             return Err(Error::Argument(format!("{} ids are not rows of {width} of each of {batch} streams", ids.len())));
         }
-        csm.check_rows(ids)?;
+        csm.config.check_rows(ids)?;
         let rows = ids.len() / (batch * width);
         for first in (0..rows).step_by(Self::PROMPT_ROWS) {
             let count = Self::PROMPT_ROWS.min(rows - first);
@@ -188,6 +188,15 @@ impl<'a> Session<'a> {
     pub fn plain_depth(&mut self, wanted: bool) {
         self.streams.plain_depth = wanted;
         self.recorder.forget();
+    }
+
+    /// Why the depth decoder is launched kernel by kernel where it was to be one launch; guesses ask for it.
+    pub fn plain_depth_why(&self) -> Option<String> {
+        if self.streams.plain_depth || self.drafting.is_some() || self.csm.device == Device::Cpu {
+            return None;
+        }
+        let many = || self.streams.depth_state.is_none().then(|| depth::too_many(self.batch));
+        self.csm.plain_depth().map(str::to_owned).or_else(many)
     }
 
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.

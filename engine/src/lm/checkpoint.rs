@@ -11,7 +11,7 @@ use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights;
 
 use super::lora::Merged;
-use super::model::Layers;
+use super::model::{Embedding, Layers};
 use super::{Config, Format, Lm, Widths};
 use crate::piece::{self, Piece, packed};
 use crate::weights::{Source, as_type};
@@ -62,6 +62,8 @@ pub enum Part {
     Depth,
     /// Gives logits.
     Head,
+    /// Rows of the tokens that the temporal transformer is fed.
+    Table,
 }
 
 /// The matrices that rows are multiplied by, by the names that a file has for them; not its tables.
@@ -74,6 +76,18 @@ pub fn matrices(file: &weights::Weights) -> Result<BTreeMap<String, Part>> {
     Ok(matrices
         .flat_map(|(part, places)| places.iter().flat_map(|place| &place.pieces).map(move |piece| (piece.name.clone(), part)))
         .collect())
+}
+
+/// The tables that may be codes in a file, by the names that it has for them: of what the temporal transformer is fed, those whose rows
+/// are taken as they are.
+///
+/// # Errors
+/// As [`check`].
+pub fn tables(file: &weights::Weights) -> Result<Vec<String>> {
+    let (config, places) = find(file)?;
+    let plain = Layers::new(&config)?.fed.into_iter().filter(Embedding::is_plain);
+    let pieces = plain.filter_map(|table| places.get(&table.weight())).flat_map(|(_, places)| places).flat_map(|place| &place.pieces);
+    Ok(pieces.map(|piece| piece.name.clone()).collect())
 }
 
 /// That no matrix lies in several tensors.

@@ -67,17 +67,25 @@ impl ConditionRows {
     /// Most rows of one condition.
     pub const MOST: usize = 1 << 14;
 
+    /// How many rows of `width` so many values are, with a mask of so many, if there is one.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), before there are values.
+    pub fn check(values: usize, width: usize, mask: Option<usize>) -> Result<usize> {
+        let rows = values.checked_div(width).unwrap_or(0);
+        if rows == 0 || rows > Self::MOST || values != rows * width || mask.is_some_and(|mask| mask != rows) {
+            let mask = mask.map_or(String::new(), |mask| format!(" and a mask of {mask}"));
+            return Err(Error::Argument(format!("{values} values{mask}, expected 1 to {} rows of {width}", Self::MOST)));
+        }
+        Ok(rows)
+    }
+
     /// `there [T]`; by default all are.
     ///
     /// # Errors
     /// No rows, or more than [`Self::MOST`]; lengths that do not fit; values that are not finite.
     pub fn new(values: Vec<f32>, width: usize, there: Option<Vec<bool>>) -> Result<ConditionRows> {
-        let rows = values.len().checked_div(width).unwrap_or(0);
-        if rows == 0 || rows > Self::MOST || values.len() != rows * width || there.as_ref().is_some_and(|there| there.len() != rows) {
-            let mask = there.map_or(String::new(), |there| format!(" and a mask of {}", there.len()));
-            let what = format!("a condition of {} values{mask}, expected 1 to {} rows of {width}", values.len(), Self::MOST);
-            return Err(Error::Argument(what));
-        }
+        let rows = Self::check(values.len(), width, there.as_ref().map(Vec::len))?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(Error::Argument(format!("value {} of row {} of a condition is {}", at % width, at / width, values[at])));
         }

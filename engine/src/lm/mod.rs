@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use calibration::{Conversation, Seen, Site, observe};
-pub use checkpoint::{Layout, Part, check, matrices, named_lora, unread};
+pub use checkpoint::{Layout, Part, check, matrices, named_lora, tables, unread};
 pub use conditions::{Condition, ConditionRows, Conditions};
 pub use config::{Config, Drawn, Fuser, Widths};
 pub use prompt::{Prompt, Quiet};
@@ -49,7 +49,8 @@ pub struct Format {
     /// attention leans on when it has nothing to say. Distances beyond the context, which the model has never seen, do not come up
     /// ([`Sinks`](swara_kernels::ops::attention::Sinks)). None is what moshi does.
     pub sinks: usize,
-    /// Whether the tables of what the temporal transformer is fed are codes of 8 bits with a scale a row.
+    /// Whether the tables of what the temporal transformer is fed are rounded to codes of 8 bits with a scale a row; those that a file has
+    /// so stay what they are.
     pub int8_tables: bool,
 }
 
@@ -67,6 +68,23 @@ impl Format {
     /// What gives logits in 8 bits.
     pub fn int4_all(dtype: DType) -> Format {
         Format { depth: Some(Bits::Four), ..Format::int4(dtype) }
+    }
+
+    /// That a model of this configuration can keep its sinks.
+    ///
+    /// # Errors
+    /// As many as the steps that it sees, or more; a model whose positions are sines.
+    pub fn check_sinks(&self, config: &Config) -> Result<()> {
+        if self.sinks == 0 {
+            return Ok(());
+        }
+        if let Some(context) = self.context.or(config.context).filter(|&context| self.sinks >= context) {
+            return Err(Error::Argument(format!("{} sinks of a context of {context}", self.sinks)));
+        }
+        match config.temporal()?.sines {
+            Some(_) => Err(Error::Argument("sinks of a model whose positions are sines, which are not those within the cache".into())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -117,15 +135,9 @@ impl Lm {
 
     fn assemble(name: String, mut config: Config, source: &dyn Source, device: &Device, format: Format) -> Result<Lm> {
         model::check_format(device, format)?;
+        format.check_sinks(&config)?;
         config.context = format.context.or(config.context);
-        if let Some(context) = config.context.filter(|&context| format.sinks >= context) {
-            return Err(Error::Argument(format!("{} sinks of a context of {context}", format.sinks)));
-        }
         let layers = Layers::new(&config)?;
-        if format.sinks > 0 && config.temporal()?.sines.is_some() {
-            let why = "sinks of a model whose positions are sines, which are not those within the cache";
-            return Err(Error::Argument(why.into()));
-        }
         let (temporal, depth) = model::read(&layers, &config, device, format, Reader::new(source, device, format.dtype))?;
         Ok(Lm { name, config, temporal, depth, device: device.clone(), format })
     }
@@ -161,7 +173,7 @@ impl Lm {
     }
 
     /// Why the depth transformer is not one launch a step, on a device that has launches; guidance and many streams are further reasons
-    /// ([`Session::plain_depth`]).
+    /// ([`Session::plain_depth_why`]).
     pub fn plain_depth(&self) -> Option<&str> {
         let depth = self.depth.as_ref().filter(|_| self.device != Device::Cpu);
         depth.and_then(|depth| depth.in_one.as_ref().err()).map(String::as_str)

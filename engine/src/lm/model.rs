@@ -54,13 +54,36 @@ impl Embedding {
         tensors
     }
 
+    /// Whether its rows are those of a tensor, but for one that is another's.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.norm && self.rank.is_none() && !self.muxed
+    }
+
+    pub(super) fn weight(&self) -> String {
+        format!("{}.weight", self.name)
+    }
+
+    /// Rows as codes of 8 bits, where they are kept so.
+    fn codes(&self, from: &mut Reader) -> Result<Option<Quantized>> {
+        let found = if self.is_plain() { from.table(&self.weight())? } else { None };
+        let Some(mut found) = found else { return Ok(None) };
+        if let Some([from, to]) = self.as_well {
+            for part in [&mut found.codes, &mut found.scales] {
+                let width = part.shape().last_dim();
+                let row = part.part(from * width, [1, width])?;
+                part.write_rows(to, &row)?;
+            }
+        }
+        Ok(Some(found))
+    }
+
     /// Rows `[rows, width]` as they are kept: what follows an embedding is the same for every id.
     fn read(&self, from: &mut Reader) -> Result<Tensor> {
         let name = &self.name;
-        if !self.norm && self.rank.is_none() && self.as_well.is_none() && !self.muxed {
-            return from.weight(&format!("{name}.weight"))?.into_tensor();
+        if self.is_plain() && self.as_well.is_none() {
+            return from.weight(&self.weight())?.into_tensor();
         }
-        let mut rows = from.parameter(&format!("{name}.weight"))?;
+        let mut rows = from.parameter(&self.weight())?;
         if self.norm {
             let [weight, bias] = ["weight", "bias"].map(|part| from.parameter(&format!("{name}.norm.{part}")));
             rows = layer_norm::forward(&rows, &weight?, &bias?, EMBEDDING_EPSILON)?;
@@ -224,7 +247,7 @@ impl Rows {
         Rows { muxed: embeddings.first().filter(|first| first.muxed).map(|first| first.rows), ..self }
     }
 
-    /// As [`read`](Self::read), rounded to codes of 8 bits, for sums of type `values`.
+    /// As [`read`](Self::read), in codes of 8 bits, to which what is none is rounded, for sums of type `values`.
     fn read_codes(embeddings: &[Embedding], device: &Device, from: &mut Reader, values: DType) -> Result<Rows> {
         let tables = Tables::new(device, &embeddings.iter().flat_map(Embedding::sizes).collect::<Vec<_>>())?;
         let (rows, width) = (tables.rows(), embeddings.first().map_or(0, |first| first.width));
@@ -232,8 +255,10 @@ impl Rows {
         let mut scales = Tensor::empty(device, DType::F32, [rows, 1])?;
         let mut at = 0;
         for embedding in embeddings {
-            let part = embedding.read(&mut from.in_f32())?;
-            let part = quantized(&embedding.name, &part, Bits::Eight)?;
+            let part = match embedding.codes(from)? {
+                Some(codes) => codes,
+                None => quantized(&embedding.name, &embedding.read(&mut from.in_f32())?, Bits::Eight)?,
+            };
             codes.write_rows(at, &part.codes)?;
             scales.write_rows(at, &part.scales)?;
             at += part.codes.shape().rows();
@@ -272,11 +297,6 @@ impl Rows {
             Table::Values(weight) => weight.bytes(),
             Table::Codes(codes, _) => codes.bytes(),
         }
-    }
-
-    /// That each of the ids `[.., K]` is one of its table, or none.
-    pub fn check(&self, ids: &[i32]) -> Result<()> {
-        Ok(self.tables.check(ids)?)
     }
 
     /// `[B, 1, width]`: the rows of the ids, added up.
@@ -478,7 +498,11 @@ pub(super) fn read(
 ) -> Result<(Temporal, Option<Depth>)> {
     let from = &mut from;
     let shape = config.temporal()?;
-    let fed = match format.int8_tables {
+    // Of a file that has tables as codes, those of codes, which are small, among them.
+    let last = layers.fed.iter().rev().find(|embedding| embedding.is_plain());
+    let kept = last.map(|last| from.beside().table(&last.weight())).transpose()?.flatten();
+    let coded = format.int8_tables || kept.is_some();
+    let fed = match coded {
         true => Rows::read_codes(&layers.fed, device, from, values_dtype(device, format.dtype))?,
         false => Rows::read(&layers.fed, device, from)?,
     };

@@ -292,6 +292,11 @@ impl<'a> Session<'a> {
         self.recorder.forget();
     }
 
+    /// Why the depth transformer is launched kernel by kernel where it was to be one launch.
+    pub fn plain_depth_why(&self) -> Option<String> {
+        self.streams.plain_depth_why(self.lm)
+    }
+
     /// Starts the streams whose `mask` (u8 `[B]`) is not zero anew.
     pub fn reset(&mut self, mask: &Tensor) -> Result<()> {
         self.streams.reset(mask)
@@ -359,6 +364,18 @@ impl Streams {
 
     pub fn plain_depth(&mut self, wanted: bool) {
         self.plain_depth = wanted;
+    }
+
+    pub fn plain_depth_why(&self, lm: &Lm) -> Option<String> {
+        if self.plain_depth || lm.depth.is_none() || lm.device == Device::Cpu {
+            return None;
+        }
+        match (lm.plain_depth(), &self.depth_state, &self.led) {
+            (Some(why), ..) => Some(why.to_owned()),
+            (None, Some(_), _) => None,
+            (None, None, Some(_)) => Some("guidance runs its layers twice".to_owned()),
+            (None, None, None) => Some(depth::too_many(self.batch())),
+        }
     }
 
     pub fn batch(&self) -> usize {

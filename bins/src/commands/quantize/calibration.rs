@@ -145,7 +145,7 @@ impl Calibration<'_> {
         let Some(mimi) = self.args.mimi.clone() else { return Err(Failure::usage("quantize: --calib of audio wants --mimi")) };
         if self.codec.is_none() {
             let codec = codec::open(self.common, &mimi)?;
-            dialogue::check_codec(&codec, self.lm()?, Path::new(&mimi))?;
+            dialogue::check_codec(&codec, self.lm()?.config(), Path::new(&mimi))?;
             self.codec = Some(codec);
         }
         let columns = self.lm()?.config().heard();

@@ -184,13 +184,23 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         return Err(Failure::file("cannot quantize", format!("{}, and not of the same kind, is there already", kind(&there)), &path));
     }
     let csm = csm::Layout::of(&file).is_some();
+    if args.embeddings.is_some() && (args.format.is_gguf() || lm::Layout::of(&file).is_none() || csm) {
+        return Err(Failure::usage("--embeddings: for the tables of a Moshi, and not in GGUF"));
+    }
     if !csm && lm::Layout::of(&file).is_none() && swara_engine::codec::family(&file).is_some() {
         return codec::run(common, args, &file, &path);
     }
     if csm && args.calib.is_some() {
         return Err(Failure::usage("quantize: a CSM has the nearest codes only, without --calib"));
     }
-    let parts = if csm { csm::matrices(&file)? } else { lm::matrices(&file)? };
+    let mut parts = if csm { csm::matrices(&file)? } else { lm::matrices(&file)? };
+    if args.embeddings.is_some() {
+        let tables = lm::tables(&file)?;
+        if tables.is_empty() {
+            return Err(Failure::usage("--embeddings: what the model is fed is normalised or projected rows, which stay what they are"));
+        }
+        parts.extend(tables.into_iter().map(|table| (table, Part::Table)));
+    }
     if !csm && let Some(lora) = lm::named_lora(&args.input, &lm::check(&file)?)? {
         let why = format!("its configuration names a LoRA, {}, which would be lost", lora.display());
         return Err(Failure::file("cannot quantize", why, file.path()));
@@ -212,7 +222,7 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
         let matrix = match (parts.get(name), &shape[..]) {
             (Some(&part), &[.., _, columns]) => {
                 let rows = shape[..shape.len() - 1].iter().product();
-                let packed = args.packed && usize::is_multiple_of(rows, Panels::ROWS) && name.ends_with("weight");
+                let packed = args.packed && part != Part::Table && usize::is_multiple_of(rows, Panels::ROWS) && name.ends_with("weight");
                 let of = |layout| Matrix { name, published: shape.clone(), shape: [rows, columns], layout, packed };
                 layout(args, part, rows, columns).map(|layout| (of(layout), part))
             }
@@ -231,7 +241,8 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
             planned.push(tensor);
         }
     }
-    let wanted: Vec<Matrix> = matrices.iter().map(|(matrix, _)| matrix.clone()).collect();
+    let multiplied = || matrices.iter().filter(|(_, part)| *part != Part::Table).map(|(matrix, _)| matrix);
+    let wanted: Vec<Matrix> = multiplied().cloned().collect();
     let calibrated = match &args.calib {
         Some(from) => calibration::run(common, args, from, &file, &wanted)?,
         None => Calibrated::default(),
@@ -290,13 +301,9 @@ pub fn run(common: &Common, args: &Quantize) -> Result {
     if !unread.is_empty() {
         terminal::note(format!("weights of steps that would draw what is heard are left out: all or half of {} tensors", unread.len()));
     }
-    let packed = matrices.iter().filter(|(matrix, _)| matrix.packed).count();
-    if args.packed && packed < matrices.len() {
-        terminal::note(format!(
-            "{} of {} matrices have rows that fill no panels of 32, and are not packed",
-            matrices.len() - packed,
-            matrices.len()
-        ));
+    let [all, packed] = [multiplied().count(), multiplied().filter(|matrix| matrix.packed).count()];
+    if args.packed && packed < all {
+        terminal::note(format!("{} of {all} matrices have rows that fill no panels of 32, and are not packed", all - packed));
     }
     report(common, args, &path, &losses, &counts, calibrated.steps)
 }
@@ -316,7 +323,7 @@ fn layout(args: &Quantize, part: Part, rows: usize, columns: usize) -> Option<La
     let four = match part {
         Part::Temporal => !matches!(args.format, QuantizeFormat::Int8 | QuantizeFormat::Q8_0),
         Part::Depth => args.format == QuantizeFormat::Int4All,
-        Part::Head => false,
+        Part::Head | Part::Table => false,
     };
     if args.format.is_gguf() {
         let dtype = match four {
