@@ -1,7 +1,7 @@
 //! Files through a codec, in bounded memory, with the time it takes.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use swara_benches::timing::Samples;
@@ -21,6 +21,22 @@ pub const CLIP: &[u8] = include_bytes!("../data/clip.flac");
 
 /// Frames taken at a time where nobody waits for each.
 const CHUNK: usize = 64;
+
+/// [`CLIP`] as a file, for as long as this is there.
+pub struct UnpackedClip {
+    _folder: tempfile::TempDir,
+    pub path: PathBuf,
+}
+
+impl UnpackedClip {
+    pub fn new() -> Result<UnpackedClip> {
+        let fail = |e: std::io::Error| Failure::work(format!("cannot unpack the bundled clip: {e}"));
+        let folder = tempfile::tempdir().map_err(fail)?;
+        let path = folder.path().join("clip.flac");
+        std::fs::write(&path, CLIP).map_err(fail)?;
+        Ok(UnpackedClip { _folder: folder, path })
+    }
+}
 
 /// Opens `model`: the bundled one by its name, a file, or a folder.
 pub fn open(common: &Common, model: &str) -> Result<Codec> {
@@ -131,6 +147,8 @@ pub struct Pipe<'a> {
     pub scales: Vec<f32>,
     /// What is left of each frame that is encoded, as [`Codec::encode_measured`] says it, if that is wanted.
     pub left: Option<Vec<f32>>,
+    /// Seconds that a file may last, and what is said of a longer one.
+    pub most: Option<(u64, String)>,
     pub encode_times: Times,
     pub decode_times: Times,
 }
@@ -147,6 +165,7 @@ impl<'a> Pipe<'a> {
             codebooks,
             scales: Vec::new(),
             left: None,
+            most: None,
             encode_times: Times::default(),
             decode_times: Times::default(),
         })
@@ -159,6 +178,13 @@ impl<'a> Pipe<'a> {
 
     pub fn hop(&self) -> usize {
         self.codec.format().hop
+    }
+
+    fn check_length(&self, samples: Option<u64>) -> Result {
+        match (samples, &self.most) {
+            (Some(samples), Some((seconds, why))) if samples > seconds * u64::from(self.rate()) => Err(Failure::usage(why)),
+            _ => Ok(()),
+        }
     }
 
     /// Codes `[frames, columns]` for `samples`: whole frames, or the whole signal.
@@ -249,6 +275,7 @@ pub type Take<'t> = dyn FnMut(&mut Pipe, &[f32], usize, &[i32]) -> Result + 't;
 /// Encodes a file. Returns how many samples it has.
 pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) -> Result<u64> {
     let mut reader = AudioReader::open(path, Some(pipe.codec.format().sample_rate))?;
+    pipe.check_length(reader.expected_samples())?;
     let bar = terminal::progress(reader.expected_samples(), "encode");
     let piece = match (&pipe.session, stream) {
         (None, _) => usize::MAX,
@@ -259,6 +286,7 @@ pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) 
     let mut total = 0u64;
     for samples in &mut reader {
         pending.extend(samples?);
+        pipe.check_length(Some(total + pending.len() as u64))?;
         if pipe.session.is_none() {
             pipe.codec.check_whole(pending.len())?;
         }

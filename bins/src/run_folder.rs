@@ -14,9 +14,11 @@ use crate::failure::{Failure, Result};
 use crate::picture::Panel;
 
 /// Longest log that is read, bytes.
-const MAX_LOG: u64 = 1 << 28;
-/// Lines of it that are looked at, the latest.
-const MAX_LINES: usize = 1_000_000;
+const MAX_LOG: u64 = 1 << 26;
+/// Lines of it that are looked at, the latest: what they become takes at most some 200 bytes each.
+const MAX_LINES: usize = 100_000;
+/// Points of a curve: more than a picture has columns.
+const MAX_POINTS: usize = 5000;
 /// Most files that are looked at among the samples.
 const MAX_FILES: usize = 20_000;
 
@@ -37,7 +39,6 @@ pub struct Line {
     pub step: u64,
     pub verdict: Verdict,
     pub alarms: Vec<Alarm>,
-    pub perplexities: Vec<f64>,
 }
 
 impl RunFolder {
@@ -70,9 +71,15 @@ impl RunFolder {
                     discriminator: discriminators[i],
                 };
                 let verdict = if rho[i].is_finite() && amplitude[i].is_finite() { signs.verdict() } else { Verdict::Diverged };
-                Line { step: step[i] as u64, verdict, alarms: signs.alarms().collect(), perplexities }
+                Line { step: step[i] as u64, verdict, alarms: signs.alarms().collect() }
             })
             .collect()
+    }
+
+    /// Of the codebooks in the last line.
+    pub fn perplexities(&self) -> Vec<f64> {
+        let last = self.log.rows.len().checked_sub(1);
+        last.and_then(|last| self.log.cell(last, "perplexities")).map(perplexities).unwrap_or_default()
     }
 
     /// The discriminators' loss in every line in which they learnt.
@@ -158,11 +165,11 @@ pub fn curves_of(dir: &Path) -> Result<Vec<Panel>> {
     Ok(panels(&Table::read(&dir.join("log.csv"))?, validation(dir)?.as_ref()))
 }
 
-/// Curves of losses, likeness of the output, codebook perplexities, and validation where there is some.
+/// Curves of losses, likeness of the output, codebook perplexities, and validation where there is some: of very many lines, of some.
 fn panels(log: &Table, validation: Option<&Table>) -> Vec<Panel> {
     let series = |table: &Table, names: &[&str]| -> Vec<(String, Vec<(f64, f64)>)> {
-        let steps = table.numbers("step");
-        let points = |name: &str| steps.iter().copied().zip(table.numbers(name)).collect::<Vec<_>>();
+        let number = |row: usize, name: &str| table.cell(row, name).and_then(|v| v.parse().ok()).unwrap_or(f64::NAN);
+        let points = |name: &str| table.some_rows().map(|row| (number(row, "step"), number(row, name))).collect::<Vec<_>>();
         let known = |name: &str, points: &[(f64, f64)]| name == "step" || points.iter().any(|(_, y)| y.is_finite() && *y != 0.0);
         names.iter().map(|name| ((*name).to_owned(), points(name))).filter(|(name, points)| known(name, points)).collect()
     };
@@ -175,10 +182,11 @@ fn panels(log: &Table, validation: Option<&Table>) -> Vec<Panel> {
         panel(log, "amplitude, %", &["amplitude"]),
         panel(log, "SNR, dB", &["snr_db"]),
     ];
-    let steps = log.numbers("step");
-    let cells: Vec<Vec<f64>> = (0..log.rows.len()).map(|i| log.cell(i, "perplexities").map(perplexities).unwrap_or_default()).collect();
-    let stages = cells.iter().map(Vec::len).max().unwrap_or(0);
-    let stage = |k: usize| steps.iter().zip(&cells).filter_map(|(&s, c)| Some((s, *c.get(k)?))).collect();
+    let step = |row: usize| log.cell(row, "step").and_then(|v| v.parse().ok()).unwrap_or(f64::NAN);
+    let cells: Vec<(f64, Vec<f64>)> =
+        log.some_rows().map(|row| (step(row), log.cell(row, "perplexities").map(perplexities).unwrap_or_default())).collect();
+    let stages = cells.iter().map(|(_, cell)| cell.len()).max().unwrap_or(0);
+    let stage = |k: usize| cells.iter().filter_map(|(step, cell)| Some((*step, *cell.get(k)?))).collect();
     panels.push(Panel { title: "perplexity".into(), series: (0..stages).map(|k| (format!("codebook {k}"), stage(k))).collect() });
     panels.push(panel(log, "norm of the gradient", &["gradient_norm"]));
     panels.push(panel(log, "learning rate", &["learning_rate"]));
@@ -224,8 +232,40 @@ impl Table {
         self.text.get(self.rows.get(row)?.clone())?.split(',').nth(column)
     }
 
+    /// At most [`MAX_POINTS`] of the rows, evenly, the last among them.
+    fn some_rows(&self) -> impl Iterator<Item = usize> {
+        let (rows, every) = (self.rows.len(), self.rows.len().div_ceil(MAX_POINTS).max(1));
+        (0..rows).filter(move |row| (rows - 1 - row).is_multiple_of(every))
+    }
+
     /// A column's numbers; NaN where there is none.
     pub fn numbers(&self, name: &str) -> Vec<f64> {
         (0..self.rows.len()).map(|row| self.cell(row, name).and_then(|v| v.parse().ok()).unwrap_or(f64::NAN)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_very_long_logs_the_latest_lines_count_and_curves_have_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.csv");
+        let lines = MAX_LINES + 50;
+        let text: String = (0..lines).map(|step| format!("{step},{},1;2\n", step as f64 / 2.0)).collect();
+        std::fs::write(&path, format!("step,mel,perplexities\n{text}half,a")).unwrap();
+        let table = Table::read(&path).unwrap();
+        assert_eq!((table.rows.len(), table.numbers("step")[0]), (MAX_LINES, 50.0));
+        let panels = panels(&table, None);
+        let mel = &panels[0].series[0].1;
+        assert!((MAX_POINTS / 2..=MAX_POINTS).contains(&mel.len()), "{}", mel.len());
+        assert_eq!(mel.last(), Some(&((lines - 1) as f64, (lines - 1) as f64 / 2.0)));
+        assert!(panels.iter().flat_map(|panel| &panel.series).all(|(_, points)| points.len() <= MAX_POINTS));
+        let few = Table { rows: table.rows[..3].to_vec(), ..table };
+        assert_eq!(few.some_rows().collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(Table { rows: Vec::new(), ..few }.some_rows().count(), 0);
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(MAX_LOG + 1).unwrap();
+        assert!(Table::read(&path).is_err());
     }
 }

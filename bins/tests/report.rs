@@ -28,6 +28,16 @@ fn well() -> String {
     format!("{HEADER}{lines}")
 }
 
+/// What is wrong with a run is not lost with the report of it.
+#[track_caller]
+fn says_the_verdict_and_fails(room: &Room, args: &[&str], says: &str) {
+    let output = room.swara(args);
+    let [found, error] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(found.contains("verdict") && found.contains("ok") && !found.contains("report: "), "{found}");
+    assert!(error.starts_with("error: ") && error.contains(says), "{error}");
+}
+
 #[test]
 fn a_run_becomes_one_page_that_needs_nothing_else() {
     let room = Room::new();
@@ -68,7 +78,9 @@ fn a_run_becomes_one_page_that_needs_nothing_else() {
 
     room.works(&["diagnose", "run", "--out", "elsewhere.html"]);
     assert_eq!(std::fs::read_to_string(room.path("elsewhere.html")).unwrap(), page);
-    room.refuses(&["diagnose", "run", "--out", "nowhere/report.html"], 1, "nowhere");
+    says_the_verdict_and_fails(&room, &["diagnose", "run", "--out", "nowhere/report.html"], "nowhere");
+    says_the_verdict_and_fails(&room, &["diagnose", "run", "--json", "--out", "nowhere/report.html"], "nowhere");
+    says_the_verdict_and_fails(&room, &["diagnose", "run", "--plot", "nowhere/plot.png"], "nowhere");
     room.refuses(&["diagnose", "run/samples/0000006-a_b-input.wav", "elsewhere.html", "--out", "r.html"], 2, "--out");
 }
 
@@ -128,7 +140,7 @@ fn what_somebody_else_wrote_stays_text_and_is_bounded() {
 
     folder(&room, "run", &well());
     std::fs::create_dir(room.path("run/report.html")).unwrap();
-    room.refuses(&["diagnose", "run"], 1, "report.html");
+    says_the_verdict_and_fails(&room, &["diagnose", "run"], "report.html");
     folder(&room, "empty", HEADER);
     room.refuses(&["diagnose", "empty"], 1, "nothing has been logged");
     folder(&room, "unset", &well());

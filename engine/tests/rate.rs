@@ -101,7 +101,9 @@ fn frames_of_different_numbers_of_codes_stream_as_they_decode() {
 fn numbers_of_codes_by_what_is_heard_are_nearer_at_the_same_bitrate() {
     let (codec, x) = (codec(), clip(3));
     let (codes, left) = codec.encode_measured(&x, 6).unwrap();
-    let heard = rate::heard(&codec, &x, &codes).unwrap();
+    let mut decoded = 0;
+    let heard = rate::heard(&codec, &x, &codes, || decoded += 1).unwrap();
+    assert_eq!(decoded, 6);
     assert_eq!(heard.len(), left.len());
     let mel = |codes: &Codes| mel_distance(&x, &codec.decode(codes).unwrap()[..x.len()], 16000).unwrap();
     for n in [2, 4] {
@@ -156,6 +158,29 @@ fn the_mean_bitrate_is_kept_and_less_is_left_than_by_as_many_codes_each() {
         assert!(n == 1 || frame[n - 1] > 0.2 * frame[0]);
     }
     assert!(rate::until(&left, 8, 0, 0.2).is_err() && rate::until(&left, 0, 1, 0.2).is_err());
+}
+
+/// Of a DAC, whose stages have projections with biases of their own.
+#[test]
+fn factorised_codes_that_are_not_there_add_nothing_on_any_device() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/dac/weights/16khz");
+    let open = |device: &Device| Codec::open(&golden, device, DType::F32).unwrap();
+    let (on_cpu, on_emulator) = (open(&Device::Cpu), open(&Device::open("emulator").unwrap()));
+    let all = on_cpu.codebooks();
+    let codes = on_cpu.encode(&clip(1)[..4000], all).unwrap();
+    // Frame by frame another number, all of them among these; and frames alike.
+    let of: Vec<u8> = (0..codes.frames).map(|frame| (1 + frame % all) as u8).collect();
+    let mixed = dropped(&on_cpu, &codes, &rate::Stages { of, hold: 1 });
+    let [expected, found] = [&on_cpu, &on_emulator].map(|codec| codec.decode(&mixed).unwrap());
+    let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let largest = expected.iter().map(|v| v.abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-4 * largest && largest > 0.0, "off by {worst} of {largest}");
+    for codec in [&on_cpu, &on_emulator] {
+        let one = dropped(codec, &codes, &rate::Stages { of: vec![1; codes.frames], hold: 1 });
+        let fewer = Codes { codebooks: 1, values: codes.values[..codes.frames].to_vec(), ..codes.clone() };
+        assert_eq!(codec.decode(&one).unwrap(), codec.decode(&fewer).unwrap());
+        assert_ne!(codec.decode(&mixed).unwrap(), codec.decode(&codes).unwrap());
+    }
 }
 
 #[test]

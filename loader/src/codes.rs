@@ -28,6 +28,11 @@ impl Stages {
         self.of.get(frame / self.hold.max(1)).map_or(0, |&n| n.into())
     }
 
+    /// Mean over `frames` frames.
+    pub fn mean(&self, frames: usize) -> f64 {
+        (0..frames).map(|frame| self.at(frame) as f64).sum::<f64>() / frames.max(1) as f64
+    }
+
     /// Drops the codes `[frames, codebooks]` of stages that frames do without.
     pub fn drop_others(&self, rows: &mut [i32], codebooks: usize) {
         for (frame, row) in rows.chunks_exact_mut(codebooks.max(1)).enumerate() {

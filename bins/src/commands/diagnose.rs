@@ -103,22 +103,25 @@ fn folder(common: &Common, args: &Diagnose) -> Result {
     if args.plot.as_ref() == Some(&report) {
         return Err(Failure::usage("--plot and the report are the same file"));
     }
-    if args.out.is_none() && std::fs::symlink_metadata(&report).is_ok_and(|found| !found.is_file()) {
-        return Err(Failure::file("cannot write report", "something that is no file is in its place", &report).hint("--out FILE.html"));
-    }
-    if let Some(plot) = &args.plot {
-        plot_run(&run.dir, plot)?;
-    }
-    let page = page::page(&run, &lines, since)?;
-    output::write(&report, page.as_bytes()).map_err(|e| Failure::from(e).hint("--out FILE.html writes it elsewhere"))?;
-    let (verdict, perplexities, sizes) = (last.verdict, &last.perplexities, &run.sizes);
+    // The verdict is said even where nothing can be written.
+    let write = || -> Result {
+        if args.out.is_none() && std::fs::symlink_metadata(&report).is_ok_and(|found| !found.is_file()) {
+            return Err(Failure::file("cannot write report", "something that is no file is in its place", &report).hint("--out FILE.html"));
+        }
+        args.plot.as_ref().map_or(Ok(()), |plot| plot_run(&run.dir, plot))?;
+        let page = page::page(&run, &lines, since)?;
+        output::write(&report, page.as_bytes()).map_err(|e| Failure::from(e).hint("--out FILE.html writes it elsewhere"))
+    };
+    let written = write();
+    let (verdict, perplexities, sizes) = (last.verdict, run.perplexities(), &run.sizes);
     if common.json {
-        return terminal::say_json(&json!({
+        terminal::say_json(&json!({
             "step": last.step, "mel": run.last("mel"), "snr_db": run.last("snr_db"), "rho": run.last("rho"),
             "amplitude": run.last("amplitude"), "perplexities": perplexities, "codebook_sizes": sizes, "verdict": verdict,
             "since": since, "advice": verdict.advice(), "alarms": last.alarms.iter().map(Alarm::to_string).collect::<Vec<_>>(),
-            "diverged": run.diverged(), "report": report,
-        }));
+            "diverged": run.diverged(), "report": written.is_ok().then_some(&report),
+        }))?;
+        return written;
     }
     let shown = |name: &str| run.last(name).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
     terminal::say(format!(
@@ -140,6 +143,7 @@ fn folder(common: &Common, args: &Diagnose) -> Result {
     if run.diverged() {
         terminal::say(format!("alarm: {}", page::DIVERGED))?;
     }
+    written?;
     terminal::say(format!("report: {}", report.display()))
 }
 

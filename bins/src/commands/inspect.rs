@@ -65,7 +65,7 @@ fn codes(common: &Common, weights: &Weights) -> Result {
     let codes = Codes::from_weights(weights)?;
     let largest: Vec<i32> = (0..codes.codebooks).map(|k| codes.codebook(k).iter().copied().max().unwrap_or(0)).collect();
     let frames = codes.frames();
-    let mean = codes.stages.as_ref().map(|stages| (0..frames).map(|frame| stages.at(frame) as f64).sum::<f64>() / frames as f64);
+    let mean = codes.stages.as_ref().map(|stages| stages.mean(frames));
     if common.json {
         return terminal::say_json(&json!({
             "kind": "codes", "model": codes.model, "codebooks": codes.codebooks, "frames": codes.frames(), "levels": codes.levels,

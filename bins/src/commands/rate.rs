@@ -9,7 +9,7 @@ use swara_loader::audio::AudioReader;
 use swara_loader::output;
 
 use crate::cli::{BenchRate, Common};
-use crate::codec::{self, CLIP};
+use crate::codec::{self, UnpackedClip};
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
@@ -54,7 +54,11 @@ pub fn run(common: &Common, args: &BenchRate) -> Result {
     let mut codec = codec::open(common, &args.model)?;
     let format = codec.format().clone();
     if format.multi_rate() || format.chunks.is_some() || format.channels != 1 {
-        return Err(Failure::usage(format!("bench: {} has no codebooks that a frame could do without", codec.name())));
+        return Err(Failure::usage(format!("--model: {} has no codebooks that a frame could do without", codec.name())));
+    }
+    codec.check_measured().map_err(|why| Failure::usage(format!("--device: {why}")))?;
+    for &beam in &args.beam {
+        codec.set_beam(beam.into()).map_err(|why| Failure::usage(format!("--beam: {why}")))?;
     }
     let recordings = recordings(args, &codec)?;
     let all = codec.codebooks();
@@ -67,7 +71,7 @@ pub fn run(common: &Common, args: &BenchRate) -> Result {
             let start = Instant::now();
             let (codes, left) = codec.encode_measured(samples, all)?;
             time += start.elapsed();
-            let heard = rate::heard(&codec, samples, &codes)?;
+            let heard = rate::heard(&codec, samples, &codes, || ())?;
             coded.push(Coded { samples: samples.clone(), codes, left, heard });
             bar.inc(1);
         }
@@ -98,12 +102,8 @@ pub fn run(common: &Common, args: &BenchRate) -> Result {
 
 fn recordings(args: &BenchRate, codec: &Codec) -> Result<Vec<Vec<f32>>> {
     let rate = codec.format().sample_rate;
-    let folder = tempfile::tempdir().map_err(|e| Failure::work(format!("cannot unpack the bundled clip: {e}")))?;
-    let mut files = args.files.clone();
-    if files.is_empty() {
-        files.push(folder.path().join("clip.flac"));
-        std::fs::write(&files[0], CLIP).map_err(|e| Failure::work(format!("cannot unpack the bundled clip: {e}")))?;
-    }
+    let clip = args.files.is_empty().then(UnpackedClip::new).transpose()?;
+    let files = clip.iter().map(|clip| &clip.path).chain(&args.files);
     let read = |path: &std::path::PathBuf| {
         let mut samples = Vec::new();
         for piece in &mut AudioReader::open(path, Some(rate))? {
@@ -114,7 +114,7 @@ fn recordings(args: &BenchRate, codec: &Codec) -> Result<Vec<Vec<f32>>> {
         }
         Ok(samples)
     };
-    files.iter().map(read).collect()
+    files.map(read).collect()
 }
 
 /// Means over all recordings, weighted by their length.

@@ -6,7 +6,7 @@ use swara_engine::metrics::{Comparison, Usage};
 use swara_loader::audio::{WavFormat, WavWriter};
 
 use crate::cli::{Common, Roundtrip};
-use crate::codec::{self, CLIP, Pipe};
+use crate::codec::{self, Pipe, UnpackedClip};
 use crate::failure::{Failure, Result};
 use crate::picture::{self, Sound};
 use crate::terminal;
@@ -23,8 +23,14 @@ pub fn run(common: &Common, args: &Roundtrip) -> Result {
     }
     let codec = codec::open(common, &args.model)?;
     let codebooks = codec::codebooks(&codec, args.codebooks)?;
-    let bundled = BundledClip::unpack(args.input.is_none())?;
-    let input = args.input.as_deref().unwrap_or(&bundled.path);
+    let bundled;
+    let input = match &args.input {
+        Some(input) => input,
+        None => {
+            bundled = UnpackedClip::new()?;
+            &bundled.path
+        }
+    };
     let name = args.input.as_deref().map_or_else(|| "the bundled clip".to_owned(), |p| p.display().to_string());
 
     let mut pipe = Pipe::new(&codec, codebooks, args.stream)?;
@@ -163,24 +169,5 @@ impl Report<'_> {
             lines.push(("decode", row(&self.pipe.decode_times)));
         }
         lines.into_iter().try_for_each(|(what, value)| terminal::say(format!("{what:<13}{value}")))
-    }
-}
-
-/// The bundled clip as a file, for as long as this lives.
-struct BundledClip {
-    _folder: Option<tempfile::TempDir>,
-    path: PathBuf,
-}
-
-impl BundledClip {
-    fn unpack(wanted: bool) -> Result<BundledClip> {
-        if !wanted {
-            return Ok(BundledClip { _folder: None, path: PathBuf::new() });
-        }
-        let fail = |e: std::io::Error| Failure::work(format!("cannot unpack the bundled clip: {e}"));
-        let folder = tempfile::tempdir().map_err(fail)?;
-        let path = folder.path().join("clip.flac");
-        std::fs::write(&path, CLIP).map_err(fail)?;
-        Ok(BundledClip { _folder: Some(folder), path })
     }
 }

@@ -185,6 +185,14 @@ impl Codec {
         Ok(())
     }
 
+    /// That [`encode_measured`](Self::encode_measured) can say what is left of each frame.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_measured(&self) -> Result<()> {
+        self.quantizer.check_left(&self.device)
+    }
+
     /// Of what is between the layers: f32 beside bf16 on the CPU.
     pub(crate) fn values(&self) -> DType {
         values_dtype(&self.device, self.stored.dtype)

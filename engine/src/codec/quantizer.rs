@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use swara_kernels::ops::embedding::{self, NONE, Tables};
 use swara_kernels::ops::rvq_search::{Codebooks, Metric};
 use swara_kernels::ops::{conv_transpose1d, conv1d, elementwise, rvq_search};
-use swara_kernels::{DType, Device, Tensor, span};
+use swara_kernels::{DType, Tensor, span};
 
 use super::model::{Layout, TensorSpec};
 use super::{Config, QuantizerKind};
@@ -169,26 +170,23 @@ impl Stage {
         self.output.apply(&self.codewords.decode(codes, k..k + 1)?)
     }
 
-    /// To which a code of -1 adds nothing, its bias neither. On the CPU; elsewhere such a code is an error.
+    /// To which a code of -1 adds nothing, its bias neither. The host sees which there are.
     fn decode_present(&self, codes: &Tensor, k: usize) -> Result<Tensor> {
-        if codes.device() != Device::Cpu {
-            let columns = codes.shape().last_dim().max(1);
-            if codes.to_vec::<i32>()?.iter().skip(k).step_by(columns).any(|&code| code == -1) {
-                return Err(crate::Error::Argument("numbers of codebooks by frame, in a factorised codec, are for the CPU".into()));
-            }
+        let device = codes.device();
+        let own: Vec<i32> = codes.to_vec::<i32>()?.into_iter().skip(k).step_by(codes.shape().last_dim().max(1)).collect();
+        let there: Vec<i32> = own.iter().copied().filter(|&code| code != NONE).collect();
+        if there.len() == own.len() {
             return self.decode(codes, k);
         }
-        if column(codes, k)?.all(|code| code != -1) {
-            return self.decode(codes, k);
+        if there.is_empty() {
+            return Ok(Tensor::zeros(&device, DType::F32, [own.len(), self.output.weight.shape().last_dim()])?);
         }
-        let mut y = self.output.apply(&self.codewords.decode_present(codes, k..k + 1)?)?;
-        let width = y.shape().last_dim();
-        for (row, code) in y.as_mut_slice::<f32>()?.chunks_exact_mut(width).zip(column(codes, k)?) {
-            if code == -1 {
-                row.fill(0.0);
-            }
-        }
-        Ok(y)
+        // Rows of those that are there, and for every frame its own or none.
+        let rows = self.decode(&Tensor::from_slice(&device, &there, [there.len(), 1])?, 0)?;
+        let mut next = 0..;
+        let ids: Vec<i32> = own.iter().map(|&code| if code == NONE { NONE } else { next.next().unwrap_or(NONE) }).collect();
+        let ids = Tensor::from_slice(&device, &ids, [ids.len(), 1])?;
+        Ok(embedding::forward(&rows, &Tables::new(&device, &[there.len()])?, (&ids, 0), None)?)
     }
 
     fn bytes(&self) -> usize {

@@ -87,17 +87,20 @@ pub fn within(left: &[f32], format: &Format, stages: usize, hold: usize, bitrate
 }
 
 /// What each frame adds to the mel distance of `samples` with every number of stages of `codes`, `[frames, stages + 1]`: for [`within`], in
-/// place of what is left of the latents, with a loudness of 0. Decodes the codes once for every stage; no stage counts as one.
-pub fn heard(codec: &Codec, samples: &[f32], codes: &Codes) -> Result<Vec<f32>> {
+/// place of what is left of the latents, with a loudness of 0. Decodes the codes once for every stage, and says so by `decoded`; no stage
+/// counts as one.
+///
+/// # Errors
+/// Those of [`check_heard`]; codes that are not the codec's.
+pub fn heard(codec: &Codec, samples: &[f32], codes: &Codes, mut decoded: impl FnMut()) -> Result<Vec<f32>> {
+    check_heard(codec)?;
     let (format, stages, frames) = (codec.format(), codes.codebooks, codes.frames);
-    if format.channels != 1 || format.multi_rate() || format.chunks.is_some() {
-        return Err(Error::Argument("frames are heard of codecs of one channel, one rate and one piece".into()));
-    }
     let mut heard = vec![0.0; frames * (stages + 1)];
     for n in 1..=stages {
         let values = codes.values.get(..n * frames).unwrap_or_default().to_vec();
-        let decoded = codec.decode(&Codes { codebooks: n, values, ..codes.clone() })?;
-        let distances = mel_distance_by_run(samples, &decoded, format.sample_rate, format.hop);
+        let output = codec.decode(&Codes { codebooks: n, values, ..codes.clone() })?;
+        decoded();
+        let distances = mel_distance_by_run(samples, &output, format.sample_rate, format.hop);
         for (row, distance) in heard.chunks_exact_mut(stages + 1).zip(distances) {
             row[n] = distance as f32;
             if n == 1 {
@@ -106,6 +109,18 @@ pub fn heard(codec: &Codec, samples: &[f32], codes: &Codes) -> Result<Vec<f32>> 
         }
     }
     Ok(heard)
+}
+
+/// That frames of a codec can be heard by themselves.
+///
+/// # Errors
+/// Why they cannot.
+pub fn check_heard(codec: &Codec) -> Result<()> {
+    let format = codec.format();
+    if format.channels != 1 || format.multi_rate() || format.chunks.is_some() {
+        return Err(Error::Argument(format!("{}, and frames are heard of codecs of one channel, one rate and one piece", codec.name())));
+    }
+    Ok(())
 }
 
 /// Sums over runs of frames of what is left of each, by the weight that its energy has.

@@ -34,7 +34,7 @@ pub use pesq::pesq;
 pub use prosody::{Prosody, pitch, prosody};
 pub use spectral::{MEL_SCALES, STFT_WINDOWS, mel_distance, mel_distance_by_run, stft_distance};
 pub use stoi::stoi;
-pub use verdict::{Discriminator, Signs, Verdict, rho_from_log};
+pub use verdict::{Discriminator, Signs, Verdict};
 pub use waveform::{Waveform, waveform};
 
 /// A test signal beside its reference.

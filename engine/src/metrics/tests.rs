@@ -58,6 +58,12 @@ fn a_copy_at_half_the_level_has_known_numbers() {
     assert!(w.si_sdr_db > 120.0, "{}", w.si_sdr_db);
 }
 
+/// What a logged SNR (dB) and amplitude (percent) imply.
+fn rho_from_log(snr_db: f64, amplitude: f64) -> f64 {
+    let a = amplitude / 100.0;
+    (1.0 + a * a - 10f64.powf(-snr_db / 10.0)) / (2.0 * a)
+}
+
 #[test]
 fn snr_rho_and_amplitude_agree_through_the_identity() {
     let x = noise(30_000, 4);

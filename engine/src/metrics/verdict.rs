@@ -155,9 +155,3 @@ impl fmt::Display for Verdict {
         f.write_str(self.name())
     }
 }
-
-/// The correlation that a logged SNR (dB) and amplitude (percent) imply: `(1 + a^2 - 10^(-SNR/10)) / 2a`.
-pub fn rho_from_log(snr_db: f64, amplitude: f64) -> f64 {
-    let a = amplitude / 100.0;
-    if a > 0.0 { (1.0 + a * a - 10f64.powf(-snr_db / 10.0)) / (2.0 * a) } else { 0.0 }
-}

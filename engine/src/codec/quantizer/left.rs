@@ -11,9 +11,7 @@ impl Quantizer {
     /// i32 `[B * T, S]` have: in the space where stages are searched, and of a [`Quantizer::Split`] in that of the later stages, of which
     /// the first ones take nothing. On the CPU only, of stages of one rate.
     pub fn left(&self, z: &Tensor, codes: &Tensor) -> Result<Vec<f32>> {
-        if z.device() != Device::Cpu {
-            return Err(Error::Argument(format!("what stages leave is measured on the CPU only, not on {}", z.device().name())));
-        }
+        self.check_left(&z.device())?;
         let flat = || -> Result<Tensor> { Ok(z.copy()?.reshape([z.shape().rows(), z.shape().last_dim()])?) };
         let of = |rvq: &Rvq, first: usize| {
             after(rvq.latents(z)?, codes, first, |mut x, stage, codes| {
@@ -29,9 +27,22 @@ impl Quantizer {
                 Ok(x)
             }),
             Quantizer::Factorised { stages } => after(flat()?, codes, 0, |x, k, codes| take(&stages[k], &x, codes)),
-            Quantizer::Levels(_) => Err(Error::Argument("stages of several rates leave nothing that is one frame's".into())),
+            Quantizer::Levels(_) => Err(levels()),
         }
     }
+
+    /// An error if nothing says what stages leave.
+    pub fn check_left(&self, device: &Device) -> Result<()> {
+        match (self, device) {
+            (Quantizer::Levels(_), _) => Err(levels()),
+            (_, Device::Cpu) => Ok(()),
+            _ => Err(Error::Argument(format!("what stages leave is measured on the CPU only, not on {}", device.name()))),
+        }
+    }
+}
+
+fn levels() -> Error {
+    Error::Argument("stages of several rates leave nothing that is one frame's".into())
 }
 
 /// Of rows `x`, of which the `first` stages take nothing and `take` what the others do.
