@@ -373,6 +373,27 @@ impl Tape {
         Ok(self.record(&[codebook], value, move |dy, _| Ok(vec![Some(rvq_search::scatter_add(&dy, &codes, rows)?)])))
     }
 
+    /// Means of `stride` rows each: `[B, T / stride, C]` of `x [B, T, C]`.
+    pub fn mean_pool(&self, x: &Var, stride: usize) -> Result<Var> {
+        let Some(taps) = every_tap(x, stride, 1.0 / stride as f64, |channels| [stride, 1, channels])? else { return Ok(x.clone()) };
+        let groups = taps.value.shape().last_dim();
+        self.conv1d(x, &taps, None, None, conv1d::Geometry { stride, groups, ..Default::default() })
+    }
+
+    /// Every row `stride` times: `[B, T * stride, C]`.
+    pub fn repeat(&self, x: &Var, stride: usize) -> Result<Var> {
+        let Some(taps) = every_tap(x, stride, 1.0, |channels| [stride, channels, 1])? else { return Ok(x.clone()) };
+        let groups = x.value.shape().last_dim();
+        self.conv_transpose1d(x, &taps, None, conv_transpose1d::Geometry { groups, ..conv_transpose1d::Geometry::padded(stride, 0, 0) })
+    }
+
+    /// Of every element.
+    pub fn square(&self, x: &Var) -> Result<Var> {
+        let value = elementwise::mul(&x.value, &x.value)?;
+        let x_value = x.value.clone();
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(elementwise::scale(&elementwise::mul(&dy, &x_value)?, 2.0)?)])))
+    }
+
     /// `value` going forward, the gradient of `x` going back.
     pub fn straight_through(&self, x: &Var, value: Tensor) -> Var {
         self.record(&[x], value, |dy, _| Ok(vec![Some(dy)]))
@@ -396,6 +417,13 @@ impl Tape {
         let value = loss::log_l1(&x.value, &target.value, floor)?;
         let (x_value, target) = (x.value.clone(), target.value.clone());
         Ok(self.record_loss(x, value, move || loss::log_l1_backward(&x_value, &target, floor, weight)))
+    }
+
+    /// `weight * mean (log10(x + floor) - log10(target + floor))^2`.
+    pub fn log_mse_loss(&self, x: &Var, target: &Var, floor: f64, weight: f64) -> Result<Var> {
+        let value = loss::log_mse(&x.value, &target.value, floor)?;
+        let (x_value, target) = (x.value.clone(), target.value.clone());
+        Ok(self.record_loss(x, value, move || loss::log_mse_backward(&x_value, &target, floor, weight)))
     }
 
     /// `weight * mean (x - target)^2` for a number.
@@ -429,6 +457,13 @@ impl Tape {
     pub fn known_loss(&self, x: &Var, value: Tensor, gradient: Tensor, weight: f64) -> Var {
         self.record_loss(x, value, move || elementwise::scale(&gradient, weight))
     }
+}
+
+/// Constant filters of one `value` for depthwise convolutions over as many rows as `stride`; None if that is one.
+fn every_tap(x: &Var, stride: usize, value: f64, shape: impl Fn(usize) -> [usize; 3]) -> Result<Option<Var>> {
+    let channels = x.value.shape().last_dim();
+    let taps = || Tensor::from_f64(&x.value.device(), x.value.dtype(), &vec![value; stride * channels], shape(channels));
+    (stride > 1).then(taps).transpose().map(|taps| taps.map(Var::from))
 }
 
 /// As `like`, of one value.

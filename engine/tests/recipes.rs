@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use swara_engine::codec::mimi;
+use swara_engine::codec::{encodec, mimi, snac};
 use swara_engine::train::{Architecture, TrainConfig, Trainer};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
@@ -56,6 +56,27 @@ fn small(mut config: TrainConfig) -> TrainConfig {
                 ..full
             });
         }
+        Architecture::EnCodec(full) => {
+            config.encodec = Some(encodec::Config {
+                hidden_size: 8,
+                num_filters: 2,
+                upsampling_ratios: vec![3, 2],
+                codebook_size: 16,
+                target_bandwidths: vec![16.0, 32.0, 64.0],
+                ..full
+            });
+        }
+        Architecture::Snac(full) => {
+            config.snac = Some(snac::Config {
+                encoder_dim: 4,
+                encoder_rates: vec![2, 3],
+                decoder_dim: 16,
+                decoder_rates: vec![3, 2],
+                codebook_size: 16,
+                codebook_dim: 4,
+                ..full
+            });
+        }
     }
     let hop = config.architecture().unwrap().model().unwrap().format.hop;
     // One crop that the longest window of the discriminators fits in.
@@ -94,7 +115,7 @@ fn batch(trainer: &Trainer, step: u64) -> Vec<f32> {
 #[test]
 fn every_recipe_trains_for_two_hundred_steps() {
     let recipes = recipes();
-    assert!(recipes.len() >= 7, "{} recipes", recipes.len());
+    assert!(recipes.len() >= 9, "{} recipes", recipes.len());
     std::thread::scope(|scope| {
         for (name, config) in &recipes {
             scope.spawn(move || {
@@ -106,8 +127,8 @@ fn every_recipe_trains_for_two_hundred_steps() {
                     }
                     let samples = batch(&trainer, trainer.step());
                     let l = trainer.train(&samples).unwrap().losses().unwrap();
-                    let all =
-                        [l.mel, l.wave, l.adversarial, l.feature, l.commitment, l.codebook, l.discriminator.unwrap(), l.gradient_norm];
+                    let judged = [l.adversarial, l.feature, l.discriminator.unwrap(), l.gradient_norm];
+                    let all = [l.mel, l.msspec, l.wave, l.commitment, l.codebook].into_iter().chain(judged).collect::<Vec<_>>();
                     assert!(all.iter().all(|v| v.is_finite()), "{name}, step {}: {l:?}", trainer.step());
                     assert!(l.feature > 0.0, "{name}: no discriminators took part: {l:?}");
                     first.get_or_insert(l);
@@ -116,6 +137,7 @@ fn every_recipe_trains_for_two_hundred_steps() {
                         println!("{name}: mel {:.3} -> {:.3}, discriminators {:?}", first.mel, l.mel, l.discriminator);
                         // Those that learn from it hear the spectrum come nearer.
                         assert!(config.loss.mel == 0.0 || l.mel < 0.9 * first.mel, "{name}: mel {} -> {}", first.mel, l.mel);
+                        assert!(config.loss.msspec == 0.0 || l.msspec < 0.9 * first.msspec, "{name}: msspec {} -> {}", first.msspec, l.msspec);
                     }
                 }
                 assert!(trainer.has_codebooks(), "{name}");

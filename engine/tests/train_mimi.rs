@@ -178,9 +178,16 @@ fn accumulated(config: &TrainConfig, bound: f64) {
     let [whole, parts] = [at_once, in_parts].map(|config| {
         let mut trainer = Trainer::with_dtype(config, &Device::Cpu, DType::F64).unwrap();
         trainer.initialise_from(&file).unwrap();
-        trainer.train(&samples).unwrap();
-        trainer
+        let losses = trainer.train(&samples).unwrap().losses().unwrap();
+        (trainer, losses)
     });
+    let ((whole, at_once), (parts, in_parts)) = (whole, parts);
+    // Of all parts, not of the last.
+    for (a, b) in [(at_once.wave, in_parts.wave), (at_once.mel, in_parts.mel), (at_once.commitment, in_parts.commitment)] {
+        assert!((a / b - 1.0).abs() < 1e-9, "{at_once:?}, {in_parts:?}");
+    }
+    let discriminators = [at_once, in_parts].map(|l| l.discriminator.unwrap());
+    assert!((discriminators[0] / discriminators[1] - 1.0).abs() < 1e-9, "{discriminators:?}");
     for (a, b) in whole.parameters().iter().zip(parts.parameters()) {
         let far = distance(&a.first_moment.to_f64().unwrap(), &b.first_moment.to_f64().unwrap());
         assert!(far < bound, "{}: off by {far:.1e}", a.spec.name);

@@ -1,7 +1,7 @@
 //! EnCodec (Défossez et al. 2022, arXiv 2210.13438): SEANet with a recurrent layer on either side of a plain residual quantiser, in the
 //! names of `transformers`. Its ends are padded by reflection, of which a stream knows nothing, so it sees whole signals.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::config::check_frame;
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// The numbers of an EnCodec, by the keys of `config.json` in `transformers`. What a file leaves out is as in the 24 kHz model; what it
 /// has beyond these is of no consequence here.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     pub sampling_rate: u32,
@@ -109,7 +109,7 @@ impl Config {
     }
 
     /// Refuses what is not an EnCodec, and shapes that no file should be able to ask for.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::Config(what));
         let only = |key, found: &dyn std::fmt::Debug, expected: &str| fail(format!("{key} is {found:?}, expected {expected}"));
         match self {
@@ -136,12 +136,22 @@ impl Config {
         self.chunks().map(|_| ())
     }
 
-    /// How many the largest bandwidth takes.
-    fn codebooks(&self) -> Result<usize> {
-        let bandwidth = self.target_bandwidths.last().copied().unwrap_or(0.0);
+    /// Stages that so many kbit/s pay for.
+    fn stages(&self, bandwidth: f64) -> f64 {
         let frames = (f64::from(self.sampling_rate) / self.hop() as f64).ceil();
         let bits = (self.codebook_size as f64).log2().ceil();
-        let n = (1000.0 * bandwidth / (frames * bits)).floor();
+        (1000.0 * bandwidth / (frames * bits)).floor()
+    }
+
+    /// Stages of each of the target bandwidths, at least one.
+    pub fn bandwidths(&self) -> Vec<usize> {
+        let most = super::Config::MAX_CODEBOOKS as f64;
+        self.target_bandwidths.iter().map(|&bandwidth| self.stages(bandwidth).clamp(1.0, most) as usize).collect()
+    }
+
+    /// How many the largest bandwidth takes.
+    fn codebooks(&self) -> Result<usize> {
+        let n = self.stages(self.target_bandwidths.last().copied().unwrap_or(0.0));
         match (1.0..=super::Config::MAX_CODEBOOKS as f64).contains(&n) {
             true => Ok(n as usize),
             false => Err(Error::Config(format!("target_bandwidths {:?} come to {n} codebooks", self.target_bandwidths))),

@@ -26,7 +26,7 @@ use std::path::Path;
 #[cfg(test)]
 pub(crate) use checkpoint::encodec_layers;
 pub use checkpoint::{Converted, METADATA_CONFIG, METADATA_MODEL, Named, Naming, Rounded, convert, family, rounded_mimi};
-pub(crate) use checkpoint::{embedding_spec, fold, mimi_to_train, read};
+pub(crate) use checkpoint::{embedding_spec, encodec_to_train, fold, frequencies, mimi_to_train, read, snac_to_train};
 pub use config::{Config, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};
 pub use session::Session;

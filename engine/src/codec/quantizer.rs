@@ -18,6 +18,16 @@ mod left;
 /// Epsilon of Mimi's rule `embedding = embedding_sum / max(usage, epsilon)`.
 pub const USAGE_EPSILON: f64 = 1e-5;
 
+/// Epsilon of EnCodec's rule, see [`smoothed`].
+pub const LAPLACE_EPSILON: f64 = 1e-5;
+
+/// What EnCodec divides sums by: usage, Laplace-smoothed, `(usage + e) / (total + K e) total`.
+pub fn smoothed(usage: &[f64]) -> Vec<f64> {
+    let total: f64 = usage.iter().sum();
+    let factor = total / (total + usage.len() as f64 * LAPLACE_EPSILON);
+    usage.iter().map(|u| (u + LAPLACE_EPSILON) * factor).collect()
+}
+
 /// Tensors of the quantiser, in published names and layouts. Codebooks of an `ema` quantiser are state, not parameters: they
 /// stand in [`codebook_tensors`].
 pub fn parameter_tensors(config: &Config, folded: bool) -> Vec<TensorSpec> {

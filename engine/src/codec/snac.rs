@@ -1,7 +1,7 @@
 //! SNAC (Siuzdak et al. 2024, arXiv 2410.14411): DAC's layers, depthwise, with noise in the decoder and attention in windows, around a
 //! quantiser whose stages differ in rate. In the names of the `snac` package, where a layer is its position in a list.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::Format;
@@ -10,7 +10,7 @@ use crate::config::check_ranges;
 use crate::{Error, Result};
 
 /// The numbers of a SNAC, by the keys of its `config.json`. What a file leaves out is as in the package.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     pub sampling_rate: u32,
@@ -61,7 +61,7 @@ impl Config {
     }
 
     /// Refuses what is not a SNAC, and shapes that no file should be able to ask for.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::Config(what));
         let blocks = self.encoder_rates.len();
         let window = self.attn_window_size.unwrap_or(1);

@@ -20,6 +20,11 @@ use crate::{Error, Result};
 pub enum Noise {
     /// Standard normal, the same every time.
     Seeded(u64),
+    /// Standard normal, of every signal of a batch its own; the batch is of the signals from `first` on.
+    Items {
+        seed: u64,
+        first: usize,
+    },
     Silent,
     /// `[B, T, 1]` for each of the layers in order.
     Given(Vec<Tensor>),
@@ -33,16 +38,21 @@ impl Default for Noise {
 
 impl Noise {
     /// `[B, T, 1]` for the `layer`th of the layers, beside `x [B, T, C]`. None is silence.
-    fn draw(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
+    pub(crate) fn draw(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
         let (batch, t) = (x.shape()[0], x.shape()[1]);
         match self {
             Noise::Silent => Ok(None),
             Noise::Seeded(seed) => {
-                let mut rng = SplitMix(seed ^ (layer as u64).rotate_left(32));
-                let mut normal = || (-2.0 * (1.0 - rng.uniform()).ln()).sqrt() * (TAU * rng.uniform()).cos();
                 // Signals of a batch have the same noise, which each would have alone.
-                let one: Vec<f32> = (0..t).map(|_| normal() as f32).collect();
+                let one: Vec<f32> = normal(seed ^ (layer as u64).rotate_left(32)).take(t).collect();
                 Ok(Some(Tensor::from_slice(&x.device(), &one.repeat(batch), [batch, t, 1])?))
+            }
+            Noise::Items { seed, first } => {
+                let mut of_layer = SplitMix(seed ^ (layer as u64).rotate_left(32));
+                let seed = of_layer.next();
+                let items = *first as u64..(first + batch) as u64;
+                let all: Vec<f32> = items.flat_map(|item| normal(SplitMix(seed ^ item).next()).take(t)).collect();
+                Ok(Some(Tensor::from_slice(&x.device(), &all, [batch, t, 1])?))
             }
             Noise::Given(noise) => match noise.get(layer) {
                 Some(noise) if *noise.shape() == [batch, t, 1] => Ok(Some(noise.copy()?)),
@@ -51,6 +61,12 @@ impl Noise {
             },
         }
     }
+}
+
+/// Standard normal numbers.
+fn normal(seed: u64) -> impl Iterator<Item = f32> {
+    let mut rng = SplitMix(seed);
+    std::iter::repeat_with(move || ((-2.0 * (1.0 - rng.uniform()).ln()).sqrt() * (TAU * rng.uniform()).cos()) as f32)
 }
 
 /// `x + noise * linear(x)`, one number of noise for all channels of a row.

@@ -1,13 +1,15 @@
-//! What is trained: a codec of swara's own kind, or a Mimi.
+//! What is trained: a codec of swara's own kind, a Mimi, an EnCodec or a SNAC.
 
 use std::ops::Range;
 
 use swara_kernels::{DType, Device, Tensor};
 
-use super::quantize::Codebook;
+use super::quantize::{Averaging, Codebook};
+use crate::codec::encodec::{self, Config as EncodecConfig};
 use crate::codec::mimi::{self, Config as MimiConfig};
 use crate::codec::model::{Model, TensorSpec};
 use crate::codec::quantizer::{self, Quantizer, Rvq};
+use crate::codec::snac::{self, Config as SnacConfig};
 use crate::codec::{Codec, Config, QuantizerKind};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -18,14 +20,18 @@ pub enum Architecture {
     Own(Config),
     /// Weight-normed but for the layers between its rates, as `moshi` has it in training.
     Mimi(MimiConfig),
+    EnCodec(EncodecConfig),
+    Snac(SnacConfig),
 }
 
-/// Residual stages that have projections of their own, `{name}.input_proj` and `{name}.output_proj`. Branches see the same latents, and
+/// Residual stages that may have projections of their own, `{name}.input_proj` and `{name}.output_proj`. Branches see the same latents, and
 /// what they make of them is added.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
     pub name: &'static str,
     pub stages: Range<usize>,
+    /// False where the stages search the latents themselves (EnCodec).
+    pub projected: bool,
 }
 
 impl Architecture {
@@ -33,6 +39,25 @@ impl Architecture {
         match self {
             Architecture::Own(config) => Ok(Model::new(config)),
             Architecture::Mimi(config) => mimi::model(config),
+            Architecture::EnCodec(config) => encodec::model(config),
+            Architecture::Snac(config) => snac::model(config),
+        }
+    }
+
+    /// Refuses what has no gradient, and what crops of one channel are not.
+    pub fn check(&self) -> Result<()> {
+        let fail = |what: String| Err(Error::Config(what));
+        match self {
+            Architecture::Own(config) => config.check(),
+            Architecture::Mimi(config) => config.check(),
+            Architecture::Snac(config) => config.check(),
+            Architecture::EnCodec(c) if c.norm_type != "weight_norm" => {
+                fail(format!("encodec: norm_type {:?} has no gradient, expected \"weight_norm\"", c.norm_type))
+            }
+            Architecture::EnCodec(c) if c.audio_channels != 1 || c.normalize => {
+                fail("encodec: training wants audio_channels = 1 and normalize = false".into())
+            }
+            Architecture::EnCodec(config) => config.check(),
         }
     }
 
@@ -47,6 +72,11 @@ impl Architecture {
                 specs.extend(model.tensors(true).into_iter().filter(between));
                 specs.extend(quantizer::split_tensors(config.hidden_size, config.codebook_dim));
             }
+            Architecture::EnCodec(_) => {}
+            Architecture::Snac(config) => {
+                let format = &model.format;
+                specs.extend(quantizer::factorised_tensors(format.latent, config.codebook_dim, &format.codebook_sizes, false));
+            }
         }
         specs
     }
@@ -55,11 +85,14 @@ impl Architecture {
     pub fn branches(&self) -> Vec<Branch> {
         match self {
             Architecture::Own(config) if config.quantizer == QuantizerKind::Factorised => Vec::new(),
-            Architecture::Own(config) => vec![Branch { name: "quantizer", stages: 0..config.codebook_sizes.len() }],
+            Architecture::Own(config) => vec![Branch { name: "quantizer", stages: 0..config.codebook_sizes.len(), projected: true }],
+            Architecture::EnCodec(_) => vec![Branch { name: "quantizer", stages: 0..self.codebooks().len(), projected: false }],
+            Architecture::Snac(_) => Vec::new(),
             Architecture::Mimi(config) => {
                 let [semantic, acoustic] = quantizer::SPLIT;
                 let first = config.num_semantic_quantizers;
-                vec![Branch { name: semantic, stages: 0..first }, Branch { name: acoustic, stages: first..config.num_quantizers }]
+                let branch = |name, stages| Branch { name, stages, projected: true };
+                vec![branch(semantic, 0..first), branch(acoustic, first..config.num_quantizers)]
             }
         }
     }
@@ -69,6 +102,27 @@ impl Architecture {
         match self {
             Architecture::Own(config) => config.codebook_sizes.iter().map(|&size| [size, config.codebook_dim]).collect(),
             Architecture::Mimi(config) => vec![[config.codebook_size, config.codebook_dim]; config.num_quantizers],
+            Architecture::EnCodec(config) => {
+                let stages = config.bandwidths().last().copied().unwrap_or(0);
+                vec![[config.codebook_size, config.hidden_size]; stages]
+            }
+            Architecture::Snac(config) => vec![[config.codebook_size, config.codebook_dim]; config.vq_strides.len()],
+        }
+    }
+
+    /// Latents that a code of every factorised stage stands for.
+    pub fn strides(&self) -> Vec<usize> {
+        match self {
+            Architecture::Snac(config) => config.vq_strides.clone(),
+            _ => vec![1; self.codebooks().len()],
+        }
+    }
+
+    /// Numbers of stages that make its bitrates, where it has some that it was made for.
+    pub fn bandwidths(&self) -> Vec<usize> {
+        match self {
+            Architecture::EnCodec(config) => config.bandwidths(),
+            _ => Vec::new(),
         }
     }
 
@@ -80,7 +134,7 @@ impl Architecture {
             branch.stages.map(move |k| (k, k - first, branch.name))
         });
         let name = |own: usize, branch: &str| match self {
-            Architecture::Own(_) => format!("{branch}.layers.{own}.codebook"),
+            Architecture::Own(_) | Architecture::EnCodec(_) | Architecture::Snac(_) => format!("{branch}.layers.{own}.codebook"),
             Architecture::Mimi(_) => format!("{branch}.vq.layers.{own}._codebook"),
         };
         stages.map(|(k, own, branch)| quantizer::average_tensors(&name(own, branch), books[k])).collect()
@@ -97,6 +151,11 @@ impl Architecture {
                 let quantizer = Quantizer::Split { semantic: half(first, semantic)?, acoustic: half(rest, acoustic)? };
                 Codec::assemble(name, self.model()?, &weights, quantizer, device, dtype.into())
             }
+            Architecture::EnCodec(_) => Codec::assemble(name, self.model()?, &weights, Quantizer::plain(&codebooks)?, device, dtype.into()),
+            Architecture::Snac(config) => {
+                let quantizer = Quantizer::levels(&weights, &config.vq_strides)?;
+                Codec::assemble(name, self.model()?, &weights, quantizer, device, dtype.into())
+            }
         }
     }
 
@@ -105,14 +164,21 @@ impl Architecture {
         let json = match self {
             Architecture::Own(config) => serde_json::to_string(config),
             Architecture::Mimi(config) => serde_json::to_string(config),
+            Architecture::EnCodec(config) => serde_json::to_value(config).map(|mut value| {
+                value["model_type"] = "encodec".into();
+                value["architectures"] = vec!["EncodecModel"].into();
+                value.to_string()
+            }),
+            Architecture::Snac(config) => serde_json::to_string(config),
         };
         json.map_err(|e| Error::Config(e.to_string()))
     }
 
     /// Codebooks that hold nothing yet; none where they are parameters.
     pub fn empty(&self, device: &Device, dtype: DType) -> Result<Vec<Codebook>> {
+        let averaging = if let Architecture::EnCodec(_) = self { Averaging::Smoothed } else { Averaging::Plain };
         let book = |[size, dim]: [usize; 2]| {
-            Ok(Codebook { usage: Tensor::zeros(device, dtype, [size])?, sum: Tensor::zeros(device, dtype, [size, dim])? })
+            Ok(Codebook { usage: Tensor::zeros(device, dtype, [size])?, sum: Tensor::zeros(device, dtype, [size, dim])?, averaging })
         };
         match self.branches().is_empty() {
             true => Ok(Vec::new()),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use swara_kernels::Tensor;
-use swara_kernels::ops::elementwise;
+use swara_kernels::ops::{elementwise, reduce};
 
 use super::config::BalancerRules;
 use crate::{Error, Result};
@@ -33,10 +33,8 @@ impl Balancer {
         let weights: f64 = shares.iter().map(|share| share.weight).sum();
         let mut sum: Option<Tensor> = None;
         for share in shares {
-            let items = share.gradient.shape()[0].max(1);
-            let values = share.gradient.to_f64()?;
-            let norms = values.chunks(values.len().div_ceil(items).max(1)).map(|item| item.iter().map(|g| g * g).sum::<f64>().sqrt());
-            let norm = norms.sum::<f64>() / items as f64;
+            let energies = energies(&share.gradient)?.to_f64()?;
+            let norm = energies.iter().map(|e| e.sqrt()).sum::<f64>() / energies.len().max(1) as f64;
             let [total, weight] = self.averages.entry(share.name.to_owned()).or_default();
             (*total, *weight) = (*total * decay + part * norm, *weight * decay + part);
             let factor = share.weight / weights * rules.total_norm / (*total / *weight + 1e-12);
@@ -48,6 +46,13 @@ impl Balancer {
         }
         sum.ok_or_else(|| Error::Argument("no loss of the wave has a weight".into()))
     }
+}
+
+/// Sums of squares of the items of `[B, T, 1]`, `[B]`.
+fn energies(gradient: &Tensor) -> Result<Tensor> {
+    let items = gradient.shape()[0];
+    let squares = elementwise::mul(gradient, gradient)?.reshape([1, items, gradient.elements() / items.max(1)])?;
+    Ok(reduce::sum_rows(&elementwise::transpose(&squares)?)?)
 }
 
 #[cfg(test)]

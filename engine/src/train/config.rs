@@ -3,8 +3,10 @@ use serde::{Deserialize, Serialize};
 use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
 use crate::codec::Config;
+use crate::codec::encodec::Config as EncodecConfig;
 use crate::codec::mimi::Config as MimiConfig;
 use crate::codec::model::TensorSpec;
+use crate::codec::snac::Config as SnacConfig;
 use crate::metrics::Discriminator;
 use crate::{Error, Result};
 
@@ -18,6 +20,11 @@ pub struct TrainConfig {
     pub codec: Option<Config>,
     /// A Mimi's shape instead, in the keys of `transformers`; what is left out is as published.
     pub mimi: Option<MimiConfig>,
+    /// An EnCodec's shape instead, in the keys of `transformers`; what is left out is as in the 24 kHz model.
+    pub encodec: Option<EncodecConfig>,
+    /// A SNAC's shape instead, in the keys of `snac`; what is left out is as in the package. An `attn_window_size` of 0 is none.
+    #[serde(default, with = "windowless")]
+    pub snac: Option<SnacConfig>,
     #[serde(default)]
     pub train: Schedule,
     #[serde(default)]
@@ -30,6 +37,23 @@ pub struct TrainConfig {
     pub balancer: Option<BalancerRules>,
     /// Discriminators to train against.
     pub adversarial: Option<Adversarial>,
+}
+
+/// No window, as files say it that have no null.
+mod windowless {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::SnacConfig;
+
+    pub fn serialize<S: Serializer>(config: &Option<SnacConfig>, to: S) -> Result<S::Ok, S::Error> {
+        let window = |config: &SnacConfig| config.attn_window_size.or(Some(0));
+        config.as_ref().map(|config| SnacConfig { attn_window_size: window(config), ..config.clone() }).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SnacConfig>, D::Error> {
+        let config = Option::<SnacConfig>::deserialize(from)?;
+        Ok(config.map(|config| SnacConfig { attn_window_size: config.attn_window_size.filter(|&window| window > 0), ..config }))
+    }
 }
 
 /// Steps, batches, and what is written when.
@@ -147,6 +171,8 @@ pub struct LossWeights {
     /// Smallest mel magnitude that counts. The logarithm's gradient grows as a magnitude falls, so this says down to where
     /// silence is heard; speech stands near 1e-2.
     pub mel_floor: f64,
+    /// Distances of power mel spectra and of their logarithms over windows of 64 to 1024 samples, as audiocraft trains EnCodec.
+    pub msspec: f64,
     /// Mean absolute difference of the waves.
     pub wave: f64,
     /// Mean absolute difference of complex spectra, summed over `spectrum_windows`: unlike the mel distance it sees phase.
@@ -176,6 +202,7 @@ impl Default for LossWeights {
             mel: 15.0,
             mel_scales: vec![(5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048)],
             mel_floor: 1e-5,
+            msspec: 0.0,
             wave: 1.0,
             spectrum: 0.0,
             spectrum_windows: vec![512],
@@ -201,6 +228,8 @@ pub struct CodebookRules {
     /// Every so many steps, codewords used less than `expire_below` times the mean are replaced by samples of the batch.
     pub check_every: u64,
     pub expire_below: f64,
+    /// And those of which a step uses fewer than so many, on the moving average (EnCodec).
+    pub expire_count: f64,
     /// Of whole batches, the probability that a step uses only the first n stages, n uniform; of items, the share of a batch's that use
     /// only so many, each its own n.
     pub dropout: f64,
@@ -225,6 +254,8 @@ pub enum DropoutOf {
     Stages,
     /// Each of the first items; all stages run and learn (DAC).
     Items,
+    /// The batch: of the numbers that make the model's bitrates one; the other stages neither run nor learn (EnCodec).
+    Bandwidths,
 }
 
 /// When k-means makes the codebooks.
@@ -270,6 +301,7 @@ impl Default for CodebookRules {
             decay: 0.99,
             check_every: 5,
             expire_below: 0.1,
+            expire_count: 0.0,
             dropout: 0.5,
             dropout_of: DropoutOf::Batch,
             no_quantization_rate: 0.0,
@@ -335,6 +367,8 @@ impl TrainConfig {
             model: model.to_owned(),
             codec,
             mimi: None,
+            encodec: None,
+            snac: None,
             train: Schedule::default(),
             optimizer: Optimizer::default(),
             loss: LossWeights::default(),
@@ -347,27 +381,29 @@ impl TrainConfig {
     pub fn from_toml(text: &str) -> Result<TrainConfig> {
         let fail = |e: toml::de::Error| Error::Config(e.message().to_owned());
         let config: TrainConfig = toml::from_str(text).map_err(fail)?;
-        // A Mimi's keys are read leniently elsewhere, from files that have more of them.
+        // Published models' keys are read leniently elsewhere, from files that have more of them.
         let table: toml::Table = toml::from_str(text).map_err(fail)?;
-        let known = toml::Table::try_from(MimiConfig::default()).map_err(|e| Error::Config(e.to_string()))?;
-        let optional = ["frame_rate", "_frame_rate"];
-        let given = table.get("mimi").and_then(|mimi| mimi.as_table()).into_iter().flat_map(toml::Table::keys);
-        if let Some(key) = given.into_iter().find(|key| !known.contains_key(*key) && !optional.contains(&key.as_str())) {
-            return Err(Error::Config(format!("mimi: unknown key {key:?}")));
-        }
+        known_keys(&table, "mimi", &MimiConfig::default(), &["frame_rate", "_frame_rate"])?;
+        known_keys(&table, "encodec", &EncodecConfig::default(), &["chunk_length_s", "overlap", "codebook_dim"])?;
+        known_keys(&table, "snac", &SnacConfig::default(), &["latent_dim"])?;
         config.check()?;
         Ok(config)
     }
 
     /// The shape of the model.
     pub fn architecture(&self) -> Result<Architecture> {
-        Ok(match (&self.codec, &self.mimi) {
-            (Some(_), Some(_)) => return Err(Error::Config("codec and mimi: one of them".into())),
-            (Some(codec), None) => codec.check().map(|()| Architecture::Own(codec.clone()))?,
-            (None, Some(mimi)) => mimi.check().map(|()| Architecture::Mimi(mimi.clone()))?,
-            (None, None) if self.model == "mimi" => Architecture::Mimi(MimiConfig::default()),
-            (None, None) => Architecture::Own(Config::preset(&self.model)?),
-        })
+        let architecture = match (&self.codec, &self.mimi, &self.encodec, &self.snac) {
+            (Some(codec), None, None, None) => Architecture::Own(codec.clone()),
+            (None, Some(mimi), None, None) => Architecture::Mimi(mimi.clone()),
+            (None, None, Some(encodec), None) => Architecture::EnCodec(encodec.clone()),
+            (None, None, None, Some(snac)) => Architecture::Snac(snac.clone()),
+            (None, None, None, None) if self.model == "mimi" => Architecture::Mimi(MimiConfig::default()),
+            (None, None, None, None) if self.model == "encodec" => Architecture::EnCodec(EncodecConfig::default()),
+            (None, None, None, None) => Architecture::Own(Config::preset(&self.model)?),
+            _ => return Err(Error::Config("codec, mimi, encodec and snac: one of them".into())),
+        };
+        architecture.check()?;
+        Ok(architecture)
     }
 
     /// Samples of a crop.
@@ -381,6 +417,9 @@ impl TrainConfig {
         let architecture = self.architecture()?;
         let model = architecture.model()?;
         let (hop, crop) = (model.format.hop, self.crop()?);
+        if !crop.is_multiple_of(model.format.pad_to) {
+            return Err(Error::Config(format!("crops of {crop} samples, expected a multiple of {}: whole windows", model.format.pad_to)));
+        }
         let samples = [t.batch, t.accumulate, t.crop_frames, hop].into_iter().fold(1, usize::saturating_mul);
         if samples == 0 || samples > 1 << 26 {
             return fail("train.batch x train.accumulate x train.crop_frames must be between one frame and 2^26 samples");
@@ -399,6 +438,12 @@ impl TrainConfig {
         let c = &self.codebook;
         if !(1..=4096).contains(&c.kmeans_batches) || !(1..=1000).contains(&c.kmeans_iterations) {
             return fail("kmeans_batches must lie in 1..=4096, kmeans_iterations in 1..=1000");
+        }
+        if !(c.expire_count.is_finite() && c.expire_count >= 0.0) {
+            return fail("codebook.expire_count must be finite and not negative");
+        }
+        if c.dropout_of == DropoutOf::Bandwidths && architecture.bandwidths().is_empty() {
+            return fail("codebook.dropout_of = \"bandwidths\" is of an EnCodec, which has some");
         }
         if [c.dropout, c.expire_below, c.no_quantization_rate].iter().any(|share| !(0.0..=1.0).contains(share)) {
             return fail("dropout, expire_below and no_quantization_rate must lie in 0..=1");
@@ -439,7 +484,7 @@ impl TrainConfig {
         }
         let l = &self.loss;
         let judged = self.adversarial.as_ref().is_some_and(|a| a.start == 0) && l.adversarial + l.feature > 0.0;
-        if self.balancer.is_some() && l.mel + l.wave + l.spectrum == 0.0 && !judged {
+        if self.balancer.is_some() && l.mel + l.wave + l.spectrum + l.msspec == 0.0 && !judged {
             return fail("balancer: no loss of the wave has a weight from the first step on");
         }
         if l.mel_scales.len() > 16 || l.spectrum_windows.len() > 16 {
@@ -451,12 +496,22 @@ impl TrainConfig {
         {
             return fail("windows must be multiples of 4 in 8..=32768, mel bands in 1..=512");
         }
-        if [l.mel, l.wave, l.spectrum, l.adversarial, l.feature, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
+        if [l.mel, l.wave, l.spectrum, l.msspec, l.adversarial, l.feature, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
             return fail("loss weights must be finite and not negative");
         }
         if !(l.mel_floor.is_finite() && l.mel_floor > 0.0) {
             return fail("mel_floor must be positive");
         }
         Ok(())
+    }
+}
+
+/// Refuses keys of the table `name` that neither `known`, its defaults, nor `optional` has.
+fn known_keys(text: &toml::Table, name: &str, known: &impl Serialize, optional: &[&str]) -> Result<()> {
+    let known = toml::Table::try_from(known).map_err(|e| Error::Config(e.to_string()))?;
+    let mut given = text.get(name).and_then(|table| table.as_table()).into_iter().flat_map(toml::Table::keys);
+    match given.find(|key| !known.contains_key(*key) && !optional.contains(&key.as_str())) {
+        Some(key) => Err(Error::Config(format!("{name}: unknown key {key:?}"))),
+        None => Ok(()),
     }
 }

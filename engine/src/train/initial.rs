@@ -4,7 +4,7 @@
 //! only teaches it silence meanwhile. So the layers between the residual units start as a cosine transform of blocks of
 //! samples, lowest frequencies first, and the decoder's as its inverse: the untrained codec is a low-pass filter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::f64::consts::TAU;
 
 use swara_kernels::case::SplitMix;
@@ -36,8 +36,9 @@ fn scale(spec: &TensorSpec) -> f64 {
 pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], seed: u64) -> BTreeMap<String, Vec<f64>> {
     let spine = match architecture {
         Architecture::Own(config) => spine(model, config),
-        Architecture::Mimi(_) => Vec::new(),
+        _ => Vec::new(),
     };
+    let (branches, noisy) = quiet(architecture, model);
     let place = |spec: &TensorSpec| {
         let layer = spec.name.strip_suffix(".weight").or(spec.name.strip_suffix(".weight_v"))?;
         spine.iter().find_map(|pair| Some((pair, pair.halves.iter().find(|half| half.name == layer)?)))
@@ -45,7 +46,13 @@ pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], 
     let mut values = BTreeMap::new();
     for spec in specs {
         let place = place(spec);
-        let scale = if place.is_some() { NOISE } else { scale(spec) };
+        let layer = spec.name.strip_suffix(".weight_v").unwrap_or(&spec.name);
+        let scale = match place {
+            Some(_) => NOISE,
+            None if branches.contains(layer) => BRANCH,
+            None if noisy.contains(layer) => LEVEL,
+            None => scale(spec),
+        };
         let mut weights: Vec<f64> = noise(spec, seed).into_iter().map(|w| (w * scale) as f32 as f64).collect();
         if let Some((pair, half)) = place {
             pair.add_to(spec, half, &mut weights);
@@ -58,6 +65,22 @@ pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], 
         }
     }
     values
+}
+
+/// Layers that end a residual branch, and those whose outputs noise is multiplied with, of what starts without a transform.
+fn quiet<'a>(architecture: &Architecture, model: &'a Model) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
+    let (mut branches, mut noisy) = (BTreeSet::new(), BTreeSet::new());
+    if let Architecture::EnCodec(_) | Architecture::Snac(_) = architecture {
+        for layer in model.layers() {
+            match layer {
+                Layer::Residual(_, last) => drop(branches.insert(&*last.name)),
+                Layer::Shortcut(convs) => drop(branches.insert(&*convs[1].name)),
+                Layer::Noise(linear) => drop(noisy.insert(&*linear.name)),
+                _ => {}
+            }
+        }
+    }
+    (branches, noisy)
 }
 
 /// A layer that turns blocks of rows into single rows (the encoder's), or back.

@@ -38,7 +38,7 @@ use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Plan, Quantised, Seeded, Stages, mix};
-use crate::codec::Codec;
+use crate::codec::{Codec, Noise};
 use crate::codec::model::{Model, TensorSpec};
 use crate::tape::{Tape, Var};
 use crate::weights::Weights;
@@ -64,6 +64,8 @@ pub struct Trainer {
     reconstruction: Reconstruction,
     balancer: Balancer,
     adversary: Option<Adversary>,
+    /// In place of what a step draws.
+    noise: Option<Noise>,
     step: u64,
 }
 
@@ -71,21 +73,30 @@ pub struct Trainer {
 pub struct Step {
     pub number: u64,
     pub learning_rate: f64,
-    terms: Terms,
-    commitment: Vec<Var>,
-    codebook: Vec<Var>,
-    discriminator: Vec<Var>,
+    /// Of each of the batches that made the step.
+    measured: Vec<Measured>,
+    discriminator: Vec<(f64, Vec<Var>)>,
     gradient_energy: Tensor,
     /// The reconstruction `[B, T, 1]`, of the last batch if several made the step.
     pub output: Tensor,
 }
 
-/// Loss terms of a step, unweighted; of the last of the batches that were accumulated.
+/// The losses of one batch, on the device.
+struct Measured {
+    /// Of the step.
+    share: f64,
+    terms: Terms,
+    commitment: Vec<Var>,
+    codebook: Vec<Var>,
+}
+
+/// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Losses {
     pub mel: f64,
     pub wave: f64,
     pub spectrum: f64,
+    pub msspec: f64,
     pub adversarial: f64,
     pub feature: f64,
     pub commitment: f64,
@@ -124,17 +135,19 @@ impl Part {
 
 impl Step {
     pub fn losses(&self) -> Result<Losses> {
-        let value = |v: &Var| Ok::<f64, Error>(v.value().to_f64()?[0]);
-        let sum = |vars: &[Var]| vars.iter().try_fold(0.0, |sum, v| Ok::<f64, Error>(sum + value(v)?));
+        let sum = |vars: &[Var]| vars.iter().try_fold(0.0, |sum, v| Ok::<f64, Error>(sum + v.value().to_f64()?[0]));
+        let mean = |of: fn(&Measured) -> &[Var]| self.measured.iter().try_fold(0.0, |mean, m| Ok::<f64, Error>(mean + m.share * sum(of(m))?));
+        let discriminator = self.discriminator.iter().try_fold(0.0, |mean, (share, losses)| Ok::<f64, Error>(mean + share * sum(losses)?))?;
         Ok(Losses {
-            mel: sum(&self.terms.mel)?,
-            wave: value(&self.terms.wave)?,
-            spectrum: sum(&self.terms.spectrum)?,
-            adversarial: sum(&self.terms.judgement.adversarial)?,
-            feature: sum(&self.terms.judgement.feature)?,
-            discriminator: (!self.discriminator.is_empty()).then(|| sum(&self.discriminator)).transpose()?,
-            commitment: sum(&self.commitment)?,
-            codebook: sum(&self.codebook)?,
+            mel: mean(|m| &m.terms.mel)?,
+            wave: mean(|m| std::slice::from_ref(&m.terms.wave))?,
+            spectrum: mean(|m| &m.terms.spectrum)?,
+            msspec: mean(|m| &m.terms.msspec)? / self.measured.first().map_or(1, |m| m.terms.msspec.len().max(1)) as f64,
+            adversarial: mean(|m| &m.terms.judgement.adversarial)?,
+            feature: mean(|m| &m.terms.judgement.feature)?,
+            discriminator: (!self.discriminator.is_empty()).then_some(discriminator),
+            commitment: mean(|m| &m.commitment)?,
+            codebook: mean(|m| &m.codebook)?,
             gradient_norm: self.gradient_energy.to_f64()?[0].sqrt(),
         })
     }
@@ -169,6 +182,7 @@ impl Trainer {
             config,
             initialised: false,
             made: 0,
+            noise: None,
             step: 0,
         })
     }
@@ -215,6 +229,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// What layers of noise are given from now on, in place of what each step draws.
+    pub fn set_noise(&mut self, noise: Noise) {
+        self.noise = Some(noise);
+    }
+
     /// Moving averages of an `ema` quantiser, once k-means has run.
     pub fn codebooks(&self) -> &[Codebook] {
         &self.codebooks
@@ -254,7 +273,7 @@ impl Trainer {
                 let z = recording.run(&self.model.encoder, self.signal(part)?)?;
                 batch_rows += z.value().shape().rows();
                 for (branch, rows) in self.branches.iter().zip(&mut rows) {
-                    let x = quantize::project(&recording, &z, branch.name, "input_proj")?;
+                    let x = quantize::project(&recording, &z, branch, "input_proj")?;
                     rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
                 }
             }
@@ -277,7 +296,7 @@ impl Trainer {
                 books.get_mut(self.made).map_or(Ok(()), |book| quantize::rescale(book, batch_rows, count))?;
             } else {
                 for (book, made) in books.iter_mut().zip(quantize::kmeans(x, &sizes, iterations, seed)?) {
-                    *book = made;
+                    *book = Codebook { averaging: book.averaging, ..made };
                     quantize::rescale(book, batch_rows, count)?;
                 }
             }
@@ -307,7 +326,8 @@ impl Trainer {
     /// How a step quantises some of its items: with `stages` stages, the `n`th draws of their kind.
     fn plan(&self, part: &Part, stages: usize, n: usize) -> Plan {
         let seed = self.config.train.seed ^ (n as u64).rotate_left(32);
-        Plan::new(&self.config.codebook, part.items, stages, seed, self.step).of(part.own.clone())
+        let bandwidths = self.architecture.bandwidths();
+        Plan::new(&self.config.codebook, part.items, stages, &bandwidths, seed, self.step).of(part.own.clone())
     }
 
     /// A batch `[batch * crop]`, all or some of a step's, through the codec; `learning` its parameters or not.
@@ -328,12 +348,13 @@ impl Trainer {
         let (z, commitment, codebook, stages) = if !self.has_codebooks() {
             (quantize::pass_through(&recording, &z, &self.branches)?, Vec::new(), Vec::new(), Vec::new())
         } else {
-            let q: Quantised = match &self.architecture {
-                Architecture::Own(codec) if self.branches.is_empty() => {
-                    let plan = self.plan(&part, codec.codebook_sizes.len(), 0);
-                    quantize::factorised(&recording, &z, codec, &plan, weights)?
+            let q: Quantised = match self.branches.is_empty() {
+                true => {
+                    let (strides, books) = (self.architecture.strides(), self.architecture.codebooks());
+                    let plan = self.plan(&part, strides.len(), 0);
+                    quantize::factorised(&recording, &z, &strides, books.first().map_or(1, |book| book[1]), &plan, weights)?
                 }
-                _ => {
+                false => {
                     let branches = self.branches.iter().enumerate();
                     let plans: Vec<_> = branches.map(|(n, b)| (b.clone(), self.plan(&part, b.stages.len(), n))).collect();
                     quantize::ema(&recording, &z, &self.codebooks, &plans, weights, rules)?
@@ -341,7 +362,9 @@ impl Trainer {
             };
             (q.z, vec![q.commitment], q.codebook.into_iter().collect(), q.stages)
         };
-        let y = recording.run(&self.model.decoder, z)?;
+        // The same noise however a step's items are shared out.
+        let drawn = Noise::Items { seed: mix(self.config.train.seed, self.step, 0x6e), first: part.own.start };
+        let y = recording.run_with(&self.model.decoder, z, self.noise.as_ref().unwrap_or(&drawn))?;
         // Symmetric decoders with odd strides fall short of their input; its end is left out.
         let [batch, t, _] = y.value().shape()[..] else { return Err(Error::Argument(format!("decoder made {:?}", y.value()))) };
         let crop = samples.len() / batch.max(1);
@@ -366,10 +389,11 @@ impl Trainer {
             None => tape.backward()?.take(&y).map_or_else(zeros, Ok)?,
             Some(rules) => {
                 let wave = [terms.wave.clone()];
-                let groups: [(_, _, &[Var]); 5] = [
+                let groups: [(_, _, &[Var]); 6] = [
                     ("mel", weights.mel, &terms.mel),
                     ("wave", weights.wave, &wave),
                     ("spectrum", weights.spectrum, &terms.spectrum),
+                    ("msspec", weights.msspec, &terms.msspec),
                     ("adversarial", weights.adversarial, &terms.judgement.adversarial),
                     ("feature", weights.feature, &terms.judgement.feature),
                 ];
@@ -399,9 +423,7 @@ impl Trainer {
         let step = Step {
             number: self.step,
             learning_rate: self.config.optimizer.rate(self.step, self.config.train.steps),
-            terms,
-            commitment: pass.commitment,
-            codebook: pass.codebook,
+            measured: vec![Measured { share: pass.share, terms, commitment: pass.commitment, codebook: pass.codebook }],
             discriminator: Vec::new(),
             gradient_energy: parameters::energy(&gradients)?,
             output: pass.y.value().copy()?,
@@ -430,13 +452,13 @@ impl Trainer {
             let mut sum = None;
             for (samples, part) in &parts {
                 let (losses, gradients) = match &pass {
-                    Some(pass) => adversary.gradients(&pass.x, &pass.y, 1.0)?,
+                    Some(pass) => adversary.gradients(&pass.x, &pass.y, pass.share)?,
                     None => {
                         let pass = self.forward(samples, part.clone(), false)?;
                         adversary.gradients(&pass.x, &pass.y, pass.share)?
                     }
                 };
-                discriminator = losses;
+                discriminator.push((part.share(), losses));
                 parameters::accumulate(&mut sum, gradients)?;
             }
             let (step, steps) = (self.step, self.config.train.steps);
@@ -446,17 +468,18 @@ impl Trainer {
         }
 
         let mut balancer = self.balancer.clone();
-        let (mut sum, mut seen, mut last) = (None, Vec::new(), None);
+        let (mut sum, mut seen, mut measured, mut last) = (None, Vec::new(), Vec::new(), None);
         for (samples, part) in &parts {
             let pass = pass.take().map_or_else(|| self.forward(samples, part.clone(), true), Ok)?;
-            let (step, gradients, stages) = self.backward(pass, &mut balancer)?;
+            let (mut step, gradients, stages) = self.backward(pass, &mut balancer)?;
+            measured.append(&mut step.measured);
             parameters::accumulate(&mut sum, gradients)?;
             seen.push(stages);
             last = Some(step);
         }
         let (Some(mut step), Some(gradients)) = (last, sum) else { return Err(Error::Argument("an empty batch".into())) };
         self.balancer = balancer;
-        step.discriminator = discriminator;
+        (step.measured, step.discriminator) = (measured, discriminator);
         step.gradient_energy = parameters::energy(&gradients)?;
 
         let _update = span::step("update");

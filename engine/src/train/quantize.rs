@@ -9,6 +9,7 @@ use std::rc::Rc;
 use swara_kernels::Tensor;
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::rvq_search::Metric;
+use swara_kernels::ops::matmul::{self, Transpose};
 use swara_kernels::ops::{codebook, elementwise, reduce, rvq_search};
 
 use self::ervq::{Anchor, Rows};
@@ -16,20 +17,42 @@ use super::architecture::Branch;
 use super::recording::Recording;
 use super::{CodebookRules, DropoutOf, LossWeights, Revival};
 use crate::Result;
-use crate::codec::Config;
-use crate::codec::quantizer::USAGE_EPSILON;
+use crate::codec::quantizer::{LAPLACE_EPSILON, USAGE_EPSILON};
 use crate::tape::{Tape, Var};
 
-/// Moving averages of one stage (Mimi's rules).
+/// Moving averages of one stage.
 pub struct Codebook {
     pub usage: Tensor,
     pub sum: Tensor,
+    pub averaging: Averaging,
+}
+
+/// By what sums are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Averaging {
+    /// `max(usage, epsilon)` (Mimi).
+    Plain,
+    /// `(usage + e) / (total + K e) total` (EnCodec).
+    Smoothed,
 }
 
 impl Codebook {
     pub fn embedding(&self) -> Result<Tensor> {
-        Ok(codebook::embedding(&self.usage, &self.sum, USAGE_EPSILON)?)
+        match self.averaging {
+            Averaging::Plain => Ok(codebook::embedding(&self.usage, &self.sum, USAGE_EPSILON)?),
+            Averaging::Smoothed => Ok(codebook::embedding(&smoothed(&self.usage)?, &self.sum, f64::from(f32::MIN_POSITIVE))?),
+        }
     }
+}
+
+/// [`quantizer::smoothed`](crate::codec::quantizer::smoothed), on the device.
+fn smoothed(usage: &Tensor) -> Result<Tensor> {
+    let size = usage.elements();
+    let epsilon = Tensor::from_f64(&usage.device(), usage.dtype(), &[LAPLACE_EPSILON], [1])?;
+    let raised = elementwise::add_row(&usage.copy()?.reshape([size, 1])?, &epsilon)?;
+    let total = reduce::sum(usage)?.reshape([1, 1])?;
+    let factor = codebook::embedding(&reduce::sum(&raised)?, &total, f64::from(f32::MIN_POSITIVE))?;
+    Ok(matmul::forward(&raised, &factor, Transpose::default())?.reshape([size])?)
 }
 
 /// Inputs `[N, D]` and codes i32 `[N]` of every stage.
@@ -84,18 +107,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Of a step on `items` items, with `stages` stages.
-    pub fn new(rules: &CodebookRules, items: usize, stages: usize, seed: u64, step: u64) -> Plan {
+    /// Of a step on `items` items, with `stages` stages, of which `bandwidths` are numbers that make bitrates.
+    pub fn new(rules: &CodebookRules, items: usize, stages: usize, bandwidths: &[usize], seed: u64, step: u64) -> Plan {
         let mut rng = SplitMix(mix(seed, step, 0xd0));
-        let draw = |rng: &mut SplitMix| 1 + (rng.next() % stages.max(1) as u64) as usize;
+        let below = |rng: &mut SplitMix, n: usize| (rng.next() % n.max(1) as u64) as usize;
+        let draw = |rng: &mut SplitMix| match rules.dropout_of {
+            DropoutOf::Bandwidths => bandwidths.get(below(rng, bandwidths.len())).map_or(stages, |&n| n.clamp(1, stages.max(1))),
+            _ => 1 + below(rng, stages),
+        };
         let (used, run) = match rules.dropout_of {
             DropoutOf::Items => {
                 let dropped = (items as f64 * rules.dropout) as usize;
                 ((0..items).map(|item| if item < dropped { draw(&mut rng) } else { stages }).collect(), stages)
             }
-            DropoutOf::Batch | DropoutOf::Stages => {
+            DropoutOf::Batch | DropoutOf::Stages | DropoutOf::Bandwidths => {
                 let used = if rng.uniform() < rules.dropout { draw(&mut rng) } else { stages };
-                (vec![used; items], if rules.dropout_of == DropoutOf::Stages { used } else { stages })
+                (vec![used; items], if rules.dropout_of == DropoutOf::Batch { stages } else { used })
             }
         };
         let mut rng = SplitMix(mix(seed, step, 0xd2));
@@ -157,10 +184,10 @@ pub fn ema(
         if plan.used.len() != items || plan.used.iter().any(|used| !(1..=plan.run).contains(used)) || plan.run > books.len() {
             return Err(unplanned(plan, items, books.len()));
         }
-        let x = project(recording, z, branch.name, "input_proj")?;
+        let x = project(recording, z, branch, "input_proj")?;
         let (quantised, loss) = residual(recording.tape, &x, books, plan, used, weights.commitment, rules, &mut stages)?;
         accumulate(&mut commitment, loss)?;
-        let y = project(recording, &recording.tape.straight_through(&x, quantised), branch.name, "output_proj")?;
+        let y = project(recording, &recording.tape.straight_through(&x, quantised), branch, "output_proj")?;
         sum = Some(match sum {
             Some(sum) => recording.tape.add(&sum, &y)?,
             None => y,
@@ -288,7 +315,7 @@ impl Similarity {
 pub fn pass_through(recording: &Recording, z: &Var, branches: &[Branch]) -> Result<Var> {
     let mut sum: Option<Var> = None;
     for branch in branches {
-        let y = project(recording, &project(recording, z, branch.name, "input_proj")?, branch.name, "output_proj")?;
+        let y = project(recording, &project(recording, z, branch, "input_proj")?, branch, "output_proj")?;
         sum = Some(match sum {
             Some(sum) => recording.tape.add(&sum, &y)?,
             None => y,
@@ -297,9 +324,12 @@ pub fn pass_through(recording: &Recording, z: &Var, branches: &[Branch]) -> Resu
     sum.ok_or_else(|| crate::Error::Argument("no codebooks to come".into()))
 }
 
-/// `x` through `{branch}.{name}`.
-pub fn project(recording: &Recording, x: &Var, branch: &str, name: &str) -> Result<Var> {
-    let weight = recording.parameter(&format!("{branch}.{name}.weight"))?;
+/// `x` through `{branch}.{name}`, if there is one.
+pub fn project(recording: &Recording, x: &Var, branch: &Branch, name: &str) -> Result<Var> {
+    if !branch.projected {
+        return Ok(x.clone());
+    }
+    let weight = recording.parameter(&format!("{}.{name}.weight", branch.name))?;
     Ok(recording.tape.conv1d(x, weight, None, None, Default::default())?)
 }
 
@@ -311,26 +341,32 @@ fn accumulate(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
     Ok(())
 }
 
-/// DAC's factorised quantisation: a projection in and out of every stage, cosine codes, codebooks by gradient.
-pub fn factorised(recording: &Recording, z: &Var, config: &Config, plan: &Plan, weights: &LossWeights) -> Result<Quantised> {
+/// Factorised quantisation: a projection in and out of every stage, cosine codes of `dim` dimensions, codebooks by gradient (DAC). A code
+/// of a stage stands for `stride` latents: their mean is quantised, and the codeword repeated (SNAC).
+pub fn factorised(
+    recording: &Recording,
+    z: &Var,
+    strides: &[usize],
+    dim: usize,
+    plan: &Plan,
+    weights: &LossWeights,
+) -> Result<Quantised> {
     use swara_kernels::ops::weight_norm::Axis;
     let tape: &Tape = recording.tape;
-    let shape = z.value().shape();
-    let (rows, dim) = (shape.rows(), config.codebook_dim);
     let mut residual = z.clone();
     let mut sum: Option<Var> = None;
     let mut commitment: Option<Tensor> = None;
     let mut codebook_loss: Option<Tensor> = None;
     let mut stages = Vec::new();
-    for k in 0..config.codebook_sizes.len() {
+    for (k, &stride) in strides.iter().enumerate() {
         let stage = format!("quantizer.quantizers.{k}");
         let projection = |name: &str, x: &Var| -> Result<Var> {
             let layer = format!("{stage}.{name}");
             let weight = recording.weight(&layer, Axis::Out)?;
             Ok(tape.conv1d(x, &weight, Some(recording.parameter(&format!("{layer}.bias"))?), None, Default::default())?)
         };
-        let encoded = projection("in_proj", &residual)?;
-        let flat = tape.reshape(&encoded, [rows, dim])?;
+        let encoded = projection("in_proj", &tape.mean_pool(&residual, stride)?)?;
+        let flat = tape.reshape(&encoded, [encoded.value().shape().rows(), dim])?;
         let book = recording.parameter(&format!("{stage}.codebook.weight"))?;
         let codes = Rc::new(rvq_search::nearest(flat.value(), book.value(), Metric::Cosine)?);
         let words = tape.gather(book, &codes)?;
@@ -354,7 +390,7 @@ pub fn factorised(recording: &Recording, z: &Var, config: &Config, plan: &Plan, 
             }
         }
         let through = tape.straight_through(&encoded, words.value().copy()?.reshape(encoded.value().shape())?);
-        let decoded = projection("out_proj", &through)?;
+        let decoded = tape.repeat(&projection("out_proj", &through)?, stride)?;
         residual = tape.sub(&residual, &decoded)?;
         let seen = match plan.even() {
             Some(used) => (k < used).then_some(decoded),
@@ -460,7 +496,8 @@ fn anchor(book: &mut Codebook, inputs: &Tensor, rules: &CodebookRules, anchor: A
 fn revive(book: &mut Codebook, inputs: &Tensor, rules: &CodebookRules, draws: &mut dyn Draws) -> Result<()> {
     let usage = book.usage.to_f64()?;
     let mean = usage.iter().sum::<f64>() / usage.len() as f64;
-    let expired: Vec<i32> = (0..usage.len() as i32).filter(|&i| usage[i as usize] < rules.expire_below * mean).collect();
+    let least = (rules.expire_below * mean).max(rules.expire_count);
+    let expired: Vec<i32> = (0..usage.len() as i32).filter(|&i| usage[i as usize] < least).collect();
     let drawn = draws.rows(inputs.shape()[0], usage.len());
     if expired.is_empty() {
         return Ok(());
@@ -502,7 +539,7 @@ fn kmeans_stage(x: &Tensor, size: usize, iterations: usize, draws: &mut dyn Draw
         }
         means = codebook::embedding(&usage, &sum, USAGE_EPSILON)?;
     }
-    Ok(Codebook { usage, sum })
+    Ok(Codebook { usage, sum, averaging: Averaging::Plain })
 }
 
 /// Mimi's initialisation: the codebook of one more `stage`, by k-means on what those before it leave of `x [N, D]`. It waits for them for
@@ -513,7 +550,7 @@ pub fn initialise_stage(books: &mut [Codebook], x: Tensor, stage: usize, iterati
         residual = rvq_search::stage(&residual, &book.embedding()?)?.1;
     }
     let Some(book) = books.get_mut(stage) else { return Ok(()) };
-    *book = kmeans_stage(&residual, book.usage.elements(), iterations, draws)?;
+    *book = Codebook { averaging: book.averaging, ..kmeans_stage(&residual, book.usage.elements(), iterations, draws)? };
     if stage == 0 {
         for book in &mut books[1..] {
             book.usage = Tensor::from_f64(&book.usage.device(), book.usage.dtype(), &vec![1.0; book.usage.elements()], book.usage.shape())?;

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use swara_kernels::ops::activation;
 use swara_kernels::ops::attention::Mask;
+use swara_kernels::ops::rope::{Rope, Style};
 use swara_kernels::ops::weight_norm::Axis;
-use swara_kernels::span;
+use swara_kernels::ops::{activation, conv1d, elementwise};
+use swara_kernels::{Tensor, span};
 
-use crate::codec::model::{Activation, Before, Conv, Layer, Lstm, Upsample};
+use crate::codec::Noise;
+use crate::codec::model::{Activation, Before, Conv, Layer, Lstm, Upsample, Windowed};
 use crate::tape::{Tape, Var};
 use crate::transformer::{Block, FeedForward, Norm};
 use crate::{Error, Result};
@@ -35,8 +37,13 @@ impl Recording<'_> {
         }
     }
 
-    /// `x [B, T, C]` through all of `layers`.
-    pub fn run(&self, layers: &[Layer], mut x: Var) -> Result<Var> {
+    /// `x [B, T, C]` through all of `layers`, without noise.
+    pub fn run(&self, layers: &[Layer], x: Var) -> Result<Var> {
+        self.run_with(layers, x, &Noise::Silent)
+    }
+
+    pub fn run_with(&self, layers: &[Layer], mut x: Var, noise: &Noise) -> Result<Var> {
+        let mut noisy = 0;
         for layer in layers {
             x = match layer {
                 Layer::Conv(only) => self.conv(only, &x, None)?,
@@ -53,7 +60,11 @@ impl Recording<'_> {
                     self.conv(second, &h, Some(&around))?
                 }
                 Layer::Lstm(lstm) => self.lstm(lstm, &x)?,
-                Layer::Windowed(_) | Layer::Noise(_) => return Err(untrained(layer.name())),
+                Layer::Windowed(windowed) => self.windowed(windowed, &x)?,
+                Layer::Noise(linear) => {
+                    noisy += 1;
+                    self.noise(linear, &x, noise, noisy - 1)?
+                }
             };
         }
         Ok(x)
@@ -97,6 +108,34 @@ impl Recording<'_> {
         let x = self.activate(&layer.activation, x)?;
         let (weight, bias) = (self.weight(&layer.name, Axis::In)?, self.bias(&layer.name, layer.bias)?);
         Ok(self.tape.conv_transpose1d(&x, &weight, bias, layer.geometry)?)
+    }
+
+    /// `x + noise * linear(x)`, the noise of the `nth` such layer.
+    fn noise(&self, linear: &Conv, x: &Var, noise: &Noise, nth: usize) -> Result<Var> {
+        let Some(drawn) = noise.draw(nth, x.value())? else { return Ok(x.clone()) };
+        let (device, dtype) = (x.value().device(), x.value().dtype());
+        // A product of one tap spreads it over the channels.
+        let spread = Tensor::from_f64(&device, dtype, &vec![1.0; linear.cout], [1, 1, linear.cout])?;
+        let drawn = conv1d::forward(&elementwise::convert(&drawn, dtype)?, &spread, &conv1d::Geometry::default(), conv1d::Fused::default())?;
+        let added = self.tape.mask(&self.conv(linear, x, None)?, &Rc::new(drawn))?;
+        Ok(self.tape.add(x, &added)?)
+    }
+
+    /// Of whole windows.
+    fn windowed(&self, layer: &Windowed, x: &Var) -> Result<Var> {
+        let _span = span::layer(&layer.name);
+        let (tape, &Windowed { width, head_dim, window, .. }) = (self.tape, layer);
+        let [batch, tokens, _] = x.value().shape()[..] else { return Err(Error::Argument(format!("rows of {:?}", x.value()))) };
+        if !tokens.is_multiple_of(window) {
+            return Err(Error::Argument(format!("{tokens} latents, expected whole windows of {window}")));
+        }
+        let (matrix, count, windows) = (format!("{}.to_qkv.weight", layer.name), width / head_dim, batch * tokens / window);
+        let normed = self.layer_norm(&format!("{}.norm", layer.name), x, layer.epsilon)?;
+        let heads = |part: usize| self.heads(&matrix, [part * count, count, head_dim], &normed, [windows, window]);
+        let rope = Rc::new(Rope::new(&x.value().device(), head_dim, layer.theta, Style::HalfSplit)?);
+        let (q, k, v) = (tape.rope(&heads(0)?, &rope)?, tape.rope(&heads(1)?, &rope)?, heads(2)?);
+        let seen = tape.reshape(&tape.attention([&q, &k, &v], Mask::default())?, [batch, tokens, width])?;
+        Ok(tape.add(x, &tape.linear(&seen, self.parameter(&format!("{}.to_out.weight", layer.name))?)?)?)
     }
 
     fn bias(&self, layer: &str, biased: bool) -> Result<Option<&Var>> {
@@ -169,8 +208,7 @@ fn untrained(layer: &str) -> Error {
 mod tests {
     use std::path::Path;
 
-    use swara_kernels::ops::elementwise;
-    use swara_kernels::{DType, Device, Tensor};
+    use swara_kernels::{DType, Device};
     use swara_loader::weights::{TensorRef, Weights, save};
 
     use super::*;

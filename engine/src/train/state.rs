@@ -6,11 +6,14 @@ use std::rc::Rc;
 
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Shape, Tensor};
+use swara_loader::output;
 use swara_loader::weights::{self, Dtype, TensorRef};
 
 use super::{Architecture, Initialisation, Parameter, TrainConfig, Trainer};
-use crate::codec::model::{Layout, Model, TensorSpec};
-use crate::codec::{Config, METADATA_CONFIG, METADATA_MODEL, embedding_spec, mimi_to_train, quantizer, read};
+use crate::codec::model::{Layer, Layout, Model, TensorSpec};
+use crate::codec::{
+    Config, METADATA_CONFIG, METADATA_MODEL, embedding_spec, encodec_to_train, frequencies, mimi_to_train, quantizer, read, snac_to_train,
+};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -109,8 +112,8 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Starts from a model instead of from noise: weights with or without weight norm, codebooks as averages or embeddings; of a Mimi
-    /// any file that is published. The optimiser starts anew.
+    /// Starts from a model instead of from noise: weights with or without weight norm, codebooks as averages or embeddings; of a Mimi, an
+    /// EnCodec or a SNAC any file that is published. The optimiser starts anew.
     pub fn initialise_from(&mut self, file: &weights::Weights) -> Result<()> {
         if self.config.codebook.initialise == Initialisation::Stepwise {
             return Err(Error::Config("initialise = \"stepwise\" makes codebooks that a model has already".into()));
@@ -119,6 +122,8 @@ impl Trainer {
         let (found, books) = match &self.architecture {
             Architecture::Own(config) => own(file, config, &self.model, &device)?,
             Architecture::Mimi(config) => mimi_to_train(file, config, &device)?,
+            Architecture::EnCodec(config) => encodec_to_train(file, config, &device)?,
+            Architecture::Snac(config) => (snac_to_train(file, config, &device)?, Vec::new()),
         };
         let find = |name: &str| found.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()));
         let directions: BTreeMap<String, TensorSpec> =
@@ -145,21 +150,26 @@ impl Trainer {
             p.second_moment.set_zero()?;
         }
         for (book, [usage, sum]) in self.codebooks.iter_mut().zip(books) {
-            book.usage = elementwise::convert(&usage, dtype)?;
-            book.sum = elementwise::convert(&sum, dtype)?;
+            book.usage = Tensor::from_f64(&device, dtype, &usage.to_f64()?, usage.shape())?;
+            book.sum = Tensor::from_f64(&device, dtype, &sum.to_f64()?, sum.shape())?;
         }
         self.initialised = true;
         Ok(())
     }
 
     /// Writes the model as others load it: averaged weights, weight norm folded, embeddings in place of their averages;
-    /// convolutions in bf16, what is searched or scales a whole channel in f32.
+    /// convolutions in bf16, what is searched or scales a whole channel in f32. An EnCodec or a SNAC as its package has it, all in f32 and
+    /// weight-normed, with its `config.json` beside it.
     pub fn release(&self, path: &Path) -> Result<()> {
+        if let Architecture::EnCodec(_) | Architecture::Snac(_) = &self.architecture {
+            return self.publish(path);
+        }
         let (weights, codebooks) = self.released()?;
         let mut specs = self.model.tensors(true);
         match &self.architecture {
             Architecture::Own(config) => specs.extend(quantizer::parameter_tensors(config, true)),
             Architecture::Mimi(config) => specs.extend(quantizer::split_tensors(config.hidden_size, config.codebook_dim)),
+            Architecture::EnCodec(_) | Architecture::Snac(_) => {}
         }
         let mut tensors: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
         let mut add = |spec: &TensorSpec, tensor: &Tensor| -> Result<()> {
@@ -189,6 +199,7 @@ impl Trainer {
                     add(&TensorSpec::new(name, Layout::Plain, [1]), &Tensor::from_slice(&Device::Cpu, &[1.0f32], [1])?)?;
                 }
             }
+            Architecture::EnCodec(_) | Architecture::Snac(_) => {}
         }
         let metadata = BTreeMap::from([
             (METADATA_CONFIG.to_owned(), self.architecture.json()?),
@@ -197,6 +208,45 @@ impl Trainer {
         ]);
         let refs: Vec<TensorRef> =
             tensors.iter().map(|(name, shape, dtype, bytes)| TensorRef { name, dtype: *dtype, shape, bytes }).collect();
+        Ok(weights::save(path, &refs, &metadata)?)
+    }
+
+    fn publish(&self, path: &Path) -> Result<()> {
+        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+        let values = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(elementwise::convert(tensor, DType::F32)?.to_vec::<f32>()?) };
+        let snac = matches!(self.architecture, Architecture::Snac(_));
+        for (p, average) in self.parameters.iter().zip(&self.averages) {
+            // As PyTorch calls gain and direction since 2.0.
+            let name = match (snac, p.spec.name.strip_suffix(".weight_g"), p.spec.name.strip_suffix(".weight_v")) {
+                (true, Some(layer), _) => format!("{layer}.parametrizations.weight.original0"),
+                (true, _, Some(layer)) => format!("{layer}.parametrizations.weight.original1"),
+                _ => p.spec.name.clone(),
+            };
+            tensors.push((name, p.spec.published.clone(), p.spec.export(&values(average)?)));
+        }
+        for (k, book) in self.codebooks.iter().enumerate() {
+            let (shape, sizes) = (book.sum.shape().to_vec(), book.usage.shape().to_vec());
+            let mut add = |part: &str, shape: &[usize], values| tensors.push((format!("quantizer.layers.{k}.codebook.{part}"), shape.to_vec(), values));
+            add("embed", &shape, values(&book.embedding()?)?);
+            add("embed_avg", &shape, values(&book.sum)?);
+            add("cluster_size", &sizes, values(&book.usage)?);
+            add("inited", &[1], vec![1.0]);
+        }
+        for layer in self.model.layers() {
+            let Layer::Windowed(windowed) = layer else { continue };
+            let (name, shape) = frequencies(windowed);
+            let turn = |i: usize| windowed.theta.powf(-2.0 * i as f64 / windowed.head_dim as f64) as f32;
+            tensors.push((name, shape, (0..windowed.head_dim / 2).map(turn).collect()));
+        }
+        let config = self.architecture.json()?;
+        let metadata = BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            (METADATA_CONFIG.to_owned(), config.clone()),
+            (METADATA_MODEL.to_owned(), self.config.model.clone()),
+            (STEP.to_owned(), self.step().to_string()),
+        ]);
+        let refs: Vec<TensorRef> = tensors.iter().map(|(name, shape, values)| TensorRef::f32(name, shape, values)).collect();
+        output::write(path.with_file_name("config.json"), config.as_bytes())?;
         Ok(weights::save(path, &refs, &metadata)?)
     }
 }

@@ -1,13 +1,13 @@
 //! Published EnCodec checkpoints: the names of `transformers`, and those of `encodec`.
 
-use swara_kernels::Device;
+use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights;
 
-use super::{named, read};
+use super::{as_they_are, fold, read};
 use crate::Result;
 use crate::codec::encodec::{self, Config};
 use crate::codec::model::{Layout, Model, TensorSpec};
-use crate::codec::quantizer::Quantizer;
+use crate::codec::quantizer::{Quantizer, smoothed};
 use crate::weights::Weights;
 
 /// Whose names a file has.
@@ -57,6 +57,41 @@ fn original(name: &str) -> String {
 }
 
 pub fn load(file: &weights::Weights, naming: Naming, config: &Config, device: &Device) -> Result<(Model, Weights, Quantizer)> {
+    let (model, (tensors, specs), codebooks) = find(file, naming, config, device)?;
+    let codebooks = codebooks.iter().map(|spec| read(file, spec, device)).collect::<Result<Vec<_>>>()?;
+    Ok((model, fold(&specs, tensors)?, Quantizer::plain(&codebooks)?))
+}
+
+/// Weights, and averages of which the codebooks that the file has are the quotients: codewords of a file that does not say how much each
+/// was used are as if all had been alike.
+pub fn to_train(file: &weights::Weights, naming: Naming, config: &Config, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
+    let (_, (tensors, _), codebooks) = find(file, naming, config, device)?;
+    let averages = |spec: &TensorSpec| -> Result<[Tensor; 2]> {
+        let (words, [size, dim]) = (read(file, spec, &Device::Cpu)?.to_f64()?, [spec.published[0], spec.published[1]]);
+        let name = spec.name.replace("codebook.embed", "codebook.cluster_size");
+        let mut usage = match file.contains(&name) {
+            true => read(file, &TensorSpec::new(name, Layout::Plain, [size]), &Device::Cpu)?.to_f64()?,
+            false => Vec::new(),
+        };
+        usage.iter_mut().for_each(|u| *u = u.max(0.0));
+        if usage.iter().all(|&u| u == 0.0) {
+            usage = vec![1.0; size];
+        }
+        let sum: Vec<f64> = words.chunks_exact(dim.max(1)).zip(smoothed(&usage)).flat_map(|(row, u)| row.iter().map(move |w| w * u)).collect();
+        let exact = |values: &[f64], shape: &[usize]| Tensor::from_f64(&Device::Cpu, DType::F64, values, Shape::try_from(shape)?);
+        Ok([exact(&usage, &[size])?, exact(&sum, &[size, dim])?])
+    };
+    Ok((tensors, codebooks.iter().map(averages).collect::<Result<_>>()?))
+}
+
+/// The layers, their weights as the file has them, and its codebooks.
+#[allow(clippy::type_complexity)]
+fn find(
+    file: &weights::Weights,
+    naming: Naming,
+    config: &Config,
+    device: &Device,
+) -> Result<(Model, (Weights, Vec<TensorSpec>), Vec<TensorSpec>)> {
     let model = encodec::model(config)?;
     let published = |name: &str| {
         let name = naming.published(name);
@@ -77,9 +112,8 @@ pub fn load(file: &weights::Weights, naming: Naming, config: &Config, device: &D
     });
     let beside = codebooks.iter().map(|spec| (spec.name.clone(), spec.published.clone()));
     let beside = beside.chain(buffers.filter(|(name, _)| file.contains(name)));
-    let weights = named(file, &model.tensors(true), published, beside, device)?;
-    let codebooks = codebooks.iter().map(|spec| read(file, spec, device)).collect::<Result<Vec<_>>>()?;
-    Ok((model, weights, Quantizer::plain(&codebooks)?))
+    let tensors = as_they_are(file, &model.tensors(true), published, beside, device)?;
+    Ok((model, tensors, codebooks))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod snac;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub(crate) use snac::frequencies;
 use swara_kernels::ops::{codebook, weight_norm};
 use swara_kernels::quantized::{Panels, Quantized};
 use swara_kernels::{DType, Device, Shape, Tensor};
@@ -59,13 +60,16 @@ impl<'a> Family<'a> {
         if let Some(naming) = mimi::Naming::of(file) {
             return Some(Family::Mimi(naming));
         }
-        if file.metadata().contains_key(METADATA_CONFIG) {
-            return Some(Family::Own);
-        }
         if snac::recognises(file) {
             return Some(Family::Snac);
         }
-        dac::Naming::of(file).map(Family::Dac).or_else(|| encodec::Naming::of(file).map(Family::Encodec))
+        if let Some(naming) = encodec::Naming::of(file) {
+            return Some(Family::Encodec(naming));
+        }
+        if file.metadata().contains_key(METADATA_CONFIG) {
+            return Some(Family::Own);
+        }
+        dac::Naming::of(file).map(Family::Dac)
     }
 
     fn name(&self) -> &'static str {
@@ -126,6 +130,22 @@ pub(crate) fn mimi_to_train(file: &weights::Weights, config: &MimiConfig, device
     match Family::of(file) {
         Some(Family::Mimi(naming)) => mimi::to_train(file, &naming, config, device),
         _ => Err(Error::File { path: file.path().to_owned(), why: "no Mimi".into() }),
+    }
+}
+
+/// What training starts from in a published EnCodec: weights, weight-normed as they are in the file, and usage and sum of every codebook.
+pub(crate) fn encodec_to_train(file: &weights::Weights, config: &EncodecConfig, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
+    match Family::of(file) {
+        Some(Family::Encodec(naming)) => encodec::to_train(file, naming, config, device),
+        _ => Err(Error::File { path: file.path().to_owned(), why: "no EnCodec".into() }),
+    }
+}
+
+/// As [`encodec_to_train`]; codebooks are weights.
+pub(crate) fn snac_to_train(file: &weights::Weights, config: &SnacConfig, device: &Device) -> Result<Weights> {
+    match Family::of(file) {
+        Some(Family::Snac) => Ok(snac::to_train(file, config, device)?.1.0),
+        _ => Err(Error::File { path: file.path().to_owned(), why: "no SNAC".into() }),
     }
 }
 
@@ -243,6 +263,18 @@ fn named(
     beside: impl IntoIterator<Item = (String, Vec<usize>)>,
     device: &Device,
 ) -> Result<Weights> {
+    let (tensors, specs) = as_they_are(file, specs, published, beside, device)?;
+    fold(&specs, tensors)
+}
+
+/// As [`named`], where weight norms are not folded: what the file has, and what it is of.
+fn as_they_are(
+    file: &weights::Weights,
+    specs: &[TensorSpec],
+    published: impl Fn(&str) -> String,
+    beside: impl IntoIterator<Item = (String, Vec<usize>)>,
+    device: &Device,
+) -> Result<(Weights, Vec<TensorSpec>)> {
     let source = |spec: &TensorSpec| {
         let name = published(&spec.name);
         weight_normed(file, spec, &name).map_or_else(|| vec![(spec.clone(), name)], Vec::from)
@@ -251,7 +283,7 @@ fn named(
     file.check(sources.iter().map(|(spec, name)| (name.clone(), spec.published.clone())).chain(beside))?;
     let read = |(spec, name): &(TensorSpec, String)| Ok((spec.name.clone(), read_as(file, name, spec, &file.to_f32(name)?, device)?));
     let tensors = sources.iter().map(read).collect::<Result<_>>()?;
-    fold(sources.iter().map(|(spec, _)| spec), tensors)
+    Ok((tensors, sources.into_iter().map(|(spec, _)| spec).collect()))
 }
 
 /// Gain and direction of `spec`, which the file calls `name`, if it has them instead: by PyTorch's names of before and since 2.0.

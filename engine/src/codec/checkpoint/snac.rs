@@ -3,9 +3,9 @@
 use swara_kernels::Device;
 use swara_loader::weights;
 
-use super::{dac, named};
+use super::{as_they_are, dac, fold};
 use crate::Result;
-use crate::codec::model::{Layer, Model};
+use crate::codec::model::{Layer, Model, TensorSpec, Windowed};
 use crate::codec::quantizer::{Quantizer, factorised_tensors};
 use crate::codec::snac::{self, Config};
 use crate::weights::Weights;
@@ -17,16 +17,24 @@ pub fn recognises(file: &weights::Weights) -> bool {
 }
 
 pub fn load(file: &weights::Weights, config: &Config, device: &Device) -> Result<(Model, Weights, Quantizer)> {
+    let (model, (tensors, specs)) = to_train(file, config, device)?;
+    let weights = fold(&specs, tensors)?;
+    let quantizer = Quantizer::levels(&weights, &config.vq_strides)?;
+    Ok((model, weights, quantizer))
+}
+
+/// Name and shape of the frequencies of a layer's positions, which are not learnt.
+pub fn frequencies(layer: &Windowed) -> (String, Vec<usize>) {
+    (format!("{}.rel_pos.inv_freq", layer.name), vec![layer.head_dim / 2])
+}
+
+/// The layers, and their weights, weight-normed where the file has them so.
+pub fn to_train(file: &weights::Weights, config: &Config, device: &Device) -> Result<(Model, (Weights, Vec<TensorSpec>))> {
     let model = snac::model(config)?;
     let mut specs = model.tensors(true);
     specs.extend(factorised_tensors(model.format.latent, config.codebook_dim, &model.format.codebook_sizes, true));
-    // Frequencies, which are not learnt.
-    let buffer = |layer: &Layer| match layer {
-        Layer::Windowed(w) => Some((format!("{}.rel_pos.inv_freq", w.name), vec![w.head_dim / 2])),
-        _ => None,
-    };
+    let buffer = |layer: &Layer| if let Layer::Windowed(windowed) = layer { Some(frequencies(windowed)) } else { None };
     let buffers: Vec<_> = model.layers().filter_map(buffer).collect();
-    let weights = named(file, &specs, str::to_owned, buffers, device)?;
-    let quantizer = Quantizer::levels(&weights, &config.vq_strides)?;
-    Ok((model, weights, quantizer))
+    let tensors = as_they_are(file, &specs, str::to_owned, buffers, device)?;
+    Ok((model, tensors))
 }

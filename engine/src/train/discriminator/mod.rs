@@ -22,7 +22,7 @@ pub use self::loss::{AdversarialForm, AdversarialRule, Reduction, adversarial_lo
 use super::quantize::mix;
 use super::recording::Recording;
 use crate::codec::model::{Layout, TensorSpec};
-use crate::tape::Var;
+use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
 /// Peak of a normalised wave.
@@ -330,7 +330,7 @@ impl View {
                 }
                 let padded = tape.pad(wave, each as isize, (each + more) as isize)?;
                 let frames = (samples + more) / hop;
-                let spectrum = whole_frames(recording, &padded, batch, window, frames)?;
+                let spectrum = whole_frames(tape, &padded, batch, window, frames)?;
                 let lines = tape.reshape(&spectrum, [batch * frames, width, 2])?;
                 let band = |&[low, high]: &[usize; 2]| {
                     let band = tape.pad(&lines, -(low as isize), high as isize - width as isize)?;
@@ -343,7 +343,7 @@ impl View {
                     return Err(too_short(samples, &format!("window {window}")));
                 }
                 let frames = (samples - window) / (window / 4) + 1;
-                let spectrum = whole_frames(recording, wave, batch, window, frames)?;
+                let spectrum = whole_frames(tape, wave, batch, window, frames)?;
                 // Over the norm of the window.
                 let scaled = tape.scale(&spectrum, (window as f64 * 3.0 / 8.0).powf(-0.5))?;
                 Ok(vec![tape.reshape(&scaled, [batch, frames, window / 2 + 1, 2])?])
@@ -354,8 +354,7 @@ impl View {
 
 /// Spectra `[B, frames, bins 2]` of the frames of `wave [B, T, 1]` that begin at whole hops of a quarter window: those of a transform
 /// whose frames are centred there, without the first two, which begin before the wave.
-fn whole_frames(recording: &Recording, wave: &Var, batch: usize, window: usize, frames: usize) -> Result<Var> {
-    let tape = recording.tape;
+pub(super) fn whole_frames(tape: &Tape, wave: &Var, batch: usize, window: usize, frames: usize) -> Result<Var> {
     let samples = wave.value().shape()[1];
     let spectrum = tape.stft(&tape.reshape(wave, [batch, samples])?, window, window / 4)?;
     let all = spectrum.value().shape()[1];

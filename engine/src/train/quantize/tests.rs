@@ -85,7 +85,7 @@ fn identity(dim: usize) -> BTreeMap<String, Var> {
 
 /// A quantiser that is not split.
 fn one(stages: usize) -> Branch {
-    Branch { name: "quantizer", stages: 0..stages }
+    Branch { name: "quantizer", stages: 0..stages, projected: true }
 }
 
 /// How many codewords expired.
@@ -102,7 +102,8 @@ fn replay(name: &str) -> usize {
     };
     let draws = golden.values("draws").chunks(bins).map(|draw| draw.iter().map(|&v| v as i32).collect()).collect();
     let mut replay = Replay { draws, next: 0, rows: batch * frames };
-    let book = || Codebook { usage: tensor(&vec![0.0; bins], &[bins]), sum: tensor(&vec![0.0; bins * dim], &[bins, dim]) };
+    let empty = |shape: &[usize]| tensor(&vec![0.0; shape.iter().product()], shape);
+    let book = || Codebook { usage: empty(&[bins]), sum: empty(&[bins, dim]), averaging: Averaging::Plain };
     let mut books: Vec<Codebook> = (0..stages).map(|_| book()).collect();
     let (parameters, mut expired) = (identity(dim), 0);
     for step in 0..steps {
@@ -173,7 +174,7 @@ fn rows_are_drawn_once_each_where_there_are_enough() {
 
 #[test]
 fn a_plan_drops_what_its_rules_say() {
-    let plan = |rules: CodebookRules, step| Plan::new(&rules, 8, 6, 1, step);
+    let plan = |rules: CodebookRules, step| Plan::new(&rules, 8, 6, &[1, 2, 6], 1, step);
     let rules = |dropout, dropout_of| CodebookRules { dropout, dropout_of, ..CodebookRules::default() };
     assert_eq!(plan(rules(0.0, DropoutOf::Stages), 3), Plan::whole(8, 6, 6));
     let mut seen = [[false; 7]; 3];
@@ -190,6 +191,15 @@ fn a_plan_drops_what_its_rules_say() {
             }
         }
     }
+    // EnCodec's: whole batches have stages that make a bitrate, the others neither run nor learn.
+    let drawn: std::collections::BTreeSet<usize> = (0..100)
+        .map(|step| {
+            let plan = plan(rules(1.0, DropoutOf::Bandwidths), step);
+            assert_eq!(plan, Plan::whole(8, plan.used[0], plan.used[0]));
+            plan.used[0]
+        })
+        .collect();
+    assert_eq!(drawn, [1, 2, 6].into());
     assert_eq!(seen, [[false, true, true, true, true, true, true]; 3]);
     let raw = (0..200).flat_map(|step| plan(CodebookRules { no_quantization_rate: 0.5, ..rules(0.0, DropoutOf::Batch) }, step).raw);
     let share = raw.filter(|raw| *raw).count();
@@ -202,7 +212,8 @@ fn items_have_stages_of_their_own() {
     let (batch, frames, dim, bins) = (3, 5, 4, 6);
     let mut rng = SplitMix(5);
     let mut random = |n: usize| (0..n).map(|_| rng.uniform() - 0.5).collect::<Vec<f64>>();
-    let book = |values: Vec<f64>| Codebook { usage: tensor(&vec![1.0; bins], &[bins]), sum: tensor(&values, &[bins, dim]) };
+    let ones = || tensor(&vec![1.0; bins], &[bins]);
+    let book = |values: Vec<f64>| Codebook { usage: ones(), sum: tensor(&values, &[bins, dim]), averaging: Averaging::Plain };
     let books: Vec<Codebook> = (0..3).map(|_| book(random(bins * dim))).collect();
     let x = random(batch * frames * dim);
     let parameters = identity(dim);
@@ -235,13 +246,6 @@ fn items_have_stages_of_their_own() {
 #[test]
 fn items_have_factorised_stages_of_their_own() {
     let (batch, frames, latent, dim, bins) = (3, 4, 6, 3, 5);
-    let config = Config {
-        latent,
-        quantizer: crate::codec::QuantizerKind::Factorised,
-        codebook_dim: dim,
-        codebook_sizes: vec![bins; 3],
-        ..Config::preset("te50").unwrap()
-    };
     let mut rng = SplitMix(6);
     let mut random = |n: usize| (0..n).map(|_| rng.uniform() - 0.5).collect::<Vec<f64>>();
     let mut tensors = Vec::new();
@@ -263,7 +267,7 @@ fn items_have_factorised_stages_of_their_own() {
         let leaf = tape.leaf(Rc::new(tensor(x, &[plan.used.len(), frames, latent])));
         let weights = LossWeights { commitment: 0.25, codebook: 1.0, ..LossWeights::default() };
         let recording = Recording { tape: &tape, parameters: &parameters };
-        let q = factorised(&recording, &leaf, &config, plan, &weights).unwrap();
+        let q = factorised(&recording, &leaf, &[1; 3], dim, plan, &weights).unwrap();
         let losses = [&q.commitment, q.codebook.as_ref().unwrap()].map(|loss| loss.value().to_f64().unwrap()[0]);
         let output = q.z.value().to_f64().unwrap();
         let mut found = tape.backward().unwrap();

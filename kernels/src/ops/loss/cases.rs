@@ -7,7 +7,7 @@ const FLOOR: f64 = 0.1;
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for loss in [Loss::L1, Loss::Mse, Loss::LogL1 { floor: FLOOR }] {
+    for loss in [Loss::L1, Loss::Mse, Loss::LogL1 { floor: FLOOR }, Loss::LogMse { floor: FLOOR }] {
         for n in [1, 31, 127, 500, 4097, 9000] {
             cases.extend([forward(loss, n, false), backward(loss, n, false)]);
         }
@@ -20,7 +20,7 @@ pub fn cases() -> Vec<Case> {
 /// Logarithms want positive values, some of them below the floor. A lone pair is fixed far apart: a difference of close
 /// logarithms has no accuracy relative to itself.
 fn inputs(loss: Loss, n: usize) -> Vec<Input> {
-    let fill = if let Loss::LogL1 { .. } = loss { Fill::Uniform(0.01, 3.0) } else { Fill::Normal(1.0) };
+    let fill = if let Loss::LogL1 { .. } | Loss::LogMse { .. } = loss { Fill::Uniform(0.01, 3.0) } else { Fill::Normal(1.0) };
     let lone = [0.3, 2.0].map(|v| Fill::Values(vec![v]));
     let fills = if n == 1 { lone } else { [fill.clone(), fill] };
     ["x", "y"].into_iter().zip(fills).map(|(name, fill)| Input::new(name, [n], fill)).collect()
@@ -34,12 +34,23 @@ fn value(loss: Loss, n: usize) -> Tolerance {
         Loss::L1 => mean.then_rounded(1),
         Loss::Mse => mean.then_rounded(3),
         Loss::LogL1 { .. } => mean.then_rounded(1).plus((4.0 * 1.5 + 1.0) * ROUNDOFF),
+        Loss::LogMse { .. } => mean.then_rounded(2).plus(2.0 * 1.5 * LOGARITHMS * ROUNDOFF),
     }
 }
 
-/// The constant; difference or division, and product.
-fn slope(loss: Loss) -> Tolerance {
-    Tolerance::roundings(if loss == Loss::L1 { 1 } else { 3 })
+/// How far a difference of `log10(x + FLOOR)` may be off, in roundoffs: the logarithms as above, and what their arguments were rounded by.
+const LOGARITHMS: f64 = 4.0 * 1.5 + 1.0 + 2.0;
+
+/// The constant; difference or division, and product. A difference of logarithms is off by as much wherever it is near zero, over no
+/// less than the floor.
+fn slope(loss: Loss, n: usize) -> Tolerance {
+    match loss {
+        Loss::L1 => Tolerance::roundings(1),
+        Loss::Mse | Loss::LogL1 { .. } => Tolerance::roundings(3),
+        Loss::LogMse { floor } => {
+            Tolerance::roundings(4).plus(15.0 / n as f64 * 2.0 * std::f64::consts::LOG10_E / floor * LOGARITHMS * ROUNDOFF)
+        }
+    }
 }
 
 fn forward(loss: Loss, n: usize, bench: bool) -> Case {
@@ -64,7 +75,7 @@ fn equal(loss: Loss) -> Case {
 fn backward(loss: Loss, n: usize, bench: bool) -> Case {
     Case {
         label: format!("{loss:?} backward [{n}]"),
-        outputs: vec![("dx", Check::Within(slope(loss)))],
+        outputs: vec![("dx", Check::Within(slope(loss, n)))],
         run: Box::new(move |i| Ok(vec![super::backward(loss, &i[0], &i[1], 15.0)?])),
         cost: Cost { bytes: 3 * 4 * n, flops: 3 * n },
         ..forward(loss, n, bench)

@@ -30,6 +30,18 @@ pub fn total<T: Real>(loss: Loss, x: &Tensor, y: &Tensor) -> Result<f64> {
                         |x, y| (at_least(x, floor).log10() - at_least(y, floor).log10()).abs().f64(),
                     )
                 }
+                Loss::LogMse { floor } => {
+                    let floor = T::of(floor);
+                    partial::sum_of(
+                        x,
+                        y,
+                        #[inline(always)]
+                        |x, y| {
+                            let d = (x + floor).log10() - (y + floor).log10();
+                            (d * d).f64()
+                        },
+                    )
+                }
             },
         );
     });
@@ -52,6 +64,10 @@ pub fn backward<T: Real>(loss: Loss, dx: &mut Tensor, x: &Tensor, y: &Tensor, fa
                         let slope = factor * sign(x[i] - at_least(y[i], floor)) / x[i];
                         dx[i] = if x[i] < floor { T::zero() } else { slope };
                     }
+                }
+                Loss::LogMse { floor } => {
+                    let (factor, floor) = (T::of(2.0 * factor * std::f64::consts::LOG10_E), T::of(floor));
+                    (0..n).for_each(|i| dx[i] = factor * ((x[i] + floor).log10() - (y[i] + floor).log10()) / (x[i] + floor));
                 }
             },
         )

@@ -8,6 +8,7 @@ fn parameters(loss: Loss) -> (i32, f32, f64) {
         Loss::L1 => (0, 0.0, 1.0),
         Loss::Mse => (1, 0.0, 2.0),
         Loss::LogL1 { floor } => (2, floor as f32, std::f64::consts::LOG10_E),
+        Loss::LogMse { floor } => (3, floor as f32, 2.0 * std::f64::consts::LOG10_E),
     }
 }
 

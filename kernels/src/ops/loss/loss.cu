@@ -7,7 +7,7 @@
 #include "vec.cuh"
 #include "block.cuh"
 
-enum Loss { L1, MSE, LOG_L1 };  // as in cuda.rs
+enum Loss { L1, MSE, LOG_L1, LOG_MSE };  // as in cuda.rs
 
 // max(x, floor), except that NaN stays NaN.
 __device__ __forceinline__ float at_least(float x, float floor) { return x < floor ? floor : x; }
@@ -16,13 +16,14 @@ __device__ __forceinline__ float sign(float x) { return x > 0.0f ? 1.0f : x < 0.
 
 __device__ __forceinline__ float term(int kind, float x, float y, float floor) {
     if (kind == LOG_L1) return fabsf(log10f(at_least(x, floor)) - log10f(at_least(y, floor)));
-    const float d = x - y;
+    const float d = kind == LOG_MSE ? log10f(x + floor) - log10f(y + floor) : x - y;
     return kind == L1 ? fabsf(d) : d * d;
 }
 
-// `factor`: what the gradient is multiplied by, over n; the 2 of a square or log10(e) included.
+// `factor`: what the gradient is multiplied by, over n; the 2 of a square and log10(e) included.
 __device__ __forceinline__ float slope(int kind, float x, float y, float floor, float factor) {
     if (kind == LOG_L1) return x < floor ? 0.0f : factor * sign(x - at_least(y, floor)) / x;
+    if (kind == LOG_MSE) return factor * (log10f(x + floor) - log10f(y + floor)) / (x + floor);
     return factor * (kind == L1 ? sign(x - y) : x - y);
 }
 

@@ -4,10 +4,12 @@
 //! l1      mean |x - y|                                        dx = s / n sign(x - y)
 //! mse     mean (x - y)^2                                      dx = s / n 2 (x - y)
 //! log_l1  mean |log10 max(x, floor) - log10 max(y, floor)|    dx = s / n sign(max(x, floor) - max(y, floor)) / (x ln 10) where x >= floor, else 0
+//! log_mse mean (log10(x + floor) - log10(y + floor))^2        dx = s / n 2 (log10(x + floor) - log10(y + floor)) / ((x + floor) ln 10)
 //! ```
 //! Each gives `[1]`; its backward takes `s`, what the loss is multiplied by further on, and differentiates with respect to
 //! `x`. `sign(0) = 0`. An empty tensor has the loss NaN. f32, or f64 on the CPU; sums in f64 on the CPU. Deterministic.
-//! Sources: `torch.nn.functional.{l1_loss, mse_loss}`; `log_l1` is the log-mel term of DAC (`nn/loss.py`) at power 1.
+//! Sources: `torch.nn.functional.{l1_loss, mse_loss}`; `log_l1` is the log-mel term of DAC (`nn/loss.py`) at power 1,
+//! `log_mse` that of audiocraft (`losses/specloss.py`).
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
@@ -28,6 +30,7 @@ enum Loss {
     L1,
     Mse,
     LogL1 { floor: f64 },
+    LogMse { floor: f64 },
 }
 
 pub fn l1(x: &Tensor, y: &Tensor) -> Result<Tensor> {
@@ -55,12 +58,21 @@ pub fn log_l1_backward(x: &Tensor, y: &Tensor, floor: f64, scale: f64) -> Result
     backward(Loss::LogL1 { floor }, x, y, scale)
 }
 
+/// `x` and `y` must not be negative, `floor` positive.
+pub fn log_mse(x: &Tensor, y: &Tensor, floor: f64) -> Result<Tensor> {
+    forward(Loss::LogMse { floor }, x, y)
+}
+
+pub fn log_mse_backward(x: &Tensor, y: &Tensor, floor: f64, scale: f64) -> Result<Tensor> {
+    backward(Loss::LogMse { floor }, x, y, scale)
+}
+
 fn check(loss: Loss, x: &Tensor, y: &Tensor) -> Result<()> {
     if !matches!(x.dtype(), DType::F32 | DType::F64) {
         return Err(Error::dtype(NAME, "x", "f32", x.dtype()));
     }
     match loss {
-        Loss::LogL1 { floor } if !(floor > 0.0 && floor.is_finite()) => {
+        Loss::LogL1 { floor } | Loss::LogMse { floor } if !(floor > 0.0 && floor.is_finite()) => {
             Err(Error::argument(NAME, format!("the floor of a logarithm must be positive, not {floor}")))
         }
         _ => check::same(NAME, x, "y", y),
@@ -116,7 +128,8 @@ mod tests {
         let (x, y) = apart(2);
         check_loss(Loss::Mse, x, y);
         let (x, y) = (tensor(&[4.0, 2.0, 9.0, 0.1, 0.2], [5]), tensor(&[2.0, 4.0, 0.1, 3.0, 0.1], [5]));
-        check_loss(Loss::LogL1 { floor: 1.0 }, x, y);
+        check_loss(Loss::LogL1 { floor: 1.0 }, x.copy().unwrap(), y.copy().unwrap());
+        check_loss(Loss::LogMse { floor: 0.1 }, x, y);
     }
 
     #[test]
@@ -126,6 +139,7 @@ mod tests {
         assert_eq!(value(l1(&x, &y)), 1.5);
         assert_eq!(value(mse(&x, &y)), 4.5);
         assert_eq!(value(log_l1(&tensor(&[100.0, 1e-9], [2]), &tensor(&[1.0, 1e-2], [2]), 1e-2)), 1.0);
+        assert_eq!(value(log_mse(&tensor(&[99.0, 0.0], [2]), &tensor(&[0.0, 0.0], [2]), 1.0)), 2.0);
         assert_eq!(l1_backward(&x, &y, 2.0).unwrap().to_f64().unwrap(), [-1.0, 0.0]);
     }
 
@@ -138,5 +152,6 @@ mod tests {
     #[test]
     fn a_floor_of_zero_is_an_error() {
         assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 0.0), Err(Error::Argument { .. })));
+        assert!(matches!(log_mse(&normal([2], 1), &normal([2], 1), -1.0), Err(Error::Argument { .. })));
     }
 }
