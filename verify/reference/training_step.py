@@ -6,7 +6,7 @@ gradients/encodec_step     `encodec`'s own residual quantiser between `transform
                            once, around the sum, as audiocraft has it (facebookresearch/encodec#25): `input`, `wave` [B,1,T], `codes` [B,K,F] of the
                            stages of one bandwidth, `loss.l1`, `loss.msspec`, `loss.commitment` (mean over those stages), `grad.NAME` of
                            10 l1 + 2 msspec + 0.5 commitment, `after.NAME` of the averages and of the codewords after this batch
-gradients/snac_step.CASE   the `snac` package, its noise given: `input`, `noise.<n>`, `wave`, `codes_<i>`; `loss.commitment`, `loss.codebook`: DAC's,
+gradients/snac_step.CASE   the `snac` package, its noise given, positions turned by double frequencies: `input`, `noise.<n>`, `wave`, `codes_<i>`; `loss.commitment`, `loss.codebook`: DAC's,
                            summed over the stages, of latents that the stage has pooled; `grad.NAME` of 10 l1 + 2 msspec + 0.25 commitment + codebook; of
                            32khz that of its attention and of its first layer
 
@@ -139,6 +139,10 @@ def snac(case, windows, kept=""):
     folder = GOLDEN / "snac" / "weights" / case
     config = json.loads((folder / "config.json").read_text())
     model = SNAC.from_pretrained(str(folder)).double().train()
+    for module in model.modules():
+        if hasattr(module, "inv_freq"):
+            # Not those of float32.
+            module.inv_freq = 10000.0 ** -(torch.arange(0, 64, 2).double() / 64)
     draw, rate = Draw("gradients", f"snac_step_{case}"), config["sampling_rate"]
     slowest = config["vq_strides"][0]
     x = sound(windows * model.hop_length * max(slowest, config["attn_window_size"] or 1), rate)
