@@ -137,7 +137,12 @@ fn every_recipe_trains_for_two_hundred_steps() {
                         println!("{name}: mel {:.3} -> {:.3}, discriminators {:?}", first.mel, l.mel, l.discriminator);
                         // Those that learn from it hear the spectrum come nearer.
                         assert!(config.loss.mel == 0.0 || l.mel < 0.9 * first.mel, "{name}: mel {} -> {}", first.mel, l.mel);
-                        assert!(config.loss.msspec == 0.0 || l.msspec < 0.9 * first.msspec, "{name}: msspec {} -> {}", first.msspec, l.msspec);
+                        assert!(
+                            config.loss.msspec == 0.0 || l.msspec < 0.9 * first.msspec,
+                            "{name}: msspec {} -> {}",
+                            first.msspec,
+                            l.msspec
+                        );
                     }
                 }
                 assert!(trainer.has_codebooks(), "{name}");

@@ -118,7 +118,8 @@ fn a_step_of_an_encodec_is_that_of_its_package() {
         let (bandwidths, stages) = (shape.target_bandwidths.clone(), shape.bandwidths());
         config.codebook = CodebookRules { dropout: 1.0, dropout_of: DropoutOf::Bandwidths, ..config.codebook };
         let at = stages.iter().position(|&n| n == used).unwrap();
-        config.encodec.as_mut().unwrap().target_bandwidths = vec![bandwidths[at]; 7].into_iter().chain(bandwidths.last().copied()).collect();
+        config.encodec.as_mut().unwrap().target_bandwidths =
+            vec![bandwidths[at]; 7].into_iter().chain(bandwidths.last().copied()).collect();
         let mut trainer = Trainer::with_dtype(config, &Device::Cpu, dtype).unwrap();
         trainer.initialise_from(&file).unwrap();
         let (step, found, stages) = trainer.gradients(&samples).unwrap();

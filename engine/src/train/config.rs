@@ -496,7 +496,10 @@ impl TrainConfig {
         {
             return fail("windows must be multiples of 4 in 8..=32768, mel bands in 1..=512");
         }
-        if [l.mel, l.wave, l.spectrum, l.msspec, l.adversarial, l.feature, l.commitment, l.codebook].iter().any(|w| !w.is_finite() || *w < 0.0) {
+        if [l.mel, l.wave, l.spectrum, l.msspec, l.adversarial, l.feature, l.commitment, l.codebook]
+            .iter()
+            .any(|w| !w.is_finite() || *w < 0.0)
+        {
             return fail("loss weights must be finite and not negative");
         }
         if !(l.mel_floor.is_finite() && l.mel_floor > 0.0) {

@@ -40,7 +40,9 @@ impl Reconstruction {
             weights: weights.clone(),
             scales: weights.mel_scales.iter().filter(|s| s.1 <= crop).map(filters).collect::<Result<_>>()?,
             powers: match weights.msspec > 0.0 {
-                true => power_windows(crop).map(|window| Ok((window, power_filters(sample_rate, window, device, dtype)?))).collect::<Result<_>>()?,
+                true => power_windows(crop)
+                    .map(|window| Ok((window, power_filters(sample_rate, window, device, dtype)?)))
+                    .collect::<Result<_>>()?,
                 false => Vec::new(),
             },
             windows: weights.spectrum_windows.iter().copied().filter(|&w| w <= crop).collect(),

@@ -38,8 +38,8 @@ use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Plan, Quantised, Seeded, Stages, mix};
-use crate::codec::{Codec, Noise};
 use crate::codec::model::{Model, TensorSpec};
+use crate::codec::{Codec, Noise};
 use crate::tape::{Tape, Var};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -136,8 +136,10 @@ impl Part {
 impl Step {
     pub fn losses(&self) -> Result<Losses> {
         let sum = |vars: &[Var]| vars.iter().try_fold(0.0, |sum, v| Ok::<f64, Error>(sum + v.value().to_f64()?[0]));
-        let mean = |of: fn(&Measured) -> &[Var]| self.measured.iter().try_fold(0.0, |mean, m| Ok::<f64, Error>(mean + m.share * sum(of(m))?));
-        let discriminator = self.discriminator.iter().try_fold(0.0, |mean, (share, losses)| Ok::<f64, Error>(mean + share * sum(losses)?))?;
+        let mean =
+            |of: fn(&Measured) -> &[Var]| self.measured.iter().try_fold(0.0, |mean, m| Ok::<f64, Error>(mean + m.share * sum(of(m))?));
+        let discriminator =
+            self.discriminator.iter().try_fold(0.0, |mean, (share, losses)| Ok::<f64, Error>(mean + share * sum(losses)?))?;
         Ok(Losses {
             mel: mean(|m| &m.terms.mel)?,
             wave: mean(|m| std::slice::from_ref(&m.terms.wave))?,

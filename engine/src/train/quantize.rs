@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use swara_kernels::Tensor;
 use swara_kernels::case::SplitMix;
-use swara_kernels::ops::rvq_search::Metric;
 use swara_kernels::ops::matmul::{self, Transpose};
+use swara_kernels::ops::rvq_search::Metric;
 use swara_kernels::ops::{codebook, elementwise, reduce, rvq_search};
 
 use self::ervq::{Anchor, Rows};
@@ -343,14 +343,7 @@ fn accumulate(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
 
 /// Factorised quantisation: a projection in and out of every stage, cosine codes of `dim` dimensions, codebooks by gradient (DAC). A code
 /// of a stage stands for `stride` latents: their mean is quantised, and the codeword repeated (SNAC).
-pub fn factorised(
-    recording: &Recording,
-    z: &Var,
-    strides: &[usize],
-    dim: usize,
-    plan: &Plan,
-    weights: &LossWeights,
-) -> Result<Quantised> {
+pub fn factorised(recording: &Recording, z: &Var, strides: &[usize], dim: usize, plan: &Plan, weights: &LossWeights) -> Result<Quantised> {
     use swara_kernels::ops::weight_norm::Axis;
     let tape: &Tape = recording.tape;
     let mut residual = z.clone();

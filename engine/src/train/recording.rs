@@ -116,7 +116,8 @@ impl Recording<'_> {
         let (device, dtype) = (x.value().device(), x.value().dtype());
         // A product of one tap spreads it over the channels.
         let spread = Tensor::from_f64(&device, dtype, &vec![1.0; linear.cout], [1, 1, linear.cout])?;
-        let drawn = conv1d::forward(&elementwise::convert(&drawn, dtype)?, &spread, &conv1d::Geometry::default(), conv1d::Fused::default())?;
+        let drawn =
+            conv1d::forward(&elementwise::convert(&drawn, dtype)?, &spread, &conv1d::Geometry::default(), conv1d::Fused::default())?;
         let added = self.tape.mask(&self.conv(linear, x, None)?, &Rc::new(drawn))?;
         Ok(self.tape.add(x, &added)?)
     }

@@ -77,7 +77,7 @@ pub enum Event<'a> {
 const CONFIG: &str = "config.toml";
 /// Longest log that is continued.
 const MAX_LOG: u64 = 1 << 28;
-const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,msspec,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
+const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
 /// Utterances a validation decodes at most, spread over the split.
 const VALIDATION_UTTERANCES: usize = 12;
@@ -257,13 +257,12 @@ impl Report {
         let l = &self.losses;
         let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
         format!(
-            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{}\n",
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5}\n",
             self.step,
             self.learning_rate,
             l.mel,
             l.wave,
             l.spectrum,
-            l.msspec,
             l.adversarial,
             l.feature,
             l.commitment,
@@ -274,7 +273,8 @@ impl Report {
             self.rho,
             self.amplitude,
             self.verdict.name(),
-            perplexities.join(";")
+            perplexities.join(";"),
+            l.msspec
         )
     }
 }

@@ -226,7 +226,9 @@ impl Trainer {
         }
         for (k, book) in self.codebooks.iter().enumerate() {
             let (shape, sizes) = (book.sum.shape().to_vec(), book.usage.shape().to_vec());
-            let mut add = |part: &str, shape: &[usize], values| tensors.push((format!("quantizer.layers.{k}.codebook.{part}"), shape.to_vec(), values));
+            let mut add = |part: &str, shape: &[usize], values| {
+                tensors.push((format!("quantizer.layers.{k}.codebook.{part}"), shape.to_vec(), values))
+            };
             add("embed", &shape, values(&book.embedding()?)?);
             add("embed_avg", &shape, values(&book.sum)?);
             add("cluster_size", &sizes, values(&book.usage)?);

@@ -77,7 +77,8 @@ pub fn to_train(file: &weights::Weights, naming: Naming, config: &Config, device
         if usage.iter().all(|&u| u == 0.0) {
             usage = vec![1.0; size];
         }
-        let sum: Vec<f64> = words.chunks_exact(dim.max(1)).zip(smoothed(&usage)).flat_map(|(row, u)| row.iter().map(move |w| w * u)).collect();
+        let sum: Vec<f64> =
+            words.chunks_exact(dim.max(1)).zip(smoothed(&usage)).flat_map(|(row, u)| row.iter().map(move |w| w * u)).collect();
         let exact = |values: &[f64], shape: &[usize]| Tensor::from_f64(&Device::Cpu, DType::F64, values, Shape::try_from(shape)?);
         Ok([exact(&usage, &[size])?, exact(&sum, &[size, dim])?])
     };
