@@ -185,7 +185,7 @@ fn a_plan_drops_what_its_rules_say() {
             seen[kind][first] = true;
             match of {
                 DropoutOf::Batch => assert_eq!(plan, Plan::whole(8, first, 6)),
-                DropoutOf::Stages => assert_eq!(plan, Plan::whole(8, first, first)),
+                DropoutOf::Stages | DropoutOf::Bandwidths => assert_eq!(plan, Plan::whole(8, first, first)),
                 // int(8 x 0.7) of them.
                 DropoutOf::Items => assert!(plan.used[5..] == [6; 3] && plan.run == 6),
             }
