@@ -268,4 +268,8 @@ pub enum DatasetError {
     Option { option: &'static str, why: String },
     #[error("split {0} is empty")]
     EmptySplit(String),
+    #[error("no teacher's features: no teacher.json")]
+    NoTeacher,
+    #[error("teacher: {0}")]
+    Teacher(String),
 }

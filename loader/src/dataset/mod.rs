@@ -7,11 +7,13 @@
 //! | `audio.s16` | mono samples, 16-bit little-endian, all utterances end to end |
 //! | `manifest.jsonl` | one [`Utterance`] a line, in the order of `audio.s16` |
 //! | `dataset.json` | [`Description`]: rate, totals, options. Written last: without it, the directory is no dataset |
+//! | `teacher/` | what a teacher says of every utterance, if it was asked: [`TeacherCache`] |
 
 mod options;
 mod prepare;
 mod sampler;
 mod segment;
+mod teacher;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,7 @@ use sha2::{Digest, Sha256};
 pub use options::{IdRule, Loudness, Options, Split};
 pub use prepare::{Dropped, Progress, Report, prepare};
 pub use sampler::{Batch, Sampler, SamplerOptions};
+pub use teacher::{TeacherCache, TeacherDescription, TeacherOutput, TeacherRows};
 
 use crate::{DatasetError, Error, Result};
 

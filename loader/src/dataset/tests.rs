@@ -292,3 +292,107 @@ fn impossible_samplers_are_refused() {
     assert!(refused(SamplerOptions { temperature: 0.0, ..options.clone() }).contains("temperature"));
     assert!(refused(SamplerOptions { gain_db: Some((1.0, f64::NAN)), ..options }).contains("gain_db"));
 }
+
+/// As many rows as a teacher of 50 frames a second has, its last one short.
+fn rows_of(data: &Dataset, index: usize) -> usize {
+    (data.utterances()[index].samples / 320) as usize - 1
+}
+
+#[test]
+fn a_teachers_features_come_back_and_an_interrupted_cache_goes_on() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    assert!(TeacherCache::open(&data).unwrap_err().to_string().contains("no teacher.json"));
+    let features = |index: usize| TeacherRows::Features((0..rows_of(&data, index) * 3).map(|i| i as f32 / 8.0).collect());
+    let cache = TeacherCache::create(&data, "t", 50.0, TeacherOutput::Dim(3)).unwrap();
+    let text = fs::read_to_string(corpus.output().join("teacher/teacher.json")).unwrap();
+    assert!(text.contains("\"dim\": 3") && text.contains("\"rate\": 50.0"), "{text}");
+    cache.write(0, &features(0)).unwrap();
+    cache.write(2, &features(2)).unwrap();
+    fs::write(cache.path(3).unwrap(), b"half a file").unwrap();
+
+    let again = TeacherCache::create(&data, "t", 50.0, TeacherOutput::Dim(3)).unwrap();
+    assert_eq!(again.missing().unwrap()[..3], [1, 3, 4]);
+    for index in again.missing().unwrap() {
+        again.write(index, &features(index)).unwrap();
+    }
+    assert!(again.missing().unwrap().is_empty());
+    assert_eq!(TeacherCache::open(&data).unwrap().read(5).unwrap(), features(5));
+    for other in [TeacherOutput::Dim(4), TeacherOutput::Classes(3)] {
+        assert!(TeacherCache::create(&data, "t", 50.0, other).unwrap_err().to_string().contains("remove the folder"));
+    }
+
+    drop(data);
+    let data = corpus.open(&Options { loudness: Loudness::Rms(-20.0), ..Options::default() });
+    assert!(TeacherCache::open(&data).unwrap_err().to_string().contains("another preparation"));
+}
+
+#[test]
+fn a_teachers_labels_come_back_with_nothing_as_minus_one() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let cache = TeacherCache::create(&data, "phones", 50.0, TeacherOutput::Classes(40)).unwrap();
+    let mut labels: Vec<i32> = (0..rows_of(&data, 0) as i32).map(|i| i % 40).collect();
+    labels[1] = -7;
+    cache.write(0, &TeacherRows::Labels(labels.clone())).unwrap();
+    labels[1] = -1;
+    assert_eq!(cache.read(0).unwrap(), TeacherRows::Labels(labels.clone()));
+    labels[1] = 40;
+    assert!(cache.write(0, &TeacherRows::Labels(labels)).unwrap_err().to_string().contains("beyond the classes"));
+    assert!(cache.write(0, &TeacherRows::Features(vec![0.0; 30])).is_err());
+}
+
+#[test]
+fn each_damage_to_a_teachers_cache_is_noticed() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let cache = TeacherCache::create(&data, "t", 50.0, TeacherOutput::Dim(2)).unwrap();
+    let rows = rows_of(&data, 0);
+    for bad in [vec![0.0; 2 * rows - 1], vec![0.0; 2 * rows + 8], vec![f32::NAN; 2 * rows], vec![1e6; 2 * rows]] {
+        assert!(cache.write(0, &TeacherRows::Features(bad)).is_err());
+    }
+    let path = cache.path(0).unwrap();
+    let save = |name: &str, dtype, shape: &[usize], value: [u8; 2]| {
+        let bytes = value.repeat(shape.iter().product());
+        crate::weights::save(&path, &[crate::weights::TensorRef { name, dtype, shape, bytes: &bytes }], &BTreeMap::new()).unwrap();
+    };
+    use crate::weights::Dtype::{Bf16, F16};
+    let cases: [(&str, _, &[usize], [u8; 2], &str); 6] = [
+        ("labels", F16, &[rows, 2], [0; 2], "no features"),
+        ("features", Bf16, &[rows, 2], [0; 2], "no features"),
+        ("features", F16, &[rows, 3], [0; 2], "no features"),
+        ("features", F16, &[rows, 2, 1], [0; 2], "no features"),
+        ("features", F16, &[rows + 9, 2], [0; 2], "the utterance lasts"),
+        ("features", F16, &[rows, 2], [0, 0x7c], "not finite"),
+    ];
+    for (name, dtype, shape, value, part) in cases {
+        save(name, dtype, shape, value);
+        let error = cache.read(0).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains(".safetensors"), "{part}: {error}");
+    }
+    save("features", F16, &[rows, 2], [0, 0x3c]);
+    assert_eq!(cache.read(0).unwrap(), TeacherRows::Features(vec![1.0; 2 * rows]));
+
+    let json = corpus.output().join("teacher/teacher.json");
+    let good = fs::read_to_string(&json).unwrap();
+    for (from, to) in [("\"dim\": 2", "\"dim\": 0"), ("\"dim\": 2", "\"dim\": 99999999"), ("50.0", "-1.0"), ("\"rate\"", "\"rats\"")] {
+        fs::write(&json, good.replace(from, to)).unwrap();
+        assert!(TeacherCache::open(&data).unwrap_err().to_string().contains("teacher.json"), "{to}");
+    }
+}
+
+#[test]
+fn ids_that_lead_out_of_the_cache_are_refused() {
+    let corpus = Corpus::new();
+    corpus.prepare(&Options::default()).unwrap();
+    let manifest = fs::read_to_string(corpus.output().join(MANIFEST)).unwrap().replacen("\"ann/te/ann_00\"", "\"../te/ann_00\"", 1);
+    fs::write(corpus.output().join(MANIFEST), &manifest).unwrap();
+    let description = fs::read_to_string(corpus.output().join(DESCRIPTION)).unwrap();
+    let mut description: serde_json::Value = serde_json::from_str(&description).unwrap();
+    description["manifest_sha256"] = hex(&Sha256::digest(manifest.as_bytes())).into();
+    fs::write(corpus.output().join(DESCRIPTION), description.to_string()).unwrap();
+    let data = Dataset::open(corpus.output()).unwrap();
+    let cache = TeacherCache::create(&data, "t", 50.0, TeacherOutput::Dim(2)).unwrap();
+    assert!(cache.path(0).unwrap_err().to_string().contains("names no file"));
+    assert!(cache.path(1).is_ok() && cache.path(99).is_err());
+}
