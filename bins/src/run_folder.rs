@@ -178,6 +178,7 @@ fn panels(log: &Table, validation: Option<&Table>) -> Vec<Panel> {
         panel(log, "mel loss", &["mel"]),
         panel(log, "other losses, unweighted", &["wave", "spectrum", "msspec", "commitment", "codebook"]),
         panel(log, "discriminators", &["adversarial", "feature", "discriminator"]),
+        panel(log, "distillation, unweighted", &["teacher"]),
         panel(log, "rho", &["rho"]),
         panel(log, "amplitude, %", &["amplitude"]),
         panel(log, "SNR, dB", &["snr_db"]),

@@ -6,6 +6,7 @@ use swara_engine::codec::{encodec, mimi, snac};
 use swara_engine::train::{Architecture, TrainConfig, Trainer};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
+use swara_loader::dataset::TeacherRows;
 
 const STEPS: u64 = 200;
 
@@ -89,6 +90,9 @@ fn small(mut config: TrainConfig) -> TrainConfig {
     for optimizer in [&mut config.optimizer, &mut a.optimizer] {
         optimizer.warmup = optimizer.warmup.min(20);
     }
+    if let Some(teacher) = &mut config.teacher {
+        (teacher.rate, teacher.dim) = (Some(50.0), Some(6));
+    }
     let d = &mut a.discriminators;
     if let Some(period) = &mut d.period {
         period.channels = vec![4, 8];
@@ -112,10 +116,18 @@ fn batch(trainer: &Trainer, step: u64) -> Vec<f32> {
     (0..samples).map(|i| (0.2 * wave(i) + noise[i]) as f32).collect()
 }
 
+/// What a teacher says of a batch; the same of each.
+fn features(trainer: &Trainer) -> Option<TeacherRows> {
+    let [frames, _] = trainer.teacher_frames()?;
+    let mut rng = SplitMix(7);
+    let crops = trainer.config().train.batch * trainer.config().train.accumulate;
+    Some(TeacherRows::Features((0..crops * frames * 6).map(|_| (rng.uniform() - 0.5) as f32).collect()))
+}
+
 #[test]
 fn every_recipe_trains_for_two_hundred_steps() {
     let recipes = recipes();
-    assert!(recipes.len() >= 9, "{} recipes", recipes.len());
+    assert!(recipes.len() >= 10, "{} recipes", recipes.len());
     std::thread::scope(|scope| {
         for (name, config) in &recipes {
             scope.spawn(move || {
@@ -126,9 +138,10 @@ fn every_recipe_trains_for_two_hundred_steps() {
                         trainer.initialise_codebooks([batch(&trainer, 0)]).unwrap();
                     }
                     let samples = batch(&trainer, trainer.step());
-                    let l = trainer.train(&samples).unwrap().losses().unwrap();
+                    let l = trainer.train_with(&samples, features(&trainer).as_ref()).unwrap().losses().unwrap();
                     let judged = [l.adversarial, l.feature, l.discriminator.unwrap(), l.gradient_norm];
                     let all = [l.mel, l.msspec, l.wave, l.commitment, l.codebook].into_iter().chain(judged).collect::<Vec<_>>();
+                    assert!(l.teacher.is_some_and(|l| l.is_finite() && l > 0.0) == config.teacher.is_some(), "{name}: {l:?}");
                     assert!(all.iter().all(|v| v.is_finite()), "{name}, step {}: {l:?}", trainer.step());
                     assert!(l.feature > 0.0, "{name}: no discriminators took part: {l:?}");
                     first.get_or_insert(l);

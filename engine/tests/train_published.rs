@@ -262,7 +262,7 @@ fn noise_is_drawn_anew_for_every_step_and_item_and_is_the_same_again() {
     let (mut a, mut b) = (trainer(), trainer());
     let one = batch(&a, 1)[..960].to_vec();
     let samples = one.repeat(2);
-    let mut run = |trainer: &mut Trainer| trainer.train(&samples).unwrap().output.to_vec::<f32>().unwrap();
+    let run = |trainer: &mut Trainer| trainer.train(&samples).unwrap().output.to_vec::<f32>().unwrap();
     let (first, second) = (run(&mut a), run(&mut a));
     assert_ne!(first[..960], first[960..]);
     assert_ne!(first, second);

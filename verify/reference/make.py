@@ -29,6 +29,7 @@ FAMILIES = [
     "metrics",
     "pesq_clip",
     "rounding",
+    "distillation",
     "training_loop",
 ]
 PUBLISHED = [

@@ -20,6 +20,7 @@ mod codebook;
 mod contrast;
 mod pesq;
 mod prosody;
+pub mod semantic;
 mod spectral;
 mod stoi;
 #[cfg(test)]

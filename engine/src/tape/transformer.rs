@@ -5,7 +5,7 @@ use std::rc::Rc;
 use swara_kernels::ops::attention::{self, Mask, Positions};
 use swara_kernels::ops::matmul::{self, Transpose};
 use swara_kernels::ops::rope::{self, Rope};
-use swara_kernels::ops::{conv1d, layer_norm};
+use swara_kernels::ops::{conv1d, cross_entropy, layer_norm, rms_norm};
 use swara_kernels::{Result, Tensor};
 
 use super::{Tape, Var};
@@ -55,6 +55,21 @@ impl Tape {
             let (dx, dweight, dbias) = layer_norm::backward(&dy, &x_value, &w_value, epsilon)?;
             Ok(vec![needed[0].then_some(dx), needed[1].then_some(dweight), needed[2].then_some(dbias)])
         }))
+    }
+
+    /// The weight is a constant.
+    pub fn rms_norm(&self, x: &Var, weight: &Rc<Tensor>, epsilon: f64) -> Result<Var> {
+        let value = rms_norm::forward(&x.value, weight, epsilon)?;
+        let (saved, weight) = (x.value.clone(), weight.clone());
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(rms_norm::backward(&dy, &saved, &weight, epsilon)?.0)])))
+    }
+
+    /// `weight` times the cross-entropy of `logits [N, V]` with `targets` i32 `[N]`, -1 for none, as a mean by `weights [N]`. The returned
+    /// value is unweighted.
+    pub fn cross_entropy(&self, logits: &Var, targets: Tensor, weights: Tensor, weight: f64) -> Result<Var> {
+        let found = cross_entropy::forward(&logits.value, &targets, &weights)?;
+        let (value, saved) = (found.loss.copy()?, logits.value.clone());
+        Ok(self.record_loss(logits, value, move || cross_entropy::backward(&found, &saved, &targets, &weights, weight)))
     }
 
     /// `x [B, T, H, D]` turned by the positions `0 .. T`.

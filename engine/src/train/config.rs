@@ -2,6 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
+use super::teacher::Teacher;
 use crate::codec::Config;
 use crate::codec::encodec::Config as EncodecConfig;
 use crate::codec::mimi::Config as MimiConfig;
@@ -37,6 +38,8 @@ pub struct TrainConfig {
     pub balancer: Option<BalancerRules>,
     /// Discriminators to train against.
     pub adversarial: Option<Adversarial>,
+    /// A teacher whose features or labels are beside the dataset.
+    pub teacher: Option<Teacher>,
 }
 
 /// No window, as files say it that have no null.
@@ -375,6 +378,7 @@ impl TrainConfig {
             codebook: CodebookRules::default(),
             balancer: None,
             adversarial: None,
+            teacher: None,
         }
     }
 
@@ -482,6 +486,7 @@ impl TrainConfig {
                 return Err(Error::Config(format!("crops of {crop} samples, the discriminators want {least} at least")));
             }
         }
+        self.teacher.as_ref().map_or(Ok(()), Teacher::check)?;
         let l = &self.loss;
         let judged = self.adversarial.as_ref().is_some_and(|a| a.start == 0) && l.adversarial + l.feature > 0.0;
         if self.balancer.is_some() && l.mel + l.wave + l.spectrum + l.msspec == 0.0 && !judged {

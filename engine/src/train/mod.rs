@@ -15,6 +15,7 @@ pub mod quantize;
 mod recording;
 mod run;
 mod state;
+mod teacher;
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -32,6 +33,8 @@ pub use recording::Recording;
 pub use run::{Event, Report, Start, Validation, run};
 use swara_kernels::ops::{adamw, elementwise};
 use swara_kernels::{DType, Device, Tensor, span};
+use swara_loader::dataset::TeacherRows;
+pub use teacher::{Distillation, Teacher};
 
 use self::adversary::Adversary;
 use self::architecture::Branch;
@@ -66,6 +69,8 @@ pub struct Trainer {
     adversary: Option<Adversary>,
     /// In place of what a step draws.
     noise: Option<Noise>,
+    /// Of a teacher's features, where their clusters are learnt.
+    centroids: Option<Tensor>,
     step: u64,
 }
 
@@ -88,6 +93,7 @@ struct Measured {
     terms: Terms,
     commitment: Vec<Var>,
     codebook: Vec<Var>,
+    teacher: Option<Var>,
 }
 
 /// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
@@ -103,6 +109,8 @@ pub struct Losses {
     pub codebook: f64,
     /// The discriminators' own, where they learnt.
     pub discriminator: Option<f64>,
+    /// Of the teacher's features or labels, where there were some.
+    pub teacher: Option<f64>,
     pub gradient_norm: f64,
 }
 
@@ -115,6 +123,7 @@ struct Pass {
     y: Var,
     commitment: Vec<Var>,
     codebook: Vec<Var>,
+    teacher: Option<Var>,
     stages: Stages,
     /// Of the step's losses.
     share: f64,
@@ -148,6 +157,10 @@ impl Step {
             adversarial: mean(|m| &m.terms.judgement.adversarial)?,
             feature: mean(|m| &m.terms.judgement.feature)?,
             discriminator: (!self.discriminator.is_empty()).then_some(discriminator),
+            teacher: self.measured.iter().try_fold(None, |mean, m| {
+                let Some(loss) = &m.teacher else { return Ok::<_, Error>(mean) };
+                Ok(Some(mean.unwrap_or(0.0) + m.share * loss.value().to_f64()?[0]))
+            })?,
             commitment: mean(|m| &m.commitment)?,
             codebook: mean(|m| &m.codebook)?,
             gradient_norm: self.gradient_energy.to_f64()?[0].sqrt(),
@@ -164,7 +177,10 @@ impl Trainer {
     pub fn with_dtype(config: TrainConfig, device: &Device, dtype: DType) -> Result<Trainer> {
         let architecture = config.architecture()?;
         let model = architecture.model()?;
-        let specs = architecture.parameters(&model);
+        let mut specs = architecture.parameters(&model);
+        if let Some(teacher) = &config.teacher {
+            specs.extend(teacher.parameters(architecture.codebooks().first().map_or(1, |book| book[1]))?);
+        }
         let values = initial::values(&architecture, &model, &specs, config.train.seed);
         let parameters: Vec<Parameter> =
             specs.into_iter().map(|spec| Parameter::new(spec, &values, device, dtype)).collect::<Result<_>>()?;
@@ -185,6 +201,7 @@ impl Trainer {
             initialised: false,
             made: 0,
             noise: None,
+            centroids: None,
             step: 0,
         })
     }
@@ -308,6 +325,47 @@ impl Trainer {
         Ok(())
     }
 
+    /// What the teacher is asked for: predictions a crop, and samples of each.
+    pub fn teacher_frames(&self) -> Option<[usize; 2]> {
+        let hop = self.model.format.hop;
+        let pool = self.config.teacher.as_ref()?.pool(f64::from(self.sample_rate()) / hop as f64);
+        Some([self.crop / hop / pool, hop * pool])
+    }
+
+    /// Whether steps need [`Trainer::initialise_clusters`] first.
+    pub fn needs_clusters(&self) -> bool {
+        self.centroids.is_none() && self.config.teacher.as_ref().is_some_and(|teacher| teacher.clusters().is_some())
+    }
+
+    /// k-means over a teacher's features `[rows, dim]`: their clusters are the labels.
+    pub fn initialise_clusters(&mut self, rows: &[f32]) -> Result<()> {
+        let Some([classes, dim]) = self.config.teacher.as_ref().and_then(Teacher::clusters) else { return Ok(()) };
+        if rows.is_empty() || !rows.len().is_multiple_of(dim) {
+            return Err(Error::Argument(format!("clusters of {} numbers in rows of {dim}", rows.len())));
+        }
+        let x = elementwise::convert(&Tensor::from_slice(&self.device, rows, [rows.len() / dim, dim])?, self.dtype())?;
+        let seed = mix(self.config.train.seed, u64::MAX, 0x7ea);
+        let books = quantize::kmeans(x, &[classes], self.config.codebook.kmeans_iterations, seed)?;
+        self.centroids = books.first().map(Codebook::embedding).transpose()?;
+        Ok(())
+    }
+
+    /// The teacher's rows of some of a step's items.
+    fn lesson(&self, rows: Option<&TeacherRows>, part: &Part) -> Result<Option<TeacherRows>> {
+        let Some([frames, _]) = self.teacher_frames() else { return Ok(None) };
+        let rows = rows.ok_or_else(|| Error::Argument("a step without what the teacher says of it".into()))?;
+        let own = |len: usize| -> Result<Range<usize>> {
+            match frames > 0 && len.is_multiple_of(part.items.max(1) * frames) {
+                true => Ok(len / part.items * part.own.start..len / part.items * part.own.end),
+                false => Err(Error::Argument(format!("{len} of a teacher for {} crops of {frames} frames", part.items))),
+            }
+        };
+        Ok(Some(match rows {
+            TeacherRows::Features(values) => TeacherRows::Features(values[own(values.len())?].to_vec()),
+            TeacherRows::Labels(labels) => TeacherRows::Labels(labels[own(labels.len())?].to_vec()),
+        }))
+    }
+
     fn signal(&self, samples: &[f32]) -> Result<Var> {
         if samples.is_empty() || !samples.len().is_multiple_of(self.crop) {
             return Err(Error::Argument(format!("a batch of {} samples is not whole crops of {}", samples.len(), self.crop)));
@@ -332,8 +390,9 @@ impl Trainer {
         Plan::new(&self.config.codebook, part.items, stages, &bandwidths, seed, self.step).of(part.own.clone())
     }
 
-    /// A batch `[batch * crop]`, all or some of a step's, through the codec; `learning` its parameters or not.
-    fn forward(&self, samples: &[f32], part: Part, learning: bool) -> Result<Pass> {
+    /// A batch `[batch * crop]`, all or some of a step's, through the codec; `learning` its parameters or not. `rows` are the teacher's, of
+    /// the whole step.
+    fn forward(&self, samples: &[f32], part: Part, learning: bool, rows: Option<&TeacherRows>) -> Result<Pass> {
         let _span = span::step("forward");
         let tape = Tape::new();
         let leaves = if learning { parameters::leaves(&self.parameters, &tape) } else { Vec::new() };
@@ -347,8 +406,10 @@ impl Trainer {
         let (rules, share) = (&self.config.codebook, part.share());
         let all = &self.config.loss;
         let weights = &LossWeights { commitment: share * all.commitment, codebook: share * all.codebook, ..all.clone() };
-        let (z, commitment, codebook, stages) = if !self.has_codebooks() {
-            (quantize::pass_through(&recording, &z, &self.branches)?, Vec::new(), Vec::new(), Vec::new())
+        let (z, commitment, codebook, semantic, stages) = if !self.has_codebooks() {
+            let first = self.branches.first().filter(|_| self.config.teacher.is_some());
+            let semantic = first.map(|first| quantize::project(&recording, &z, first, "input_proj")).transpose()?;
+            (quantize::pass_through(&recording, &z, &self.branches)?, Vec::new(), Vec::new(), semantic, Vec::new())
         } else {
             let q: Quantised = match self.branches.is_empty() {
                 true => {
@@ -362,7 +423,7 @@ impl Trainer {
                     quantize::ema(&recording, &z, &self.codebooks, &plans, weights, rules)?
                 }
             };
-            (q.z, vec![q.commitment], q.codebook.into_iter().collect(), q.stages)
+            (q.z, vec![q.commitment], q.codebook.into_iter().collect(), q.semantic, q.stages)
         };
         // The same noise however a step's items are shared out.
         let drawn = Noise::Items { seed: mix(self.config.train.seed, self.step, 0x6e), first: part.own.start };
@@ -374,8 +435,16 @@ impl Trainer {
             t if t == crop => x,
             t => self.batch(&samples.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
+        let lesson = if learning { self.lesson(rows, &part)? } else { None };
+        let teacher = match (&self.config.teacher, &semantic, lesson) {
+            (Some(teacher), Some(q), Some(rows)) => {
+                let pool = teacher.pool(f64::from(self.sample_rate()) / self.model.format.hop as f64);
+                teacher.record(&recording, q, pool, &rows, self.centroids.as_ref(), share)?
+            }
+            _ => None,
+        };
         drop(parameters);
-        Ok(Pass { tape, leaves, x, y, commitment, codebook, stages, share })
+        Ok(Pass { tape, leaves, x, y, commitment, codebook, teacher, stages, share })
     }
 
     /// The losses of the wave, and their gradient with respect to it: apart from the codec's own tape, so that they can be balanced.
@@ -425,7 +494,7 @@ impl Trainer {
         let step = Step {
             number: self.step,
             learning_rate: self.config.optimizer.rate(self.step, self.config.train.steps),
-            measured: vec![Measured { share: pass.share, terms, commitment: pass.commitment, codebook: pass.codebook }],
+            measured: vec![Measured { share: pass.share, terms, commitment: pass.commitment, codebook: pass.codebook, teacher: pass.teacher }],
             discriminator: Vec::new(),
             gradient_energy: parameters::energy(&gradients)?,
             output: pass.y.value().copy()?,
@@ -435,19 +504,29 @@ impl Trainer {
 
     /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
     pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
+        self.gradients_with(samples, None)
+    }
+
+    /// [`Trainer::gradients`] with what the teacher says of the batch.
+    pub fn gradients_with(&self, samples: &[f32], rows: Option<&TeacherRows>) -> Result<(Step, Vec<Tensor>, Stages)> {
         let items = samples.len() / self.crop;
-        self.backward(self.forward(samples, Part { items, own: 0..items }, true)?, &mut self.balancer.clone())
+        self.backward(self.forward(samples, Part { items, own: 0..items }, true, rows)?, &mut self.balancer.clone())
     }
 
     /// One step on a batch `[accumulate * batch * crop]` of samples: of the discriminators first, if they learn, then of the codec, which
     /// hears what they have learnt.
     pub fn train(&mut self, samples: &[f32]) -> Result<Step> {
+        self.train_with(samples, None)
+    }
+
+    /// [`Trainer::train`] with what the teacher says of every crop, [`Trainer::teacher_frames`] rows each.
+    pub fn train_with(&mut self, samples: &[f32], rows: Option<&TeacherRows>) -> Result<Step> {
         let _span = span::step("train");
         let items = samples.len() / self.crop;
         let each = items.div_ceil(self.config.train.accumulate).max(1);
         let of = |first: usize| Part { items, own: first..(first + each).min(items) };
         let parts: Vec<(&[f32], Part)> = samples.chunks(each * self.crop).zip((0..).step_by(each).map(of)).collect();
-        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(only, part.clone(), true)?) } else { None };
+        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(only, part.clone(), true, rows)?) } else { None };
 
         let mut discriminator = Vec::new();
         if let Some(adversary) = self.adversary.as_ref().filter(|a| a.learns(self.step)) {
@@ -456,7 +535,7 @@ impl Trainer {
                 let (losses, gradients) = match &pass {
                     Some(pass) => adversary.gradients(&pass.x, &pass.y, pass.share)?,
                     None => {
-                        let pass = self.forward(samples, part.clone(), false)?;
+                        let pass = self.forward(samples, part.clone(), false, None)?;
                         adversary.gradients(&pass.x, &pass.y, pass.share)?
                     }
                 };
@@ -472,7 +551,7 @@ impl Trainer {
         let mut balancer = self.balancer.clone();
         let (mut sum, mut seen, mut measured, mut last) = (None, Vec::new(), Vec::new(), None);
         for (samples, part) in &parts {
-            let pass = pass.take().map_or_else(|| self.forward(samples, part.clone(), true), Ok)?;
+            let pass = pass.take().map_or_else(|| self.forward(samples, part.clone(), true, rows), Ok)?;
             let (mut step, gradients, stages) = self.backward(pass, &mut balancer)?;
             measured.append(&mut step.measured);
             parameters::accumulate(&mut sum, gradients)?;
@@ -518,8 +597,9 @@ impl Trainer {
     }
 
     fn released(&self) -> Result<(Weights, Vec<Tensor>)> {
-        let specs: Vec<TensorSpec> = self.parameters.iter().map(|p| p.spec.clone()).collect();
-        let averages = specs.iter().zip(&self.averages).map(|(spec, average)| Ok((spec.name.clone(), average.copy()?)));
+        let own = self.parameters.iter().zip(&self.averages).filter(|(p, _)| !teacher::owns(p));
+        let (specs, averages): (Vec<TensorSpec>, Vec<&Tensor>) = own.map(|(p, average)| (p.spec.clone(), average)).unzip();
+        let averages = specs.iter().zip(averages).map(|(spec, average)| Ok((spec.name.clone(), average.copy()?)));
         let tensors = averages.collect::<Result<_>>()?;
         let codebooks = self.codebooks.iter().map(Codebook::embedding).collect::<Result<_>>()?;
         Ok((crate::codec::fold(&specs, tensors)?, codebooks))

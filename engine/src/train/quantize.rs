@@ -162,6 +162,8 @@ pub struct Quantised {
     /// Unweighted commitment, and codebook loss if there is one.
     pub commitment: Var,
     pub codebook: Option<Var>,
+    /// What the first stage makes of the latents, straight-through, in the space of its codewords; of a split quantiser, the first branch.
+    pub semantic: Option<Var>,
     /// For the moving averages.
     pub stages: Stages,
 }
@@ -179,13 +181,19 @@ pub fn ema(
     let items = z.value().shape()[0];
     // The mean is over the stages of all branches.
     let used = branches.iter().flat_map(|(_, plan)| &plan.used).sum::<usize>() as f64 / items.max(1) as f64;
+    let mut semantic = None;
     for (branch, plan) in branches {
         let Some(books) = codebooks.get(branch.stages.clone()) else { return Err(unplanned(plan, items, codebooks.len())) };
         if plan.used.len() != items || plan.used.iter().any(|used| !(1..=plan.run).contains(used)) || plan.run > books.len() {
             return Err(unplanned(plan, items, books.len()));
         }
         let x = project(recording, z, branch, "input_proj")?;
+        let before = stages.len();
         let (quantised, loss) = residual(recording.tape, &x, books, plan, used, weights.commitment, rules, &mut stages)?;
+        if before == 0 {
+            let first = if branches.len() > 1 { plan.run } else { 1 };
+            semantic = Some(first_stages(recording.tape, &x, &books[..first], &stages)?);
+        }
         accumulate(&mut commitment, loss)?;
         let y = project(recording, &recording.tape.straight_through(&x, quantised), branch, "output_proj")?;
         sum = Some(match sum {
@@ -194,7 +202,17 @@ pub fn ema(
         });
     }
     let (Some(z), Some(commitment)) = (sum, commitment) else { return Err(crate::Error::Argument("nothing to quantise with".into())) };
-    Ok(Quantised { z, commitment: commitment.into(), codebook: None, stages })
+    Ok(Quantised { z, commitment: commitment.into(), codebook: None, semantic, stages })
+}
+
+/// The sum of the codewords of the first `books.len()` stages of `x [B, T, D]`.
+fn first_stages(tape: &Tape, x: &Var, books: &[Codebook], stages: &[(Tensor, Tensor)]) -> Result<Var> {
+    let mut sum = None;
+    for (book, (_, codes)) in books.iter().zip(stages) {
+        accumulate(&mut sum, rvq_search::gather(&book.embedding()?, codes)?)?;
+    }
+    let sum = sum.ok_or_else(|| crate::Error::Argument("no stage has run".into()))?;
+    Ok(tape.straight_through(x, sum.reshape(x.value().shape())?))
 }
 
 fn unplanned(plan: &Plan, items: usize, stages: usize) -> crate::Error {
@@ -351,6 +369,7 @@ pub fn factorised(recording: &Recording, z: &Var, strides: &[usize], dim: usize,
     let mut commitment: Option<Tensor> = None;
     let mut codebook_loss: Option<Tensor> = None;
     let mut stages = Vec::new();
+    let mut semantic = None;
     for (k, &stride) in strides.iter().enumerate() {
         let stage = format!("quantizer.quantizers.{k}");
         let projection = |name: &str, x: &Var| -> Result<Var> {
@@ -383,6 +402,9 @@ pub fn factorised(recording: &Recording, z: &Var, strides: &[usize], dim: usize,
             }
         }
         let through = tape.straight_through(&encoded, words.value().copy()?.reshape(encoded.value().shape())?);
+        if k == 0 {
+            semantic = Some(tape.repeat(&through, stride)?);
+        }
         let decoded = tape.repeat(&projection("out_proj", &through)?, stride)?;
         residual = tape.sub(&residual, &decoded)?;
         let seen = match plan.even() {
@@ -403,7 +425,7 @@ pub fn factorised(recording: &Recording, z: &Var, strides: &[usize], dim: usize,
     let (Some(z), Some(commitment), Some(codebook)) = (sum, commitment, codebook_loss) else {
         return Err(crate::Error::Argument(format!("{plan:?}: no stage is used")));
     };
-    Ok(Quantised { z, commitment: commitment.into(), codebook: Some(codebook.into()), stages })
+    Ok(Quantised { z, commitment: commitment.into(), codebook: Some(codebook.into()), semantic, stages })
 }
 
 /// The stages of several batches as those of one.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use swara_kernels::Device;
 use swara_loader::audio::{self, WavFormat};
-use swara_loader::dataset::{Dataset, Sampler, SamplerOptions, Split};
+use swara_loader::dataset::{Batch, Dataset, Sampler, SamplerOptions, Split, TeacherCache, TeacherRows};
 use swara_loader::weights::Weights;
 use swara_loader::{input, output};
 
@@ -77,7 +77,7 @@ pub enum Event<'a> {
 const CONFIG: &str = "config.toml";
 /// Longest log that is continued.
 const MAX_LOG: u64 = 1 << 28;
-const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec\n";
+const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
 /// Utterances a validation decodes at most, spread over the split.
 const VALIDATION_UTTERANCES: usize = 12;
@@ -90,7 +90,7 @@ const SAMPLES: usize = 3;
 /// A fresh run refuses a folder that holds one already; [`Start::Resume`] continues it. Killing the process at any moment costs at most
 /// the steps since the last checkpoint.
 pub fn run(
-    config: TrainConfig,
+    mut config: TrainConfig,
     data: &Path,
     out: &Path,
     start: Start,
@@ -102,6 +102,14 @@ pub fn run(
     let rate = config.architecture()?.model()?.format.sample_rate;
     if dataset.sample_rate() != rate {
         return Err(file(data, format!("is at {} Hz, the model at {rate} Hz", dataset.sample_rate())));
+    }
+    let cache = config.teacher.as_ref().map(|_| TeacherCache::open(&dataset)).transpose()?;
+    if let (Some(cache), Some(teacher)) = (&cache, &mut config.teacher) {
+        *teacher = teacher.of(cache.description())?;
+        let lacking = missing(cache, &dataset)?;
+        if let Some(id) = lacking.first() {
+            return Err(file(data, format!("the teacher says nothing of {} utterances, such as {id}", lacking.len())));
+        }
     }
     let folder = Folder { dir: out.to_owned() };
     let checkpoint = folder.path("checkpoint.safetensors");
@@ -138,6 +146,19 @@ pub fn run(
         // From here on there is a run to resume, whatever it began with.
         trainer.save(&checkpoint)?;
     }
+    let said = |trainer: &Trainer, batch: &Batch| -> Result<Option<TeacherRows>> {
+        let asked = cache.as_ref().zip(trainer.teacher_frames());
+        Ok(asked.map(|(cache, [frames, hop])| cache.crops(&batch.pieces, frames, hop)).transpose()?)
+    };
+    if trainer.needs_clusters() {
+        let mut rows = Vec::new();
+        for i in 0..config.codebook.kmeans_batches as u64 {
+            if let Some(TeacherRows::Features(more)) = said(&trainer, &sampler.batch(u64::MAX / 2 + i))? {
+                rows.extend(more);
+            }
+        }
+        trainer.initialise_clusters(&rows)?;
+    }
     let mut clock = Instant::now();
     while trainer.step() < t.steps {
         if trainer.needs_codebooks() {
@@ -145,8 +166,9 @@ pub fn run(
             let first = u64::MAX / 2;
             trainer.initialise_codebooks((0..config.codebook.kmeans_batches as u64).map(|i| sampler.batch(first + i).samples))?;
         }
-        let batch = sampler.batch(trainer.step()).samples;
-        let step = trainer.train(&batch)?;
+        let batch = sampler.batch(trainer.step());
+        let step = trainer.train_with(&batch.samples, said(&trainer, &batch)?.as_ref())?;
+        let batch = batch.samples;
         let done = trainer.step();
         let last = done == t.steps;
         let mut stop = false;
@@ -180,11 +202,22 @@ pub fn run(
     Ok(trainer)
 }
 
+/// Utterances that are trained on and not in the cache.
+fn missing<'a>(cache: &TeacherCache, dataset: &'a Dataset) -> Result<Vec<&'a str>> {
+    let mut lacking = Vec::new();
+    for (index, utterance) in dataset.split(Split::Train) {
+        if !cache.path(index)?.is_file() {
+            lacking.push(&*utterance.id);
+        }
+    }
+    Ok(lacking)
+}
+
 /// What a step measured, all of it numbers: before anything is replaced by what came of it.
 fn finite(step: &Step) -> Result<Losses> {
     let l = step.losses()?;
     let all = [l.mel, l.wave, l.spectrum, l.adversarial, l.feature, l.commitment, l.codebook, l.gradient_norm];
-    match all.iter().chain(&l.discriminator).all(|v| v.is_finite()) {
+    match all.iter().chain(&l.discriminator).chain(&l.teacher).all(|v| v.is_finite()) {
         true => Ok(l),
         false => Err(Error::Argument(format!("training diverged at step {}: {l:?}; lower the learning rate or the clip", step.number))),
     }
@@ -257,7 +290,7 @@ impl Report {
         let l = &self.losses;
         let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
         format!(
-            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5}\n",
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5},{}\n",
             self.step,
             self.learning_rate,
             l.mel,
@@ -274,7 +307,8 @@ impl Report {
             self.amplitude,
             self.verdict.name(),
             perplexities.join(";"),
-            l.msspec
+            l.msspec,
+            l.teacher.map(|t| format!("{t:.5}")).unwrap_or_default()
         )
     }
 }

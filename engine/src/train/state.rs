@@ -9,6 +9,7 @@ use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::output;
 use swara_loader::weights::{self, Dtype, TensorRef};
 
+use super::teacher::{self, CENTROIDS, Teacher};
 use super::{Architecture, Initialisation, Parameter, TrainConfig, Trainer};
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
 use crate::codec::{
@@ -49,6 +50,11 @@ impl Trainer {
             add(pair[0].name.clone(), &pair[0], &book.usage)?;
             add(pair[1].name.clone(), &pair[1], &book.sum)?;
         }
+        if let Some([classes, dim]) = self.config().teacher.as_ref().and_then(Teacher::clusters) {
+            let spec = TensorSpec::new(CENTROIDS.into(), Layout::Plain, [classes, dim]);
+            let none = Tensor::zeros(&self.device, DType::F32, [classes, dim])?;
+            add(CENTROIDS.into(), &spec, self.centroids.as_ref().unwrap_or(&none))?;
+        }
         let run = serde_json::to_string(self.config()).map_err(|e| Error::Config(e.to_string()))?;
         let balancer = serde_json::to_string(&self.balancer.averages).map_err(|e| Error::Config(e.to_string()))?;
         let metadata = BTreeMap::from([(STEP.to_owned(), self.step().to_string()), (RUN.to_owned(), run), (BALANCER.to_owned(), balancer)]);
@@ -70,6 +76,10 @@ impl Trainer {
         if step > 0 && begun(&before) != begun(&config) {
             return Err(fail("was trained with codebooks that begin at another step, or otherwise".into()));
         }
+        let taught = |config: &TrainConfig| config.teacher.as_ref().map(|t| (t.loss, t.rate.map(f64::to_bits), t.dim, t.classes));
+        if taught(&before) != taught(&config) {
+            return Err(fail("was trained with another teacher, or without one".into()));
+        }
         let discriminators = |config: &TrainConfig| config.adversarial.as_ref().map(|a| a.discriminators.clone());
         if discriminators(&before) != discriminators(&config) {
             return Err(fail("was trained against other discriminators".into()));
@@ -82,6 +92,8 @@ impl Trainer {
         expected.extend(trainer.parameters().iter().map(|p| (format!("{AVERAGE}.{}", p.spec.name), p.spec.published.clone())));
         let books = trainer.architecture.averages();
         expected.extend(books.iter().flatten().map(|s| (s.name.clone(), s.published.clone())));
+        let clusters = trainer.config.teacher.as_ref().and_then(Teacher::clusters);
+        expected.extend(clusters.map(|shape| (CENTROIDS.to_owned(), shape.to_vec())));
         file.check(expected)?;
         let part = |prefix: &str, spec: &TensorSpec| -> Result<Tensor> {
             let values = spec.import(&file.to_f32(&format!("{prefix}.{}", spec.name))?);
@@ -107,6 +119,13 @@ impl Trainer {
             Some(book) => book.usage.to_f64()?.iter().any(|&u| u > 0.0),
             None => false,
         };
+        if let Some(shape) = clusters {
+            let centroids = file.to_f32(CENTROIDS)?;
+            // Before k-means, all are zero.
+            if centroids.iter().any(|&v| v != 0.0) {
+                trainer.centroids = Some(Tensor::from_slice(device, &centroids, shape)?);
+            }
+        }
         trainer.step = step;
         trainer.made = (step.saturating_sub(trainer.config.codebook.start) as usize).min(trainer.longest());
         Ok(trainer)
@@ -128,7 +147,7 @@ impl Trainer {
         let find = |name: &str| found.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()));
         let directions: BTreeMap<String, TensorSpec> =
             self.parameters.iter().filter(|p| p.spec.name.ends_with(".weight_v")).map(|p| (p.spec.name.clone(), p.spec.clone())).collect();
-        for (p, average) in self.parameters.iter_mut().zip(&mut self.averages) {
+        for (p, average) in self.parameters.iter_mut().zip(&mut self.averages).filter(|(p, _)| !teacher::owns(p)) {
             let layer = p.spec.name.strip_suffix(".weight_g").or(p.spec.name.strip_suffix(".weight_v"));
             let value = match (found.get(&p.spec.name), layer) {
                 (Some(value), _) => value.copy()?,

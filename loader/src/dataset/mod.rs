@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 pub use options::{IdRule, Loudness, Options, Split};
 pub use prepare::{Dropped, Progress, Report, prepare};
-pub use sampler::{Batch, Sampler, SamplerOptions};
+pub use sampler::{Batch, Piece, Sampler, SamplerOptions};
 pub use teacher::{TeacherCache, TeacherDescription, TeacherOutput, TeacherRows};
 
 use crate::{DatasetError, Error, Result};

@@ -47,6 +47,16 @@ pub struct Sampler<'a> {
 pub struct Batch {
     pub samples: Vec<f32>,
     pub utterances: Vec<usize>,
+    /// What each crop is made of, end to end.
+    pub pieces: Vec<Vec<Piece>>,
+}
+
+/// Samples `start .. start + samples` of an utterance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    pub utterance: usize,
+    pub start: usize,
+    pub samples: usize,
 }
 
 impl<'a> Sampler<'a> {
@@ -94,11 +104,11 @@ impl<'a> Sampler<'a> {
     pub fn batch(&self, step: u64) -> Batch {
         let crop = self.options.crop;
         let mut samples = vec![0.0; self.options.batch * crop];
-        let utterances = samples.chunks_exact_mut(crop).enumerate().map(|(i, out)| self.fill(step, i, out)).collect();
-        Batch { samples, utterances }
+        let pieces: Vec<Vec<Piece>> = samples.chunks_exact_mut(crop).enumerate().map(|(i, out)| self.fill(step, i, out)).collect();
+        Batch { samples, utterances: pieces.iter().filter_map(|crop| Some(crop.first()?.utterance)).collect(), pieces }
     }
 
-    fn fill(&self, step: u64, item: usize, out: &mut [f32]) -> usize {
+    fn fill(&self, step: u64, item: usize, out: &mut [f32]) -> Vec<Piece> {
         let mut draws = Draws::new(self.options.seed, step, item as u64);
         let x = draws.unit();
         let speaker = &self.speakers[self.cumulative.partition_point(|&c| c <= x).min(self.speakers.len() - 1)];
@@ -110,9 +120,11 @@ impl<'a> Sampler<'a> {
         let spare = audio.len().saturating_sub(out.len());
         let start = draws.below(spare as u64 + 1) as usize;
         let mut filled = 0;
-        let mut audio = &audio[start..];
+        let mut pieces = Vec::with_capacity(1);
+        let (mut audio, mut piece) = (&audio[start..], Piece { utterance: first, start, samples: 0 });
         loop {
             let n = audio.len().min(out.len() - filled);
+            pieces.push(Piece { samples: n, ..piece });
             for (o, &x) in out[filled..].iter_mut().zip(&audio[..n]) {
                 *o = super::from_s16(x);
             }
@@ -121,14 +133,15 @@ impl<'a> Sampler<'a> {
                 break;
             }
             nth = (nth + 1) % speaker.utterances.len();
-            audio = self.dataset.s16(speaker.utterances[nth]);
+            piece = Piece { utterance: speaker.utterances[nth], start: 0, samples: 0 };
+            audio = self.dataset.s16(piece.utterance);
         }
         if let Some((low, high)) = self.options.gain_db {
             let peak = f64::from(crate::loudness::peak(out)).max(1e-9);
             let gain = 10_f64.powf((low + (high - low) * draws.unit()) / 20.0).min(1.0 / peak) as f32;
             out.iter_mut().for_each(|x| *x *= gain);
         }
-        first
+        pieces
     }
 }
 

@@ -8,12 +8,13 @@
 //! Row `t` stands for the time from `t / rate` to `(t + 1) / rate` seconds.
 
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::{Dataset, MAX_DESCRIPTION};
+use super::{Dataset, MAX_DESCRIPTION, Piece};
 use crate::weights::{self, Dtype, Format, TensorRef, Weights};
 use crate::{DatasetError, Error, Result, output};
 
@@ -183,7 +184,7 @@ impl<'a> TeacherCache<'a> {
                 save(TensorRef { name: "features", dtype: Dtype::F16, shape: &shape, bytes: &bytes })
             }
             (TeacherRows::Labels(labels), TeacherOutput::Classes(classes)) => {
-                if labels.iter().any(|&label| label >= classes as i32) {
+                if labels.iter().any(|&label| i64::from(label) >= classes as i64) {
                     return bad("labels beyond the classes");
                 }
                 self.check_rows(index, labels.len())?;
@@ -231,23 +232,105 @@ impl<'a> TeacherCache<'a> {
 
     /// What the teacher said of utterance `index`.
     pub fn read(&self, index: usize) -> Result<TeacherRows> {
-        let (file, _) = self.file(index)?;
+        let (file, rows) = self.file(index)?;
+        self.rows(&file, 0..rows)
+    }
+
+    /// Some of the rows of a file that [`TeacherCache::file`] has opened.
+    fn rows(&self, file: &Weights, rows: Range<usize>) -> Result<TeacherRows> {
         let fail = |why: &str| Error::Dataset { path: file.path().to_owned(), why: DatasetError::Teacher(why.to_owned()) };
         match self.description.output {
-            TeacherOutput::Dim(_) => {
-                let values = file.to_f32("features")?.into_owned();
+            TeacherOutput::Dim(dim) => {
+                let bytes = &file.view("features")?.bytes[rows.start * dim * 2..rows.end * dim * 2];
+                let values: Vec<f32> = bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect();
                 match values.iter().all(|v| v.is_finite()) {
                     true => Ok(TeacherRows::Features(values)),
                     false => Err(fail("features that are not finite")),
                 }
             }
             TeacherOutput::Classes(classes) => {
-                let labels: Vec<i32> = file.to_i32("labels")?.iter().map(|&label| label.max(-1)).collect();
-                match labels.iter().all(|&label| label < classes as i32) {
+                let labels: Vec<i32> = file.to_i32("labels")?[rows].iter().map(|&label| label.max(-1)).collect();
+                match labels.iter().all(|&label| i64::from(label) < classes as i64) {
                     true => Ok(TeacherRows::Labels(labels)),
                     false => Err(fail("labels beyond the classes")),
                 }
             }
         }
+    }
+
+    /// What the teacher says of crops, `frames` rows each of `hop` samples.
+    ///
+    /// Frames slower than the teacher's get the mean of the rows whose middles are within a frame of their own (at a fourth of the rate
+    /// a window of 8 and a stride of 4, as Mimi has it); others, and labels always, the row that their middle lies in. Where there is
+    /// silence instead of an utterance: zeros, or no label.
+    pub fn crops(&self, crops: &[Vec<Piece>], frames: usize, hop: usize) -> Result<TeacherRows> {
+        let mut all = match self.description.output {
+            TeacherOutput::Dim(_) => TeacherRows::Features(Vec::new()),
+            TeacherOutput::Classes(_) => TeacherRows::Labels(Vec::new()),
+        };
+        for crop in crops {
+            match (&mut all, self.crop(crop, frames, hop)?) {
+                (TeacherRows::Features(all), TeacherRows::Features(rows)) => all.extend(rows),
+                (TeacherRows::Labels(all), TeacherRows::Labels(rows)) => all.extend(rows),
+                _ => {}
+            }
+        }
+        Ok(all)
+    }
+
+    fn crop(&self, crop: &[Piece], frames: usize, hop: usize) -> Result<TeacherRows> {
+        let (width, classes) = match self.description.output {
+            TeacherOutput::Dim(dim) => (dim, false),
+            TeacherOutput::Classes(_) => (1, true),
+        };
+        // Samples a row.
+        let row = f64::from(self.dataset.sample_rate()) / self.description.rate;
+        let pooled = !classes && hop as f64 > row * 1.000_001;
+        let (mut features, mut labels) = (vec![0.0; if classes { 0 } else { frames * width }], vec![-1; if classes { frames } else { 0 }]);
+        let mut counts = vec![0_u32; frames];
+        let mut at = 0.0;
+        for piece in crop {
+            let (start, end) = (piece.start as f64, (piece.start + piece.samples) as f64);
+            let (file, rows) = self.file(piece.utterance)?;
+            let [first, last] = [start, end].map(|sample| ((sample / row) as usize).min(rows.saturating_sub(1)));
+            if rows > 0 {
+                let found = self.rows(&file, first..last + 1)?;
+                // A sample of the crop is so much further on in the utterance.
+                let shift = start - at;
+                for frame in 0..frames {
+                    let middle = (frame as f64 + 0.5) * hop as f64 + shift;
+                    let own = (middle >= start && middle < end).then(|| ((middle / row) as usize).clamp(first, last));
+                    match &found {
+                        TeacherRows::Labels(found) => {
+                            if let Some(own) = own {
+                                labels[frame] = found[own - first];
+                            }
+                        }
+                        TeacherRows::Features(found) => {
+                            // Rows whose middles are in the window, and in the piece.
+                            let from = (middle - hop as f64).max(start) / row - 0.5;
+                            let until = (middle + hop as f64).min(end) / row - 0.5;
+                            let mut taken = (from.ceil().max(first as f64) as usize)..((until.ceil().max(0.0) as usize).min(last + 1));
+                            if !pooled || (taken.is_empty() && counts[frame] == 0) {
+                                taken = own.map_or(0..0, |own| own..own + 1);
+                            }
+                            for r in taken {
+                                counts[frame] += 1;
+                                let sums = &mut features[frame * width..][..width];
+                                sums.iter_mut().zip(&found[(r - first) * width..][..width]).for_each(|(sum, v)| *sum += v);
+                            }
+                        }
+                    }
+                }
+            }
+            at += piece.samples as f64;
+        }
+        if classes {
+            return Ok(TeacherRows::Labels(labels));
+        }
+        for (sums, &count) in features.chunks_exact_mut(width).zip(&counts) {
+            sums.iter_mut().for_each(|sum| *sum /= count.max(1) as f32);
+        }
+        Ok(TeacherRows::Features(features))
     }
 }

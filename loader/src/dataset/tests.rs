@@ -396,3 +396,39 @@ fn ids_that_lead_out_of_the_cache_are_refused() {
     assert!(cache.path(0).unwrap_err().to_string().contains("names no file"));
     assert!(cache.path(1).is_ok() && cache.path(99).is_err());
 }
+
+#[test]
+fn crops_get_the_teachers_rows_of_their_own_times() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let cache = TeacherCache::create(&data, "t", 50.0, TeacherOutput::Dim(2)).unwrap();
+    // A row says which one it is, and of whom.
+    for index in 0..data.utterances().len() {
+        let rows = (0..rows_of(&data, index)).flat_map(|t| [t as f32, index as f32]);
+        cache.write(index, &TeacherRows::Features(rows.collect())).unwrap();
+    }
+    let crops = |crops: &[Vec<Piece>], frames, hop| match cache.crops(crops, frames, hop).unwrap() {
+        TeacherRows::Features(rows) => rows,
+        TeacherRows::Labels(_) => panic!(),
+    };
+    let piece = |utterance, start, samples| Piece { utterance, start, samples };
+    // At the teacher's own rate: the rows themselves, the second utterance after the first.
+    let rows = crops(&[vec![piece(4, 640, 960), piece(5, 0, 640)]], 5, 320);
+    assert_eq!(rows, [2.0, 4.0, 3.0, 4.0, 4.0, 4.0, 0.0, 5.0, 1.0, 5.0]);
+    // At a fourth of it: the mean of the eight rows around each frame, of fewer at the ends.
+    let rows = crops(&[vec![piece(4, 0, 1280 * 4)]], 4, 1280);
+    let means: Vec<f32> = rows.chunks(2).map(|row| row[0]).collect();
+    assert_eq!(means, [2.5, 5.5, 9.5, 12.5]);
+    // At four times: each row four times.
+    let rows = crops(&[vec![piece(4, 320, 640)]], 8, 80);
+    assert_eq!(rows.chunks(2).map(|row| row[0]).collect::<Vec<_>>(), [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+    // Silence after the end.
+    assert_eq!(crops(&[vec![piece(4, 320, 320)]], 2, 320), [1.0, 4.0, 0.0, 0.0]);
+
+    let options = SamplerOptions { crop: 24_000, batch: 4, ..SamplerOptions::default() };
+    let batch = Sampler::new(&data, options).unwrap().batch(3);
+    for (pieces, samples) in batch.pieces.iter().zip(batch.samples.chunks(24_000)) {
+        let parts = pieces.iter().flat_map(|p| data.samples(p.utterance)[p.start..p.start + p.samples].to_vec());
+        assert_eq!(parts.collect::<Vec<_>>(), samples);
+    }
+}
