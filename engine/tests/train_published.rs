@@ -1,5 +1,5 @@
-//! An EnCodec and a SNAC in training: a step's losses, gradients and moving averages are PyTorch's (verify/reference/training_step.py), and what
-//! is released is read again.
+//! An EnCodec and a SNAC in training: a step's losses, gradients and moving averages are PyTorch's (verify/reference/training_step.py),
+//! and what is released is read again.
 
 use std::path::{Path, PathBuf};
 

@@ -76,8 +76,8 @@ impl Reconstruction {
         Ok(terms)
     }
 
-    /// audiocraft's `MultiScaleMelSpectrogramLoss` as it trains EnCodec: of each window's power mel spectra the mean absolute difference, and
-    /// the mean squared difference of their logarithms.
+    /// audiocraft's `MultiScaleMelSpectrogramLoss` as it trains EnCodec: of each window's power mel spectra the mean absolute
+    /// difference, and the mean squared difference of their logarithms.
     fn msspec(&self, tape: &Tape, y: &Var, x: &Var) -> Result<Vec<Var>> {
         let mut terms = Vec::new();
         let weight = self.weights.msspec / (2 * self.powers.len()).max(1) as f64;
