@@ -11,6 +11,7 @@ pub mod metrics;
 mod piece;
 pub mod rounding;
 pub mod tape;
+pub mod teacher;
 pub mod train;
 pub mod transformer;
 pub mod weights;

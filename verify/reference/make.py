@@ -34,7 +34,7 @@ FAMILIES = [
 ]
 PUBLISHED = [
     "csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac", "published_encodec",
-    "published_snac", "quantized", "rvq_training", "sentencepiece_models", "training_step",
+    "published_snac", "quantized", "rvq_training", "sentencepiece_models", "teachers", "training_step",
 ]
 
 

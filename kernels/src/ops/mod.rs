@@ -22,6 +22,7 @@ pub mod matmul;
 pub mod pad;
 pub mod peak_norm;
 pub mod reduce;
+pub mod relative_softmax;
 pub mod rms_norm;
 pub mod rope;
 pub mod rvq_search;
@@ -68,6 +69,7 @@ pub const REGISTRY: &[&Op] = &[
     &cross_entropy::OP,
     &delay::OP,
     &depth::OP,
+    &relative_softmax::OP,
 ];
 
 /// Kernels of instructions that the emulator knows from the manual alone, and that are easily misread: it shows that the reading agrees
