@@ -2,10 +2,10 @@
 
     python verify/reference/make.py teachers
 
-teachers/weights/CASE/      config.json, preprocessor_config.json and model.safetensors; hubert_base: pytorch_model.bin of a HubertForCTC, its
-                            names with `hubert.` before them and weight norm by its older names
-teachers/CASE.safetensors   `input` [2,N] and `short` [1,N'], `input.<n>` and `short.<n>` the hidden states, `features` the last one of the first
-                            input as its feature extractor gives it to the model
+teachers/weights/CASE/      config.json, preprocessor_config.json and model.safetensors; hubert_base: pytorch_model.bin of a
+                            HubertForCTC, its names with `hubert.` before them and weight norm by its older names
+teachers/CASE.safetensors   `input` [2,N] and `short` [1,N'], `input.<n>` and `short.<n>` the hidden states, `features` the last one
+                            of the first input as its feature extractor gives it to the model
 teachers/buckets.safetensors  `published` and `small`: rows of WavLM's table of biases for the distances -D..D
 
 *_base: a norm of each channel over time behind the first convolution, norms behind layers; *_large: norms of rows behind all convolutions,
@@ -84,7 +84,8 @@ def write(case, kind, configuration, fields, normalise):
         for name, x in inputs.items():
             states = body(x, output_hidden_states=True).hidden_states
             tensors |= {f"{name}.{n}": state for n, state in enumerate(states)}
-            error = max((f.double() - s).abs().max() / s.std() for f, s in zip(body.float()(x.float(), output_hidden_states=True).hidden_states, states))
+            single = body.float()(x.float(), output_hidden_states=True).hidden_states
+            error = max((f.double() - s).abs().max() / s.std() for f, s in zip(single, states))
             body.double()
             print(f"  {case:14} {name:6} {states[0].shape[1]} rows; in float32 within {error:.1e} of its spread", flush=True)
         x = inputs["input"][:1]
