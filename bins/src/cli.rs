@@ -5,6 +5,7 @@ use swara::codec::BUNDLED;
 pub use swara::common::{Common, Conditioning, Embeddings, Format, Memory, Sampling, draft, joined, kept, same_target, share, temperature};
 use swara::dialogue::Persona;
 use swara_engine::csm::Draft;
+use swara_engine::teacher::State;
 use swara_kernels::driver::emulator::Schedule;
 use swara_kernels::ops::attention::Kept;
 use swara_loader::dataset::{IdRule, Loudness};
@@ -689,8 +690,8 @@ pub enum Runner {
 pub struct Prepare {
     #[command(flatten)]
     pub report: Report,
-    /// Folders of audio (wav, flac, mp3, ogg, aiff, g722), then the folder to write
-    #[arg(required = true, num_args = 2.., value_name = "IN_DIR... OUT_DIR")]
+    /// Folders of audio (wav, flac, mp3, ogg, aiff, g722), then the folder to write; with --teacher that alone, of a dataset that is there
+    #[arg(required = true, num_args = 1.., value_name = "IN_DIR... OUT_DIR")]
     pub dirs: Vec<PathBuf>,
     /// Sample rate of the result in Hz
     #[arg(long, default_value_t = 16_000, value_name = "HZ")]
@@ -722,6 +723,12 @@ pub struct Prepare {
     /// Shorter pieces are dropped
     #[arg(long, default_value_t = 0.3, value_name = "SECONDS")]
     pub min_seconds: f64,
+    /// Keep beside every utterance what this WavLM or HuBERT hears in it (a folder as transformers saves it); goes on if interrupted
+    #[arg(long, value_name = "DIR")]
+    pub teacher: Option<PathBuf>,
+    /// Hidden state of the teacher: last, mean (of all), or N, 0 being that before the first layer
+    #[arg(long, default_value_t = State::Last, requires = "teacher", value_name = "N|last|mean")]
+    pub teacher_layer: State,
 }
 
 #[derive(Args)]

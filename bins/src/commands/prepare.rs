@@ -1,5 +1,9 @@
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
-use swara_loader::dataset::{self, Options};
+use swara_engine::teacher::{SAMPLE_RATE, State, Teacher};
+use swara_loader::audio::Resampler;
+use swara_loader::dataset::{self, Dataset, Options, TeacherCache, TeacherOutput, TeacherRows};
 use swara_loader::{DatasetError, Error};
 
 use crate::cli::{Common, Prepare};
@@ -7,7 +11,34 @@ use crate::failure::{Failure, Result};
 use crate::terminal;
 
 pub fn run(common: &Common, args: &Prepare) -> Result {
-    let Some((out, inputs)) = args.dirs.split_last() else { return Err(Failure::usage("IN_DIR and OUT_DIR are needed")) };
+    let Some((out, inputs)) = args.dirs.split_last().filter(|(_, inputs)| !inputs.is_empty() || args.teacher.is_some()) else {
+        return Err(Failure::usage("IN_DIR and OUT_DIR are needed"));
+    };
+    // What cannot be is said before hours of work.
+    let teacher = args.teacher.as_ref().map(|model| open(common, model, args.teacher_layer)).transpose()?;
+    let prepared = if inputs.is_empty() { None } else { Some(prepare(args, inputs, out)?) };
+    let heard = teacher.map(|teacher| hear(&teacher, args.teacher_layer, out)).transpose()?;
+    if common.json {
+        let mut report = json!({ "out": out });
+        if let Some(report_of) = &prepared {
+            report["dataset"] = json!(report_of.description);
+            report["unreadable"] = json!(report_of.unreadable.len());
+        }
+        if let Some(heard) = &heard {
+            report["teacher"] = json!({ "name": heard.name, "utterances": heard.utterances, "kept": heard.kept });
+        }
+        return terminal::say_json(&report);
+    }
+    if let Some(report) = &prepared {
+        say(report, out)?;
+    }
+    heard.map_or(Ok(()), |heard| {
+        terminal::say(format!("teacher: {} utterances, {} were there ({})", heard.utterances, heard.kept, heard.name))
+    })
+}
+
+/// Turns folders of audio into a dataset.
+fn prepare(args: &Prepare, inputs: &[PathBuf], out: &Path) -> Result<dataset::Report> {
     let options = Options {
         sample_rate: args.rate,
         loudness: args.loudness,
@@ -38,10 +69,11 @@ pub fn run(common: &Common, args: &Prepare) -> Result {
     for (path, warning) in &report.warnings {
         terminal::warn(format!("{warning} ({})", path.display()));
     }
+    Ok(report)
+}
+
+fn say(report: &dataset::Report, out: &Path) -> Result {
     let d = &report.description;
-    if common.json {
-        return terminal::say_json(&json!({ "out": out, "dataset": d, "unreadable": report.unreadable.len() }));
-    }
     let seconds = d.samples as f64 / f64::from(d.sample_rate);
     terminal::say(format!("{} utterances, {:.2} h at {} Hz ({})", d.utterances, seconds / 3600.0, d.sample_rate, out.display()))?;
     let dropped = &d.dropped;
@@ -50,4 +82,74 @@ pub fn run(common: &Common, args: &Prepare) -> Result {
         dropped.unreadable, dropped.silent, dropped.clipped, dropped.short
     ))?;
     terminal::say(super::inspect::hours(d))
+}
+
+fn open(common: &Common, model: &Path, state: State) -> Result<Teacher> {
+    let teacher = Teacher::open(model, &common.open_device()?)?;
+    teacher.check(state).map_err(|e| Failure::usage(format!("--teacher-layer: {e}")))?;
+    Ok(teacher)
+}
+
+/// What a teacher left beside a dataset.
+struct Heard {
+    name: String,
+    utterances: usize,
+    /// Those that were there before.
+    kept: usize,
+}
+
+/// Keeps what the teacher hears in every utterance of the dataset in `out` that has nothing of it yet.
+fn hear(teacher: &Teacher, state: State, out: &Path) -> Result<Heard> {
+    let data = Dataset::open(out)?;
+    let name = format!("{}, layer {state}, weights {}", teacher.config().model_type, teacher.digest());
+    let cache = TeacherCache::create(&data, &name, teacher.rate(), TeacherOutput::Dim(teacher.dim()))?;
+    let missing = cache.missing()?;
+    let bar = terminal::progress(Some(missing.len() as u64), "teacher");
+    let result = missing.iter().try_for_each(|&index| -> Result {
+        bar.set_message(data.utterances()[index].id.clone());
+        let samples = data.samples(index);
+        let features = teacher.features(state, || Pieces::new(&samples, data.sample_rate()))?;
+        cache.write(index, &TeacherRows::Features(features))?;
+        bar.inc(1);
+        Ok(())
+    });
+    bar.finish_and_clear();
+    result?;
+    let utterances = data.utterances().len();
+    Ok(Heard { name, utterances, kept: utterances - missing.len() })
+}
+
+/// Samples by and by, at the rate that teachers hear.
+struct Pieces<'a> {
+    samples: std::slice::Chunks<'a, f32>,
+    /// None: they are at that rate, or all was given.
+    resampler: Option<Resampler>,
+}
+
+impl<'a> Pieces<'a> {
+    const SAMPLES: usize = 1 << 16;
+
+    fn new(samples: &'a [f32], rate: u32) -> swara_engine::Result<Pieces<'a>> {
+        let resampler =
+            (rate != SAMPLE_RATE).then(|| Resampler::new(rate, SAMPLE_RATE)).transpose().map_err(swara_engine::Error::Argument)?;
+        Ok(Pieces { samples: samples.chunks(Self::SAMPLES), resampler })
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = swara_engine::Result<Vec<f32>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.samples.next();
+        let Some(resampler) = &mut self.resampler else { return Some(Ok(piece?.to_vec())) };
+        let mut out = Vec::new();
+        let result = match piece {
+            Some(piece) => resampler.feed(piece, &mut out),
+            None => resampler.finish(&mut out),
+        };
+        if piece.is_none() {
+            self.resampler = None;
+        }
+        Some(result.map(|()| out).map_err(swara_engine::Error::Argument))
+    }
 }
