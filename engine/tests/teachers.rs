@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use swara_engine::Result;
-use swara_engine::teacher::{SAMPLE_RATE, State, Teacher};
+use swara_engine::teacher::{Config, SAMPLE_RATE, State, Teacher};
 use swara_kernels::case::SplitMix;
 use swara_kernels::{Device, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
@@ -140,7 +140,7 @@ fn a_long_recording_is_heard_in_windows_that_share_two_seconds() {
 fn biases_go_by_the_published_buckets() {
     let (dump, json) = (Dump::new("buckets"), r#"{"model_type":"wavlm","num_buckets":24,"max_bucket_distance":30}"#);
     for (name, json) in [("published", r#"{"model_type":"wavlm"}"#), ("small", json)] {
-        let config = swara_engine::teacher::Config::from_json(json).unwrap();
+        let config = Config::from_json(json).unwrap();
         let expected = dump.0.to_i32(name).unwrap();
         let most = expected.len() as isize / 2;
         for (distance, &expected) in (-most..).zip(expected.iter()) {
@@ -227,4 +227,47 @@ fn what_is_no_teacher_is_refused_with_its_file() {
     assert!(refused(codec.path()).contains("no tensor feature_extractor.conv_layers.0.conv.weight"));
     let fewer = renamed("wavlm_base", |n| (!n.contains("rel_attn_embed")).then(|| n.to_owned()));
     assert!(refused(fewer.path()).contains("encoder.layers.0.attention.rel_attn_embed.weight"));
+}
+
+#[test]
+fn published_configurations_are_taken() {
+    let base = Config::from_json(r#"{"model_type":"wavlm"}"#).unwrap();
+    assert_eq!((base.hop(), base.reach(), base.rows(399), base.rows(400), base.rows(16_000)), (320, 400, 0, 1, 49));
+    for rows in [1, 2, 49, 1499] {
+        assert_eq!([base.rows(base.samples(rows)), base.rows(base.samples(rows) - 1)], [rows, rows - 1]);
+    }
+    let large = r#"{"model_type":"hubert","hidden_size":1024,"num_attention_heads":16,"num_hidden_layers":24,"intermediate_size":4096,
+        "feat_extract_norm":"layer","do_stable_layer_norm":true,"conv_bias":true,"unknown":[1]}"#;
+    assert!(Config::from_json(large).unwrap().norms_layers());
+}
+
+#[test]
+fn configurations_of_no_teacher_are_refused() {
+    let huge = usize::MAX;
+    for (json, why) in [
+        ("{}".to_owned(), "model_type is \"\""),
+        (r#"{"model_type":"wav2vec2"}"#.into(), "model_type is \"wav2vec2\""),
+        (r#"{"model_type":"hubert","hidden_act":"relu"}"#.into(), "hidden_act"),
+        (r#"{"model_type":"hubert","feat_extract_activation":"silu"}"#.into(), "feat_extract_activation"),
+        (r#"{"model_type":"hubert","feat_extract_norm":"batch"}"#.into(), "feat_extract_norm"),
+        (r#"{"model_type":"hubert","conv_pos_batch_norm":true}"#.into(), "conv_pos_batch_norm"),
+        (r#"{"model_type":"wavlm","add_adapter":true}"#.into(), "add_adapter"),
+        (r#"{"model_type":"wavlm","layer_norm_eps":-1}"#.into(), "layer_norm_eps"),
+        (r#"{"model_type":"wavlm","conv_dim":[8]}"#.into(), "length"),
+        (r#"{"model_type":"wavlm","conv_dim":[],"conv_stride":[],"conv_kernel":[]}"#.into(), "conv_dim's length"),
+        (r#"{"model_type":"wavlm","conv_stride":[5,2,2,2,2,2,0]}"#.into(), "conv_stride"),
+        (r#"{"model_type":"wavlm","conv_stride":[64,64,64,2,2,2,2]}"#.into(), "conv_stride's product"),
+        (r#"{"model_type":"wavlm","conv_stride":[5,2,2,2,1,1,1]}"#.into(), "conv_stride's product"),
+        (r#"{"model_type":"wavlm","hidden_size":770}"#.into(), "hidden_size"),
+        (r#"{"model_type":"wavlm","num_attention_heads":7,"hidden_size":768}"#.into(), "heads"),
+        (r#"{"model_type":"hubert","num_attention_heads":4}"#.into(), "heads"),
+        (format!(r#"{{"model_type":"wavlm","hidden_size":{huge}}}"#), "hidden_size"),
+        (format!(r#"{{"model_type":"wavlm","num_hidden_layers":{huge}}}"#), "num_hidden_layers"),
+        (r#"{"model_type":"wavlm","num_buckets":0}"#.into(), "num_buckets"),
+        (r#"{"model_type":"wavlm","max_bucket_distance":80}"#.into(), "max_bucket_distance"),
+        ("[".into(), "EOF"),
+    ] {
+        let error = Config::from_json(&json).unwrap_err().to_string();
+        assert!(error.contains(why), "{json}: {error}");
+    }
 }
