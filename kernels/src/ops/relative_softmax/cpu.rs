@@ -15,7 +15,7 @@ pub fn forward<T: Real>(y: &mut Tensor, x: &Tensor, gate: &Tensor, bias: &Tensor
                 sum += y.f64();
             }
             let inverse = T::of(1.0 / sum);
-            y.iter_mut().for_each(|y| *y = *y * inverse);
+            y.iter_mut().for_each(|y| *y *= inverse);
         }
     });
     Ok(())
