@@ -9,6 +9,7 @@
 //! | `dataset.json` | [`Description`]: rate, totals, options. Written last: without it, the directory is no dataset |
 //! | `teacher/` | what a teacher says of every utterance, if it was asked: [`TeacherCache`] |
 
+mod augment;
 mod options;
 mod prepare;
 mod sampler;
@@ -26,6 +27,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use augment::{Augmentation, Echo, Gain, Kind, Noise, Phase, Reverb, Target};
 pub use options::{IdRule, Loudness, Options, Split};
 pub use prepare::{Dropped, Progress, Report, prepare};
 pub use sampler::{Batch, Piece, Sampler, SamplerOptions};

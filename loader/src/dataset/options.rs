@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::DatasetError;
+use crate::{DatasetError, loudness};
 
 /// What an utterance is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +44,27 @@ pub enum Loudness {
     /// ITU-R BS.1770, LUFS.
     Lufs(f64),
     Unchanged,
+}
+
+impl Loudness {
+    /// What brings `samples` there, dB; silence counts as [`FLOOR`](loudness::FLOOR).
+    pub fn gain_db(self, samples: &[f32], rate: u32) -> f64 {
+        match self {
+            Self::Rms(level) => level - loudness::rms_dbfs(samples).max(loudness::FLOOR),
+            Self::Lufs(level) => level - loudness::lufs(samples, rate),
+            Self::Unchanged => 0.0,
+        }
+    }
+}
+
+impl fmt::Display for Loudness {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Rms(level) => write!(f, "rms:{level}"),
+            Self::Lufs(level) => write!(f, "lufs:{level}"),
+            Self::Unchanged => f.write_str("none"),
+        }
+    }
 }
 
 impl FromStr for Loudness {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::segment::{Segmenter, Unfit, trim};
-use super::{AUDIO, DESCRIPTION, Description, Hours, Loudness, MANIFEST, Options, Utterance, VERSION};
+use super::{AUDIO, DESCRIPTION, Description, Hours, MANIFEST, Options, Utterance, VERSION};
 use crate::audio::{AudioReader, EXTENSIONS, Warning, to_s16};
 use crate::output::AtomicFile;
 use crate::{AudioError, DatasetError, Error, Result, loudness};
@@ -195,11 +195,7 @@ impl Work<'_> {
 
 /// Factor to the loudness wanted, less where a sample would pass full scale.
 fn gain(piece: &[f32], options: &Options) -> f64 {
-    let db = match options.loudness {
-        Loudness::Rms(level) => level - loudness::rms_dbfs(piece),
-        Loudness::Lufs(level) => level - loudness::lufs(piece, options.sample_rate),
-        Loudness::Unchanged => 0.0,
-    };
+    let db = options.loudness.gain_db(piece, options.sample_rate);
     let peak = f64::from(loudness::peak(piece));
     10_f64.powf(db / 20.0).min(PEAK / peak.max(1e-9))
 }

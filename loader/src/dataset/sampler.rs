@@ -1,5 +1,6 @@
-use super::{Dataset, Split};
-use crate::{DatasetError, Error, Result};
+use super::augment::{Augmentation, Augmenter};
+use super::{Dataset, Loudness, Split};
+use crate::{DatasetError, Error, Result, loudness};
 
 /// How crops are drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,15 +13,28 @@ pub struct SamplerOptions {
     pub crop: usize,
     /// Speakers are drawn in proportion to (their hours)^(1/temperature): 1 draws all audio alike, infinity all speakers.
     pub temperature: f64,
-    /// Each crop is changed by a gain drawn evenly from this range, dB; full scale is never passed.
+    /// What each crop is brought to; where a peak passes full scale, down to that again (audiotools' `VolumeNorm`, `RescaleAudio`).
+    pub loudness: Loudness,
+    /// Each crop is then changed by a gain drawn evenly from this range, dB; full scale is never passed.
     pub gain_db: Option<(f64, f64)>,
+    pub augment: Option<Augmentation>,
     /// Fill up a crop from a short utterance with more of the same speaker, else with silence.
     pub concatenate: bool,
 }
 
 impl Default for SamplerOptions {
     fn default() -> Self {
-        Self { split: Split::Train, seed: 0, batch: 8, crop: 16_000, temperature: 2.0, gain_db: None, concatenate: true }
+        Self {
+            split: Split::Train,
+            seed: 0,
+            batch: 8,
+            crop: 16_000,
+            temperature: 2.0,
+            loudness: Loudness::Unchanged,
+            gain_db: None,
+            augment: None,
+            concatenate: true,
+        }
     }
 }
 
@@ -40,12 +54,15 @@ pub struct Sampler<'a> {
     speakers: Vec<Speaker>,
     /// Probability up to and with each speaker; ends at 1.
     cumulative: Vec<f64>,
+    augmenter: Option<Augmenter<'a>>,
 }
 
-/// `[batch, crop]`, and the utterance that each crop begins in.
+/// `[batch, crop]`, what the crops are to become, and the utterance that each begins in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     pub samples: Vec<f32>,
+    /// Without what is to be taken away; `samples` but for a [`Target::Clean`](super::Target::Clean).
+    pub targets: Vec<f32>,
     pub utterances: Vec<usize>,
     /// What each crop is made of, end to end.
     pub pieces: Vec<Vec<Piece>>,
@@ -93,7 +110,8 @@ impl<'a> Sampler<'a> {
                 sum
             })
             .collect();
-        Ok(Self { dataset, options, speakers, cumulative })
+        let augmenter = options.augment.clone().map(|augment| Augmenter::new(augment, dataset, options.split)).transpose()?;
+        Ok(Self { dataset, options, speakers, cumulative, augmenter })
     }
 
     pub fn options(&self) -> &SamplerOptions {
@@ -105,7 +123,15 @@ impl<'a> Sampler<'a> {
         let crop = self.options.crop;
         let mut samples = vec![0.0; self.options.batch * crop];
         let pieces: Vec<Vec<Piece>> = samples.chunks_exact_mut(crop).enumerate().map(|(i, out)| self.fill(step, i, out)).collect();
-        Batch { samples, utterances: pieces.iter().filter_map(|crop| Some(crop.first()?.utterance)).collect(), pieces }
+        let utterances: Vec<usize> = pieces.iter().filter_map(|crop| Some(crop.first()?.utterance)).collect();
+        let mut targets = samples.clone();
+        if let Some(augmenter) = &self.augmenter {
+            let items = samples.chunks_exact_mut(crop).zip(targets.chunks_exact_mut(crop)).zip(&utterances).enumerate();
+            for (i, ((samples, target), &utterance)) in items {
+                augmenter.apply(samples, target, utterance, &mut Draws::new(self.options.seed ^ AUGMENT, step, i as u64));
+            }
+        }
+        Batch { samples, targets, utterances, pieces }
     }
 
     fn fill(&self, step: u64, item: usize, out: &mut [f32]) -> Vec<Piece> {
@@ -136,23 +162,28 @@ impl<'a> Sampler<'a> {
             piece = Piece { utterance: speaker.utterances[nth], start: 0, samples: 0 };
             audio = self.dataset.s16(piece.utterance);
         }
-        if let Some((low, high)) = self.options.gain_db {
-            let peak = f64::from(crate::loudness::peak(out)).max(1e-9);
-            let gain = 10_f64.powf((low + (high - low) * draws.unit()) / 20.0).min(1.0 / peak) as f32;
+        let drawn = self.options.gain_db.map_or(0.0, |range| draws.within(range));
+        if drawn != 0.0 || self.options.loudness != Loudness::Unchanged {
+            let db = self.options.loudness.gain_db(out, self.dataset.sample_rate()) + drawn;
+            let peak = f64::from(loudness::peak(out)).max(1e-9);
+            let gain = 10_f64.powf(db / 20.0).min(1.0 / peak) as f32;
             out.iter_mut().for_each(|x| *x *= gain);
         }
         pieces
     }
 }
 
+/// Tells the draws of augmentations from those of crops.
+const AUGMENT: u64 = 0x6175_676d_656e_7400;
+
 /// Random numbers from a counter: a hash of (seed, step, item, draw), no state to save.
-struct Draws {
+pub(super) struct Draws {
     key: u64,
     count: u64,
 }
 
 impl Draws {
-    fn new(seed: u64, step: u64, item: u64) -> Self {
+    pub fn new(seed: u64, step: u64, item: u64) -> Self {
         Self { key: mix(mix(mix(seed) ^ step) ^ item), count: 0 }
     }
 
@@ -161,12 +192,25 @@ impl Draws {
         mix(self.key ^ self.count)
     }
 
-    fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         unit(self.next())
     }
 
+    /// Draws of its own, however many are made.
+    pub fn fork(&mut self) -> Self {
+        Self { key: self.next(), count: 0 }
+    }
+
+    pub fn happens(&mut self, probability: f64) -> bool {
+        self.unit() < probability
+    }
+
+    pub fn within(&mut self, (low, high): (f64, f64)) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
     /// Even on 0..n, but for a bias of n / 2^64.
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 }

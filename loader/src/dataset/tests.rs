@@ -432,3 +432,158 @@ fn crops_get_the_teachers_rows_of_their_own_times() {
         assert_eq!(parts.collect::<Vec<_>>(), samples);
     }
 }
+
+fn noisy(kinds: Vec<Kind>) -> Augmentation {
+    let noise = Noise { probability: 1.0, snr_db: (3.0, 12.0), kinds, folder: None };
+    Augmentation { target: Target::Clean, noise: Some(noise), ..Augmentation::default() }
+}
+
+/// Everything at once, quiet enough for no peak to pass full scale.
+fn everything() -> Augmentation {
+    Augmentation {
+        gain: Some(Gain { probability: 0.5, db: (-12.0, -6.0) }),
+        phase: Some(Phase { probability: 0.5, radians: (-3.0, 3.0) }),
+        reverb: Some(Reverb { probability: 0.5, rt60: (0.1, 0.4), direct_db: (3.0, 12.0) }),
+        echo: Some(Echo { probability: 0.5, delay_ms: (100.0, 300.0), gain: (0.0, 0.2) }),
+        ..noisy(vec![Kind::White, Kind::Pink, Kind::Brown, Kind::Babble])
+    }
+}
+
+#[test]
+fn noise_stands_at_the_ratio_asked_for() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options { loudness: Loudness::Rms(-40.0), ..Options::default() });
+    let loose = tempfile::tempdir().unwrap();
+    write(loose.path().join("hum.wav"), &voice(9, 0.7, 0.02), RATE, WavFormat::F32).unwrap();
+    prepare(&[loose.path()], loose.path().join("out"), &Options { speaker_depth: 9, ..Options::default() }, |_| {}).unwrap();
+    for kind in [Kind::White, Kind::Pink, Kind::Brown, Kind::Babble, Kind::Recorded] {
+        for snr in [-3.0, 10.0] {
+            let mut augment = noisy(vec![kind]);
+            let noise = augment.noise.as_mut().unwrap();
+            noise.snr_db = (snr, snr);
+            noise.folder = (kind == Kind::Recorded).then(|| loose.path().join("out"));
+            let options = SamplerOptions { crop: 12_000, batch: 6, ..SamplerOptions::default() };
+            let plain = Sampler::new(&data, options.clone()).unwrap().batch(3);
+            let batch = Sampler::new(&data, SamplerOptions { augment: Some(augment), ..options }).unwrap().batch(3);
+            // The same crops, clean.
+            assert_eq!((&batch.targets, &batch.utterances), (&plain.samples, &plain.utterances));
+            for (heard, clean) in batch.samples.chunks(12_000).zip(batch.targets.chunks(12_000)) {
+                let added: f64 = heard.iter().zip(clean).map(|(y, x)| f64::from(y - x).powi(2)).sum::<f64>() / 12_000.0;
+                let found = 10.0 * (augment::active_power(clean, f64::from(RATE)) / added).log10();
+                assert!((found - snr).abs() < 0.1, "{kind:?}: {found} dB, asked for {snr}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_augmented_batch_depends_on_seed_and_step_alone() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let options = SamplerOptions { crop: 8000, augment: Some(everything()), loudness: Loudness::Lufs(-16.0), ..SamplerOptions::default() };
+    let sampler = || Sampler::new(&data, options.clone()).unwrap();
+    let one = sampler();
+    (0..3).for_each(|step| drop(one.batch(step)));
+    assert_eq!(one.batch(7), sampler().batch(7));
+    assert_ne!(one.batch(7).samples, one.batch(8).samples);
+    let batch = one.batch(7);
+    assert_ne!(batch.samples, batch.targets);
+    assert!(batch.samples.iter().chain(&batch.targets).all(|x| x.abs() <= 1.0 + 1e-6));
+    // A noisy target is what is heard.
+    let noisy = Augmentation { target: Target::Noisy, ..everything() };
+    let same = Sampler::new(&data, SamplerOptions { augment: Some(noisy), ..options.clone() }).unwrap().batch(7);
+    assert_eq!(same.samples, same.targets);
+}
+
+#[test]
+fn what_is_rare_happens_as_often_as_asked() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let mut augment = noisy(vec![Kind::White]);
+    augment.noise.as_mut().unwrap().probability = 0.3;
+    let options = SamplerOptions { crop: 50, batch: 2000, augment: Some(augment), ..SamplerOptions::default() };
+    let batch = Sampler::new(&data, options).unwrap().batch(0);
+    let changed = batch.samples.chunks(50).zip(batch.targets.chunks(50)).filter(|(x, y)| x != y).count();
+    assert!((changed as f64 / 2000.0 - 0.3).abs() < 0.05, "{changed} of 2000");
+}
+
+#[test]
+fn crops_reach_their_loudness_and_an_echo_is_a_copy() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options { loudness: Loudness::Rms(-40.0), ..Options::default() });
+    let crop = 8000;
+    for (wanted, measure) in [(Loudness::Rms(-26.0), true), (Loudness::Lufs(-27.0), false)] {
+        let options = SamplerOptions { crop, loudness: wanted, ..SamplerOptions::default() };
+        for x in Sampler::new(&data, options).unwrap().batch(1).samples.chunks(crop) {
+            let off = if measure { loudness::rms_dbfs(x) + 26.0 } else { loudness::lufs(x, RATE) + 27.0 };
+            assert!(off.abs() < 0.02, "{wanted}: off by {off}");
+        }
+    }
+    // Never over full scale.
+    let loud = SamplerOptions { crop, loudness: Loudness::Lufs(0.0), ..SamplerOptions::default() };
+    for x in Sampler::new(&data, loud).unwrap().batch(1).samples.chunks(crop) {
+        assert!((loudness::peak(x) - 1.0).abs() < 1e-5);
+    }
+    let echo = Some(Echo { probability: 1.0, delay_ms: (125.0, 125.0), gain: (0.5, 0.5) });
+    let augment = Some(Augmentation { target: Target::Clean, echo, ..Augmentation::default() });
+    let batch = Sampler::new(&data, SamplerOptions { crop, augment, ..SamplerOptions::default() }).unwrap().batch(1);
+    for (y, x) in batch.samples.chunks(crop).zip(batch.targets.chunks(crop)) {
+        assert!((0..crop).all(|t| (y[t] - x[t] - if t < 2000 { 0.0 } else { 0.5 * x[t - 2000] }).abs() < 1e-6));
+    }
+}
+
+#[test]
+fn augmentations_that_cannot_be_meant_are_refused() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let refused = |augment: Augmentation| {
+        let options = SamplerOptions { augment: Some(augment), ..SamplerOptions::default() };
+        Sampler::new(&data, options).unwrap_err().to_string()
+    };
+    let gain = |db, probability| Augmentation { gain: Some(Gain { probability, db }), ..Augmentation::default() };
+    assert!(refused(gain((3.0, -3.0), 0.5)).contains("gain.db"));
+    assert!(refused(gain((0.0, f64::NAN), 0.5)).contains("gain.db"));
+    assert!(refused(gain((0.0, 1.0), 1.5)).contains("gain.probability"));
+    assert!(refused(noisy(Vec::new())).contains("noise.kinds"));
+    assert!(refused(noisy(vec![Kind::Recorded])).contains("noise.folder"));
+    let mut elsewhere = noisy(vec![Kind::Recorded]);
+    elsewhere.noise.as_mut().unwrap().folder = Some(corpus.input());
+    assert!(refused(elsewhere).contains("not a prepared dataset"));
+    let reverb = Some(Reverb { probability: 1.0, rt60: (0.1, 1e9), direct_db: (0.0, 0.0) });
+    assert!(refused(Augmentation { reverb, ..Augmentation::default() }).contains("reverb.rt60"));
+}
+
+/// `cargo test -p swara-loader what_a_crop_costs -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn what_a_crop_costs() {
+    let corpus = Corpus::new();
+    let data = corpus.open(&Options::default());
+    let certain = |mut a: Augmentation| {
+        a.gain.iter_mut().for_each(|a| a.probability = 1.0);
+        a.phase.iter_mut().for_each(|a| a.probability = 1.0);
+        a.reverb.iter_mut().for_each(|a| a.probability = 1.0);
+        a.echo.iter_mut().for_each(|a| a.probability = 1.0);
+        a
+    };
+    let all = everything();
+    let only = |a: Augmentation| Some(certain(a));
+    let cases = [
+        ("nothing", Loudness::Unchanged, None),
+        ("loudness", Loudness::Lufs(-16.0), None),
+        ("phase", Loudness::Unchanged, only(Augmentation { phase: all.phase.clone(), ..Augmentation::default() })),
+        ("reverb", Loudness::Unchanged, only(Augmentation { reverb: all.reverb.clone(), ..Augmentation::default() })),
+        ("white", Loudness::Unchanged, Some(noisy(vec![Kind::White]))),
+        ("pink", Loudness::Unchanged, Some(noisy(vec![Kind::Pink]))),
+        ("babble", Loudness::Unchanged, Some(noisy(vec![Kind::Babble]))),
+        ("everything", Loudness::Lufs(-16.0), only(all)),
+    ];
+    for (name, loudness, augment) in cases {
+        let sampler =
+            Sampler::new(&data, SamplerOptions { crop: 24_000, batch: 16, loudness, augment, ..SamplerOptions::default() }).unwrap();
+        drop(sampler.batch(0));
+        let begun = std::time::Instant::now();
+        (1..11).for_each(|step| drop(std::hint::black_box(sampler.batch(step))));
+        println!("{name}: {:.0} us a crop of 24000 samples", begun.elapsed().as_secs_f64() / 160.0 * 1e6);
+    }
+}
