@@ -176,7 +176,7 @@ fn panels(log: &Table, validation: Option<&Table>) -> Vec<Panel> {
     let panel = |table: &Table, title: &str, names: &[&str]| Panel { title: title.to_owned(), series: series(table, names) };
     let mut panels = vec![
         panel(log, "mel loss", &["mel"]),
-        panel(log, "other losses, unweighted", &["wave", "spectrum", "msspec", "commitment", "codebook"]),
+        panel(log, "other losses, unweighted", &["wave", "spectrum", "msspec", "speaker", "commitment", "codebook"]),
         panel(log, "discriminators", &["adversarial", "feature", "discriminator"]),
         panel(log, "distillation, unweighted", &["teacher"]),
         panel(log, "rho", &["rho"]),

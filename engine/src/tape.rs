@@ -316,6 +316,12 @@ impl Tape {
         Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(elementwise::scale(&dy, factor)?)])))
     }
 
+    /// `x * x`, element by element.
+    pub fn square(&self, x: &Var) -> Result<Var> {
+        let (value, x_value) = (elementwise::mul(&x.value, &x.value)?, x.value.clone());
+        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(elementwise::scale(&elementwise::mul(&dy, &x_value)?, 2.0)?)])))
+    }
+
     /// Rows without their mean, at a peak of `level`.
     pub fn peak_norm(&self, x: &Var, level: f64) -> Result<Var> {
         let value = peak_norm::forward(&x.value, level)?;
@@ -385,13 +391,6 @@ impl Tape {
         let Some(taps) = every_tap(x, stride, 1.0, |channels| [stride, channels, 1])? else { return Ok(x.clone()) };
         let groups = x.value.shape().last_dim();
         self.conv_transpose1d(x, &taps, None, conv_transpose1d::Geometry { groups, ..conv_transpose1d::Geometry::padded(stride, 0, 0) })
-    }
-
-    /// Of every element.
-    pub fn square(&self, x: &Var) -> Result<Var> {
-        let value = elementwise::mul(&x.value, &x.value)?;
-        let x_value = x.value.clone();
-        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(elementwise::scale(&elementwise::mul(&dy, &x_value)?, 2.0)?)])))
     }
 
     /// `value` going forward, the gradient of `x` going back.

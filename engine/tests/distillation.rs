@@ -9,7 +9,7 @@ use serde_json::Value;
 use swara_engine::codec::Config;
 use swara_engine::tape::{Tape, Var};
 use swara_engine::train::{
-    CodebookRules, Distillation, LossWeights, Optimizer, Recording, Schedule, Start, Teacher, TrainConfig, Trainer, run,
+    CodebookRules, Distillation, Examples, LossWeights, Optimizer, Recording, Schedule, Start, Teacher, TrainConfig, Trainer, run,
 };
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::elementwise;
@@ -136,7 +136,9 @@ fn a_teachers_labels_get_into_the_first_codebook() {
                 trainer.initialise_codebooks((0..4).map(|i| batch(9000 + i).0)).unwrap();
             }
             let (samples, labels) = batch(step);
-            trainer.train_with(&samples, trainer.config().teacher.is_some().then_some(&TeacherRows::Labels(labels))).unwrap();
+            let labels = TeacherRows::Labels(labels);
+            let rows = trainer.config().teacher.is_some().then_some(&labels);
+            trainer.train_on(Examples { samples: &samples, targets: &samples, rows }).unwrap();
         }
         agreement(&trainer)
     };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use swara_engine::codec::{encodec, mimi, snac};
-use swara_engine::train::{Architecture, TrainConfig, Trainer};
+use swara_engine::train::{Architecture, Examples, TrainConfig, Trainer};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
 use swara_loader::dataset::TeacherRows;
@@ -138,7 +138,11 @@ fn every_recipe_trains_for_two_hundred_steps() {
                         trainer.initialise_codebooks([batch(&trainer, 0)]).unwrap();
                     }
                     let samples = batch(&trainer, trainer.step());
-                    let l = trainer.train_with(&samples, features(&trainer).as_ref()).unwrap().losses().unwrap();
+                    let l = trainer
+                        .train_on(Examples { samples: &samples, targets: &samples, rows: features(&trainer).as_ref() })
+                        .unwrap()
+                        .losses()
+                        .unwrap();
                     let judged = [l.adversarial, l.feature, l.discriminator.unwrap(), l.gradient_norm];
                     let all = [l.mel, l.msspec, l.wave, l.commitment, l.codebook].into_iter().chain(judged).collect::<Vec<_>>();
                     assert!(l.teacher.is_some_and(|l| l.is_finite() && l > 0.0) == config.teacher.is_some(), "{name}: {l:?}");

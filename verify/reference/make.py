@@ -33,8 +33,8 @@ FAMILIES = [
     "training_loop",
 ]
 PUBLISHED = [
-    "csm", "discriminators", "gradients", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac", "published_encodec",
-    "published_snac", "quantized", "rvq_training", "sentencepiece_models", "teachers", "training_step",
+    "csm", "discriminators", "gradients", "loudness", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac",
+    "published_encodec", "published_snac", "quantized", "rvq_training", "sentencepiece_models", "speaker", "teachers", "training_step",
 ]
 
 

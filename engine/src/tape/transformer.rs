@@ -57,11 +57,13 @@ impl Tape {
         }))
     }
 
-    /// The weight is a constant.
-    pub fn rms_norm(&self, x: &Var, weight: &Rc<Tensor>, epsilon: f64) -> Result<Var> {
-        let value = rms_norm::forward(&x.value, weight, epsilon)?;
-        let (saved, weight) = (x.value.clone(), weight.clone());
-        Ok(self.record(&[x], value, move |dy, _| Ok(vec![Some(rms_norm::backward(&dy, &saved, &weight, epsilon)?.0)])))
+    pub fn rms_norm(&self, x: &Var, weight: &Var, epsilon: f64) -> Result<Var> {
+        let value = rms_norm::forward(&x.value, &weight.value, epsilon)?;
+        let (x_value, w_value) = (x.value.clone(), weight.value.clone());
+        Ok(self.record(&[x, weight], value, move |dy, needed| {
+            let (dx, dweight) = rms_norm::backward(&dy, &x_value, &w_value, epsilon)?;
+            Ok(vec![needed[0].then_some(dx), needed[1].then_some(dweight)])
+        }))
     }
 
     /// `weight` times the cross-entropy of `logits [N, V]` with `targets` i32 `[N]`, -1 for none, as a mean by `weights [N]`. The returned

@@ -1,7 +1,9 @@
 use serde::{Deserialize, Serialize};
+use swara_loader::dataset::{Augmentation, Loudness};
 
 use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
+use super::speaker::SpeakerRules;
 use super::teacher::Teacher;
 use crate::codec::Config;
 use crate::codec::encodec::Config as EncodecConfig;
@@ -40,6 +42,10 @@ pub struct TrainConfig {
     pub adversarial: Option<Adversarial>,
     /// A teacher whose features or labels are beside the dataset.
     pub teacher: Option<Teacher>,
+    /// A speaker encoder that judges voices.
+    pub speaker: Option<SpeakerRules>,
+    /// What is done to crops before the codec hears them.
+    pub augment: Option<Augmentation>,
 }
 
 /// No window, as files say it that have no null.
@@ -72,7 +78,10 @@ pub struct Schedule {
     pub seed: u64,
     /// Decay of the moving average of the weights, which is what is released.
     pub average: f64,
-    /// Each crop is changed by a gain from this range, in dB.
+    /// What each crop is brought to: `lufs:-16` (DAC), `rms:-16` or `none`.
+    #[serde(with = "text")]
+    pub loudness: Loudness,
+    /// Each crop is then changed by a gain from this range, in dB.
     pub gain_db: (f64, f64),
     pub log_every: u64,
     pub checkpoint_every: u64,
@@ -88,11 +97,26 @@ impl Default for Schedule {
             crop_frames: 50,
             seed: 1,
             average: 0.999,
+            loudness: Loudness::Unchanged,
             gain_db: (0.0, 0.0),
             log_every: 20,
             checkpoint_every: 200,
             validate_every: 1000,
         }
+    }
+}
+
+/// A loudness as the command line has it.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use swara_loader::dataset::Loudness;
+
+    pub fn serialize<S: Serializer>(loudness: &Loudness, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(loudness)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Loudness, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -379,6 +403,8 @@ impl TrainConfig {
             balancer: None,
             adversarial: None,
             teacher: None,
+            speaker: None,
+            augment: None,
         }
     }
 
@@ -467,6 +493,12 @@ impl TrainConfig {
         let (low, high) = t.gain_db;
         if !(low <= high && low.abs() < 200.0 && high.abs() < 200.0) {
             return fail("train.gain_db must be two gains, the lower one first, within 200 dB");
+        }
+        if let Some(augment) = &self.augment {
+            augment.check().map_err(|why| Error::Config(why.to_string()))?;
+        }
+        if self.speaker.as_ref().is_some_and(|s| !(s.weight.is_finite() && s.weight >= 0.0)) {
+            return fail("speaker.weight must be finite and not negative");
         }
         self.optimizer.check("optimizer")?;
         if let Some(b) = &self.balancer

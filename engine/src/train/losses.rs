@@ -27,6 +27,7 @@ pub struct Terms {
     pub msspec: Vec<Var>,
     pub wave: Var,
     pub judgement: Judgement,
+    pub speaker: Vec<Var>,
 }
 
 impl Reconstruction {
@@ -57,7 +58,8 @@ impl Reconstruction {
         // What has no weight is still measured.
         let weighted = |weight: f64| if weight > 0.0 { y.clone() } else { y.detached() };
         let wave = tape.l1_loss(&weighted(self.weights.wave), &x, self.weights.wave)?;
-        let mut terms = Terms { mel: Vec::new(), spectrum: Vec::new(), msspec, wave, judgement: Judgement::default() };
+        let judgement = Judgement::default();
+        let mut terms = Terms { mel: Vec::new(), spectrum: Vec::new(), msspec, wave, judgement, speaker: Vec::new() };
         for (window, filters) in &self.scales {
             let mel = |signal: &Var| -> Result<Var> {
                 let spectrum = tape.stft(signal, *window, window / 4)?;

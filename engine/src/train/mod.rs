@@ -14,6 +14,7 @@ mod parameters;
 pub mod quantize;
 mod recording;
 mod run;
+mod speaker;
 mod state;
 mod teacher;
 
@@ -31,6 +32,7 @@ pub use discriminator::{
 pub use parameters::Parameter;
 pub use recording::Recording;
 pub use run::{Event, Report, Start, Validation, run};
+pub use speaker::SpeakerRules;
 use swara_kernels::ops::{adamw, elementwise};
 use swara_kernels::{DType, Device, Tensor, span};
 use swara_loader::dataset::TeacherRows;
@@ -41,6 +43,7 @@ use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
 use self::quantize::{Codebook, Plan, Quantised, Seeded, Stages, mix};
+use self::speaker::Speaker;
 use crate::codec::model::{Model, TensorSpec};
 use crate::codec::{Codec, Noise};
 use crate::tape::{Tape, Var};
@@ -71,7 +74,18 @@ pub struct Trainer {
     noise: Option<Noise>,
     /// Of a teacher's features, where their clusters are learnt.
     centroids: Option<Tensor>,
+    speaker: Option<Speaker>,
     step: u64,
+}
+
+/// What a step learns from: `[accumulate * batch * crop]` samples.
+#[derive(Clone, Copy)]
+pub struct Examples<'a> {
+    pub samples: &'a [f32],
+    /// What they are to become: themselves, unless noise is to be taken away.
+    pub targets: &'a [f32],
+    /// What a teacher says of every crop, [`Trainer::teacher_frames`] rows each.
+    pub rows: Option<&'a TeacherRows>,
 }
 
 /// What one step measured. Reading a value waits for the device.
@@ -105,6 +119,8 @@ pub struct Losses {
     pub msspec: f64,
     pub adversarial: f64,
     pub feature: f64,
+    /// `1 - cos` of what a speaker encoder hears; 0 without one.
+    pub speaker: f64,
     pub commitment: f64,
     pub codebook: f64,
     /// The discriminators' own, where they learnt.
@@ -118,7 +134,7 @@ pub struct Losses {
 struct Pass {
     tape: Tape,
     leaves: Vec<Var>,
-    /// As long as the reconstruction.
+    /// What the reconstruction is to be, and as long.
     x: Var,
     y: Var,
     commitment: Vec<Var>,
@@ -156,6 +172,7 @@ impl Step {
             msspec: mean(|m| &m.terms.msspec)? / self.measured.first().map_or(1, |m| m.terms.msspec.len().max(1)) as f64,
             adversarial: mean(|m| &m.terms.judgement.adversarial)?,
             feature: mean(|m| &m.terms.judgement.feature)?,
+            speaker: mean(|m| &m.terms.speaker)?,
             discriminator: (!self.discriminator.is_empty()).then_some(discriminator),
             teacher: self.measured.iter().try_fold(None, |mean, m| {
                 let Some(loss) = &m.teacher else { return Ok::<_, Error>(mean) };
@@ -194,6 +211,7 @@ impl Trainer {
             crop,
             balancer: Balancer::default(),
             adversary: Adversary::new(&config, device, dtype)?,
+            speaker: config.speaker.as_ref().map(|rules| Speaker::new(rules, rate, device, dtype)).transpose()?,
             device: device.clone(),
             model,
             architecture,
@@ -390,9 +408,9 @@ impl Trainer {
         Plan::new(&self.config.codebook, part.items, stages, &bandwidths, seed, self.step).of(part.own.clone())
     }
 
-    /// A batch `[batch * crop]`, all or some of a step's, through the codec; `learning` its parameters or not. `rows` are the teacher's, of
-    /// the whole step.
-    fn forward(&self, samples: &[f32], part: Part, learning: bool, rows: Option<&TeacherRows>) -> Result<Pass> {
+    /// A batch `[batch * crop]`, all or some of a step's, through the codec, to become `targets`; `learning` its parameters or not.
+    /// `rows` are the teacher's, of the whole step.
+    fn forward(&self, [samples, targets]: [&[f32]; 2], part: Part, learning: bool, rows: Option<&TeacherRows>) -> Result<Pass> {
         let _span = span::step("forward");
         let tape = Tape::new();
         let leaves = if learning { parameters::leaves(&self.parameters, &tape) } else { Vec::new() };
@@ -432,8 +450,9 @@ impl Trainer {
         let [batch, t, _] = y.value().shape()[..] else { return Err(Error::Argument(format!("decoder made {:?}", y.value()))) };
         let crop = samples.len() / batch.max(1);
         let x = match t {
-            t if t == crop => x,
-            t => self.batch(&samples.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
+            t if t == crop && samples == targets => x,
+            t if t == crop => self.signal(targets)?,
+            t => self.batch(&targets.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
         let lesson = if learning { self.lesson(rows, &part)? } else { None };
         let teacher = match (&self.config.teacher, &semantic, lesson) {
@@ -455,18 +474,23 @@ impl Trainer {
         if let Some(adversary) = self.adversary.as_ref().filter(|a| a.judges(self.step)) {
             terms.judgement = adversary.judge(&tape, &pass.x, &y, [weights.adversarial, weights.feature])?;
         }
+        let speaker = self.speaker.as_ref().filter(|speaker| speaker.hears(self.step));
+        if let Some(speaker) = speaker {
+            terms.speaker.push(speaker.record(&tape, &y, &pass.x)?);
+        }
         let zeros = || Tensor::zeros(&self.device, self.dtype(), y.value().shape());
         let gradient = match &self.config.balancer {
             None => tape.backward()?.take(&y).map_or_else(zeros, Ok)?,
             Some(rules) => {
                 let wave = [terms.wave.clone()];
-                let groups: [(_, _, &[Var]); 6] = [
+                let groups: [(_, _, &[Var]); 7] = [
                     ("mel", weights.mel, &terms.mel),
                     ("wave", weights.wave, &wave),
                     ("spectrum", weights.spectrum, &terms.spectrum),
                     ("msspec", weights.msspec, &terms.msspec),
                     ("adversarial", weights.adversarial, &terms.judgement.adversarial),
                     ("feature", weights.feature, &terms.judgement.feature),
+                    ("speaker", speaker.map_or(0.0, Speaker::weight), &terms.speaker),
                 ];
                 let mut shares = Vec::new();
                 for (name, weight, losses) in groups {
@@ -494,7 +518,13 @@ impl Trainer {
         let step = Step {
             number: self.step,
             learning_rate: self.config.optimizer.rate(self.step, self.config.train.steps),
-            measured: vec![Measured { share: pass.share, terms, commitment: pass.commitment, codebook: pass.codebook, teacher: pass.teacher }],
+            measured: vec![Measured {
+                share: pass.share,
+                terms,
+                commitment: pass.commitment,
+                codebook: pass.codebook,
+                teacher: pass.teacher,
+            }],
             discriminator: Vec::new(),
             gradient_energy: parameters::energy(&gradients)?,
             output: pass.y.value().copy()?,
@@ -504,29 +534,29 @@ impl Trainer {
 
     /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
     pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
-        self.gradients_with(samples, None)
-    }
-
-    /// [`Trainer::gradients`] with what the teacher says of the batch.
-    pub fn gradients_with(&self, samples: &[f32], rows: Option<&TeacherRows>) -> Result<(Step, Vec<Tensor>, Stages)> {
         let items = samples.len() / self.crop;
-        self.backward(self.forward(samples, Part { items, own: 0..items }, true, rows)?, &mut self.balancer.clone())
+        self.backward(self.forward([samples; 2], Part { items, own: 0..items }, true, None)?, &mut self.balancer.clone())
     }
 
     /// One step on a batch `[accumulate * batch * crop]` of samples: of the discriminators first, if they learn, then of the codec, which
     /// hears what they have learnt.
     pub fn train(&mut self, samples: &[f32]) -> Result<Step> {
-        self.train_with(samples, None)
+        self.train_on(Examples { samples, targets: samples, rows: None })
     }
 
-    /// [`Trainer::train`] with what the teacher says of every crop, [`Trainer::teacher_frames`] rows each.
-    pub fn train_with(&mut self, samples: &[f32], rows: Option<&TeacherRows>) -> Result<Step> {
+    /// The same of what samples are to become, and with what a teacher says of them.
+    pub fn train_on(&mut self, examples: Examples) -> Result<Step> {
+        let Examples { samples, targets, rows } = examples;
+        if samples.len() != targets.len() {
+            return Err(Error::Argument(format!("{} samples and {} targets", samples.len(), targets.len())));
+        }
         let _span = span::step("train");
         let items = samples.len() / self.crop;
         let each = items.div_ceil(self.config.train.accumulate).max(1);
         let of = |first: usize| Part { items, own: first..(first + each).min(items) };
-        let parts: Vec<(&[f32], Part)> = samples.chunks(each * self.crop).zip((0..).step_by(each).map(of)).collect();
-        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(only, part.clone(), true, rows)?) } else { None };
+        let crops = samples.chunks(each * self.crop).zip(targets.chunks(each * self.crop)).map(|(x, y)| [x, y]);
+        let parts: Vec<([&[f32]; 2], Part)> = crops.zip((0..).step_by(each).map(of)).collect();
+        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(*only, part.clone(), true, rows)?) } else { None };
 
         let mut discriminator = Vec::new();
         if let Some(adversary) = self.adversary.as_ref().filter(|a| a.learns(self.step)) {
@@ -535,7 +565,7 @@ impl Trainer {
                 let (losses, gradients) = match &pass {
                     Some(pass) => adversary.gradients(&pass.x, &pass.y, pass.share)?,
                     None => {
-                        let pass = self.forward(samples, part.clone(), false, None)?;
+                        let pass = self.forward(*samples, part.clone(), false, None)?;
                         adversary.gradients(&pass.x, &pass.y, pass.share)?
                     }
                 };
@@ -551,7 +581,7 @@ impl Trainer {
         let mut balancer = self.balancer.clone();
         let (mut sum, mut seen, mut measured, mut last) = (None, Vec::new(), Vec::new(), None);
         for (samples, part) in &parts {
-            let pass = pass.take().map_or_else(|| self.forward(samples, part.clone(), true, rows), Ok)?;
+            let pass = pass.take().map_or_else(|| self.forward(*samples, part.clone(), true, rows), Ok)?;
             let (mut step, gradients, stages) = self.backward(pass, &mut balancer)?;
             measured.append(&mut step.measured);
             parameters::accumulate(&mut sum, gradients)?;

@@ -22,7 +22,7 @@ use swara_loader::dataset::{Batch, Dataset, Sampler, SamplerOptions, Split, Teac
 use swara_loader::weights::Weights;
 use swara_loader::{input, output};
 
-use super::{Losses, Step, TrainConfig, Trainer};
+use super::{Examples, Losses, Step, TrainConfig, Trainer};
 use crate::metrics::{self, Comparison, Signs, Verdict};
 use crate::{Error, Result};
 
@@ -77,7 +77,7 @@ pub enum Event<'a> {
 const CONFIG: &str = "config.toml";
 /// Longest log that is continued.
 const MAX_LOG: u64 = 1 << 28;
-const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
+const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,speaker,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
 /// Utterances a validation decodes at most, spread over the split.
 const VALIDATION_UTTERANCES: usize = 12;
@@ -138,7 +138,9 @@ pub fn run(
         seed: t.seed,
         batch: t.batch * t.accumulate,
         crop: config.crop()?,
+        loudness: t.loudness,
         gain_db: (t.gain_db != (0.0, 0.0)).then_some(t.gain_db),
+        augment: config.augment.clone(),
         ..SamplerOptions::default()
     };
     let sampler = Sampler::new(&dataset, options)?;
@@ -167,13 +169,14 @@ pub fn run(
             trainer.initialise_codebooks((0..config.codebook.kmeans_batches as u64).map(|i| sampler.batch(first + i).samples))?;
         }
         let batch = sampler.batch(trainer.step());
-        let step = trainer.train_with(&batch.samples, said(&trainer, &batch)?.as_ref())?;
-        let batch = batch.samples;
+        let rows = said(&trainer, &batch)?;
+        let examples = Examples { samples: &batch.samples, targets: &batch.targets, rows: rows.as_ref() };
+        let step = trainer.train_on(examples)?;
         let done = trainer.step();
         let last = done == t.steps;
         let mut stop = false;
         if done.is_multiple_of(t.log_every) || last {
-            let report = report(&trainer, &step, &batch, clock.elapsed())?;
+            let report = report(&trainer, &step, &batch.targets, clock.elapsed())?;
             clock = Instant::now();
             folder.append("log.csv", &report.line())?;
             stop |= observe(Event::Step(&report)).is_break();
@@ -216,23 +219,23 @@ fn missing<'a>(cache: &TeacherCache, dataset: &'a Dataset) -> Result<Vec<&'a str
 /// What a step measured, all of it numbers: before anything is replaced by what came of it.
 fn finite(step: &Step) -> Result<Losses> {
     let l = step.losses()?;
-    let all = [l.mel, l.wave, l.spectrum, l.adversarial, l.feature, l.commitment, l.codebook, l.gradient_norm];
+    let all = [l.mel, l.wave, l.spectrum, l.msspec, l.adversarial, l.feature, l.speaker, l.commitment, l.codebook, l.gradient_norm];
     match all.iter().chain(&l.discriminator).chain(&l.teacher).all(|v| v.is_finite()) {
         true => Ok(l),
         false => Err(Error::Argument(format!("training diverged at step {}: {l:?}; lower the learning rate or the clip", step.number))),
     }
 }
 
-fn report(trainer: &Trainer, step: &Step, input: &[f32], elapsed: Duration) -> Result<Report> {
+fn report(trainer: &Trainer, step: &Step, targets: &[f32], elapsed: Duration) -> Result<Report> {
     let losses = finite(step)?;
     let output: Vec<f32> = step.output.to_f64()?.into_iter().map(|v| v as f32).collect();
     // A decoder may fall short of a crop, and a step's last batch may be but a part of it.
     let [items, t] = [step.output.shape()[0], step.output.shape()[1]];
-    let heard: Vec<f32> = input[input.len() - items * trainer.crop()..]
+    let wanted: Vec<f32> = targets[targets.len() - items * trainer.crop()..]
         .chunks_exact(trainer.crop())
         .flat_map(|item| item[..t.min(item.len())].iter().copied())
         .collect();
-    let wave = metrics::waveform(&heard, &output);
+    let wave = metrics::waveform(&wanted, &output);
     let perplexities = trainer.perplexities()?;
     let collapsed = perplexities.iter().enumerate().filter(|(_, p)| **p > 0.0 && **p < 1.5).map(|(k, _)| k).collect();
     let codebooks: Vec<(f64, usize)> = perplexities.iter().copied().zip(trainer.codebook_sizes().iter().copied()).collect();
@@ -290,7 +293,7 @@ impl Report {
         let l = &self.losses;
         let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
         format!(
-            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5},{}\n",
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5},{}\n",
             self.step,
             self.learning_rate,
             l.mel,
@@ -298,6 +301,7 @@ impl Report {
             l.spectrum,
             l.adversarial,
             l.feature,
+            l.speaker,
             l.commitment,
             l.codebook,
             l.discriminator.map(|d| format!("{d:.4e}")).unwrap_or_default(),

@@ -226,7 +226,7 @@ impl Teacher {
     fn alike(&self, tape: &Tape, p: &Var, target: &Tensor) -> Result<Var> {
         let ones = filled(&p.value().device(), p.value().dtype(), p.value().shape().last_dim(), 1.0)?;
         let target = swara_kernels::ops::rms_norm::forward(target, &ones, EPSILON)?;
-        Ok(tape.mask(&tape.rms_norm(p, &Rc::new(ones), EPSILON)?, &Rc::new(target))?)
+        Ok(tape.mask(&tape.rms_norm(p, &Var::from(ones), EPSILON)?, &Rc::new(target))?)
     }
 }
 

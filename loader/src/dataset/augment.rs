@@ -244,9 +244,9 @@ impl<'a> Augmenter<'a> {
     fn noise(&self, kind: Kind, len: usize, own: usize, draws: &mut Draws) -> Vec<f32> {
         let rate = f64::from(self.dataset.sample_rate());
         match kind {
-            Kind::White => coloured(len, 0.0, rate, draws),
-            Kind::Pink => coloured(len, 0.5, rate, draws),
-            Kind::Brown => coloured(len, 1.0, rate, draws),
+            Kind::White => normal(len, draws),
+            Kind::Pink => coloured(len, f64::sqrt, rate, draws),
+            Kind::Brown => coloured(len, |hz| hz, rate, draws),
             Kind::Babble => self.babble(len, own, draws),
             Kind::Recorded => {
                 let mut out = vec![0.0; len];
@@ -388,16 +388,16 @@ fn room(rt60: f64, direct_db: f64, rate: f64, draws: &mut Draws) -> Vec<f32> {
     response
 }
 
-/// Noise whose amplitude falls as frequency to the `slope`.
-fn coloured(len: usize, slope: f64, rate: f64, draws: &mut Draws) -> Vec<f32> {
-    let mut out = normal(len, draws);
-    if slope > 0.0 {
-        let mut spectrum = Spectrum::of(&normal(fast(len), draws), fast(len));
-        let hz = rate / spectrum.len as f64;
-        spectrum.bins.iter_mut().enumerate().for_each(|(k, bin)| *bin *= (k as f64 * hz).max(FLAT_HZ).powf(-slope) as f32);
-        spectrum.bins[0] = Complex::new(0.0, 0.0);
-        spectrum.signal(&mut out);
-    }
+/// Noise whose amplitude falls with frequency as `1 / fall`.
+fn coloured(len: usize, fall: fn(f64) -> f64, rate: f64, draws: &mut Draws) -> Vec<f32> {
+    let n = fast(len);
+    let hz = rate / n as f64;
+    let parts = normal(n + 2, draws);
+    let bin = |(k, part): (usize, &[f32])| Complex::new(part[0], part[1]) / fall((k as f64 * hz).max(FLAT_HZ)) as f32;
+    let mut spectrum = Spectrum { len: n, bins: parts.chunks_exact(2).enumerate().map(bin).collect() };
+    spectrum.bins[0] = Complex::new(0.0, 0.0);
+    let mut out = vec![0.0; len];
+    spectrum.signal(&mut out);
     out
 }
 
@@ -464,8 +464,10 @@ mod tests {
 
     #[test]
     fn colours_fall_by_their_slopes() {
-        for (slope, octave_db) in [(0.0, 0.0), (0.5, 3.01), (1.0, 6.02)] {
-            let x = coloured(1 << 16, slope, RATE, &mut Draws::new(4, 5, 6));
+        let mut draws = Draws::new(4, 5, 6);
+        let white = normal(1 << 16, &mut draws);
+        let [pink, brown] = [f64::sqrt as fn(f64) -> f64, |hz| hz].map(|fall| coloured(1 << 16, fall, RATE, &mut draws));
+        for (x, octave_db) in [(white, 0.0), (pink, 3.01), (brown, 6.02)] {
             let spectrum = Spectrum::of(&x, 1 << 16);
             let band = |low: f64, high: f64| {
                 let at = |hz: f64| (hz / RATE * 65536.0) as usize;
@@ -474,7 +476,7 @@ mod tests {
             };
             // Two octaves apart.
             let found = (band(400.0, 500.0) - band(1600.0, 2000.0)) / 2.0;
-            assert!((found - octave_db).abs() < 0.35, "{slope}: {found} dB an octave");
+            assert!((found - octave_db).abs() < 0.35, "{found} dB an octave, expected {octave_db}");
         }
     }
 

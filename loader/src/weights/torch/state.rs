@@ -16,7 +16,7 @@ pub(super) struct State {
 }
 
 /// Where projects keep the state dict, if it is not what they saved.
-const WRAPPERS: [&str; 5] = ["state_dict", "best_state", "fsdp_best_state", "model", "model_state_dict"];
+const WRAPPERS: [&str; 6] = ["state_dict", "best_state", "fsdp_best_state", "model", "model_state", "model_state_dict"];
 /// Bytes of names, together.
 const MAX_NAMES: usize = 16 << 20;
 /// Bytes of metadata, together; and items of a list in it, since some files carry the losses of every step.
