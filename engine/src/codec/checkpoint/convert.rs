@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Whose names a codec is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
-    /// `transformers`: Mimi, DAC, EnCodec.
+    /// `transformers`: Mimi, DAC.
     HuggingFace,
     /// `moshi`: Mimi.
     Kyutai,
@@ -49,7 +49,7 @@ pub fn convert(file: &weights::Weights, naming: Naming) -> Result<Converted> {
         (_, Naming::Kyutai) => fail("no Mimi, and moshi has no other codec"),
         (Family::Own, Naming::HuggingFace) => dac::convert(file, dac::Naming::HuggingFace, &Config::from_json(need(file, config)?)?),
         (Family::Dac(found), Naming::HuggingFace) => dac::convert(file, found, &dac::config(need(file, config)?)?),
-        (Family::Encodec(_), Naming::HuggingFace) => fail("an EnCodec, which is not converted"),
+        (Family::Encodec(_), Naming::HuggingFace) => fail("an EnCodec: what is converted are Mimi and DAC"),
         (Family::Snac, Naming::HuggingFace) => fail("transformers has no SNAC"),
     }
 }
