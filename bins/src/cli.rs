@@ -307,7 +307,7 @@ pub struct TrainCodec {
     /// Continue the run in --out
     #[arg(long, conflicts_with = "init")]
     pub resume: bool,
-    /// Start from the weights of a trained model instead of from noise
+    /// Start from the weights of a trained or published model
     #[arg(long, value_name = "MODEL")]
     pub init: Option<PathBuf>,
 }

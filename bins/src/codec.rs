@@ -180,9 +180,9 @@ impl<'a> Pipe<'a> {
         self.codec.format().hop
     }
 
-    fn check_length(&self, samples: Option<u64>) -> Result {
-        match (samples, &self.most) {
-            (Some(samples), Some((seconds, why))) if samples > seconds * u64::from(self.rate()) => Err(Failure::usage(why)),
+    fn check_length(&self, samples: u64) -> Result {
+        match &self.most {
+            Some((seconds, why)) if samples > seconds * u64::from(self.rate()) => Err(Failure::usage(why)),
             _ => Ok(()),
         }
     }
@@ -275,7 +275,6 @@ pub type Take<'t> = dyn FnMut(&mut Pipe, &[f32], usize, &[i32]) -> Result + 't;
 /// Encodes a file. Returns how many samples it has.
 pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) -> Result<u64> {
     let mut reader = AudioReader::open(path, Some(pipe.codec.format().sample_rate))?;
-    pipe.check_length(reader.expected_samples())?;
     let bar = terminal::progress(reader.expected_samples(), "encode");
     let piece = match (&pipe.session, stream) {
         (None, _) => usize::MAX,
@@ -286,7 +285,7 @@ pub fn encode_file(pipe: &mut Pipe, path: &Path, stream: bool, take: &mut Take) 
     let mut total = 0u64;
     for samples in &mut reader {
         pending.extend(samples?);
-        pipe.check_length(Some(total + pending.len() as u64))?;
+        pipe.check_length(total + pending.len() as u64)?;
         if pipe.session.is_none() {
             pipe.codec.check_whole(pending.len())?;
         }

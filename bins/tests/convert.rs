@@ -68,6 +68,9 @@ fn what_others_do_not_have_is_refused() {
     assert!(!room.path("x").exists());
     std::fs::copy(golden("mimi/weights/kyutai.safetensors"), room.path("k.safetensors")).unwrap();
     let before = std::fs::read(room.path("k.safetensors")).unwrap();
-    room.refuses(&["convert", "k.safetensors", "k.safetensors", "--layout", "kyutai"], 1, "OUT is what IN is read from");
+    room.refuses(&["convert", "k.safetensors", "k.safetensors", "--layout", "kyutai"], 2, "OUT: is what IN is read from");
+    std::fs::create_dir(room.path("own")).unwrap();
+    std::fs::copy(room.path("k.safetensors"), room.path("own/weights.safetensors")).unwrap();
+    room.refuses(&["convert", "own/weights.safetensors", "own", "--layout", "hf"], 2, "OUT: is what IN is read from");
     assert_eq!(std::fs::read(room.path("k.safetensors")).unwrap(), before);
 }

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use swara_engine::codec::{Codec, Noise, encodec, snac};
 use swara_engine::metrics;
-use swara_engine::train::{CodebookRules, DropoutOf, LossWeights, Optimizer, Schedule, TrainConfig, Trainer};
+use swara_engine::train::{
+    CodebookRules, Distillation, DropoutOf, Examples, LossWeights, Optimizer, Schedule, Teacher, TrainConfig, Trainer,
+};
 use swara_kernels::case::SplitMix;
 use swara_kernels::{DType, Device, Tensor};
+use swara_loader::dataset::TeacherRows;
 use swara_loader::weights::Weights;
 
 const BOUNDS: [(DType, f64); 2] = [(DType::F64, 1e-8), (DType::F32, 1e-4)];
@@ -193,7 +196,12 @@ fn train(trainer: &mut Trainer, until: u64) {
             trainer.initialise_codebooks([batch(trainer, 0)]).unwrap();
         }
         let samples = batch(trainer, trainer.step() % 3);
-        trainer.train(&samples).unwrap();
+        let labels = trainer.teacher_frames().map(|[frames, _]| {
+            let labels = samples.len() / trainer.crop() * frames;
+            TeacherRows::Labels((0..labels as i32).map(|i| i % 4 - 1).collect())
+        });
+        let taught = trainer.train_on(Examples { samples: &samples, targets: &samples, rows: labels.as_ref() }).unwrap();
+        assert!(taught.losses().unwrap().teacher.is_none_or(|loss| loss > 0.0));
     }
 }
 
@@ -202,6 +210,9 @@ fn trains(family: &str, case: &str) {
     let samples = if case == "32khz" { 6 * 64 } else { 960 };
     let mut config = config(family, case, samples);
     config.codebook.dropout = 1.0;
+    // A teacher's projection is not published.
+    let rate = 2.0 * f64::from(Trainer::new(config.clone(), &Device::Cpu).unwrap().sample_rate()) / samples as f64;
+    config.teacher = Some(Teacher { classes: Some(3), rate: Some(rate), ..Teacher::new(Distillation::Clusters) });
     config.codebook.dropout_of = if family == "encodec" { DropoutOf::Bandwidths } else { DropoutOf::Items };
     if family == "encodec" {
         config.codebook = CodebookRules { expire_count: 0.5, check_every: 1, ..config.codebook };

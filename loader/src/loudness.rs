@@ -23,6 +23,9 @@ pub fn peak(samples: &[f32]) -> f32 {
 /// pyloudnorm, whose blocks these are, the last one cut short by up to half a step included; at 48 kHz they agree with the
 /// standard's coefficients within 0.1 LU.
 pub fn lufs(samples: &[f32], rate: u32) -> f64 {
+    if rate == 0 {
+        return FLOOR;
+    }
     let rate_hz = f64::from(rate);
     let mut shelf = Biquad::high_shelf(4.0, 1500.0, 0.5_f64.sqrt(), rate_hz);
     let mut high_pass = Biquad::high_pass(38.0, 0.5, rate_hz);

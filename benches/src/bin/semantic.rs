@@ -37,6 +37,9 @@ fn main() -> Result<()> {
     }
 }
 
+/// Phones of a language, and more.
+const MOST_CLASSES: usize = 4096;
+
 /// `(end in seconds, phone)` of every line after the header.
 fn phones(path: &Path) -> Result<Vec<(f64, String)>> {
     let text = input::read_text(path, "read labels", MAX_LAB)?;
@@ -54,7 +57,7 @@ fn write_labels(data: &str, labels: &Path) -> Result<()> {
     let mut found = BTreeMap::new();
     for (index, u) in dataset.utterances().iter().enumerate() {
         let name = Path::new(&u.source).file_stem().unwrap_or_default();
-        let path = labels.join(name).with_extension("lab");
+        let path = labels.join(format!("{}.lab", name.to_string_lossy()));
         if path.is_file() {
             found.insert(index, phones(&path)?);
         }
@@ -95,6 +98,9 @@ fn probe(model: &Path, data: &str, triples: usize) -> Result<()> {
         let TeacherRows::Labels(labels) = cache.crops(&[vec![piece]], codes.frames, codec.format().hop)? else { bail!("features") };
         Ok([codes.values, labels])
     };
+    if classes > MOST_CLASSES {
+        bail!("{data}: {classes} classes, expected at most {MOST_CLASSES}");
+    }
     let mut probe = Probe::new(codec.format().codebook_sizes.first().copied().unwrap_or(0), classes);
     for (index, _) in dataset.split(Split::Train) {
         let [codes, labels] = heard(index, &dataset.samples(index))?;

@@ -21,12 +21,18 @@ pub fn run(common: &Common, args: &Convert) -> Result {
     let written = match naming {
         Naming::HuggingFace => {
             let folder = &args.output;
+            apart(&file, folder)?;
             std::fs::create_dir_all(folder).map_err(|e| Failure::file("cannot create folder", e, folder))?;
             let weights = folder.join("model.safetensors");
-            apart(&file, &weights)?;
+            // Until the last of its files is there, it is no model.
+            let config = folder.join("config.json");
+            match std::fs::remove_file(&config) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Failure::file("cannot replace", e, &config)),
+                _ => {}
+            }
             save(&weights, &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
             output::write(folder.join("preprocessor_config.json"), format!("{:#}\n", converted.preprocessor).as_bytes())?;
-            output::write(folder.join("config.json"), format!("{:#}\n", converted.config).as_bytes())?;
+            output::write(config, format!("{:#}\n", converted.config).as_bytes())?;
             weights
         }
         Naming::Kyutai => {
@@ -41,11 +47,11 @@ pub fn run(common: &Common, args: &Convert) -> Result {
     terminal::say(format!("{} tensors ({})", tensors.len(), written.display()))
 }
 
-/// What is read is not written over.
+/// What is read is not written over, nor the folder that it is in.
 fn apart(file: &Weights, target: &Path) -> Result {
     let Ok(target) = target.canonicalize() else { return Ok(()) };
-    match file.paths().any(|path| path.canonicalize().is_ok_and(|path| path == target)) {
-        true => Err(Failure::file("cannot convert", "OUT is what IN is read from", &target)),
+    match file.paths().filter_map(|path| path.canonicalize().ok()).any(|path| path == target || path.parent() == Some(&target)) {
+        true => Err(Failure::usage(format!("OUT: is what IN is read from ({})", target.display()))),
         false => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use swara_engine::codec::Codec;
 use swara_engine::metrics::Spoken;
-use swara_loader::audio::AudioReader;
+use swara_loader::audio::{AudioReader, EXTENSIONS};
 use swara_loader::output;
 
 use crate::cli::{BenchPhones, Common};
@@ -29,10 +29,11 @@ struct Row {
     decoded: f64,
 }
 
-/// Both words of a pair, and both said again.
+/// Both words of a pair, both said again, and how many of these are nearer to their own.
 struct Pair {
-    words: [Vec<f32>; 2],
-    again: [Vec<f32>; 2],
+    words: [Spoken; 2],
+    again: [(PathBuf, Vec<f32>); 2],
+    told: usize,
 }
 
 #[derive(Default)]
@@ -44,10 +45,13 @@ struct Sums {
 
 pub fn run(common: &Common, args: &BenchPhones) -> Result {
     let contrasts = contrasts(&args.dir)?;
+    if let Some(path) = args.json.as_deref().filter(|path| path.as_os_str() != "-") {
+        output::check(path)?;
+    }
     let codec = codec::open(common, &args.model)?;
     let format = codec.format();
     if format.channels != 1 {
-        return Err(Failure::usage(format!("bench: {} has {} channels, words have one", codec.name(), format.channels)));
+        return Err(Failure::usage(format!("--model: {} has {} channels, words have one", codec.name(), format.channels)));
     }
     let all = codec.codebooks();
     let numbers = if args.codebooks.is_empty() { vec![all] } else { args.codebooks.clone() };
@@ -61,7 +65,7 @@ pub fn run(common: &Common, args: &BenchPhones) -> Result {
         for stem in stems {
             let pair = Pair::read(stem, format.sample_rate)?;
             for (&n, sums) in numbers.iter().zip(&mut sums) {
-                pair.add(&codec, n, stem, sums)?;
+                pair.add(&codec, n, sums)?;
             }
             bar.inc(1);
         }
@@ -94,13 +98,14 @@ fn contrasts(dir: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
         for file in std::fs::read_dir(&folder).map_err(|e| fail(e, &folder))? {
             let file = file.map_err(|e| fail(e, &folder))?.path();
             let (Some(stem), Some(name)) = (file.file_stem().and_then(|s| s.to_str()), folder.file_name()) else { continue };
-            if stem.ends_with("_a") {
+            let audio = file.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)));
+            if stem.ends_with("_a") && !stem.starts_with('.') && audio && file.is_file() {
                 pairs += 1;
+                if pairs > MOST_PAIRS {
+                    return Err(Failure::file("cannot compare", format!("more than {MOST_PAIRS} pairs"), dir));
+                }
                 contrasts.entry(name.to_string_lossy().into_owned()).or_default().push(file);
             }
-        }
-        if pairs > MOST_PAIRS {
-            return Err(Failure::file("cannot compare", format!("more than {MOST_PAIRS} pairs"), dir));
         }
     }
     contrasts.values_mut().for_each(|files| files.sort());
@@ -116,7 +121,7 @@ impl Pair {
         let (stem, extension) = (first.file_stem().unwrap_or_default().to_string_lossy(), first.extension().unwrap_or_default());
         let stem = stem.strip_suffix('a').unwrap_or(&stem);
         let word = |which: &str| {
-            let path = first.with_file_name(format!("{stem}{which}")).with_extension(extension);
+            let path = first.with_file_name(format!("{stem}{which}.{}", extension.to_string_lossy()));
             let mut samples = Vec::new();
             for piece in &mut AudioReader::open(&path, Some(rate))? {
                 samples.extend(piece?);
@@ -124,31 +129,38 @@ impl Pair {
                     return Err(Failure::file("cannot compare", format!("longer than {MOST_SECONDS} s"), &path));
                 }
             }
-            Ok(samples)
+            Ok((path, samples))
         };
-        Ok(Pair { words: [word("a")?, word("b")?], again: [word("a_x")?, word("b_x")?] })
+        let heard = |(path, samples): &(PathBuf, Vec<f32>)| spoken(path, samples, rate);
+        let (words, again) = ([word("a")?, word("b")?], [word("a_x")?, word("b_x")?]);
+        if words[0].1 == words[1].1 {
+            return Err(Failure::file("cannot compare", "the same word twice", &words[1].0));
+        }
+        let words = [heard(&words[0])?, heard(&words[1])?];
+        let told = told(&words, &[heard(&again[0])?, heard(&again[1])?]);
+        Ok(Pair { words, again, told })
     }
 
-    fn add(&self, codec: &Codec, codebooks: usize, file: &Path, sums: &mut Sums) -> Result {
-        let rate = codec.format().sample_rate;
-        let spoken = |wave: &[f32]| Spoken::new(wave, rate).ok_or_else(|| Failure::file("cannot compare", "a word without a frame", file));
-        let heard = |wave: &Vec<f32>| -> Result<Spoken> {
-            let mut decoded = codec.decode(&codec.encode(wave, codebooks)?)?;
-            decoded.truncate(wave.len());
-            spoken(&decoded)
+    fn add(&self, codec: &Codec, codebooks: usize, sums: &mut Sums) -> Result {
+        let decoded = |(path, samples): &(PathBuf, Vec<f32>)| {
+            let mut decoded = codec.decode(&codec.encode(samples, codebooks)?)?;
+            decoded.truncate(samples.len());
+            spoken(path, &decoded, codec.format().sample_rate)
         };
-        if self.words[0] == self.words[1] {
-            return Err(Failure::file("cannot compare", "two words that are one", file));
-        }
-        let [a, b] = [spoken(&self.words[0])?, spoken(&self.words[1])?];
-        let told = |again: [Spoken; 2]| {
-            usize::from(again[0].distance(&a) < again[0].distance(&b)) + usize::from(again[1].distance(&b) < again[1].distance(&a))
-        };
-        sums.recorded += told([spoken(&self.again[0])?, spoken(&self.again[1])?]);
-        sums.decoded += told([heard(&self.again[0])?, heard(&self.again[1])?]);
+        sums.recorded += self.told;
+        sums.decoded += told(&self.words, &[decoded(&self.again[0])?, decoded(&self.again[1])?]);
         sums.pairs += 1;
         Ok(())
     }
+}
+
+fn spoken(path: &Path, samples: &[f32], rate: u32) -> Result<Spoken> {
+    Spoken::new(samples, rate).ok_or_else(|| Failure::file("cannot compare", "a word without a frame", path))
+}
+
+/// How many of two words said again are nearer to their own than to the other.
+fn told(words: &[Spoken; 2], again: &[Spoken; 2]) -> usize {
+    (0..2).filter(|&i| again[i].distance(&words[i]) < again[i].distance(&words[1 - i])).count()
 }
 
 impl Sums {

@@ -16,6 +16,10 @@ pub fn run(common: &Common, args: &Prepare) -> Result {
     };
     // What cannot be is said before hours of work.
     let teacher = args.teacher.as_ref().map(|model| open(common, model, args.teacher_layer)).transpose()?;
+    let cache = out.join("teacher");
+    if !inputs.is_empty() && cache.exists() {
+        return Err(Failure::file("cannot prepare", "a teacher has heard what is to be replaced: remove this folder first", &cache));
+    }
     let prepared = if inputs.is_empty() { None } else { Some(prepare(args, inputs, out)?) };
     let heard = teacher.map(|teacher| hear(&teacher, args.teacher_layer, out)).transpose()?;
     if common.json {

@@ -43,6 +43,7 @@ pub(super) fn open(path: &Path, device: &Device) -> Result<(Config, bool, Weight
         return Err(swara_loader::Error::Mismatch { path: path.to_owned(), mismatch }.into());
     }
     let (mut tensors, mut digest) = (Weights::new(), Sha256::new());
+    digest.update(format!("{config:?} {normalise}"));
     let read = |name: &str| -> Result<Vec<f32>> {
         let name = format!("{prefix}{name}");
         let values = file.to_f32(&name)?.into_owned();

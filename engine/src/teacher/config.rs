@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use swara_kernels::ops::attention::MAX_HEAD_DIM;
 
-use super::SAMPLE_RATE;
+use super::{SAMPLE_RATE, SECONDS};
 use crate::config::check_ranges;
 use crate::{Error, Result};
 
@@ -23,6 +23,9 @@ impl Kind {
         }
     }
 }
+
+/// Most numbers that a layer of convolutions makes of a window; the base models make half of that.
+const MOST_NUMBERS: usize = 1 << 27;
 
 /// Samples: 5 ms.
 const LEAST_HOP: usize = 80;
@@ -164,6 +167,13 @@ impl Config {
         // Attention looks from every row of a window of sound to every other.
         let hop = self.conv_stride.iter().fold(1usize, |hop, &stride| hop.saturating_mul(stride));
         check_ranges(&[("conv_stride's product", hop, LEAST_HOP, SAMPLE_RATE as usize)])?;
+        let window = SECONDS * SAMPLE_RATE as usize;
+        check_ranges(&[("the samples that a row sees", self.reach(), 1, window)])?;
+        let mut rows = window;
+        for ((&dim, &stride), &kernel) in self.conv_dim.iter().zip(&self.conv_stride).zip(&self.conv_kernel) {
+            rows = rows.saturating_sub(kernel) / stride + 1;
+            check_ranges(&[("numbers that a convolution makes of a window", rows * dim, 1, MOST_NUMBERS)])?;
+        }
         if !self.hidden_size.is_multiple_of(self.num_conv_pos_embedding_groups) {
             return only("hidden_size", &self.hidden_size, &format!("a multiple of {} groups", self.num_conv_pos_embedding_groups));
         }

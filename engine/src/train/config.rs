@@ -4,7 +4,7 @@ use swara_loader::dataset::{Augmentation, Loudness};
 use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
 use super::speaker::SpeakerRules;
-use super::teacher::Teacher;
+use super::teacher::{Distillation, Teacher};
 use crate::codec::Config;
 use crate::codec::encodec::Config as EncodecConfig;
 use crate::codec::mimi::Config as MimiConfig;
@@ -481,7 +481,10 @@ impl TrainConfig {
         if ![c.balance, c.similarity].iter().all(|w| w.is_finite() && *w >= 0.0) {
             return fail("codebook.balance and codebook.similarity must be finite and not negative");
         }
-        let alone = CodebookRules { dropout: c.dropout, dropout_of: c.dropout_of, ..CodebookRules::default() };
+        let mut alone = CodebookRules { dropout: c.dropout, dropout_of: c.dropout_of, ..CodebookRules::default() };
+        if self.teacher.as_ref().is_some_and(|teacher| teacher.loss == Distillation::Clusters) {
+            (alone.kmeans_batches, alone.kmeans_iterations) = (c.kmeans_batches, c.kmeans_iterations);
+        }
         if architecture.branches().is_empty() && (*c != alone || c.dropout_of == DropoutOf::Stages) {
             return fail(
                 "codebook: of codebooks that are learnt by gradient (factorised) only dropout and dropout_of, of batches or items",

@@ -107,7 +107,8 @@ struct Measured {
     terms: Terms,
     commitment: Vec<Var>,
     codebook: Vec<Var>,
-    teacher: Option<Var>,
+    /// Its share of the step's, and the loss.
+    teacher: Option<(f64, Var)>,
 }
 
 /// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
@@ -139,7 +140,8 @@ struct Pass {
     y: Var,
     commitment: Vec<Var>,
     codebook: Vec<Var>,
-    teacher: Option<Var>,
+    /// Its share of the step's, and the loss.
+    teacher: Option<(f64, Var)>,
     stages: Stages,
     /// Of the step's losses.
     share: f64,
@@ -175,8 +177,8 @@ impl Step {
             speaker: mean(|m| &m.terms.speaker)?,
             discriminator: (!self.discriminator.is_empty()).then_some(discriminator),
             teacher: self.measured.iter().try_fold(None, |mean, m| {
-                let Some(loss) = &m.teacher else { return Ok::<_, Error>(mean) };
-                Ok(Some(mean.unwrap_or(0.0) + m.share * loss.value().to_f64()?[0]))
+                let Some((share, loss)) = &m.teacher else { return Ok::<_, Error>(mean) };
+                Ok(Some(mean.unwrap_or(0.0) + share * loss.value().to_f64()?[0]))
             })?,
             commitment: mean(|m| &m.commitment)?,
             codebook: mean(|m| &m.codebook)?,
@@ -345,9 +347,18 @@ impl Trainer {
 
     /// What the teacher is asked for: predictions a crop, and samples of each.
     pub fn teacher_frames(&self) -> Option<[usize; 2]> {
-        let hop = self.model.format.hop;
-        let pool = self.config.teacher.as_ref()?.pool(f64::from(self.sample_rate()) / hop as f64);
+        let (hop, pool) = (self.latent_hop(), self.teacher_pool()?);
         Some([self.crop / hop / pool, hop * pool])
+    }
+
+    /// Samples of a latent.
+    fn latent_hop(&self) -> usize {
+        self.model.format.hop / self.model.format.latents()
+    }
+
+    /// Latents of a prediction.
+    fn teacher_pool(&self) -> Option<usize> {
+        Some(self.config.teacher.as_ref()?.pool(f64::from(self.sample_rate()) / self.latent_hop() as f64))
     }
 
     /// Whether steps need [`Trainer::initialise_clusters`] first.
@@ -361,6 +372,10 @@ impl Trainer {
         if rows.is_empty() || !rows.len().is_multiple_of(dim) {
             return Err(Error::Argument(format!("clusters of {} numbers in rows of {dim}", rows.len())));
         }
+        if rows.len() / dim < classes {
+            let why = format!("teacher: {classes} clusters of {} rows; codebook.kmeans_batches says how many there are", rows.len() / dim);
+            return Err(Error::Config(why));
+        }
         let x = elementwise::convert(&Tensor::from_slice(&self.device, rows, [rows.len() / dim, dim])?, self.dtype())?;
         let seed = mix(self.config.train.seed, u64::MAX, 0x7ea);
         let books = quantize::kmeans(x, &[classes], self.config.codebook.kmeans_iterations, seed)?;
@@ -368,8 +383,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// The teacher's rows of some of a step's items.
-    fn lesson(&self, rows: Option<&TeacherRows>, part: &Part) -> Result<Option<TeacherRows>> {
+    /// The teacher's rows of some of a step's items, and their share of the step's loss: of labels, of those that are any.
+    fn lesson(&self, rows: Option<&TeacherRows>, part: &Part) -> Result<Option<(TeacherRows, f64)>> {
         let Some([frames, _]) = self.teacher_frames() else { return Ok(None) };
         let rows = rows.ok_or_else(|| Error::Argument("a step without what the teacher says of it".into()))?;
         let own = |len: usize| -> Result<Range<usize>> {
@@ -379,8 +394,13 @@ impl Trainer {
             }
         };
         Ok(Some(match rows {
-            TeacherRows::Features(values) => TeacherRows::Features(values[own(values.len())?].to_vec()),
-            TeacherRows::Labels(labels) => TeacherRows::Labels(labels[own(labels.len())?].to_vec()),
+            TeacherRows::Features(values) => (TeacherRows::Features(values[own(values.len())?].to_vec()), part.share()),
+            TeacherRows::Labels(labels) => {
+                let own = labels[own(labels.len())?].to_vec();
+                let any = |labels: &[i32]| labels.iter().filter(|&&label| label >= 0).count() as f64;
+                let share = any(&own) / any(labels).max(1.0);
+                (TeacherRows::Labels(own), share)
+            }
         }))
     }
 
@@ -421,7 +441,9 @@ impl Trainer {
         let recording = Recording { tape: &tape, parameters: &parameters };
         let x = self.signal(samples)?;
         let z = recording.run(&self.model.encoder, x.clone())?;
-        let (rules, share) = (&self.config.codebook, part.share());
+        let share = part.share();
+        let all = &self.config.codebook;
+        let rules = &CodebookRules { balance: share * all.balance, similarity: share * all.similarity, ..all.clone() };
         let all = &self.config.loss;
         let weights = &LossWeights { commitment: share * all.commitment, codebook: share * all.codebook, ..all.clone() };
         let (z, commitment, codebook, semantic, stages) = if !self.has_codebooks() {
@@ -455,10 +477,10 @@ impl Trainer {
             t => self.batch(&targets.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
         let lesson = if learning { self.lesson(rows, &part)? } else { None };
-        let teacher = match (&self.config.teacher, &semantic, lesson) {
-            (Some(teacher), Some(q), Some(rows)) => {
-                let pool = teacher.pool(f64::from(self.sample_rate()) / self.model.format.hop as f64);
-                teacher.record(&recording, q, pool, &rows, self.centroids.as_ref(), share)?
+        let teacher = match (&self.config.teacher, &semantic, lesson, self.teacher_pool()) {
+            (Some(teacher), Some(q), Some((rows, share)), Some(pool)) => {
+                let loss = teacher.record(&recording, q, pool, &rows, self.centroids.as_ref(), share)?;
+                loss.map(|loss| (share, loss))
             }
             _ => None,
         };

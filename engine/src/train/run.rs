@@ -76,7 +76,7 @@ pub enum Event<'a> {
 
 const CONFIG: &str = "config.toml";
 /// Longest log that is continued.
-const MAX_LOG: u64 = 1 << 28;
+const MAX_LOG: u64 = 1 << 26;
 const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,speaker,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
 /// Utterances a validation decodes at most, spread over the split.
@@ -353,8 +353,13 @@ impl Folder {
         let kept =
             text.lines().skip(1).filter(|line| line.split(',').next().and_then(|s| s.parse::<u64>().ok()).is_some_and(|s| s <= step));
         let mut out = header.to_owned();
+        // Columns of this version, of a log that an earlier one began.
+        let old: Vec<&str> = text.lines().next().unwrap_or_default().split(',').collect();
+        let columns: Vec<Option<usize>> = header.trim_end().split(',').map(|name| old.iter().position(|other| *other == name)).collect();
         kept.for_each(|line| {
-            out.push_str(line);
+            let fields: Vec<&str> = line.split(',').collect();
+            let field = |column: &Option<usize>| column.and_then(|at| fields.get(at).copied()).unwrap_or_default();
+            out.push_str(&columns.iter().map(field).collect::<Vec<_>>().join(","));
             out.push('\n');
         });
         Ok(output::write(path, out.as_bytes())?)

@@ -70,8 +70,11 @@ impl Speaker {
     pub fn new(rules: &SpeakerRules, sample_rate: u32, device: &Device, dtype: DType) -> Result<Speaker> {
         let file = Weights::open(&rules.encoder)?;
         let shapes = file.shapes();
-        let shape = |name: &str| shapes.get(name).map(|shape| &shape[..]).ok_or_else(|| Error::MissingTensor(name.to_owned()));
         let fail = |why: String| Error::File { path: rules.encoder.clone(), why };
+        let shape = |name: &str| {
+            let there = shapes.get(name).map(|shape| &shape[..]);
+            there.ok_or_else(|| fail(format!("no tensor {name}: no speaker encoder")))
+        };
         let hidden = shape("lstm.weight_hh_l0")?.get(1).copied().unwrap_or(0);
         let width = shape("linear.weight")?.first().copied().unwrap_or(0);
         let count = (0..=MAX_LAYERS).find(|k| !shapes.contains_key(&format!("lstm.weight_hh_l{k}"))).unwrap_or(0);
@@ -80,7 +83,13 @@ impl Speaker {
         }
         let tensor = |name: &str, expected: &[usize]| -> Result<Vec<f64>> {
             match shape(name)? {
-                found if found == expected => Ok(file.to_f32(name)?.iter().map(|&v| f64::from(v)).collect()),
+                found if found == expected => {
+                    let values: Vec<f64> = file.to_f32(name)?.iter().map(|&v| f64::from(v)).collect();
+                    match values.iter().position(|v| !v.is_finite()) {
+                        Some(at) => Err(fail(format!("element {at} of tensor {name} is {}", values[at]))),
+                        None => Ok(values),
+                    }
+                }
                 found => Err(fail(format!("{name}: shape {found:?}, expected {expected:?}"))),
             }
         };

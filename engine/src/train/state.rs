@@ -234,7 +234,7 @@ impl Trainer {
         let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
         let values = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(elementwise::convert(tensor, DType::F32)?.to_vec::<f32>()?) };
         let snac = matches!(self.architecture, Architecture::Snac(_));
-        for (p, average) in self.parameters.iter().zip(&self.averages) {
+        for (p, average) in self.parameters.iter().zip(&self.averages).filter(|(p, _)| !teacher::owns(p)) {
             // As PyTorch calls gain and direction since 2.0.
             let name = match (snac, p.spec.name.strip_suffix(".weight_g"), p.spec.name.strip_suffix(".weight_v")) {
                 (true, Some(layer), _) => format!("{layer}.parametrizations.weight.original0"),

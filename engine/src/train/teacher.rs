@@ -64,7 +64,7 @@ pub const PREFIX: &str = "teacher.";
 pub const CENTROIDS: &str = "teacher.centroids";
 const WEIGHT: &str = "teacher.weight";
 const BIAS: &str = "teacher.bias";
-const MOST: usize = 1 << 20;
+const MOST: usize = 1 << 16;
 
 impl Teacher {
     pub fn new(loss: Distillation) -> Teacher {
@@ -80,7 +80,7 @@ impl Teacher {
             return fail("rate must be positive");
         }
         if self.dim.iter().chain(&self.classes).any(|n| !(1..=MOST).contains(n)) {
-            return fail("dim and classes must lie in 1..=2^20");
+            return fail("dim and classes must lie in 1..=2^16");
         }
         if self.loss != Distillation::Clusters && self.classes.is_some() {
             return fail("classes are of the loss \"clusters\" alone");
@@ -102,6 +102,9 @@ impl Teacher {
             || (classes.is_some() && self.classes.is_some_and(|n| Some(n) != classes))
         {
             return fail(format!("dim or classes, the cache has {:?}", cache.output));
+        }
+        if self.loss != Distillation::Clusters && classes.is_some() {
+            return fail(format!("labels, and the loss is of features: {:?}", self.loss));
         }
         let teacher = Teacher { rate: Some(cache.rate), dim, classes: self.classes.or(classes), ..self.clone() };
         teacher.outputs().map(|_| teacher)
