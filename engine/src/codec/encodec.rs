@@ -151,9 +151,9 @@ impl Config {
 
     /// How many the largest bandwidth takes.
     fn codebooks(&self) -> Result<usize> {
-        let rising = self.target_bandwidths.windows(2).all(|pair| pair[0] < pair[1]);
-        if !rising || !self.target_bandwidths.iter().all(|b| b.is_finite() && *b > 0.0) {
-            return Err(Error::Config(format!("target_bandwidths {:?} do not rise from above 0", self.target_bandwidths)));
+        let falling = self.target_bandwidths.windows(2).any(|pair| pair[0] > pair[1]);
+        if falling || !self.target_bandwidths.iter().all(|b| b.is_finite() && *b > 0.0) {
+            return Err(Error::Config(format!("target_bandwidths {:?} fall, or are not above 0", self.target_bandwidths)));
         }
         let n = self.stages(self.target_bandwidths.last().copied().unwrap_or(0.0));
         match (1.0..=super::Config::MAX_CODEBOOKS as f64).contains(&n) {
