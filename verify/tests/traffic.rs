@@ -63,6 +63,7 @@ const SCATTERED: &[(&str, &str, &str)] = &[
     ("embedding_int8", "9 tables", "the scale of a row is four bytes of a sector"),
     ("rvq", "5x130", "odd rows"),
     ("rvq", "31x33", "odd rows"),
+    ("relative_softmax", "x", "a row's biases begin amid a sector, one float before those of the row above"),
     ("rvq_decode", "33x16", "a stage's codes lie a row of ten codes apart, for every 64 bytes"),
 ];
 
