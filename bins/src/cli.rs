@@ -170,7 +170,7 @@ pub struct Talk {
     /// Codec of what is heard and said; by default the one in the model's folder that its config.json names (mimi_name)
     #[arg(long, value_name = "FILE")]
     pub mimi: Option<String>,
-    /// Of its weights; what the file has as codes stays so. By default --dtype, which is else the type of what is no codes: bf16
+    /// Of its weights; what the file has as codes stays so. By default --dtype, else f32. What is no codes beside int8 or int4: --dtype, else bf16
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
     /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder, which its config.json names (tokenizer_name)
@@ -516,6 +516,7 @@ pub struct Quantize {
     /// Folder for model.safetensors or model.gguf, the configuration and the vocabulary
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
+    /// Of what is written
     #[arg(long)]
     pub format: QuantizeFormat,
     /// Columns that share a scale of 4 bits; in GGUF the format says

@@ -41,7 +41,7 @@ struct Live {
     /// Codec of what is heard and said: a file, or a folder; by default the one in the model's folder that its config.json names (mimi_name)
     #[arg(long, value_name = "FILE")]
     mimi: Option<PathBuf>,
-    /// Of its weights; what the file has as codes stays so. By default --dtype, which is else the type of what is no codes: bf16
+    /// Of its weights; what the file has as codes stays so. By default --dtype, else f32. What is no codes beside int8 or int4: --dtype, else bf16
     #[arg(long, value_name = "FORMAT")]
     weights: Option<Format>,
     /// Vocabulary of its words, a sentencepiece .model; by default the one in the model's folder, which its config.json names (tokenizer_name)
