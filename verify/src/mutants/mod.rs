@@ -219,7 +219,12 @@ impl Judge<'_> {
                 if self.undecided(site, *count)
                     && let Some(fate) = ground.attempt(i as u32 + 1, patience)
                 {
-                    locked(&self.verdicts).fates.insert(site.clone(), fate);
+                    // Another operation may have noticed it meanwhile.
+                    let mut verdicts = locked(&self.verdicts);
+                    let known = verdicts.fates.entry(site.clone()).or_insert(Fate::Unreached);
+                    if !known.decided() {
+                        *known = fate;
+                    }
                 }
             }
         }
