@@ -11,8 +11,8 @@ use swara_kernels::case::SplitMix;
 
 use super::architecture::Architecture;
 use super::quantize::mix;
-use crate::codec::Config;
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
+use crate::codec::quantizer::SPLIT;
 
 /// Deviation of the noise around the transform, beside that of a layer which keeps the variance.
 const NOISE: f64 = 0.2;
@@ -34,10 +34,7 @@ fn scale(spec: &TensorSpec) -> f64 {
 /// Values of `specs`, in memory order. Snakes are 1, biases 0, codebooks standard normal (DAC); gains are the norms of their
 /// weights.
 pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], seed: u64) -> BTreeMap<String, Vec<f64>> {
-    let spine = match architecture {
-        Architecture::Own(config) => spine(model, config),
-        _ => Vec::new(),
-    };
+    let spine = spine(architecture, model);
     let (branches, noisy) = quiet(architecture, model);
     let place = |spec: &TensorSpec| {
         let layer = spec.name.strip_suffix(".weight").or(spec.name.strip_suffix(".weight_v"))?;
@@ -46,7 +43,7 @@ pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], 
     let mut values = BTreeMap::new();
     for spec in specs {
         let place = place(spec);
-        let layer = spec.name.strip_suffix(".weight_v").unwrap_or(&spec.name);
+        let layer = spec.name.strip_suffix(".weight_v").or(spec.name.strip_suffix(".weight")).unwrap_or(&spec.name);
         let scale = match place {
             Some(_) => NOISE,
             None if branches.contains(layer) => BRANCH,
@@ -67,37 +64,59 @@ pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], 
     values
 }
 
-/// Layers that end a residual branch, and those whose outputs noise is multiplied with, of what starts without a transform.
+/// Layers that end a residual branch, and those whose outputs noise is multiplied with or whose codes tell little, of what has no
+/// residual units of DAC's names.
 fn quiet<'a>(architecture: &Architecture, model: &'a Model) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let (mut branches, mut noisy) = (BTreeSet::new(), BTreeSet::new());
-    if let Architecture::EnCodec(_) | Architecture::Snac(_) = architecture {
-        for layer in model.layers() {
-            match layer {
-                Layer::Residual(_, last) => drop(branches.insert(&*last.name)),
-                Layer::Shortcut(convs) => drop(branches.insert(&*convs[1].name)),
-                Layer::Noise(linear) => drop(noisy.insert(&*linear.name)),
-                _ => {}
-            }
+    if let Architecture::Own(_) = architecture {
+        return (branches, noisy);
+    }
+    for layer in model.layers() {
+        match layer {
+            Layer::Residual(_, last) => drop(branches.insert(&*last.name)),
+            Layer::Shortcut(convs) => drop(branches.insert(&*convs[1].name)),
+            Layer::Noise(linear) => drop(noisy.insert(&*linear.name)),
+            _ => {}
         }
+    }
+    if let Architecture::Mimi(_) = architecture {
+        noisy.insert(SEMANTIC_OUTPUT);
     }
     (branches, noisy)
 }
 
-/// A layer that turns blocks of rows into single rows (the encoder's), or back.
+/// Ends the way of the semantic codebook, beside that of the others.
+const SEMANTIC_OUTPUT: &str = "quantizer.rvq_first.output_proj";
+
+/// What a layer does to blocks of rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Turns each into a single row (the encoder's).
+    Encodes,
+    /// Turns single rows into blocks.
+    Decodes,
+    /// The same, of rows that [`Role::Repeats`] has repeated already: each row of a block finds its coefficients in channels of its own.
+    DecodesRepeated,
+    /// Hands single rows to each row of a block, channel by channel.
+    Repeats,
+}
+
 struct Half {
     name: String,
-    encodes: bool,
+    role: Role,
     /// The tap that sees the block's first row.
     tap: usize,
     /// Channels of the single rows.
     width: usize,
     /// Factor on all of its weights.
     level: f64,
+    /// How many times a decoder's layer has what it gives, in channels side by side.
+    copies: usize,
 }
 
-/// An encoder layer and the decoder layer that undoes it.
+/// Layers of the encoder that do something to blocks of rows, and of the decoder that undo it.
 struct Pair {
-    halves: [Half; 2],
+    halves: Vec<Half>,
     /// Rows that become one, and samples that one of them stands for.
     block: usize,
     hop: usize,
@@ -106,29 +125,47 @@ struct Pair {
     coarse: usize,
 }
 
-fn spine(model: &Model, config: &Config) -> Vec<Pair> {
-    let half = |name: &str, encodes, tap, width| Half { name: name.to_owned(), encodes, tap, width, level: 1.0 };
+/// All that lies between the residual units of a codec of swara's own, or of a Mimi.
+fn spine(architecture: &Architecture, model: &Model) -> Vec<Pair> {
+    let (quantizer, dim) = match architecture {
+        Architecture::Own(config) => ("quantizer", config.codebook_dim),
+        Architecture::Mimi(config) => (SPLIT[1], config.codebook_dim),
+        Architecture::EnCodec(_) | Architecture::Snac(_) => return Vec::new(),
+    };
+    let half = |name: &str, role, tap, width| Half { name: name.to_owned(), role, tap, width, level: 1.0, copies: 1 };
     let encoder = model.encoder.iter().filter_map(|layer| match layer {
-        Layer::Conv(c) => Some((c.geometry.stride, half(&c.name, true, c.geometry.pad_left, c.cout))),
+        Layer::Conv(c) => Some((c.geometry.stride, half(&c.name, Role::Encodes, c.geometry.pad_left, c.cout))),
         _ => None,
     });
     let decoder = model.decoder.iter().rev().filter_map(|layer| match layer {
-        Layer::Conv(c) => Some(half(&c.name, false, c.geometry.pad_left, c.cin)),
-        Layer::Upsample(u) => Some(half(&u.name, false, u.geometry.crop_left, u.cin)),
+        Layer::Conv(c) => Some(half(&c.name, Role::Decodes, c.geometry.pad_left, c.cin)),
+        Layer::Upsample(u) if u.geometry.groups > 1 => Some(half(&u.name, Role::Repeats, u.geometry.crop_left, u.cin)),
+        Layer::Upsample(u) => Some(half(&u.name, Role::Decodes, u.geometry.crop_left, u.cin)),
         _ => None,
     });
-    let mut layers: Vec<_> = encoder.zip(decoder).collect();
-    for (place, level) in [(0, LEVEL), (layers.len() - 1, 1.0 / LEVEL)] {
-        let ((_, encodes), decodes) = &mut layers[place];
-        (encodes.level, decodes.level) = (encodes.level * level, decodes.level / level);
+    let mut layers: Vec<_> = encoder.zip(decoder).map(|((block, encodes), decodes)| (block, vec![encodes, decodes])).collect();
+    let last = layers.len() - 1;
+    let repeated = layers[last].1[1].role == Role::Repeats;
+    let between = if repeated { last - 1 } else { last };
+    for (place, level) in [(0, LEVEL), (between, 1.0 / LEVEL)] {
+        let halves = &mut layers[place].1;
+        (halves[0].level, halves[1].level) = (halves[0].level * level, halves[1].level / level);
     }
-    let dim = config.codebook_dim;
-    layers.push(((1, half("quantizer.input_proj", true, 0, dim)), half("quantizer.output_proj", false, 0, dim)));
+    let mut output = half(&format!("{quantizer}.output_proj"), Role::Decodes, 0, dim);
+    if repeated {
+        // A layer of single channels cannot mix them: the one behind it does, which by itself had nothing to do.
+        if let Some(mut decodes) = layers[between].1.pop() {
+            (decodes.role, output.copies) = (Role::DecodesRepeated, layers[last].0);
+            decodes.width /= output.copies;
+            layers[last].1.push(decodes);
+        }
+    }
+    layers.push((1, vec![half(&format!("{quantizer}.input_proj"), Role::Encodes, 0, dim), output]));
 
     let (mut hop, mut fine) = (1, 1);
-    let pair = |((block, encodes), decodes): ((usize, Half), Half)| {
-        let coarse = (fine * block).min(encodes.width).min(decodes.width);
-        let pair = Pair { halves: [encodes, decodes], block, hop, fine, coarse };
+    let pair = |(block, halves): (usize, Vec<Half>)| {
+        let coarse = halves.iter().map(|half| half.width).fold(fine * block, usize::min);
+        let pair = Pair { halves, block, hop, fine, coarse };
         (hop, fine) = (hop * block, coarse);
         pair
     };
@@ -136,20 +173,28 @@ fn spine(model: &Model, config: &Config) -> Vec<Pair> {
 }
 
 impl Pair {
-    /// Adds the transform to the weights of one of the two layers. The encoder's is scaled down so that coefficients are as
-    /// large as samples, where snakes are nearly straight, and the decoder's up.
+    /// Adds the transform to the weights of one of the layers. The encoder's is scaled down so that coefficients are as
+    /// large as samples, where activations are nearly straight, and the decoder's up.
     fn add_to(&self, spec: &TensorSpec, half: &Half, weights: &mut [f64]) {
         let shape = spec.shape();
         let (rows, columns) = (shape[1], shape[2]);
         let (short, long) = (Cosines::new(self.hop), Cosines::new(self.hop * self.block));
         let scale = (self.block as f64).sqrt();
+        let mut add = |tap: usize, row: usize, column: usize, value: f64| weights[(tap * rows + row) * columns + column] += value;
         for j in 0..self.block {
-            for f in 0..self.fine {
-                for c in 0..self.coarse {
+            for c in 0..self.coarse {
+                if half.role == Role::Repeats {
+                    add(half.tap + j, j * self.coarse + c, 0, 1.0);
+                    continue;
+                }
+                for f in 0..self.fine {
                     let product: f64 = (0..self.hop).map(|n| short.at(f, n) * long.at(c, j * self.hop + n)).sum();
-                    let (row, column, value) = if half.encodes { (f, c, product / scale) } else { (c, f, product * scale) };
-                    let w = &mut weights[((half.tap + j) * rows + row) * columns + column];
-                    *w += value;
+                    let decode = |copy: usize| (f + copy * self.fine, product * scale);
+                    match half.role {
+                        Role::Encodes => add(half.tap + j, f, c, product / scale),
+                        Role::DecodesRepeated => add(half.tap, c + j * self.coarse, f, product * scale),
+                        _ => (0..half.copies).map(decode).for_each(|(column, value)| add(half.tap + j, c, column, value)),
+                    }
                 }
             }
         }
