@@ -71,18 +71,18 @@ fn check(codec: &Codec, codebooks: usize) {
 }
 
 #[test]
-fn a_stream_of_the_bundled_shape_allocates_nothing() {
+fn a_stream_of_a_small_codec_allocates_nothing() {
     let _turn = turn();
     let config = TrainConfig {
         train: Schedule { batch: 1, crop_frames: 50, ..Schedule::default() },
         codebook: CodebookRules { start: 0, kmeans_iterations: 1, ..CodebookRules::default() },
-        ..TrainConfig::new("swara-te50", None)
+        ..TrainConfig::new("te50-small", None)
     };
     let mut trainer = Trainer::new(config, &Device::Cpu).unwrap();
     let noise: Vec<f32> = (0..16000).map(|i| (i as f32 * 0.37).sin() * (i as f32 * 0.011).cos() * 0.3).collect();
     trainer.initialise_codebooks([noise]).unwrap();
     let codec = trainer.codec().unwrap();
-    assert_eq!((codec.format().hop, codec.codebooks()), (Config::preset("swara-te50").unwrap().hop(), 8));
+    assert_eq!((codec.format().hop, codec.codebooks()), (Config::preset("te50-small").unwrap().hop(), 8));
     check(&codec, 8);
 }
 

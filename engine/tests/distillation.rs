@@ -93,7 +93,7 @@ fn config(teacher: Option<Teacher>, steps: u64) -> TrainConfig {
         codebook_dim: 8,
         codebook_sizes: vec![8, 8],
         sample_rate: RATE as u32,
-        ..Config::preset("swara-te50").unwrap()
+        ..Config::preset("te50-small").unwrap()
     };
     assert_eq!(codec.hop(), HOP);
     TrainConfig {
@@ -217,7 +217,7 @@ fn teachers_that_cannot_be_are_refused() {
     assert_eq!(clusters.of(&labels).unwrap().outputs().unwrap(), 4);
     assert!(clusters.of(&features).unwrap_err().to_string().contains("classes"));
     assert!(Trainer::new(config(Some(teacher), 7), &Device::Cpu).is_err(), "of no dimensions");
-    let toml = |text: &str| TrainConfig::from_toml(&format!("model = \"swara-te50\"\n[teacher]\n{text}"));
+    let toml = |text: &str| TrainConfig::from_toml(&format!("model = \"te50-small\"\n[teacher]\n{text}"));
     assert!(toml("loss = \"cosine\"").is_ok());
     for bad in [
         "",

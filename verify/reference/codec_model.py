@@ -19,7 +19,7 @@ import quantise
 
 @dataclass
 class CodecConfig:
-    """The fields of swara's codec config; the defaults are the preset swara-te50."""
+    """The fields of swara's codec config; the defaults are the preset te50-small."""
 
     sample_rate: int = 16000
     encoder_widths: list = field(default_factory=lambda: [16, 48, 96, 160, 224])

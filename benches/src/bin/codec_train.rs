@@ -24,7 +24,7 @@ fn main() -> Result<()> {
         train: Schedule { batch, crop_frames: 50 * seconds, ..Schedule::default() },
         loss: LossWeights { commitment: 1.0, ..LossWeights::default() },
         codebook: CodebookRules { start: 0, kmeans_iterations: 2, dropout: 0.0, ..CodebookRules::default() },
-        ..TrainConfig::new("swara-te50", None)
+        ..TrainConfig::new("te50-small", None)
     };
     let device = Device::open(args.get(4).map_or("cpu", String::as_str))?;
     let mut trainer = Trainer::new(config, &device)?;

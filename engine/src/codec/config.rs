@@ -63,7 +63,7 @@ impl Config {
         Ok(config)
     }
 
-    /// A preset: `te200`, `te50`, `te12`, `hybrid12` or `swara-te50`.
+    /// A preset: `te200`, `te50`, `te12`, `hybrid12` or `te50-small`.
     pub fn preset(name: &str) -> Result<Config> {
         let doubling = |first: usize, n: usize| (0..=n).map(|i| first << i).collect::<Vec<_>>();
         let reversed = |mut widths: Vec<usize>| {
@@ -94,7 +94,7 @@ impl Config {
                 transformer: Some(TransformerConfig { layers: 8, heads: 8, hidden: 2048, window: 250 }),
                 ..Config::preset("te12")?
             },
-            "swara-te50" => Config {
+            "te50-small" => Config {
                 sample_rate: 16000,
                 encoder_widths: vec![16, 48, 96, 160, 224],
                 decoder_widths: vec![224, 192, 96, 64, 24],
@@ -107,7 +107,7 @@ impl Config {
                 codebook_sizes: split.to_vec(),
                 transformer: None,
             },
-            _ => return Err(Error::Config(format!("unknown preset {name:?}; expected te200, te50, te12, hybrid12 or swara-te50"))),
+            _ => return Err(Error::Config(format!("unknown preset {name:?}; expected te200, te50, te12, hybrid12 or te50-small"))),
         })
     }
 
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn presets_are_shapes_that_are_taken() {
-        for name in ["te200", "te50", "te12", "swara-te50"] {
+        for name in ["te200", "te50", "te12", "te50-small"] {
             Config::preset(name).unwrap().check().unwrap();
         }
     }
