@@ -107,18 +107,35 @@ fn best(mut sample: impl FnMut() -> f64) -> f64 {
 }
 
 fn cpu_read() -> f64 {
-    // Beyond any cache, and read piece by piece: a millisecond is found undisturbed where a longer time is not.
+    let reading = Reading::new();
+    let mut pieces = reading.0.chunks(reading.0.len() / Reading::PIECES).cycle();
+    1.0 / best(|| Reading::seconds_per_byte(pieces.next().unwrap_or_default()))
+}
+
+/// Memory beyond any cache, to be read by all threads.
+pub struct Reading(Vec<f32>);
+
+impl Reading {
+    /// A millisecond is found undisturbed where a longer time is not.
     const PIECES: usize = 8;
-    let data = vec![1.0f32; 64 << 20];
-    let mut pieces = data.chunks(data.len() / PIECES).cycle();
-    let seconds = best(|| {
-        let piece = pieces.next().unwrap_or_default();
+
+    /// 256 MiB.
+    #[allow(clippy::new_without_default, reason = "not for free")]
+    pub fn new() -> Reading {
+        Reading(vec![1.0; 64 << 20])
+    }
+
+    /// Seconds that a byte takes now, on average over all of them.
+    pub fn now(&self) -> f64 {
+        Reading::seconds_per_byte(&self.0)
+    }
+
+    fn seconds_per_byte(piece: &[f32]) -> f64 {
         let start = Instant::now();
         let sum: f32 = piece.par_chunks(piece.len().div_ceil(rayon::current_num_threads()).max(1)).map(read).sum();
         black_box(sum);
-        start.elapsed().as_secs_f64()
-    });
-    size_of_val(&data[..]) as f64 / PIECES as f64 / seconds
+        start.elapsed().as_secs_f64() / size_of_val(piece) as f64
+    }
 }
 
 fn read(part: &[f32]) -> f32 {

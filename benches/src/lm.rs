@@ -14,7 +14,7 @@ use swara_kernels::ops::embedding::NONE;
 use swara_kernels::ops::sample::Settings;
 use swara_kernels::{Device, Tensor};
 
-use crate::ceilings::Ceilings;
+use crate::ceilings::{Ceilings, Reading};
 use crate::timing::Samples;
 
 /// Wall times of one step of `batch` streams, from codes in host memory to codes in host memory: both transformers and every draw. With a
@@ -69,6 +69,9 @@ pub struct Row {
     pub kernels_per_step: Option<u64>,
     /// The time to read these bytes at the measured bandwidth, divided by the median.
     pub share_of_ceiling: f64,
+    /// The same by what reading took right after each step, the median of steps: what the bandwidth was then, not at its best. On the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_of_reading: Option<f64>,
     pub ceiling_gb_s: f64,
     /// By how much the ceilings moved.
     pub drift: f64,
@@ -291,6 +294,8 @@ const WARMUP: usize = 5;
 pub struct Times {
     batch: usize,
     steps: Samples,
+    /// Seconds that a byte took to be read after each step, by those of the step.
+    readings: Option<Samples>,
     /// Launches and kernels of a step.
     launches: Option<[u64; 2]>,
     graphs: bool,
@@ -311,6 +316,7 @@ struct Lane<'a> {
     how: How<'a>,
     streams: Streams<'a>,
     seconds: Vec<f64>,
+    readings: Vec<f64>,
     launches: [u64; 2],
 }
 
@@ -318,16 +324,18 @@ impl Times {
     /// Steps made in several ways, in turns, since what disturbs the machine then disturbs all. All say the same: a step that differs from
     /// the first way's, from which guesses are made that are to be right, is an error.
     pub fn take(model: &Model, batch: usize, steps: usize, hows: &[How]) -> Result<Vec<Times>> {
-        let lane = |&how| Ok(Lane { how, streams: model.streams(batch, how)?, seconds: Vec::with_capacity(steps), launches: [0; 2] });
+        let lane =
+            |&how| Ok(Lane { how, streams: model.streams(batch, how)?, seconds: Vec::new(), readings: Vec::new(), launches: [0; 2] });
         let mut lanes = hows.iter().map(lane).collect::<Result<Vec<_>>>()?;
         let launched = || match model.device() {
             Device::Cpu => None,
             Device::Cuda(cuda) => Some([cuda.launches(), cuda.kernels()]),
         };
+        let reading = matches!(model.device(), Device::Cpu).then(Reading::new);
         let mut rng = SplitMix(1);
         for step in 0..WARMUP + steps {
             let mut first: Option<Vec<i32>> = None;
-            for Lane { how, streams, seconds, launches } in &mut lanes {
+            for Lane { how, streams, seconds, readings, launches } in &mut lanes {
                 if let (Some(right), Some(said)) = (how.right, &first) {
                     streams.guess(said, right, &mut rng)?;
                 }
@@ -335,6 +343,7 @@ impl Times {
                 let (taken, said) = streams.step(batch, step)?;
                 if step >= WARMUP {
                     seconds.push(taken);
+                    readings.extend(reading.as_ref().map(|reading| reading.now() / taken));
                     if let Some((before, after)) = before.zip(launched()) {
                         *launches = std::array::from_fn(|i| launches[i] + after[i] - before[i]);
                     }
@@ -348,7 +357,7 @@ impl Times {
     }
 
     fn of(lane: Lane, model: &Model, batch: usize) -> Result<Times> {
-        let Lane { how, streams, seconds, launches } = lane;
+        let Lane { how, streams, seconds, readings, launches } = lane;
         let launches = launches.map(|count| count / seconds.len().max(1) as u64);
         Ok(Times {
             batch,
@@ -361,6 +370,7 @@ impl Times {
             right: how.right,
             no_graph: streams.no_graph().map(str::to_owned),
             plain_depth_why: streams.plain_depth_why(),
+            readings: Samples::new(readings),
             steps: Samples::new(seconds).ok_or_else(|| Error::Argument("no steps to time".into()))?,
         })
     }
@@ -375,8 +385,20 @@ impl Times {
         ceilings: &Ceilings,
         [loading, stepping]: [Option<f64>; 2],
     ) -> Row {
-        let Times { batch, steps, launches, graphs, plain_depth, codec, codec_bytes, drafted, right, no_graph: _, plain_depth_why: _ } =
-            self;
+        let Times {
+            batch,
+            steps,
+            readings,
+            launches,
+            graphs,
+            plain_depth,
+            codec,
+            codec_bytes,
+            drafted,
+            right,
+            no_graph: _,
+            plain_depth_why: _,
+        } = self;
         let drafted = drafted.as_ref().map(|(draft, drafted)| (*draft, drafted));
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2, None) - lm.bytes_per_step(0, None);
         let bytes = lm.bytes_per_step(0, drafted) + batch * remembered + codec_bytes;
@@ -411,6 +433,7 @@ impl Times {
             launches_per_step: launches.map(|[launches, _]| launches),
             kernels_per_step: launches.map(|[_, kernels]| kernels),
             share_of_ceiling: bytes as f64 / ceilings.bytes / steps.median(),
+            share_of_reading: readings.as_ref().map(|readings| bytes as f64 * readings.median()),
             ceiling_gb_s: ceilings.bytes * 1e-9,
             drift: ceilings.drift,
             peak_rss_mb: loading.zip(stepping).map(|(loading, stepping)| loading.max(stepping)),

@@ -348,6 +348,7 @@ fn whole_frames_can_be_timed() {
     assert_eq!((&step["codec"], &frame["codec"]), (&serde_json::Value::Null, &"kyutai".into()));
     assert!(frame["bytes_per_step"].as_u64() > step["bytes_per_step"].as_u64(), "{frame}");
     assert!(frame["launches_per_step"].is_null() && frame["step_ms_p50"].as_f64().unwrap() > 0.0, "{frame}");
+    assert!(step["share_of_reading"].as_f64().is_some_and(|share| share > 0.0 && share < 2.0), "{step}");
     let both = [&bench[..], &["--mimi", &mimi, "--batch", "2"]].concat();
     room.refuses(&both, 2, "cannot be used with");
     room.refuses(&[&bench[..], &["--mimi", "nowhere"]].concat(), 1, "no such file");

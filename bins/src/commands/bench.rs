@@ -163,6 +163,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         "MB/step",
         "GB/s",
         "ceiling",
+        "reading",
         "launches/kernels",
         "peak MB",
         "in steps",
@@ -181,7 +182,8 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             .into_iter()
             .chain(guesses.map(|cell| cell.unwrap_or_else(|| "-".to_owned())))
             .chain(times)
-            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling), launches, peak, steps])
+            .chain([(r.bytes_per_step / 1_000_000).to_string(), format!("{rate:.1}"), percent(r.share_of_ceiling)])
+            .chain([r.share_of_reading.map_or("-".to_owned(), percent), launches, peak, steps])
             .collect()
     })
 }
