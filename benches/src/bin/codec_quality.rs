@@ -1,8 +1,8 @@
 //! How good is a codec on speech it has not seen?
 //!
 //! `codec_quality MODEL.safetensors DATASET [UTTERANCES]`: encodes and decodes the test split with 1, 2, 4, ... codebooks and
-//! prints the means per group (unseen speakers, unseen sentences of seen speakers), the perplexity of every codebook, and -
-//! where ffmpeg with libopus is installed - the same figures for Opus at 6 kbit/s. One JSON object a line.
+//! prints the means by group (unseen speakers, unseen sentences of seen speakers; each language), the perplexity of every codebook,
+//! and - where ffmpeg with libopus is installed - the same figures for Opus at 6 kbit/s. One JSON object a line.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,9 +26,9 @@ fn main() -> Result<()> {
     let codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
     let dataset = Dataset::open(data)?;
     let trained: Vec<&str> = dataset.split(Split::Train).map(|(_, u)| u.speaker.as_str()).collect();
-    let test: Vec<(usize, String)> = dataset
+    let test: Vec<(usize, [&str; 2])> = dataset
         .split(Split::Test)
-        .map(|(i, u)| (i, if trained.contains(&u.speaker.as_str()) { "seen speakers" } else { "unseen speakers" }.to_owned()))
+        .map(|(i, u)| (i, [if trained.contains(&u.speaker.as_str()) { "seen speakers" } else { "unseen speakers" }, &u.language]))
         .collect();
     if test.is_empty() {
         bail!("{data}: no test split");
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let mut usage: Vec<Usage> = codec.format().codebook_sizes.iter().map(|&size| Usage::new(size)).collect();
     for &codebooks in &stages {
         let mut means = Means::default();
-        for (index, group) in &test {
+        for (index, groups) in &test {
             let samples = dataset.samples(*index);
             let codes = codec.encode(&samples, codebooks)?;
             if codebooks == codec.codebooks() {
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
             }
             let mut decoded = codec.decode(&codes)?;
             decoded.truncate(samples.len());
-            means.add(group, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 0));
+            means.add(groups, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 0));
         }
         means.print(&format!("{} {:.2} kbit/s", codec.name(), codec.format().bitrate(codebooks) / 1e3), codebooks);
     }
@@ -59,10 +59,10 @@ fn main() -> Result<()> {
     println!("{}", json!({ "perplexity": perplexities, "share_of_size": shares }));
 
     let mut opus = Means::default();
-    for (index, group) in &test {
+    for (index, groups) in &test {
         let samples = dataset.samples(*index);
         match opus_roundtrip(&samples, codec.format().sample_rate)? {
-            Some(decoded) => opus.add(group, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 640)),
+            Some(decoded) => opus.add(groups, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 640)),
             None => {
                 eprintln!("SKIPPED: Opus at 6 kbit/s: install ffmpeg with libopus");
                 return Ok(());
@@ -79,11 +79,13 @@ struct Means(BTreeMap<String, [f64; 8]>);
 
 impl Means {
     /// Utterances too short for a measure are left out.
-    fn add(&mut self, group: &str, c: &Comparison) {
+    fn add(&mut self, groups: &[&str], c: &Comparison) {
         let (Some(pesq), Some(stoi), Some(mel), Some(stft)) = (c.pesq, c.stoi, c.mel_distance, c.stft_distance) else { return };
         let values = [pesq, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude, mel, stft, 1.0];
-        let sums = self.0.entry(group.to_owned()).or_default();
-        sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+        for group in groups {
+            let sums = self.0.entry((*group).to_owned()).or_default();
+            sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+        }
     }
 
     fn print(&self, codec: &str, codebooks: usize) {
