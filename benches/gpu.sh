@@ -120,6 +120,14 @@ bench() {
     fi
 }
 
+# Prints the medians without and with --pdl, where both are in $1.
+pdl() {
+    local times
+    grep -qE '"pdl": ?true' "$1" || return 0
+    times=$(grep -oE '"step_ms_p50": ?[0-9.]+' "$1" | grep -oE '[0-9.]+$' | tr '\n' ' ')
+    say "         the same codes without and with --pdl; ms a step: $times"
+}
+
 if has bench; then
     bench kernels kernels
     bench codec codec --streams
@@ -132,6 +140,9 @@ if has bench; then
         bench lm "lm-$format-no-graph" "${model[@]}" --no-graph
         # The depth transformer as one cooperative kernel is the default; and its kernels one by one within the graph.
         bench lm "lm-$format-plain-depth" "${model[@]}" --plain-depth
+        # Kernels that start before the one before has ended, in turns with those that do not: a step that says other codes fails.
+        bench lm "lm-$format-pdl" "${model[@]}" --pdl
+        [ ! -s "$out/bench-lm-$format-pdl.json" ] || pdl "$out/bench-lm-$format-pdl.json"
         # Samples to samples through a Mimi: one launch, and kernel by kernel, which waits for the device after every stage.
         bench lm "lm-$format-frame" "${model[@]}" "--mimi=${MIMI:-random}"
         bench lm "lm-$format-frame-no-graph" "${model[@]}" --no-graph "--mimi=${MIMI:-random}"

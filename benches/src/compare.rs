@@ -112,7 +112,7 @@ const KINDS: [Kind; 3] = [
     },
     Kind {
         keys: ["config", "format", "device", "batch"],
-        more: &["context", "kv", "sinks", "table_bytes", "codec", "graphs", "plain_depth", "draft", "right"],
+        more: &["context", "kv", "sinks", "table_bytes", "codec", "graphs", "plain_depth", "pdl", "draft", "right"],
         measures: &[measure("step_ms_p50", ["step_ms_low", "step_ms_high"], None)],
     },
 ];
@@ -152,7 +152,7 @@ fn table(rows: Vec<Map<String, Value>>) -> Result<Table, String> {
         key.extend(kind.more.iter().map(|name| match row.get(*name) {
             // What older files do not say.
             None if *name == "graphs" => "true".to_owned(),
-            None if *name == "plain_depth" => "false".to_owned(),
+            None if matches!(*name, "plain_depth" | "pdl") => "false".to_owned(),
             None | Some(Value::Null) => String::new(),
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),

@@ -62,6 +62,9 @@ pub struct Row {
     /// Whether the depth transformer is launched kernel by kernel where it may be one launch.
     #[serde(default)]
     pub plain_depth: bool,
+    /// Whether kernels start before the one before has ended where they may.
+    #[serde(default)]
+    pub pdl: bool,
     /// Kernels and graphs that the host queues for a step, beside copies; none on the CPU.
     pub launches_per_step: Option<u64>,
     /// The kernels in it.
@@ -104,7 +107,7 @@ pub enum Model {
 }
 
 impl Model {
-    fn device(&self) -> &Device {
+    pub fn device(&self) -> &Device {
         match self {
             Model::Moshi(lm) => lm.device(),
             Model::Csm(csm) => csm.device(),
@@ -205,6 +208,8 @@ pub struct How<'a> {
     pub graphs: bool,
     /// Whether the depth transformer is launched kernel by kernel where it may be one launch.
     pub plain_depth: bool,
+    /// Whether kernels start before the one before has ended where they may.
+    pub pdl: bool,
     /// Frames from samples to samples through it, not steps from codes to codes.
     pub codec: Option<&'a Codec>,
     /// How a CSM guesses codes.
@@ -238,7 +243,7 @@ impl Streams<'_> {
         }
     }
 
-    /// One step of codes made up, from host memory to host memory: its seconds, and what a CSM said.
+    /// One step of codes made up, from host memory to host memory: its seconds, and the codes that were said, of frames none.
     fn step(&mut self, batch: usize, step: usize) -> Result<(f64, Vec<i32>)> {
         let codes = |width: usize, card: usize| -> Vec<i32> { (0..batch * width).map(|i| ((step * 31 + i * 17) % card) as i32).collect() };
         match self {
@@ -256,8 +261,8 @@ impl Streams<'_> {
                 let codes = codes(heard, card);
                 let start = Instant::now();
                 let codes = Tensor::from_slice(lm.device(), &codes, [batch, heard])?;
-                session.step(&codes, None)?.complete.to_vec::<i32>()?;
-                Ok((start.elapsed().as_secs_f64(), Vec::new()))
+                let said = session.step(&codes, None)?.complete.to_vec::<i32>()?;
+                Ok((start.elapsed().as_secs_f64(), said))
             }
             Streams::Csm(csm, session) => {
                 let width = csm.config().num_codebooks + 1;
@@ -300,6 +305,7 @@ pub struct Times {
     launches: Option<[u64; 2]>,
     graphs: bool,
     plain_depth: bool,
+    pdl: bool,
     codec: Option<String>,
     /// Of the codec's weights.
     codec_bytes: usize,
@@ -340,7 +346,11 @@ impl Times {
                     streams.guess(said, right, &mut rng)?;
                 }
                 let before = launched();
-                let (taken, said) = streams.step(batch, step)?;
+                // What a graph is made of is decided when it is recorded, in one of the first steps.
+                model.device().dependent_launches(how.pdl)?;
+                let stepped = streams.step(batch, step);
+                model.device().dependent_launches(false)?;
+                let (taken, said) = stepped?;
                 if step >= WARMUP {
                     seconds.push(taken);
                     readings.extend(reading.as_ref().map(|reading| reading.now() / taken));
@@ -349,7 +359,8 @@ impl Times {
                     }
                 }
                 if *first.get_or_insert_with(|| said.clone()) != said {
-                    return Err(Error::Argument(format!("step {step} says other codes with {:?} than without", how.draft)));
+                    let why = how.draft.map_or_else(|| "--pdl".to_owned(), |draft| format!("{draft:?}"));
+                    return Err(Error::Argument(format!("step {step} says other codes with {why} than without")));
                 }
             }
         }
@@ -364,6 +375,7 @@ impl Times {
             launches: matches!(model.device(), Device::Cuda(_)).then_some(launches),
             graphs: how.graphs,
             plain_depth: how.plain_depth,
+            pdl: how.pdl,
             codec: how.codec.map(|codec| codec.name().to_owned()),
             codec_bytes: how.codec.map_or(0, |codec| codec.bytes(model.heard())),
             drafted: how.draft.zip(streams.drafted().cloned()),
@@ -385,20 +397,7 @@ impl Times {
         ceilings: &Ceilings,
         [loading, stepping]: [Option<f64>; 2],
     ) -> Row {
-        let Times {
-            batch,
-            steps,
-            readings,
-            launches,
-            graphs,
-            plain_depth,
-            codec,
-            codec_bytes,
-            drafted,
-            right,
-            no_graph: _,
-            plain_depth_why: _,
-        } = self;
+        let Times { batch, steps, readings, launches, graphs, plain_depth, pdl, codec, codec_bytes, drafted, right, .. } = self;
         let drafted = drafted.as_ref().map(|(draft, drafted)| (*draft, drafted));
         let remembered = lm.bytes_per_step(WARMUP + steps.len() / 2, None) - lm.bytes_per_step(0, None);
         let bytes = lm.bytes_per_step(0, drafted) + batch * remembered + codec_bytes;
@@ -430,6 +429,7 @@ impl Times {
             }),
             graphs: *graphs,
             plain_depth: *plain_depth,
+            pdl: *pdl,
             launches_per_step: launches.map(|[launches, _]| launches),
             kernels_per_step: launches.map(|[_, kernels]| kernels),
             share_of_ceiling: bytes as f64 / ceilings.bytes / steps.median(),

@@ -194,6 +194,10 @@ pub struct Talk {
     /// Launch the kernels of the depth transformer by themselves, not all of a frame as one cooperative kernel
     #[arg(long)]
     pub plain_depth: bool,
+    /// Programmatic dependent launch: kernels of a step start before the one before has ended and wait for it, weights asked for (sm_90
+    /// and later). Not yet run or timed on a GPU
+    #[arg(long)]
+    pub pdl: bool,
     /// Write text, codes and the first text logits
     #[arg(long, value_name = "OUT.safetensors")]
     pub dump: Option<PathBuf>,
@@ -636,6 +640,10 @@ pub struct BenchLm {
     /// Launch the kernels of the depth transformer by themselves, not all of a step as one cooperative kernel
     #[arg(long)]
     pub plain_depth: bool,
+    /// Programmatic dependent launch: kernels of a step start before the one before has ended and wait for it, weights asked for (sm_90
+    /// and later). Steps without and with it, in turns; they must say the same codes. Not yet run or timed on a GPU
+    #[arg(long)]
+    pub pdl: bool,
     #[command(flatten)]
     pub memory: Memory,
     /// Steps to time

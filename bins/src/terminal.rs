@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use swara_kernels::Device;
 
 use crate::failure::{Failure, Result};
 
@@ -108,6 +109,20 @@ pub fn warn_with_plain_depth(why: Option<&str>) {
     static SAID: Said = Said::nothing();
     if let Some(why) = why.filter(|why| SAID.is_new(why)) {
         warn(format!("the depth transformer is launched kernel by kernel: {why}"));
+    }
+}
+
+/// Lets kernels start before the one before has ended. Where that cannot be had, it warns, and says so.
+pub fn dependent_launches(device: &Device) -> bool {
+    match device.dependent_launches(true) {
+        Ok(()) => {
+            warn("--pdl was neither run nor timed on a GPU yet");
+            true
+        }
+        Err(why) => {
+            warn(format!("--pdl is without effect: {why}"));
+            false
+        }
     }
 }
 

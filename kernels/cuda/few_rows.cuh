@@ -24,6 +24,17 @@ struct FewRows {
         return min(min(column, finish.columns - 1) + (second ? finish.columns : 0), outputs - 1);
     }
 
+    // What needs no kernel before this one: the rows of w, `bytes` each, whose first vectors are asked for. All threads, first of all.
+    __device__ __forceinline__ void begin(const void* w, uint64_t bytes) const {
+        dependents_may_start();
+#if SWARA_ARCH >= 90
+        const uint8_t* const first = static_cast<const uint8_t*>(w) + min((uint64_t)lane * 16, max(bytes, (uint64_t)1) - 1);
+#pragma unroll
+        for (int r = 0; r < R; r++) prefetch_l2(first + row_of_w(r) * bytes);
+#endif
+        wait_for_predecessors();
+    }
+
     __device__ __forceinline__ void store(const float (&sum)[M][R], int rows) const {
         __shared__ GroupSums<THREADS, M, R> sums;
         const bool gate = finish.activation == SILU_GATE;

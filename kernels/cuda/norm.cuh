@@ -186,6 +186,7 @@ __device__ __forceinline__ void normalise_backward(T* dx, float* partial_weight,
     extern "C" __global__ void __launch_bounds__(512, 1)                                                                             \
         NAME##_##SUFFIX(T* y, T* sum, const T* x, const T* residual, const float* weight, const float* bias, float epsilon,          \
                         uint64_t rows, int channels, int rows_per_block, int vector) {                                               \
+        after_predecessors();                                                                                                        \
         if (vector)                                                                                                                  \
             normalise<T, CENTRED, LANES<T>>(y, sum, x, residual, weight, bias, epsilon, rows, channels, rows_per_block);             \
         else                                                                                                                         \

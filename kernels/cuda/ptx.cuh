@@ -7,7 +7,8 @@
 //   loads             load_once16: 16 bytes of global memory that no other block of the multiprocessor will want; prefetch_l2
 //   asynchronous copy cp_async16 cp_async8 cp_async4 cp_async_commit cp_async_wait<N>   (plain loads below sm_80)
 //   matrices          ldmatrix_x1 _x2 _x4 (+ _trans), mma_m16n8k16_bf16 _f16, mma_m16n8k8_tf32 (sm_80), mma_m16n8k8_f16
-//   between blocks    ld_acquire st_release grid_barrier grid_dependency_wait grid_dependency_launch
+//   between blocks    ld_acquire st_release grid_barrier
+//   between kernels   dependents_may_start wait_for_predecessors after_predecessors   (nothing below sm_90)
 //   Hopper (sm_90a)   mbarrier_* async_proxy_fence copy_tile (TMA) tile_descriptor tile_descriptor_columns
 //                     wgmma_m64n256k16, _m64n128k16, _m64n64k16 (_bf16 _f16) wgmma_fence wgmma_commit wgmma_wait<N>
 //                     give_registers<N> take_registers<N>
@@ -199,15 +200,19 @@ __device__ __forceinline__ unsigned ld_acquire(const unsigned* p) {
 __device__ __forceinline__ void st_release(unsigned* p, unsigned v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
-// Programmatic dependent launch: wait until the previous kernel's writes are visible; let the next kernel start early.
-__device__ __forceinline__ void grid_dependency_wait() {
-#if SWARA_ARCH >= 90
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void grid_dependency_launch() {
+
+// ---- between kernels: programmatic dependent launch
+
+// Once all blocks have said so, the next kernel may start beside them, if it is launched so (gpu.rs). It sees none of their writes yet.
+__device__ __forceinline__ void dependents_may_start() {
 #if SWARA_ARCH >= 90
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Returns when the kernels before have ended and their writes are seen. Before it a kernel may prefetch, and access no global memory.
+__device__ __forceinline__ void wait_for_predecessors() {
+#if SWARA_ARCH >= 90
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
@@ -510,8 +515,11 @@ SWARA_UNSEEN inline void st_release(unsigned* p, unsigned v, SWARA_HERE) {
     swara::touch(p, 4, swara::RELEASE, file, line);
     __atomic_store_n(p, v, __ATOMIC_RELEASE);
 }
-inline void grid_dependency_wait() {}
-inline void grid_dependency_launch() {}
+
+// ---- between kernels: a checked build watches that nothing is accessed before the wait
+
+inline void dependents_may_start() {}
+inline void wait_for_predecessors() { swara::runtime->predecessors(swara::current); }
 
 // ---- Hopper: the runtime copies when somebody waits for the barrier, and multiplies when the matching wait returns
 
@@ -697,6 +705,12 @@ __device__ __forceinline__ unsigned long long tile_descriptor_columns(const void
     return (shared_address(rows) & 0x3ffff) >> 4 | (unsigned long long)(next >> 4) << 16 | 1024ull >> 4 << 32 | 1ull << 62;
 }
 #endif
+
+// How a kernel begins that has nothing to prefetch.
+__device__ __forceinline__ void after_predecessors() {
+    dependents_may_start();
+    wait_for_predecessors();
+}
 
 // All blocks of a cooperative launch meet. `state` is one word of device memory, zero when it is first used; it needs no
 // reset, whatever the grid sizes of the launches that share it, because every meeting flips its top bit and clears the rest.

@@ -95,6 +95,7 @@ struct Runtime {
     void (*copy_bulk)(Thread*, void* dst, const void* src, int valid, void* barrier, const char* file, int line);
     // NEXT: whether there is a product that waiting for all but `pending` groups waits for; it is given back once.
     int (*products)(Thread*, int operation, Product*, int pending);
+    void (*predecessors)(Thread*);
 };
 
 static const Runtime* runtime;

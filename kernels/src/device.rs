@@ -56,6 +56,18 @@ impl Device {
         }
     }
 
+    /// As [`Driver::dependent_launches`]. Neither run nor timed on a GPU yet.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] that says why, if they are wanted and not to be had.
+    pub fn dependent_launches(&self, wanted: bool) -> Result<()> {
+        match self {
+            Device::Cpu if wanted => Err(Error::Driver { device: self.name(), what: "there are no launches".into() }),
+            Device::Cpu => Ok(()),
+            Device::Cuda(cuda) => cuda.driver().dependent_launches(wanted),
+        }
+    }
+
     /// Waits until all queued work has run. The CPU has no queue.
     pub fn synchronize(&self) -> Result<()> {
         match self {

@@ -39,7 +39,49 @@ pub struct Code {
     pub mma: u32,
     /// Copies of tiles by tensor maps.
     pub tile_copies: u32,
+    pub dependent: Dependent,
     pub mix: Mix,
+}
+
+/// How a kernel takes part in programmatic dependent launches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dependent {
+    /// It neither waits for the kernels before it nor lets those after it start.
+    #[default]
+    No,
+    /// It does both on the way that all threads take from their beginning, before any global access.
+    Able,
+    /// Something of this is missing, or too late.
+    Unsafe,
+}
+
+/// Whether what a kernel does next is still on that way.
+#[derive(Default)]
+struct Beginning {
+    lets_start: bool,
+    waits: bool,
+    /// A global access, a branch or an exit came.
+    over: bool,
+}
+
+impl Beginning {
+    /// What is known of the kernel after this instruction.
+    fn take(&mut self, family: &str, predicated: bool, known: Dependent) -> Dependent {
+        let in_time = !self.over && !predicated;
+        match family {
+            "PREEXIT" => self.lets_start |= in_time && !self.waits,
+            "ACQBULK" => self.waits |= in_time,
+            // What asks for a line of a cache is no access.
+            _ => {
+                const ACCESSES: [&str; 12] =
+                    ["LD", "ST", "LDG", "STG", "LDGSTS", "ATOM", "ATOMG", "RED", "REDG", "UTMALDG", "UBLKCP", "UTMASTG"];
+                const WAYS: [&str; 9] = ["BRA", "BRX", "BRXU", "JMP", "CALL", "EXIT", "RET", "BREAK", "BSYNC"];
+                self.over |= ACCESSES.contains(&family) || WAYS.contains(&family);
+                return known;
+            }
+        }
+        if self.lets_start && self.waits { Dependent::Able } else { Dependent::Unsafe }
+    }
 }
 
 /// Instructions by [`CLASSES`].
@@ -228,10 +270,12 @@ const INSTRUCTION_BYTES: u32 = 16;
 fn read_code(listing: &str) -> BTreeMap<String, Code> {
     let mut kernels: BTreeMap<String, Code> = BTreeMap::new();
     let mut current = None;
+    let mut beginning = Beginning::default();
     for line in listing.lines().map(str::trim_start) {
         if let Some(name) = line.strip_prefix(".section").and_then(|rest| rest.trim_start().strip_prefix(".text.")) {
             let name = name.split([',', ' ', '\t']).next().unwrap_or(name).to_owned();
             current = Some(name.clone());
+            beginning = Beginning::default();
             kernels.insert(name, Code::default());
         }
         let Some((address, instruction)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) else { continue };
@@ -249,6 +293,7 @@ fn read_code(listing: &str) -> BTreeMap<String, Code> {
         code.wide_loads += (matches!(family, "LDG" | "LDGSTS") && mnemonic.contains(".128")) as u32;
         code.mma += matches!(family, "HMMA" | "IMMA" | "QMMA" | "HGMMA" | "IGMMA" | "QGMMA") as u32;
         code.tile_copies += (family == "UTMALDG") as u32;
+        code.dependent = beginning.take(family, instruction.contains('@'), code.dependent);
     }
     kernels
 }
@@ -321,6 +366,29 @@ mod tests {
         assert_eq!(kernels["a"], Code { bytes: 48, local: 2, wide_loads: 1, mix: a, ..Code::default() });
         let b = mix(&[("ldgsts", 2), ("mma", 2), ("ldg 1-4", 1), ("lds", 1)]);
         assert_eq!(kernels["b"], Code { bytes: 112, local: 0, wide_loads: 1, mma: 2, tile_copies: 1, mix: b });
+    }
+
+    #[test]
+    fn a_dependent_waits_before_it_touches_memory_or_branches() {
+        let of = |instructions: &[&str]| {
+            let lines = instructions.iter().enumerate().map(|(i, instruction)| format!("/*{:04x}*/ {instruction} ;\n", 16 * i));
+            read_code(&format!(".section .text.k,\n{}", lines.collect::<String>()))["k"].dependent
+        };
+        let (load, ask) = ("LDG.E R4, desc[UR4][R2.64]", "CCTL.E.PF2 [R2]");
+        assert_eq!(of(&[load, "EXIT"]), Dependent::No);
+        assert_eq!(of(&["PREEXIT", ask, "LDS R1, [R2]", "ACQBULK", load, "@P0 BRA `(.L)", "EXIT"]), Dependent::Able);
+        for wrong in [
+            &["PREEXIT", load, "ACQBULK"][..],
+            &["PREEXIT", "STG.E desc[UR4][R2.64], R4", "ACQBULK"],
+            &["PREEXIT", "@!P0 BRA `(.L)", "ACQBULK"],
+            &["PREEXIT", "@P0 EXIT", "ACQBULK"],
+            &["PREEXIT", "@P0 ACQBULK"],
+            &["PREEXIT"],
+            &["ACQBULK"],
+            &["ACQBULK", load, "PREEXIT"],
+        ] {
+            assert_eq!(of(wrong), Dependent::Unsafe, "{wrong:?}");
+        }
     }
 
     #[test]

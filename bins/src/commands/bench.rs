@@ -120,6 +120,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             "--draft: only the depth decoder of a CSM is drafted: that of a Moshi has other weights for every code",
         ));
     }
+    let pdl = args.pdl && terminal::dependent_launches(&device);
     let mut rows = Vec::new();
     let mut measured = None;
     for format in &args.format {
@@ -133,7 +134,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         let loading = peak_rss_mb();
         release_freed_memory();
         forget_peak();
-        let hows = hows(args, codec.as_ref());
+        let hows = hows(args, codec.as_ref(), pdl);
         let take = || args.batch.iter().map(|&batch| Times::take(&lm, batch.into(), args.steps as usize, &hows)).collect::<Vec<_>>();
         let (times, ceilings) = ceilings::around(&device, || take().into_iter().collect::<swara_engine::Result<Vec<_>>>())?;
         for times in times.iter().flatten() {
@@ -153,6 +154,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         "streams",
         "context",
         "kv",
+        "pdl",
         "draft",
         "right",
         "passes",
@@ -178,7 +180,8 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         let draft = r.draft.as_ref().map(|draft| format!("{draft}{made}"));
         let guesses = r.guesses.as_ref().map(|g| [g.right_per_pass, g.passes_per_step, g.time_ratio].map(|v| format!("{v:.2}")));
         let guesses = [draft].into_iter().chain(guesses.map_or([const { None }; 3], |guesses| guesses.map(Some)));
-        [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone()]
+        let pdl = if r.pdl { "yes" } else { "-" };
+        [r.config.clone(), r.format.clone(), r.batch.to_string(), r.context.to_string(), r.kv.clone(), pdl.to_owned()]
             .into_iter()
             .chain(guesses.map(|cell| cell.unwrap_or_else(|| "-".to_owned())))
             .chain(times)
@@ -188,12 +191,12 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
     })
 }
 
-/// Without guesses, then with each draft, and with each share of them right.
-fn hows<'a>(args: &BenchLm, codec: Option<&'a codec::Codec>) -> Vec<How<'a>> {
-    let plain = How { graphs: !args.no_graph, plain_depth: args.plain_depth, codec, draft: None, right: None };
+/// Without guesses, then with dependent launches, then with each draft, and with each share of them right.
+fn hows<'a>(args: &BenchLm, codec: Option<&'a codec::Codec>, pdl: bool) -> Vec<How<'a>> {
+    let plain = How { graphs: !args.no_graph, plain_depth: args.plain_depth, pdl: false, codec, draft: None, right: None };
     let shares = || if args.right.is_empty() { vec![None] } else { args.right.iter().copied().map(Some).collect() };
     let drafted = args.draft.iter().flat_map(|&draft| shares().into_iter().map(move |right| How { draft: Some(draft), right, ..plain }));
-    [plain].into_iter().chain(drafted).collect()
+    [plain].into_iter().chain(pdl.then_some(How { pdl, ..plain })).chain(drafted).collect()
 }
 
 /// The Mimi of whole frames, with the codebooks of Moshi if it is random.

@@ -38,6 +38,9 @@ pub fn run(common: &Common, args: &Talk) -> Result {
         return Err(Failure::usage("talk: sound wants --mimi, a codec"));
     }
     let device = common.open_device()?;
+    if args.pdl {
+        terminal::dependent_launches(&device);
+    }
     let config = dialogue::config(&args.model)?;
     args.memory.check(&config)?;
     let conditions = args.conditioning.of(&config)?;

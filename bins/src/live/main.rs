@@ -81,6 +81,10 @@ struct Live {
     /// Launch the kernels of the depth transformer by themselves, not all of a frame as one cooperative kernel
     #[arg(long)]
     plain_depth: bool,
+    /// Programmatic dependent launch: kernels of a step start before the one before has ended and wait for it, weights asked for (sm_90
+    /// and later). Not yet run or timed on a GPU
+    #[arg(long)]
+    pdl: bool,
     /// Write what is said at the end as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -108,6 +112,9 @@ fn run(args: &Live, began: Instant) -> Result {
     args.persona.check()?;
     let report = args.json.as_ref().map(AtomicFile::create).transpose()?;
     let device = common.open_device()?;
+    if args.pdl {
+        terminal::dependent_launches(&device);
+    }
     let mimi = dialogue::mimi(args.mimi.as_deref(), &args.model)?.ok_or_else(|| Failure::usage("--mimi: wants a codec"))?;
     let config = dialogue::config(&args.model)?;
     args.memory.check(&config)?;

@@ -22,6 +22,9 @@ use crate::{DType, Error, Result};
 /// The driver API version whose symbols are used.
 const OLDEST_DRIVER: i32 = 12000;
 const OLDEST_ARCH: u32 = 75;
+/// The first driver that captures dependent launches into graphs, and the first architecture that has them.
+const DEPENDENTS_DRIVER: i32 = 12030;
+const DEPENDENTS_ARCH: Arch = Arch(90);
 /// Page-locked memory through which small uploads go, so that they need not wait for the device.
 const STAGING_BYTES: usize = 4 << 20;
 
@@ -164,7 +167,12 @@ struct Gpu {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    driver_version: i32,
     capturing: AtomicBool,
+    /// Whether dependent launches are wanted.
+    dependents: AtomicBool,
+    /// Whether the last thing that was queued is a kernel that a dependent may follow.
+    after_kernel: AtomicBool,
     modules: Mutex<HashMap<*const Source, Module>>,
     functions: RwLock<Vec<Function>>,
     events: Mutex<Table<sys::CUevent>>,
@@ -188,6 +196,8 @@ struct Function {
     handle: sys::CUfunction,
     max_threads: u32,
     max_dynamic_shared: u32,
+    /// Whether it is one of its source's `dependents`.
+    dependent: bool,
 }
 
 struct Staging {
@@ -230,7 +240,10 @@ impl Gpu {
             device,
             context,
             stream: null_mut(),
+            driver_version,
             capturing: AtomicBool::new(false),
+            dependents: AtomicBool::new(false),
+            after_kernel: AtomicBool::new(false),
             modules: Mutex::default(),
             functions: RwLock::default(),
             events: Mutex::default(),
@@ -269,6 +282,11 @@ impl Gpu {
             return Err(self.refuse(format!("{what} cannot be captured into a graph")));
         }
         self.enter()
+    }
+
+    /// Something else than a kernel is queued.
+    fn no_kernel(&self) {
+        self.after_kernel.store(false, Ordering::Relaxed);
     }
 
     fn wait(&self, what: &str) -> Result<()> {
@@ -318,7 +336,8 @@ impl Gpu {
         let opt_in = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: plain call. It permits, it does not reserve.
         self.check(kernel, unsafe { sys::cuFuncSetAttribute(handle, opt_in, max_dynamic_shared as c_int) })?;
-        Ok(Function { name: kernel.to_owned(), handle, max_threads, max_dynamic_shared })
+        let dependent = source.dependents()?.iter().any(|dependent| dependent == kernel);
+        Ok(Function { name: kernel.to_owned(), handle, max_threads, max_dynamic_shared, dependent })
     }
 
     /// The driver's own refusal is CUDA_ERROR_INVALID_VALUE, whatever was wrong.
@@ -383,6 +402,7 @@ impl Driver for Gpu {
         if src.is_empty() {
             return Ok(());
         }
+        self.no_kernel();
         // SAFETY: the caller owns `dst`; `src` is not touched after the wait.
         let queue = |from: *const u8| unsafe { sys::cuMemcpyHtoDAsync_v2(dst, from.cast(), src.len(), self.stream) };
         if src.len() > STAGING_BYTES / 4 {
@@ -407,6 +427,7 @@ impl Driver for Gpu {
 
     fn copy_out(&self, dst: &mut [u8], src: DevicePtr) -> Result<()> {
         self.enter_eagerly("a download")?;
+        self.no_kernel();
         if !dst.is_empty() {
             // SAFETY: `dst` is borrowed until the wait is over.
             let status = unsafe { sys::cuMemcpyDtoHAsync_v2(dst.as_mut_ptr().cast(), src, dst.len(), self.stream) };
@@ -420,6 +441,7 @@ impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
+        self.no_kernel();
         // SAFETY: the caller owns both ranges.
         self.check("copying", unsafe { sys::cuMemcpyDtoDAsync_v2(dst, src, bytes, self.stream) })
     }
@@ -429,6 +451,7 @@ impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
+        self.no_kernel();
         // SAFETY: the caller owns the range.
         self.check("filling", unsafe { sys::cuMemsetD8Async(dst, byte, bytes, self.stream) })
     }
@@ -507,10 +530,38 @@ impl Driver for Gpu {
         let function = functions.get(function.0).ok_or_else(|| self.refuse("launch of an unknown function"))?;
         self.admit(function, &launch)?;
         let (handle, [gx, gy, gz], [bx, by, bz]) = (function.handle, launch.grid, launch.block);
-        // SAFETY: the caller vouches for the arguments; the driver copies them before it returns.
+        let behind_kernel = self.after_kernel.swap(!launch.cooperative, Ordering::Relaxed);
+        // A kernel with the attribute may start while the one before it runs, and that one while those before it do. It is safe because every
+        // thread of such a kernel waits before its first access, reading or writing, to global memory, until the kernel before has ended and
+        // its writes are seen: so none ends before all that came before it, and whatever follows it follows those as well. What is done before
+        // the wait are prefetches into the L2 cache, which is coherent: they are right even of what a kernel in flight still writes. The
+        // compile gate looks for all this in the machine code, and the emulator's checked builds in every access.
+        // In a graph the attribute becomes an edge of the same meaning.
+        let dependent = function.dependent && behind_kernel && !launch.cooperative && self.dependents.load(Ordering::Relaxed);
+        // SAFETY: the caller vouches for the arguments; the driver copies them before it returns. `dependent_launches` has looked
+        // up the symbol for launches with attributes.
         let status = unsafe {
             if launch.cooperative {
                 sys::cuLaunchCooperativeKernel(handle, gx, gy, gz, bx, by, bz, launch.shared_bytes, self.stream, args.as_mut_ptr())
+            } else if dependent {
+                let mut attribute = sys::CUlaunchAttribute {
+                    id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                    ..std::mem::zeroed()
+                };
+                attribute.value.programmaticStreamSerializationAllowed = 1;
+                let config = sys::CUlaunchConfig {
+                    gridDimX: gx,
+                    gridDimY: gy,
+                    gridDimZ: gz,
+                    blockDimX: bx,
+                    blockDimY: by,
+                    blockDimZ: bz,
+                    sharedMemBytes: launch.shared_bytes,
+                    hStream: self.stream,
+                    attrs: &mut attribute,
+                    numAttrs: 1,
+                };
+                sys::cuLaunchKernelEx(&config, handle, args.as_mut_ptr(), null_mut())
             } else {
                 sys::cuLaunchKernel(handle, gx, gy, gz, bx, by, bz, launch.shared_bytes, self.stream, args.as_mut_ptr(), null_mut())
             }
@@ -521,6 +572,22 @@ impl Driver for Gpu {
         self.check(&format!("launching {} on grid {:?}, block {:?}", function.name, launch.grid, launch.block), status)
     }
 
+    /// A driver that cannot capture the attribute gets none, in graphs or not.
+    fn dependent_launches(&self, wanted: bool) -> Result<()> {
+        // SAFETY: the library is loaded; the symbol is looked up before it is called.
+        let known = || unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cuLaunchKernelEx\0").is_ok() };
+        let arch = self.arch.0;
+        if wanted && self.arch < DEPENDENTS_ARCH {
+            return Err(self.refuse(format!("dependent launches need compute capability 9.0, this is {}.{}", arch / 10, arch % 10)));
+        }
+        if wanted && (self.driver_version < DEPENDENTS_DRIVER || !known()) {
+            let (needed, found) = (dotted(DEPENDENTS_DRIVER), dotted(self.driver_version));
+            return Err(self.refuse(format!("dependent launches need a driver for CUDA {needed}, this is for {found}")));
+        }
+        self.dependents.store(wanted, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.enter_eagerly("a wait")?;
         self.wait("running queued kernels")
@@ -528,6 +595,7 @@ impl Driver for Gpu {
 
     fn record_event(&self) -> Result<EventId> {
         self.enter_eagerly("an event")?;
+        self.no_kernel();
         let mut event = null_mut();
         // SAFETY: plain out-parameter; the stream lives until Drop.
         unsafe {
@@ -577,6 +645,7 @@ impl Driver for Gpu {
 
     fn begin_capture(&self) -> Result<()> {
         self.enter_eagerly("a capture")?;
+        self.no_kernel();
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives until Drop.
         self.check("starting a capture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })?;
@@ -587,6 +656,7 @@ impl Driver for Gpu {
     fn end_capture(&self) -> Result<GraphId> {
         self.enter()?;
         self.capturing.store(false, Ordering::Relaxed);
+        self.no_kernel();
         let (mut graph, mut executable) = (null_mut(), null_mut());
         // SAFETY: plain out-parameters; the graph is destroyed here, the executable in `free_graph` or Drop.
         unsafe {
@@ -606,6 +676,7 @@ impl Driver for Gpu {
 
     fn replay(&self, graph: GraphId) -> Result<()> {
         self.enter()?;
+        self.no_kernel();
         let graphs = lock(&self.graphs);
         let executable = graphs.get(graph.0).ok_or_else(|| self.refuse("a graph that is gone"))?;
         // SAFETY: the executable is alive while the table is locked, and `free_graph` waits for the stream.

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use crate::{DType, Result, Tensor};
+use crate::{DType, Error, Result, Tensor};
 
 pub mod cache;
 pub mod doctor;
@@ -129,6 +129,13 @@ pub trait Driver: Send + Sync {
     /// `args` must match the kernel's parameter list in number, order and type, and every device pointer among them must be
     /// valid for what the kernel does with it until the launch has completed.
     unsafe fn launch(&self, function: FunctionId, launch: Launch, args: &mut [*mut c_void]) -> Result<()>;
+
+    /// Whether kernels that can ([`Source::dependents`]) start, from here on, before the kernel before them has ended: programmatic
+    /// dependent launch. What they compute is the same. An error says why there is no such thing.
+    fn dependent_launches(&self, wanted: bool) -> Result<()> {
+        let refused = || Error::Driver { device: self.name(), what: "no kernel starts before the one before has ended".into() };
+        if wanted { Err(refused()) } else { Ok(()) }
+    }
 
     fn synchronize(&self) -> Result<()>;
 

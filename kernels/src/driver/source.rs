@@ -70,6 +70,18 @@ impl Source {
     pub fn kernels(&self) -> Result<Vec<String>> {
         Ok(kernel_names(&self.expanded()?))
     }
+
+    /// Those of them that may be launched before the kernel before them has ended ([`Driver::dependent_launches`](super::Driver)): they
+    /// stand in a `// dependents: a b c` comment in place of `// kernels:`.
+    pub fn dependents(&self) -> Result<Vec<String>> {
+        Ok(listed(&self.expanded()?, &["// dependents:"]).collect())
+    }
+}
+
+/// What comments with these headings list, in order.
+fn listed(text: &str, headings: &[&str]) -> impl Iterator<Item = String> {
+    let lines = text.lines().filter_map(|line| headings.iter().find_map(|heading| line.trim_start().strip_prefix(heading)));
+    lines.flat_map(str::split_whitespace).map(str::to_owned)
 }
 
 fn expand(file: &str, text: &str, included: &mut Vec<String>, out: &mut String) -> Result<()> {
@@ -103,14 +115,17 @@ fn read(path: &std::path::Path) -> Result<String> {
 }
 
 /// Kernels are declared `extern "C" __global__ void [__launch_bounds__(...)] name(`, possibly through a macro that pastes a
-/// dtype suffix; a macro user lists the pasted names in a `// kernels: a b c` comment.
+/// dtype suffix; a macro user lists the pasted names in a `// kernels: a b c` comment, or `// dependents:`.
 fn kernel_names(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     // A line that goes on with a backslash is the body of such a macro: what it names is no kernel yet.
     for line in text.lines().filter(|line| !line.ends_with('\\')) {
-        if let Some(list) = line.trim_start().strip_prefix("// kernels:") {
-            names.extend(list.split_whitespace().map(str::to_owned));
-        } else if let Some(rest) = line.trim_start().strip_prefix("extern \"C\" __global__") {
+        let before = names.len();
+        names.extend(listed(line, &["// kernels:", "// dependents:"]));
+        if names.len() > before {
+            continue;
+        }
+        if let Some(rest) = line.trim_start().strip_prefix("extern \"C\" __global__") {
             let head = match rest.find("__launch_bounds__") {
                 Some(at) => rest[at..].split_once(')').map_or("", |(_, r)| r),
                 None => rest.trim_start().strip_prefix("void").unwrap_or(""),
@@ -129,4 +144,41 @@ fn kernel_names(text: &str) -> Vec<String> {
         }
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::REGISTRY;
+
+    #[test]
+    fn kernels_of_a_models_step_are_dependents_and_no_others() -> Result<()> {
+        const STEMS: [&str; 12] = [
+            "attention_combine",
+            "attention_few_128",
+            "attention_few_128_int8",
+            "attention_few_64",
+            "attention_few_64_int8",
+            "layer_norm",
+            "linear_1",
+            "linear_int4_1",
+            "linear_int8_1",
+            "rms_norm",
+            "rope_append",
+            "rope_append_int8",
+        ];
+        let mut expected: Vec<String> =
+            STEMS.iter().flat_map(|stem| ["f32", "bf16", "f16"].map(|dtype| format!("{stem}_{dtype}"))).collect();
+        let mut found = Vec::new();
+        for source in REGISTRY.iter().flat_map(|op| op.sources) {
+            let (kernels, dependents) = (source.kernels()?, source.dependents()?);
+            assert!(dependents.iter().all(|kernel| kernels.contains(kernel)), "{}", source.path);
+            found.extend(dependents);
+        }
+        expected.sort();
+        found.sort();
+        found.dedup();
+        assert_eq!(found, expected);
+        Ok(())
+    }
 }

@@ -169,3 +169,15 @@ fn bank_conflicts_are_counted() {
     let t = traffic("transpose_padded", tile, 1024, 1024, &mut []);
     assert_eq!((t.shared.wavefronts, t.bank_conflicts()), (64, 0.0));
 }
+
+#[test]
+fn a_dependent_touches_nothing_before_it_waits_for_the_kernels_before() {
+    on_every_schedule("dependent", shape(2, 64), y_and_x, &mut []).unwrap();
+    says(
+        on_every_schedule("dependent_reads_early", shape(2, 64), y_and_x, &mut []),
+        &["reads 4 bytes", "before it waits", "must_fail.cu:"],
+    );
+    says(on_every_schedule("dependent_writes_early", shape(1, 64), y_and_x, &mut []), &["writes 4 bytes", "before it waits"]);
+    says(on_every_schedule("dependent_copies_early", shape(1, 64), y_and_x, &mut []), &["cp.async", "before it waits"]);
+    says(on_every_schedule("dependent_never_waits", shape(1, 64), y_and_x, &mut []), &["never waits"]);
+}

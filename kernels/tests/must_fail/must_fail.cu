@@ -300,3 +300,34 @@ __device__ void transpose(float* y, const float* x) {
 }
 extern "C" __global__ void transpose_in_conflict(float* y, const float* x) { transpose<32>(y, x); }
 extern "C" __global__ void transpose_padded(float* y, const float* x) { transpose<33>(y, x); }
+
+// Kernels that may start before the kernel before them has ended.
+// dependents: dependent dependent_reads_early dependent_writes_early dependent_copies_early dependent_never_waits
+#define DEPENDENT(NAME) extern "C" __global__ void NAME(float* y, const float* x)
+DEPENDENT(dependent) {
+    prefetch_l2(x + threadIdx.x);
+    after_predecessors();
+    y[blockIdx.x * blockDim.x + threadIdx.x] = x[threadIdx.x];
+}
+DEPENDENT(dependent_reads_early) {
+    const float early = x[threadIdx.x];
+    after_predecessors();
+    y[blockIdx.x * blockDim.x + threadIdx.x] = early;
+}
+DEPENDENT(dependent_writes_early) {
+    y[threadIdx.x] = 0.0f;
+    after_predecessors();
+    y[threadIdx.x] = x[threadIdx.x];
+}
+DEPENDENT(dependent_copies_early) {
+    __shared__ float tile[64];
+    cp_async4(&tile[threadIdx.x], x + threadIdx.x);
+    cp_async_commit();
+    after_predecessors();
+    cp_async_wait<0>();
+    y[threadIdx.x] = tile[threadIdx.x];
+}
+DEPENDENT(dependent_never_waits) {
+    dependents_may_start();
+    if (x == nullptr) y[threadIdx.x] = 0.0f;
+}

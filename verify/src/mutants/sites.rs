@@ -154,7 +154,7 @@ fn regex(pattern: &str) -> Regex {
 
 static CALL: LazyLock<Regex> = LazyLock::new(|| {
     regex(
-        r"\b(__syncthreads|__syncwarp|__threadfence|grid_barrier|mbarrier_(?:arrive|wait)|cp_async_commit|wgmma_(?:fence|commit)|(?:cp_async|wgmma)_wait<([^<>()]*)>)\(",
+        r"\b(__syncthreads|__syncwarp|__threadfence|grid_barrier|wait_for_predecessors|after_predecessors|mbarrier_(?:arrive|wait)|cp_async_commit|wgmma_(?:fence|commit)|(?:cp_async|wgmma)_wait<([^<>()]*)>)\(",
     )
 });
 // Template brackets have no spaces around them.

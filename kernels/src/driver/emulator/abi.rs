@@ -28,6 +28,7 @@ pub(super) struct Runtime {
     pub mbarrier: unsafe extern "C" fn(*mut Thread, c_int, *mut c_void, u32, *const c_char, c_int) -> c_int,
     pub copy_bulk: unsafe extern "C" fn(*mut Thread, *mut c_void, *const c_void, c_int, *mut c_void, *const c_char, c_int),
     pub products: unsafe extern "C" fn(*mut Thread, c_int, *mut Product, c_int) -> c_int,
+    pub predecessors: unsafe extern "C" fn(*mut Thread),
 }
 
 /// `swara::Kernel`.

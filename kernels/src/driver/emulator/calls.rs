@@ -11,8 +11,23 @@ use super::hopper::{copy_bulk, mbarrier, products};
 use super::memory::UNWRITTEN;
 use super::scheduler::{Fault, PendingCopy, Site, Thread, Wait, Worker, plain};
 
-pub(super) static RUNTIME: Runtime =
-    Runtime { meet, barrier, spin, shared, dynamic_shared, copy_async, commit, wait, fault, access, fence, mbarrier, copy_bulk, products };
+pub(super) static RUNTIME: Runtime = Runtime {
+    meet,
+    barrier,
+    spin,
+    shared,
+    dynamic_shared,
+    copy_async,
+    commit,
+    wait,
+    fault,
+    access,
+    fence,
+    mbarrier,
+    copy_bulk,
+    products,
+    predecessors,
+};
 
 /// Where a fiber begins.
 pub(super) extern "C" fn thread_main(thread: usize) -> ! {
@@ -23,6 +38,9 @@ pub(super) extern "C" fn thread_main(thread: usize) -> ! {
         let job = (*worker).job;
         if let Some(kernel) = (*job).kernel.call {
             kernel((*job).args);
+        }
+        if !(*thread).waited {
+            raise(thread, plain("is one of `// dependents:` and never waits for the kernels before it".to_owned()));
         }
         exit(thread)
     }
@@ -181,6 +199,8 @@ unsafe extern "C" fn copy_async(
         let outside = if valid > 0 { memory.holds(src as u64, valid).err() } else { None };
         let wrong = if (dst as usize) < begin || dst as usize + bytes > end {
             Some("writes outside shared memory".to_owned())
+        } else if valid > 0 && !(*thread).waited {
+            Some("reads before it waits for the kernels before it".to_owned())
         } else if !(dst as usize).is_multiple_of(bytes) || (valid > 0 && !(src as usize).is_multiple_of(bytes)) {
             Some(format!("is not aligned to its {bytes} bytes"))
         } else {
@@ -254,6 +274,7 @@ unsafe extern "C" fn access(thread: *mut Thread, at: *const c_void, bytes: usize
             }
         } else {
             match checker.global(who, address as u64, bytes, how, place) {
+                Some(Ok(())) if !(*thread).waited => Err(checker.early(address, bytes, how, place)),
                 Some(outcome) => outcome,
                 None if (*worker).knows(&*block, address) => Ok(()),
                 None => Err(checker.outside(address, bytes, how, place)),
@@ -263,6 +284,11 @@ unsafe extern "C" fn access(thread: *mut Thread, at: *const c_void, bytes: usize
             raise(thread, plain(what));
         }
     }
+}
+
+unsafe extern "C" fn predecessors(thread: *mut Thread) {
+    // SAFETY: see `thread_main`.
+    unsafe { (*thread).waited = true }
 }
 
 unsafe extern "C" fn fence(thread: *mut Thread) {

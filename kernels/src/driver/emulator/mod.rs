@@ -9,6 +9,7 @@
 //! - on sm_90 copies of tiles and products of four warps, each made as late as it may be, and barriers in shared memory that are
 //!   not initialised or have too many arrivals; not the fences between what threads write themselves and what copies and products read;
 //! - divergent barriers, dead-locks, shuffles from outside the mask, `ldmatrix` and `cp.async` on misplaced addresses;
+//! - kernels that may start before the kernel before has ended, and do not wait for it; in a checked build also what they access before;
 //! - crashes: wild addresses, stack overflow, and on x86-64 misaligned vectors and integer division by zero (Linux);
 //! - launches over the architecture's limits;
 //! - races, by comparing the results of several schedules bit by bit.
@@ -175,6 +176,8 @@ struct State {
     memory: Memory,
     checker: Option<Box<Checker>>,
     functions: Vec<&'static Kernel>,
+    /// Which of them are `dependents` of their source.
+    dependents: Vec<bool>,
     function_ids: HashMap<(*const Source, String), FunctionId>,
     libraries: Vec<&'static Library>,
     events: Slots<Instant>,
@@ -372,6 +375,7 @@ impl Emulator {
             args,
             pointers,
             launch,
+            dependent: state.dependents[function.0],
             shared_limit: self.limits().max_shared_bytes as usize,
             schedule: self.options.schedule,
             memory: &state.memory,
@@ -558,9 +562,11 @@ impl Driver for Emulator {
         let library = compile::load(source, self.options.arch, self.checked, self.mutants.as_deref())?; // slow, so not under the lock
         let absent = || format!("no kernel {kernel} for sm_{}; those that a macro makes are listed in `// kernels:`", self.options.arch.0);
         let found = library.kernel(kernel).ok_or_else(|| refuse(absent()))?;
+        let dependent = source.dependents()?.iter().any(|dependent| dependent == kernel);
         let state = &mut *self.lock();
         let id = FunctionId(state.functions.len());
         state.functions.push(found);
+        state.dependents.push(dependent);
         state.libraries.push(library);
         state.function_ids.insert(key, id);
         Ok(id)

@@ -43,6 +43,8 @@ pub(super) struct Job<'a> {
     /// Values of the arguments that may be device addresses.
     pub pointers: Vec<u64>,
     pub launch: Launch,
+    /// Whether it is one of its source's `dependents`.
+    pub dependent: bool,
     pub shared_limit: usize,
     pub schedule: Schedule,
     pub memory: &'a Memory,
@@ -116,6 +118,8 @@ pub(super) struct Thread {
     pub copies: VecDeque<PendingCopy>,
     pub group: u32,
     pub products: Products,
+    /// For the kernels before, or it need not.
+    pub waited: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -493,6 +497,7 @@ impl Thread {
             copies: VecDeque::new(),
             group: 0,
             products: Products::default(),
+            waited: true,
         }
     }
 }
@@ -503,6 +508,8 @@ impl Block {
         self.bulk.clear();
         let this: *mut Block = self;
         let range = self.shared.range();
+        // SAFETY: the worker outlives its blocks, and the job its workers.
+        let dependent = unsafe { (*(*self.worker).job).dependent };
         for thread in &mut self.threads {
             thread.block = this;
             thread.block_index = self.index;
@@ -511,6 +518,7 @@ impl Block {
             thread.copies.clear();
             thread.group = 0;
             thread.products = Products::default();
+            thread.waited = !dependent;
             let address: *mut Thread = thread;
             thread.context = stacks.prepare(self.first_stack + thread.number, thread_main, address as usize);
         }

@@ -592,6 +592,7 @@ constexpr int LEAST_BLOCKS = SWARA_ARCH >= 120 ? 2 : 0;
         NAME(T* y, float* logsum, float* partial, const T* q, const T* far, const C* k, const C* v, const float* k_factors,    \
              const float* v_factors, const int* seen, const unsigned char* mask, int tokens, int heads, int kv_heads,          \
              int keys, int dim, int window, int causal, int sinks, int span, float scale) {                                    \
+        if constexpr (!MANY) after_predecessors();                                                                             \
         attend<T, C, D, MANY>({y, logsum, partial, q, far, k, v, k_factors, v_factors, seen, mask, tokens, heads, kv_heads,    \
                                keys, dim, window, causal, span, sinks, scale});                                                \
     }
@@ -624,15 +625,22 @@ constexpr int LEAST_BLOCKS = SWARA_ARCH >= 120 ? 2 : 0;
     extern "C" __global__ void __launch_bounds__(128)                                                                          \
         attention_combine_##SUFFIX(T* y, const float* partial, const unsigned char* mask, int tokens, int heads, int kv_heads, \
                                    int dim, int spans) {                                                                       \
+        after_predecessors();                                                                                                  \
         combine(y, partial, mask, tokens, heads, kv_heads, dim, spans);                                                        \
     }
 
-// kernels: attention_few_64_int8_f32 attention_many_64_int8_f32 attention_few_128_int8_f32 attention_many_128_int8_f32
-// kernels: attention_few_64_f32 attention_many_64_f32 attention_few_128_f32 attention_many_128_f32 attention_combine_f32
-// kernels: attention_few_64_int8_bf16 attention_many_64_int8_bf16 attention_few_128_int8_bf16 attention_many_128_int8_bf16
-// kernels: attention_few_64_bf16 attention_many_64_bf16 attention_few_128_bf16 attention_many_128_bf16 attention_combine_bf16
-// kernels: attention_few_64_int8_f16 attention_many_64_int8_f16 attention_few_128_int8_f16 attention_many_128_int8_f16
-// kernels: attention_few_64_f16 attention_many_64_f16 attention_few_128_f16 attention_many_128_f16 attention_combine_f16
+// dependents: attention_few_64_int8_f32 attention_few_128_int8_f32
+// kernels: attention_many_64_int8_f32 attention_many_128_int8_f32
+// dependents: attention_few_64_f32 attention_few_128_f32 attention_combine_f32
+// kernels: attention_many_64_f32 attention_many_128_f32
+// dependents: attention_few_64_int8_bf16 attention_few_128_int8_bf16
+// kernels: attention_many_64_int8_bf16 attention_many_128_int8_bf16
+// dependents: attention_few_64_bf16 attention_few_128_bf16 attention_combine_bf16
+// kernels: attention_many_64_bf16 attention_many_128_bf16
+// dependents: attention_few_64_int8_f16 attention_few_128_int8_f16
+// kernels: attention_many_64_int8_f16 attention_many_128_int8_f16
+// dependents: attention_few_64_f16 attention_few_128_f16 attention_combine_f16
+// kernels: attention_many_64_f16 attention_many_128_f16
 // kernels: attention_delta_f32 attention_dq_64_f32 attention_dkv_64_f32 attention_dq_128_f32 attention_dkv_128_f32
 // kernels: attention_delta_bf16 attention_dq_64_bf16 attention_dkv_64_bf16 attention_dq_128_bf16 attention_dkv_128_bf16
 // kernels: attention_delta_f16 attention_dq_64_f16 attention_dkv_64_f16 attention_dq_128_f16 attention_dkv_128_f16

@@ -8,7 +8,8 @@
 //            from the row that is there; the sums of at most 512 blocks, added up by sum_rows (reduce.cu).
 // Ladder     v1: mean, then squares around it, from registers. Not yet timed on any GPU.
 //
-// kernels: layer_norm_f32 layer_norm_bf16 layer_norm_f16 layer_norm_backward_f32 layer_norm_backward_bf16 layer_norm_backward_f16
+// dependents: layer_norm_f32 layer_norm_bf16 layer_norm_f16
+// kernels: layer_norm_backward_f32 layer_norm_backward_bf16 layer_norm_backward_f16
 #include "norm.cuh"
 
 NORM_KERNELS(layer_norm, true, float, f32)

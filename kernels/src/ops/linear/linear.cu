@@ -9,7 +9,8 @@
 //            each of its rows, then those `group` vectors further. blockIdx.x: passes of M rows of x, fastest, then rows of w.
 //            Tiles: those of gemm.cuh, columns first; with a gate, the rows of w by turns from both halves, so that a thread has
 //            the two sums that it multiplies.
-// Memory     w past the L1 cache, R vectors of a thread at a time on their way; x through shared memory, M rows of a chunk of K.
+// Memory     w past the L1 cache, R vectors of a thread at a time on their way; x through shared memory, M rows of a chunk of K. With one
+//            row, the first vectors of w are asked for before the kernels before have ended.
 // Order      a thread over its vectors, shuffles, the warps of a group in ascending order: decided by K and the type alone, so that
 //            neither the number of rows nor M changes a bit. Each sum is a chain of its own: M R of them a thread. Tiles: gemm.cuh.
 // Bytes      N K of w and rows K of x read, rows N written; w is read again from the L2 cache for every further M rows.
@@ -17,7 +18,8 @@
 //
 // kernels: linear_16x64_f32 linear_64x64_f32 linear_128x128_f32 linear_16x64_bf16 linear_64x64_bf16 linear_128x128_bf16
 // kernels: linear_16x64_f16 linear_64x64_f16 linear_128x128_f16
-// kernels: linear_1_f32 linear_4_f32 linear_16_f32 linear_1_bf16 linear_4_bf16 linear_16_bf16 linear_1_f16 linear_4_f16 linear_16_f16
+// kernels: linear_4_f32 linear_16_f32 linear_4_bf16 linear_16_bf16 linear_4_f16 linear_16_f16
+// dependents: linear_1_f32 linear_1_bf16 linear_1_f16
 #include "few_rows.cuh"
 #include "linear_tile.cuh"
 
@@ -61,6 +63,7 @@ __device__ __forceinline__ void linear(const Finish<T>& finish, const T* x, cons
         linear_##M##_##SUFFIX(T* y, const T* x, const T* w, const float* bias, const float* scale, const T* residual, int rows,    \
                               int outputs, int columns, int k, int activation, int group, int passes, int vector) {               \
         const Finish<T> finish{y, bias, scale, residual, columns, activation};                                                    \
+        if constexpr (M == 1) FewRows<T, M, R>(finish, outputs, group, passes).begin(w, (uint64_t)k * sizeof(T));                 \
         if (vector)                                                                                                               \
             linear<T, LANES<T>, M, R>(finish, x, w, rows, outputs, k, group, passes);                                             \
         else                                                                                                                      \

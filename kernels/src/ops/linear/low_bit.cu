@@ -15,9 +15,9 @@
 // Left       tensor cores, for four bits and for M > 1: half the instructions.
 // Ladder     v1. Not yet timed on any GPU.
 //
-// kernels: linear_int4_1_f32 linear_int4_4_f32 linear_int4_8_f32 linear_int4_1_bf16 linear_int4_4_bf16 linear_int4_8_bf16
-// kernels: linear_int4_1_f16 linear_int4_4_f16 linear_int4_8_f16 linear_int8_1_f32 linear_int8_4_f32 linear_int8_8_f32
-// kernels: linear_int8_1_bf16 linear_int8_4_bf16 linear_int8_8_bf16 linear_int8_1_f16 linear_int8_4_f16 linear_int8_8_f16
+// dependents: linear_int4_1_f32 linear_int4_1_bf16 linear_int4_1_f16 linear_int8_1_f32 linear_int8_1_bf16 linear_int8_1_f16
+// kernels: linear_int4_4_f32 linear_int4_8_f32 linear_int4_4_bf16 linear_int4_8_bf16 linear_int4_4_f16 linear_int4_8_f16
+// kernels: linear_int8_4_f32 linear_int8_8_f32 linear_int8_4_bf16 linear_int8_8_bf16 linear_int8_4_f16 linear_int8_8_f16
 #include "few_rows.cuh"
 
 template <typename T, int BITS, int M, int R>
@@ -27,6 +27,7 @@ __device__ __forceinline__ void linear_codes(const Finish<T>& finish, const T* x
     constexpr int CHUNK = STAGED_BYTES / (M * sizeof(T));
     DYNAMIC_SHARED(T, staged);  // M rows of a chunk of x
     const FewRows<T, M, R> few(finish, outputs, group, passes);
+    if constexpr (M == 1) few.begin(codes, (uint64_t)k * BITS / 8);
     const Codes<BITS> w{codes, scales, mins, k, scaled};
     const auto row_of_w = [&](int r) { return few.row_of_w(r); };
 

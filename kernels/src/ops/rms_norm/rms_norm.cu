@@ -8,7 +8,8 @@
 //            from the row that is there; the sums of at most 512 blocks, added up by sum_rows (reduce.cu).
 // Ladder     v1: squares, then the quotient, from registers. Not yet timed on any GPU.
 //
-// kernels: rms_norm_f32 rms_norm_bf16 rms_norm_f16 rms_norm_backward_f32 rms_norm_backward_bf16 rms_norm_backward_f16
+// dependents: rms_norm_f32 rms_norm_bf16 rms_norm_f16
+// kernels: rms_norm_backward_f32 rms_norm_backward_bf16 rms_norm_backward_f16
 #include "norm.cuh"
 
 NORM_KERNELS(rms_norm, false, float, f32)

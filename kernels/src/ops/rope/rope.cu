@@ -255,6 +255,7 @@ __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, in
         rope_append_##SUFFIX(T* q, T* keys, T* values, const T* qkv, const uint64_t* frequency, const int* seen,               \
                              const unsigned char* mask, int tokens, int heads, int kv_heads, int capacity, int dim,            \
                              int sinks, int last, int half_split) {                                                            \
+        after_predecessors();                                                                                                  \
         __shared__ Turns turns, far;                                                                                           \
         const int stream = blockIdx.x / tokens;                                                                                \
         const unsigned position = (unsigned)seen[stream] + blockIdx.x % tokens;                                                \
@@ -269,6 +270,7 @@ __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, in
         rope_append_int8_##SUFFIX(T* q, int8_t* keys, int8_t* values, float* key_factors, float* value_factors, const T* qkv,  \
                                   const uint64_t* frequency, const int* seen, const unsigned char* mask, int tokens,           \
                                   int heads, int kv_heads, int capacity, int dim, int sinks, int last, int half_split) {       \
+        after_predecessors();                                                                                                  \
         __shared__ Turns turns, far;                                                                                           \
         const int stream = blockIdx.x / tokens;                                                                                \
         const unsigned position = (unsigned)seen[stream] + blockIdx.x % tokens;                                                \
@@ -281,8 +283,8 @@ __device__ __forceinline__ void append(const Rings<T>& r, const Turns& turns, in
         FOR_STYLE(T, append_codes, rings, turns, stream, slot, runs)                                                           \
     }
 
-// kernels: rope_append_int8_f32 rope_append_int8_bf16 rope_append_int8_f16
-// kernels: rope_rotate_f32 rope_append_f32 rope_rotate_bf16 rope_append_bf16 rope_rotate_f16 rope_append_f16
+// dependents: rope_append_f32 rope_append_bf16 rope_append_f16 rope_append_int8_f32 rope_append_int8_bf16 rope_append_int8_f16
+// kernels: rope_rotate_f32 rope_rotate_bf16 rope_rotate_f16
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
 FOR_TYPE(f16, f16)

@@ -1,7 +1,7 @@
 //! The compile gate: every kernel, compiled for every architecture it names, against `kernels/budget.toml`. Needs no GPU.
 //!
 //! `gate [--update] [--kernels DIR]`: NVRTC compiles (found as on any machine, or `SWARA_NVRTC`), its log tells registers, spills
-//! and shared memory, and nvdisasm's listing tells the rest. Without NVRTC the gate says so and passes, unless `CI` is set.
+//! and shared memory, and nvdisasm's listing tells the rest: that kernels which may start before the one before has ended wait, too. Without NVRTC the gate says so and passes, unless `CI` is set.
 
 mod budget;
 
@@ -16,7 +16,7 @@ use budget::{Budget, Measured, faults};
 use swara_kernels::driver::Source;
 use swara_kernels::driver::nvrtc::Nvrtc;
 use swara_kernels::ops::REGISTRY;
-use swara_verify::measure::{Report, find_nvdisasm, measure};
+use swara_verify::measure::{Dependent, Report, find_nvdisasm, measure};
 
 const INSTALL: &str = "pip install nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvdisasm";
 
@@ -142,6 +142,7 @@ fn measure_all(nvrtc: &Nvrtc, nvdisasm: Option<&Path>, sources: &[(&str, &Source
     if failures.is_empty() {
         let ops: BTreeSet<&str> = sources.iter().map(|(op, _)| *op).collect();
         failures.extend(ops.into_iter().flat_map(|op| undeclared(op, sources, measured.get(op))));
+        failures.extend(dependents(sources, &measured));
     }
     failures.extend(sources.iter().flat_map(|(_, source)| stray_assembly(source)));
     failures.sort();
@@ -156,6 +157,23 @@ fn undeclared<T>(op: &str, sources: &[(&str, &Source)], compiled: Option<&BTreeM
     let missing = declared.difference(&compiled).map(|kernel| format!("{op}: {kernel} is declared and not compiled"));
     let extra = compiled.difference(&declared).map(|kernel| format!("{op}: {kernel} is compiled and not declared (`// kernels: ...`)"));
     missing.chain(extra).collect()
+}
+
+/// Kernels that are launched before the one before has ended, and do not wait for it, or that could be and are not declared so.
+fn dependents(sources: &[(&str, &Source)], measured: &Measured) -> Vec<String> {
+    const FROM: u32 = 90;
+    let declared: BTreeSet<String> = sources.iter().flat_map(|(_, source)| source.dependents().unwrap_or_default()).collect();
+    let mut failures = Vec::new();
+    for (kernel, archs) in measured.values().flatten() {
+        for (&arch, figures) in archs {
+            let (Some(code), able) = (figures.code, declared.contains(kernel) && arch >= FROM) else { continue };
+            if code.dependent != if able { Dependent::Able } else { Dependent::No } {
+                let declared = if able { "" } else { "not " };
+                failures.push(format!("{kernel} on sm_{arch} is {declared}one of `// dependents:`, and its code: {:?}", code.dependent));
+            }
+        }
+    }
+    failures
 }
 
 /// Inline PTX anywhere but in `ptx.cuh` cannot run on the emulator.
@@ -232,6 +250,28 @@ mod tests {
         let failures = |source| measure_all(&nvrtc, None, &[("op", source)]).1;
         assert!(failures(&BROKEN)[0].contains("broken.cu"));
         assert_eq!(failures(&MISDECLARED).len(), 2);
+    }
+
+    #[test]
+    fn a_dependent_that_does_not_wait_is_a_failure() {
+        let Some(nvrtc) = compiler() else { return };
+        let Some(nvdisasm) = find_nvdisasm(nvrtc.path()) else { return };
+        static SOURCE: Source = Source {
+            path: "early.cu",
+            text: "#include \"ptx.cuh\"
+                // dependents: waits reads_early never
+                // kernels: undeclared
+                #define KERNEL(name) extern \"C\" __global__ void name(float* y, float* x, int* n)
+                KERNEL(waits) { prefetch_l2(x); after_predecessors(); y[threadIdx.x] = x[*n]; }
+                KERNEL(reads_early) { const int i = *n; after_predecessors(); y[threadIdx.x] = x[i]; }
+                KERNEL(never) { dependents_may_start(); y[threadIdx.x] = x[*n]; }
+                KERNEL(undeclared) { after_predecessors(); y[threadIdx.x] = x[*n]; }",
+            archs: &[80, 90, 120],
+        };
+        let failures = measure_all(&nvrtc, Some(&nvdisasm), &[("op", &SOURCE)]).1;
+        let of = |kernel: &str| failures.iter().filter(|why| why.starts_with(&format!("{kernel} on sm_"))).count();
+        assert_eq!(["waits", "reads_early", "never", "undeclared"].map(of), [0, 2, 2, 2], "{failures:?}");
+        assert_eq!(failures.len(), 6, "{failures:?}");
     }
 
     #[test]

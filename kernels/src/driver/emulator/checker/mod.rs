@@ -344,6 +344,10 @@ impl Checker {
         format!("{} {bytes} bytes at {address:#x}, outside every allocation and variable, at {place}", verb(how))
     }
 
+    pub fn early(&self, address: usize, bytes: usize, how: How, place: Place) -> String {
+        format!("{} {bytes} bytes at {address:#x} before it waits for the kernels before it, at {place}", verb(how))
+    }
+
     pub fn misaligned(&self, address: usize, bytes: usize, how: How, place: Place) -> String {
         format!("{} {bytes} bytes at {address:#x}, which is no multiple of that, at {place}", verb(how))
     }
