@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use swara_engine::codec::{Codec, mimi};
 use swara_engine::metrics;
 use swara_engine::train::{
-    Adversarial, AdversarialRule, BalancerRules, CodebookRules, DiscriminatorConfig, LossWeights, Optimizer, Schedule, StftConfig,
-    TrainConfig, Trainer,
+    Adversarial, AdversarialRule, BalancerRules, CodebookRules, DiscriminatorConfig, DropoutOf, LossWeights, Optimizer, Schedule,
+    StftConfig, TrainConfig, Trainer,
 };
 use swara_kernels::case::SplitMix;
 use swara_kernels::{DType, Device};
@@ -165,6 +165,9 @@ fn batches_that_are_accumulated_are_one() {
         optimizer: config.optimizer.clone(),
     });
     accumulated(&config, 1e-9);
+    // DAC's: the first items, here those of the first part, have fewer stages.
+    let rules = CodebookRules { dropout: 0.5, dropout_of: DropoutOf::Items, ..config.codebook.clone() };
+    accumulated(&TrainConfig { codebook: rules, ..config.clone() }, 1e-9);
     // A balancer's averages move a part at a time: nearly the same.
     config.balancer = Some(BalancerRules::default());
     accumulated(&config, 0.3);

@@ -96,7 +96,7 @@ impl Draws for Seeded {
 }
 
 /// How the items of a step's batch are quantised.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Stages of each item that the decoder sees.
     pub used: Vec<usize>,
@@ -104,6 +104,8 @@ pub struct Plan {
     pub raw: Vec<bool>,
     /// Stages that run.
     pub run: usize,
+    /// Stages that the decoder sees of an item, the mean over all items of the step.
+    pub mean: f64,
 }
 
 impl Plan {
@@ -127,17 +129,18 @@ impl Plan {
         };
         let mut rng = SplitMix(mix(seed, step, 0xd2));
         let raw = (0..items).map(|_| rng.uniform() < rules.no_quantization_rate).collect();
-        Plan { used, raw, run }
+        let mean = used.iter().sum::<usize>() as f64 / items.max(1) as f64;
+        Plan { used, raw, run, mean }
     }
 
     /// The plan of some of the items.
     pub fn of(self, items: std::ops::Range<usize>) -> Plan {
-        Plan { used: self.used[items.clone()].to_vec(), raw: self.raw[items].to_vec(), run: self.run }
+        Plan { used: self.used[items.clone()].to_vec(), raw: self.raw[items].to_vec(), ..self }
     }
 
     /// Of every item the first `used` of all that run.
     pub fn whole(items: usize, used: usize, run: usize) -> Plan {
-        Plan { used: vec![used; items], raw: vec![false; items], run }
+        Plan { used: vec![used; items], raw: vec![false; items], run, mean: used as f64 }
     }
 
     /// Whether all items have as many stages.
@@ -180,7 +183,7 @@ pub fn ema(
     let (mut sum, mut commitment, mut stages): (Option<Var>, Option<Tensor>, _) = (None, None, Vec::with_capacity(codebooks.len()));
     let items = z.value().shape()[0];
     // The mean is over the stages of all branches.
-    let used = branches.iter().flat_map(|(_, plan)| &plan.used).sum::<usize>() as f64 / items.max(1) as f64;
+    let used = branches.iter().map(|(_, plan)| plan.mean).sum::<f64>();
     let mut semantic = None;
     for (branch, plan) in branches {
         let Some(books) = codebooks.get(branch.stages.clone()) else { return Err(unplanned(plan, items, codebooks.len())) };

@@ -228,7 +228,7 @@ fn items_have_stages_of_their_own() {
         (output, loss, tape.backward().unwrap().take(&leaf).unwrap().to_f64().unwrap())
     };
     let used = [2, 1, 3];
-    let (output, loss, gradient) = run(&x, &Plan { used: used.to_vec(), ..Plan::whole(batch, 3, 3) });
+    let (output, loss, gradient) = run(&x, &Plan { used: used.to_vec(), mean: 2.0, ..Plan::whole(batch, 3, 3) });
     let each = frames * dim;
     let mut mean = 0.0;
     for (item, &n) in used.iter().enumerate() {
