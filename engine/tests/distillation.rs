@@ -66,6 +66,48 @@ fn losses_and_gradients_are_those_of_pytorch() {
     assert_eq!(count, 12);
 }
 
+/// A prediction or a feature of zeros: PyTorch's cosine has 1e-8 in place of its norm.
+#[test]
+fn silence_is_like_nothing() {
+    // Of two crops of three frames the first is silent, and of the other the teacher's first number.
+    let q = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, -0.1, 0.2, 0.4, -0.3, 0.6];
+    let features = [0.3, -0.2, 0.5, 0.1, -0.4, 0.7, 0.0, 0.2, 0.0, -0.6, 0.0, 0.3];
+    let record = |loss: Distillation, dtype: DType| {
+        let tape = Tape::new();
+        let leaf = |values: &[f64], shape: Shape| tape.leaf(Rc::new(Tensor::from_f64(&Device::Cpu, dtype, values, shape).unwrap()));
+        let q = leaf(&q, [2, 3, 2].into());
+        let parameters = BTreeMap::from([
+            ("teacher.weight".to_owned(), leaf(&[1.0, 0.0, 0.0, 1.0], [2, 2].into())),
+            ("teacher.bias".to_owned(), leaf(&[0.0; 2], [2].into())),
+        ]);
+        let rows = TeacherRows::Features(features.map(|v: f64| v as f32).to_vec());
+        let recording = Recording { tape: &tape, parameters: &parameters };
+        let value = Teacher::new(loss).record(&recording, &q, 1, &rows, None, 1.0).unwrap().unwrap().value().to_f64().unwrap()[0];
+        (value, tape.backward().unwrap().take(&q).unwrap().to_f64().unwrap())
+    };
+    for loss in [Distillation::Cosine, Distillation::Mse, Distillation::SpeechtokenizerT, Distillation::SpeechtokenizerD] {
+        for dtype in [DType::F64, DType::F32] {
+            let (value, gradient) = record(loss, dtype);
+            assert!(value.is_finite() && gradient.iter().all(|g| g.is_finite()), "{loss:?} {dtype}: {value}, {gradient:?}");
+        }
+    }
+    for (dtype, bound) in [(DType::F64, 1e-6), (DType::F32, 1e-5)] {
+        let (value, gradient) = record(Distillation::SpeechtokenizerD, dtype);
+        let column = |x: &[f64], item: usize, d: usize| [0, 1, 2].map(|t| x[item * 6 + t * 2 + d]);
+        let product = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let [p, g] = [&q, &features].map(|x| column(&x[..], 1, 1));
+        let cosine = product(p, g) / (product(p, p) * product(g, g)).sqrt();
+        let expected = (3.0 * 2f64.ln() + (1.0 + (-cosine).exp()).ln()) / 4.0;
+        assert!((value / expected - 1.0).abs() < bound, "{dtype}: {value}, expected {expected}");
+        for d in 0..2 {
+            let g = column(&features, 0, d);
+            let expected = g.map(|v| -0.5 / 4.0 * v / product(g, g).sqrt() / 1e-8);
+            assert!(distance(&column(&gradient, 0, d), &expected) < bound, "{dtype}: {gradient:?}");
+        }
+        assert_eq!(column(&gradient, 1, 0), [0.0; 3]);
+    }
+}
+
 const RATE: usize = 8000;
 const HOP: usize = 80;
 /// Frequencies, one a class.
@@ -148,6 +190,36 @@ fn a_teachers_labels_get_into_the_first_codebook() {
     assert!(with > without + 0.15 && with > 0.7, "{without} without a teacher, {with} with one");
 }
 
+/// What a teacher says is dealt out as the crops are: by features, and by labels of which parts have more, fewer or none.
+#[test]
+fn lessons_in_accumulated_parts_are_those_of_one_batch() {
+    let mut rng = SplitMix(7);
+    let samples: Vec<f32> = (0..4).flat_map(|item| speech(item, 1).0[..50 * HOP].to_vec()).collect();
+    let features = Teacher { dim: Some(3), rate: Some(50.0), ..Teacher::new(Distillation::Cosine) };
+    let rows = TeacherRows::Features((0..4 * 25 * 3).map(|_| rng.uniform() as f32 - 0.5).collect());
+    let mut cases = vec![(features, rows)];
+    // Labels of the first so many frames of each crop.
+    for known in [[50, 10, 0, 5], [0, 0, 50, 20]] {
+        let labels = known.iter().flat_map(|&known| (0..50).map(move |t| if t < known { t % 4 } else { -1 })).collect();
+        cases.push((Teacher { classes: Some(4), ..Teacher::new(Distillation::Clusters) }, TeacherRows::Labels(labels)));
+    }
+    for (teacher, rows) in cases {
+        let [whole, parts] = [(4, 1), (2, 2)].map(|(batch, accumulate)| {
+            let mut config = config(Some(teacher.clone()), 10);
+            (config.train.batch, config.train.accumulate) = (batch, accumulate);
+            let mut trainer = Trainer::with_dtype(config, &Device::Cpu, DType::F64).unwrap();
+            let step = trainer.train_on(Examples { samples: &samples, targets: &samples, rows: Some(&rows) }).unwrap();
+            (trainer, step.losses().unwrap())
+        });
+        let losses = [whole.1, parts.1].map(|losses| losses.teacher.unwrap());
+        assert!((losses[0] / losses[1] - 1.0).abs() < 1e-9 && losses[0] > 0.0, "{losses:?}");
+        for (a, b) in whole.0.parameters().iter().zip(parts.0.parameters()) {
+            let far = distance(&b.first_moment.to_f64().unwrap(), &a.first_moment.to_f64().unwrap());
+            assert!(far < 1e-9, "{:?}, {}: off by {far:.1e}", teacher.loss, a.spec.name);
+        }
+    }
+}
+
 fn dataset(dir: &Path) -> Dataset {
     for n in 0..3 {
         let path = dir.join(format!("in/a/b/{n}.wav"));
@@ -216,7 +288,16 @@ fn teachers_that_cannot_be_are_refused() {
     let clusters = Teacher::new(Distillation::Clusters);
     assert_eq!(clusters.of(&labels).unwrap().outputs().unwrap(), 4);
     assert!(clusters.of(&features).unwrap_err().to_string().contains("classes"));
-    assert!(Trainer::new(config(Some(teacher), 7), &Device::Cpu).is_err(), "of no dimensions");
+    assert!(Trainer::new(config(Some(teacher.clone()), 7), &Device::Cpu).is_err(), "of no dimensions");
+    // A prediction of 200 frames of a crop of 50.
+    let slow = Teacher { rate: Some(0.5), dim: Some(3), ..teacher.clone() };
+    let error = Trainer::new(config(Some(slow), 7), &Device::Cpu).err().unwrap().to_string();
+    assert_eq!(error, "configuration: teacher: train.crop_frames is too few: crops of 4000 samples, one prediction is of 16000");
+    let mut known = Trainer::new(config(Some(Teacher { dim: Some(3), ..teacher }), 7), &Device::Cpu).unwrap();
+    let samples = vec![0.1; 2 * 50 * HOP];
+    for error in [known.gradients(&samples).err().unwrap(), known.train(&samples).err().unwrap()] {
+        assert!(error.to_string().contains("[teacher]"), "{error}");
+    }
     let toml = |text: &str| TrainConfig::from_toml(&format!("model = \"te50-small\"\n[teacher]\n{text}"));
     assert!(toml("loss = \"cosine\"").is_ok());
     for bad in [

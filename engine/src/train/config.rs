@@ -247,7 +247,7 @@ impl Default for LossWeights {
 pub struct CodebookRules {
     /// Steps of plain autoencoding before the codebooks are initialised by k-means.
     pub start: u64,
-    /// Batches that k-means sees, and its iterations.
+    /// Batches that k-means sees, of more than 2^26 numbers some rows that are drawn; and its iterations.
     pub kmeans_batches: usize,
     pub kmeans_iterations: usize,
     /// Decay of the moving averages.

@@ -42,7 +42,7 @@ use self::adversary::Adversary;
 use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
-use self::quantize::{Codebook, Plan, Quantised, Seeded, Stages, mix};
+use self::quantize::{Codebook, Drawn, Plan, Quantised, Seeded, Stages, mix};
 use self::speaker::Speaker;
 use crate::codec::model::{Model, TensorSpec};
 use crate::codec::{Codec, Noise};
@@ -204,7 +204,7 @@ impl Trainer {
         let parameters: Vec<Parameter> =
             specs.into_iter().map(|spec| Parameter::new(spec, &values, device, dtype)).collect::<Result<_>>()?;
         let (rate, crop) = (model.format.sample_rate, config.crop()?);
-        Ok(Trainer {
+        let trainer = Trainer {
             reconstruction: Reconstruction::new(&config.loss, rate, crop, device, dtype)?,
             averages: parameters.iter().map(|p| p.value.copy()).collect::<swara_kernels::Result<_>>()?,
             parameters,
@@ -223,7 +223,14 @@ impl Trainer {
             noise: None,
             centroids: None,
             step: 0,
-        })
+        };
+        match trainer.teacher_frames() {
+            Some([0, samples]) => {
+                let why = format!("teacher: train.crop_frames is too few: crops of {crop} samples, one prediction is of {samples}");
+                Err(Error::Config(why))
+            }
+            _ => Ok(trainer),
+        }
     }
 
     pub fn config(&self) -> &TrainConfig {
@@ -299,9 +306,15 @@ impl Trainer {
         }
     }
 
-    /// k-means over the latents of `batches`, each `[batch * crop]` samples.
+    /// k-means over the latents of `batches`, each `[batch * crop]` samples; of more than 2^26 numbers a branch, over rows drawn of them.
     pub fn initialise_codebooks(&mut self, batches: impl IntoIterator<Item = Vec<f32>>) -> Result<()> {
-        let mut rows: Vec<Vec<f32>> = vec![Vec::new(); self.branches.len()];
+        let seed = self.config.train.seed;
+        let drawn = |(n, branch): (usize, &Branch)| {
+            let books = &self.architecture.codebooks()[branch.stages.clone()];
+            let least = books.iter().map(|book| book[0]).max().unwrap_or(0);
+            Drawn::new(books.first().map_or(1, |book| book[1]), least, mix(seed, self.step, 0x1d ^ n as u64))
+        };
+        let mut rows: Vec<Drawn> = self.branches.iter().enumerate().map(drawn).collect();
         let mut batch_rows = 0;
         for batch in batches {
             let tape = Tape::new();
@@ -313,15 +326,16 @@ impl Trainer {
                 batch_rows += z.value().shape().rows();
                 for (branch, rows) in self.branches.iter().zip(&mut rows) {
                     let x = quantize::project(&recording, &z, branch, "input_proj")?;
-                    rows.extend(elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
+                    rows.extend(&elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
                 }
             }
         }
-        let (iterations, seed) = (self.config.codebook.kmeans_iterations, self.config.train.seed);
+        let iterations = self.config.codebook.kmeans_iterations;
         let stepwise = self.config.codebook.initialise == Initialisation::Stepwise;
         for (n, (branch, rows)) in self.branches.iter().zip(rows).enumerate() {
             let shapes = &self.architecture.codebooks()[branch.stages.clone()];
             let (sizes, dim): (Vec<usize>, usize) = (shapes.iter().map(|book| book[0]).collect(), shapes.first().map_or(1, |book| book[1]));
+            let rows = rows.rows();
             let count = rows.len() / dim;
             if count == 0 {
                 return Err(Error::Argument("k-means needs at least one batch".into()));
@@ -361,13 +375,15 @@ impl Trainer {
         Some(self.config.teacher.as_ref()?.pool(f64::from(self.sample_rate()) / self.latent_hop() as f64))
     }
 
-    /// Whether steps need [`Trainer::initialise_clusters`] first.
-    pub fn needs_clusters(&self) -> bool {
-        self.centroids.is_none() && self.config.teacher.as_ref().is_some_and(|teacher| teacher.clusters().is_some())
+    /// Whether steps need [`Trainer::initialise_clusters`] first, and of which rows.
+    pub fn needs_clusters(&self) -> Option<Drawn> {
+        let [classes, dim] = self.config.teacher.as_ref().filter(|_| self.centroids.is_none())?.clusters()?;
+        Some(Drawn::new(dim, classes, mix(self.config.train.seed, u64::MAX, 0x7eb)))
     }
 
     /// k-means over a teacher's features `[rows, dim]`: their clusters are the labels.
-    pub fn initialise_clusters(&mut self, rows: &[f32]) -> Result<()> {
+    pub fn initialise_clusters(&mut self, rows: Drawn) -> Result<()> {
+        let rows = &rows.rows()[..];
         let Some([classes, dim]) = self.config.teacher.as_ref().and_then(Teacher::clusters) else { return Ok(()) };
         if rows.is_empty() || !rows.len().is_multiple_of(dim) {
             return Err(Error::Argument(format!("clusters of {} numbers in rows of {dim}", rows.len())));
@@ -386,7 +402,8 @@ impl Trainer {
     /// The teacher's rows of some of a step's items, and their share of the step's loss: of labels, of those that are any.
     fn lesson(&self, rows: Option<&TeacherRows>, part: &Part) -> Result<Option<(TeacherRows, f64)>> {
         let Some([frames, _]) = self.teacher_frames() else { return Ok(None) };
-        let rows = rows.ok_or_else(|| Error::Argument("a step without what the teacher says of it".into()))?;
+        let without = || Error::Argument("a step without what the teacher says of it: with [teacher], train_on has the rows".into());
+        let rows = rows.ok_or_else(without)?;
         let own = |len: usize| -> Result<Range<usize>> {
             match frames > 0 && len.is_multiple_of(part.items.max(1) * frames) {
                 true => Ok(len / part.items * part.own.start..len / part.items * part.own.end),
@@ -555,6 +572,9 @@ impl Trainer {
     }
 
     /// Gradients of the weighted loss of one batch `[batch * crop]`, by parameter, without changing anything.
+    ///
+    /// # Errors
+    /// With `[teacher]` always, as nothing is said of the batch; samples that are no whole crops.
     pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
         let items = samples.len() / self.crop;
         self.backward(self.forward([samples; 2], Part { items, own: 0..items }, true, None)?, &mut self.balancer.clone())
@@ -562,11 +582,17 @@ impl Trainer {
 
     /// One step on a batch `[accumulate * batch * crop]` of samples: of the discriminators first, if they learn, then of the codec, which
     /// hears what they have learnt.
+    ///
+    /// # Errors
+    /// As [`Trainer::train_on`], and with `[teacher]` always: there are no rows to learn from.
     pub fn train(&mut self, samples: &[f32]) -> Result<Step> {
         self.train_on(Examples { samples, targets: samples, rows: None })
     }
 
     /// The same of what samples are to become, and with what a teacher says of them.
+    ///
+    /// # Errors
+    /// Samples that are no whole crops or not as many as targets; with `[teacher]`, no rows or not as many as the crops need.
     pub fn train_on(&mut self, examples: Examples) -> Result<Step> {
         let Examples { samples, targets, rows } = examples;
         if samples.len() != targets.len() {

@@ -1,5 +1,6 @@
 //! Quantisation while training: straight-through gradients, commitment, and what keeps codebooks alive.
 
+mod drawn;
 mod ervq;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use swara_kernels::ops::matmul::{self, Transpose};
 use swara_kernels::ops::rvq_search::Metric;
 use swara_kernels::ops::{codebook, elementwise, reduce, rvq_search};
 
+pub use self::drawn::Drawn;
 use self::ervq::{Anchor, Rows};
 use super::architecture::Branch;
 use super::recording::Recording;

@@ -152,14 +152,13 @@ pub fn run(
         let asked = cache.as_ref().zip(trainer.teacher_frames());
         Ok(asked.map(|(cache, [frames, hop])| cache.crops(&batch.pieces, frames, hop)).transpose()?)
     };
-    if trainer.needs_clusters() {
-        let mut rows = Vec::new();
+    if let Some(mut rows) = trainer.needs_clusters() {
         for i in 0..config.codebook.kmeans_batches as u64 {
             if let Some(TeacherRows::Features(more)) = said(&trainer, &sampler.batch(u64::MAX / 2 + i))? {
-                rows.extend(more);
+                rows.extend(&more);
             }
         }
-        trainer.initialise_clusters(&rows)?;
+        trainer.initialise_clusters(rows)?;
     }
     let mut clock = Instant::now();
     while trainer.step() < t.steps {

@@ -153,7 +153,7 @@ impl Teacher {
         share: f64,
     ) -> Result<Option<Var>> {
         let tape = recording.tape;
-        let q = pooled(tape, q, pool)?;
+        let q = tape.mean_pool(q, pool)?;
         let [batch, frames, _] = q.value().shape()[..] else { return Err(Error::Argument(format!("latents of {:?}", q.value()))) };
         let n = batch * frames;
         let p = tape.add_row(&tape.linear(&q, recording.parameter(WEIGHT)?)?, recording.parameter(BIAS)?)?;
@@ -207,13 +207,15 @@ impl Teacher {
             }
             (Distillation::SpeechtokenizerD, TeacherRows::Features(values)) => {
                 let target = features(values, outputs)?;
-                let ones = filled(&device, dtype, outputs, 1.0)?;
-                let gains = Var::from(ones);
-                // Columns of each item, of length 1.
+                let gains = Var::from(filled(&device, dtype, outputs, 1.0)?);
+                // Columns of each item, of length 1; one more row keeps silence from having none.
+                let silent = Var::from(filled(&device, dtype, outputs, LEAST_NORM)?.reshape([1, 1, outputs])?);
                 let mut parts = Vec::with_capacity(batch);
                 for item in 0..batch {
-                    let rows = tape.reshape(&tape.rows(&p, item * frames, frames)?, [frames, 1, outputs])?;
-                    parts.push(tape.reshape(&tape.weight_norm(&rows, &gains, Axis::Out)?, [1, frames, outputs])?);
+                    let rows = tape.reshape(&tape.rows(&p, item * frames, frames)?, [1, frames, outputs])?;
+                    let rows = tape.reshape(&tape.concat(&[rows, silent.clone()])?, [frames + 1, 1, outputs])?;
+                    let rows = tape.reshape(&tape.weight_norm(&rows, &gains, Axis::Out)?, [1, frames + 1, outputs])?;
+                    parts.push(tape.pad(&rows, 0, -1)?);
                 }
                 let columns = tape.reshape(&tape.concat(&parts)?, [batch, frames, outputs])?;
                 let target = Tensor::from_f64(&device, dtype, &unit_columns(&target.to_f64()?, frames, outputs), [batch, frames, outputs])?;
@@ -235,6 +237,8 @@ impl Teacher {
 
 /// Under the mean square of rows: silence is like nothing.
 const EPSILON: f64 = 1e-12;
+/// Of what a cosine is of, as `torch.nn.functional.cosine_similarity` has it.
+const LEAST_NORM: f64 = 1e-8;
 
 fn filled(device: &Device, dtype: DType, n: usize, value: f64) -> Result<Tensor> {
     Ok(Tensor::from_f64(device, dtype, &vec![value; n], [n])?)
@@ -254,20 +258,10 @@ fn unit_columns(values: &[f64], frames: usize, width: usize) -> Vec<f64> {
     for item in out.chunks_exact_mut((frames * width).max(1)) {
         for d in 0..width {
             let norm = item.iter().skip(d).step_by(width).map(|v| v * v).sum::<f64>().sqrt();
-            item.iter_mut().skip(d).step_by(width).for_each(|v| *v /= norm.max(f64::MIN_POSITIVE));
+            item.iter_mut().skip(d).step_by(width).for_each(|v| *v /= norm.max(LEAST_NORM));
         }
     }
     out
-}
-
-/// Means of `pool` frames of `x [B, T, C]`; what is left over at the end is left out.
-fn pooled(tape: &Tape, x: &Var, pool: usize) -> Result<Var> {
-    if pool <= 1 {
-        return Ok(x.clone());
-    }
-    let width = x.value().shape().last_dim();
-    let taps = filled(&x.value().device(), x.value().dtype(), pool * width, 1.0 / pool as f64)?.reshape([pool, 1, width])?;
-    Ok(tape.conv1d(x, &Var::from(taps), None, None, Geometry { stride: pool, groups: width, ..Default::default() })?)
 }
 
 /// Whether a parameter is the projection's.
