@@ -7,7 +7,7 @@ use swara_engine::train::{Event, Examples, Start, TrainConfig, Trainer, run};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
 use swara_loader::audio::{WavFormat, write};
-use swara_loader::dataset::{self, Options};
+use swara_loader::dataset::{self, Kind, Loudness, Options, Target};
 
 const CONFIG: &str = r#"
 model = "tiny"
@@ -100,6 +100,64 @@ fn a_run_that_stops_and_resumes_is_bit_exact() {
     let column = log.lines().next().unwrap().split(',').position(|name| name == "speaker").unwrap();
     let speaker: Vec<f64> = log.lines().skip(1).map(|line| line.split(',').nth(column).unwrap().parse().unwrap()).collect();
     assert!(speaker[..3].iter().all(|&loss| loss == 0.0) && speaker[3..].iter().all(|&loss| loss > 0.0 && loss <= 1.0), "{speaker:?}");
+}
+
+/// Noise that is nowhere is found missing before there is a run: what fails so does not go on from other weights than it was to.
+#[test]
+fn a_start_that_fails_leaves_nothing_to_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let mut config = config();
+    let noise = config.augment.as_mut().unwrap().noise.as_mut().unwrap();
+    (noise.kinds, noise.folder) = (vec![Kind::Recorded], Some(dir.path().join("nowhere")));
+    let out = dir.path().join("out");
+    let error = |start| {
+        let result = run(config.clone(), &dir.path().join("data"), &out, start, &Device::Cpu, |_| ControlFlow::Continue(()));
+        result.map(drop).unwrap_err().to_string()
+    };
+    assert!(error(Start::Fresh).contains("nowhere"));
+    assert!(!out.exists());
+    // As an interrupted run of an earlier version leaves it.
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("config.toml"), "").unwrap();
+    assert!(error(Start::Resume).contains("holds no run"));
+}
+
+#[test]
+fn a_resumed_run_may_not_train_anything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint.safetensors");
+    Trainer::new(config(), &Device::Cpu).unwrap().save(&path).unwrap();
+    let resumed = |change: &dyn Fn(&mut TrainConfig)| {
+        let mut config = config();
+        change(&mut config);
+        Trainer::resume(&path, config, &Device::Cpu).map(drop).map_err(|e| e.to_string())
+    };
+    let changes: [(&str, &dyn Fn(&mut TrainConfig)); 13] = [
+        ("train.seed", &|c| c.train.seed = 7),
+        ("train.loudness", &|c| c.train.loudness = Loudness::Unchanged),
+        ("train.gain_db", &|c| c.train.gain_db = (-3.0, 0.0)),
+        ("loss.mel_scales", &|c| c.loss.mel_scales.truncate(1)),
+        ("codebook.start", &|c| c.codebook.start = 3),
+        ("codebook.dropout", &|c| c.codebook.dropout = 0.25),
+        ("balancer", &|c| c.balancer = None),
+        ("balancer.total_norm", &|c| c.balancer.as_mut().unwrap().total_norm = 2.0),
+        ("speaker", &|c| c.speaker = None),
+        ("speaker.weight", &|c| c.speaker.as_mut().unwrap().weight = 0.1),
+        ("augment", &|c| c.augment = None),
+        ("augment.target", &|c| c.augment.as_mut().unwrap().target = Target::Noisy),
+        ("augment.noise.snr_db", &|c| c.augment.as_mut().unwrap().noise.as_mut().unwrap().snr_db = (0.0, 20.0)),
+    ];
+    for (key, change) in changes {
+        let error = resumed(change).unwrap_err();
+        assert!(error.ends_with(&format!("was trained with another {key}")), "{key}: {error}");
+    }
+    resumed(&|_| ()).unwrap();
+    let longer = |c: &mut TrainConfig| {
+        (c.train.steps, c.train.batch, c.train.accumulate, c.train.log_every) = (99, 1, 2, 7);
+        (c.optimizer.learning_rate, c.codebook.kmeans_batches) = (1e-4, 2);
+    };
+    resumed(&longer).unwrap();
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! | file                      | what                                                          |
 //! |---------------------------|---------------------------------------------------------------|
-//! | `config.toml`             | what was asked for                                            |
 //! | `checkpoint.safetensors`  | everything `--resume` needs; replaced whole                   |
+//! | `config.toml`             | what was asked for                                            |
 //! | `log.csv`                 | one line per `log_every` steps                                |
 //! | `validation.csv`          | one line per validation                                       |
 //! | `model.safetensors`       | the codec as it stands                                        |
@@ -11,7 +11,7 @@
 //! | `samples/STEP-NAME-input.wav`, `..-output.wav` | utterances of a validation, before and after     |
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use swara_kernels::Device;
 use swara_loader::audio::{self, WavFormat};
 use swara_loader::dataset::{Batch, Dataset, Sampler, SamplerOptions, Split, TeacherCache, TeacherRows};
+use swara_loader::output::{self, AtomicFile};
 use swara_loader::weights::Weights;
-use swara_loader::{input, output};
 
 use super::{Examples, Losses, Step, TrainConfig, Trainer};
 use crate::metrics::{self, Comparison, Signs, Verdict};
@@ -75,8 +75,8 @@ pub enum Event<'a> {
 }
 
 const CONFIG: &str = "config.toml";
-/// Longest log that is continued.
-const MAX_LOG: u64 = 1 << 26;
+/// Longest line of a log that is continued, bytes.
+const MAX_LINE: u64 = 1 << 16;
 const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,speaker,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
 /// Utterances a validation decodes at most, spread over the split.
@@ -115,8 +115,6 @@ pub fn run(
     let checkpoint = folder.path("checkpoint.safetensors");
     let mut trainer = match start {
         Start::Resume if checkpoint.exists() => Trainer::resume(&checkpoint, config.clone(), device)?,
-        // Killed before its first checkpoint.
-        Start::Resume if folder.path(CONFIG).exists() => Trainer::new(config.clone(), device)?,
         Start::Resume => return Err(file(out, "holds no run to resume".into())),
         _ if checkpoint.exists() => return Err(file(out, "already holds a run; --resume continues it".into())),
         Start::Fresh => Trainer::new(config.clone(), device)?,
@@ -126,12 +124,6 @@ pub fn run(
             trainer
         }
     };
-    fs::create_dir_all(out).map_err(|e| file(out, e.to_string()))?;
-    let text = toml::to_string(&config).map_err(|e| Error::Config(e.to_string()))?;
-    output::write(folder.path(CONFIG), text.as_bytes())?;
-    folder.truncate_log("log.csv", LOG_HEADER, trainer.step())?;
-    folder.truncate_log("validation.csv", VALIDATION_HEADER, trainer.step())?;
-
     let t = &config.train;
     let options = SamplerOptions {
         split: Split::Train,
@@ -144,10 +136,15 @@ pub fn run(
         ..SamplerOptions::default()
     };
     let sampler = Sampler::new(&dataset, options)?;
+    let text = toml::to_string(&config).map_err(|e| Error::Config(e.to_string()))?;
+    // All that can be wrong has been looked at: from here on there is a run to resume, whatever it began with.
+    fs::create_dir_all(out).map_err(|e| file(out, e.to_string()))?;
     if !matches!(start, Start::Resume) {
-        // From here on there is a run to resume, whatever it began with.
         trainer.save(&checkpoint)?;
     }
+    output::write(folder.path(CONFIG), text.as_bytes())?;
+    folder.truncate_log("log.csv", LOG_HEADER, trainer.step())?;
+    folder.truncate_log("validation.csv", VALIDATION_HEADER, trainer.step())?;
     let said = |trainer: &Trainer, batch: &Batch| -> Result<Option<TeacherRows>> {
         let asked = cache.as_ref().zip(trainer.teacher_frames());
         Ok(asked.map(|(cache, [frames, hop])| cache.crops(&batch.pieces, frames, hop)).transpose()?)
@@ -348,25 +345,55 @@ impl Folder {
     /// Drops lines of steps after `step`, which a resumed run is about to write again.
     fn truncate_log(&self, name: &str, header: &str, step: u64) -> Result<()> {
         let path = self.path(name);
-        let text = if step == 0 || !path.exists() { String::new() } else { input::read_text(&path, "read log", MAX_LOG)? };
-        let kept =
-            text.lines().skip(1).filter(|line| line.split(',').next().and_then(|s| s.parse::<u64>().ok()).is_some_and(|s| s <= step));
-        let mut out = header.to_owned();
-        // Columns of this version, of a log that an earlier one began.
-        let old: Vec<&str> = text.lines().next().unwrap_or_default().split(',').collect();
-        let columns: Vec<Option<usize>> = header.trim_end().split(',').map(|name| old.iter().position(|other| *other == name)).collect();
-        kept.for_each(|line| {
-            let fields: Vec<&str> = line.split(',').collect();
-            let field = |column: &Option<usize>| column.and_then(|at| fields.get(at).copied()).unwrap_or_default();
-            out.push_str(&columns.iter().map(field).collect::<Vec<_>>().join(","));
-            out.push('\n');
-        });
-        Ok(output::write(path, out.as_bytes())?)
+        let mut out = AtomicFile::create(&path)?;
+        out.write(header.as_bytes())?;
+        if step > 0 && path.is_file() {
+            let fail = |e: std::io::Error| Error::File { path: path.clone(), why: e.to_string() };
+            let mut log = BufReader::new(fs::File::open(&path).map_err(fail)?);
+            // Columns of this version, of a log that an earlier one began.
+            let mut columns: Option<Vec<Option<usize>>> = None;
+            let mut line = String::new();
+            while log.by_ref().take(MAX_LINE).read_line(&mut line).map_err(fail)? > 0 {
+                let fields: Vec<&str> = line.trim_end().split(',').collect();
+                match &columns {
+                    None => columns = Some(header.trim_end().split(',').map(|name| fields.iter().position(|f| *f == name)).collect()),
+                    Some(columns) if fields[0].parse::<u64>().is_ok_and(|s| s <= step) => {
+                        let field = |column: &Option<usize>| column.and_then(|at| fields.get(at).copied()).unwrap_or_default();
+                        out.write((columns.iter().map(field).collect::<Vec<_>>().join(",") + "\n").as_bytes())?;
+                    }
+                    Some(_) => {}
+                }
+                line.clear();
+            }
+        }
+        Ok(out.commit()?)
     }
 
     fn append(&self, name: &str, line: &str) -> Result<()> {
         let path = self.path(name);
         let append = || fs::OpenOptions::new().append(true).create(true).open(&path)?.write_all(line.as_bytes());
         append().map_err(|e: std::io::Error| Error::File { path: path.clone(), why: e.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An earlier version's columns were fewer, and in another order.
+    #[test]
+    fn a_log_that_goes_on_has_its_columns_by_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder { dir: dir.path().to_owned() };
+        let log = folder.path("log.csv");
+        fs::write(&log, "step,mel,gone,learning_rate\n10,1.5,x,1e-3\n20,1.25\n30,1,y,1e-4\nhalf").unwrap();
+        folder.truncate_log("log.csv", "step,learning_rate,mel,teacher\n", 20).unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "step,learning_rate,mel,teacher\n10,1e-3,1.5,\n20,,1.25,\n");
+        // However long it is.
+        fs::File::options().write(true).open(&log).unwrap().set_len(70 << 20).unwrap();
+        folder.truncate_log("log.csv", "step,mel\n", 15).unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "step,mel\n10,1.5\n");
+        folder.truncate_log("log.csv", "step,mel\n", 0).unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "step,mel\n");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
 use swara_kernels::ops::elementwise;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::output;
@@ -24,6 +25,26 @@ const BALANCER: &str = "balancer";
 /// What a checkpoint stores of a parameter: prefix of its name.
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 const AVERAGE: &str = "average";
+/// Keys that do not say what is trained; the first are the codec's shape, which is compared as a whole.
+const FREE: [&str; 17] = [
+    "model",
+    "codec",
+    "mimi",
+    "encodec",
+    "snac",
+    "train.steps",
+    "train.batch",
+    "train.accumulate",
+    "train.crop_frames",
+    "train.average",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.validate_every",
+    "optimizer",
+    "adversarial.optimizer",
+    "codebook.kmeans_batches",
+    "codebook.kmeans_iterations",
+];
 
 impl Trainer {
     /// The codec's, then the discriminators'.
@@ -62,7 +83,11 @@ impl Trainer {
         Ok(weights::save(path, &refs, &metadata)?)
     }
 
-    /// Continues from a checkpoint. `config` may change how long and how fast, not what is trained.
+    /// Continues from a checkpoint. `config` may change how long and how fast, not what is trained: of `train` all but `seed`, `loudness`
+    /// and `gain_db`, optimisers, and how long k-means takes.
+    ///
+    /// # Errors
+    /// What is no checkpoint, or one of another configuration; the first key that differs is named.
     pub fn resume(path: &Path, config: TrainConfig, device: &Device) -> Result<Trainer> {
         let file = weights::Weights::open(path)?;
         let fail = |why: String| Error::File { path: path.to_owned(), why };
@@ -72,17 +97,9 @@ impl Trainer {
         if before.architecture()? != config.architecture()? {
             return Err(fail("was trained with another codec configuration".into()));
         }
-        let begun = |config: &TrainConfig| (config.codebook.start, config.codebook.initialise);
-        if step > 0 && begun(&before) != begun(&config) {
-            return Err(fail("was trained with codebooks that begin at another step, or otherwise".into()));
-        }
-        let taught = |config: &TrainConfig| config.teacher.as_ref().map(|t| (t.loss, t.rate.map(f64::to_bits), t.dim, t.classes));
-        if taught(&before) != taught(&config) {
-            return Err(fail("was trained with another teacher, or without one".into()));
-        }
-        let discriminators = |config: &TrainConfig| config.adversarial.as_ref().map(|a| a.discriminators.clone());
-        if discriminators(&before) != discriminators(&config) {
-            return Err(fail("was trained against other discriminators".into()));
+        let table = |config: &TrainConfig| serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()));
+        if let Some(key) = changed("", &table(&before)?, &table(&config)?) {
+            return Err(fail(format!("was trained with another {key}")));
         }
         let mut trainer = Trainer::new(config, device)?;
         let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
@@ -270,6 +287,17 @@ impl Trainer {
         output::write(path.with_file_name("config.json"), config.as_bytes())?;
         Ok(weights::save(path, &refs, &metadata)?)
     }
+}
+
+/// The first key that a resumed run has otherwise and may not.
+fn changed(at: &str, before: &Value, now: &Value) -> Option<String> {
+    if before == now || FREE.contains(&at) {
+        return None;
+    }
+    let (Value::Object(before), Value::Object(now)) = (before, now) else { return Some(at.to_owned()) };
+    let value = |table: &Map<String, Value>, key: &String| table.get(key).cloned().unwrap_or_default();
+    let key = |key: &String| changed(&[at, key].join(if at.is_empty() { "" } else { "." }), &value(before, key), &value(now, key));
+    before.keys().chain(now.keys()).find_map(key)
 }
 
 /// Weights of a file of swara's own, with or without weight norm, and usage and sum of every codebook.
