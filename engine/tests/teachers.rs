@@ -165,10 +165,17 @@ fn changed(case: &str, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> tempfile::T
 
 /// The same tensors by other names; those without one are left out.
 fn renamed(case: &str, name: impl Fn(&str) -> Option<String>) -> tempfile::TempDir {
+    rewritten(case, |n, _| name(n))
+}
+
+fn rewritten(case: &str, edit: impl Fn(&str, &mut [f32]) -> Option<String>) -> tempfile::TempDir {
     let dir = changed(case, |file, bytes| if file.ends_with(".json") { bytes } else { Vec::new() });
     let file = Weights::open(golden("weights").join(case)).unwrap();
-    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> =
-        file.names().filter_map(|n| Some((name(n)?, file.view(n).unwrap().shape.to_vec(), file.to_f32(n).unwrap().into_owned()))).collect();
+    let tensor = |n: &str| {
+        let mut values = file.to_f32(n).unwrap().into_owned();
+        Some((edit(n, &mut values)?, file.view(n).unwrap().shape.to_vec(), values))
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file.names().filter_map(tensor).collect();
     let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
     save(dir.path().join("model.safetensors"), &refs, &Default::default()).unwrap();
     dir
@@ -191,6 +198,34 @@ fn every_layout_gives_the_same_rows() {
         assert_eq!(of(&found), of(&published), "{case}");
         assert_eq!(found.digest(), published.digest());
     }
+}
+
+#[test]
+fn a_digest_is_of_what_makes_rows_otherwise() {
+    let digest = |file: &'static str, from: &'static str, to: &'static str| {
+        let dir = changed("wavlm_large", move |name, bytes| match name == file {
+            true => String::from_utf8(bytes).unwrap().replacen(from, to, 1).into_bytes(),
+            false => bytes,
+        });
+        Teacher::open(dir.path(), &Device::Cpu).unwrap().digest().to_owned()
+    };
+    let published = open("wavlm_large", &Device::Cpu).digest().to_owned();
+    assert_eq!(digest("config.json", "\"vocab_size\": 5", "\"vocab_size\": 6"), published);
+    for (file, from, to) in [
+        ("config.json", "{", "{\"layer_norm_eps\": 1e-4,"),
+        ("config.json", "\"max_bucket_distance\": 30", "\"max_bucket_distance\": 31"),
+        ("config.json", "\"do_stable_layer_norm\": true", "\"do_stable_layer_norm\": false"),
+        ("config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\":  4"),
+        ("preprocessor_config.json", "true", "false"),
+    ] {
+        // Of the values, not of how they are written.
+        assert_eq!(digest(file, from, to) == published, to.ends_with("  4"), "{to}");
+    }
+    let other = rewritten("wavlm_large", |n, values| {
+        values[0] += if n.ends_with("layers.2.final_layer_norm.bias") { 1e-3 } else { 0.0 };
+        Some(n.to_owned())
+    });
+    assert_ne!(Teacher::open(other.path(), &Device::Cpu).unwrap().digest(), published);
 }
 
 #[test]
@@ -225,6 +260,15 @@ fn what_is_no_teacher_is_refused_with_its_file() {
     assert!(refused(nothing.path()).contains("a directory without weights"));
     let codec = renamed("wavlm_base", |n| Some(format!("other.{n}")));
     assert!(refused(codec.path()).contains("no tensor feature_extractor.conv_layers.0.conv.weight"));
+    // Of a tap of zeros, weight norm has no direction: PyTorch's is NaN.
+    let none = rewritten("wavlm_base", |n, values| {
+        if n.ends_with("pos_conv_embed.conv.parametrizations.weight.original1") {
+            values.iter_mut().skip(3).step_by(16).for_each(|v| *v = 0.0);
+        }
+        Some(n.to_owned())
+    });
+    let error = refused(none.path());
+    assert!(error.contains("tap 3 of tensor encoder.pos_conv_embed.conv.parametrizations.weight.original1"), "{error}");
     let fewer = renamed("wavlm_base", |n| (!n.contains("rel_attn_embed")).then(|| n.to_owned()));
     assert!(refused(fewer.path()).contains("encoder.layers.0.attention.rel_attn_embed.weight"));
 }
@@ -263,6 +307,16 @@ fn configurations_of_no_teacher_are_refused() {
         (r#"{"model_type":"hubert","num_attention_heads":4}"#.into(), "heads"),
         (format!(r#"{{"model_type":"wavlm","hidden_size":{huge}}}"#), "hidden_size"),
         (format!(r#"{{"model_type":"wavlm","num_hidden_layers":{huge}}}"#), "num_hidden_layers"),
+        (format!(r#"{{"model_type":"wavlm","num_attention_heads":{huge}}}"#), "num_attention_heads"),
+        (format!(r#"{{"model_type":"wavlm","intermediate_size":{huge}}}"#), "intermediate_size"),
+        (format!(r#"{{"model_type":"wavlm","num_conv_pos_embeddings":{huge}}}"#), "num_conv_pos_embeddings"),
+        (format!(r#"{{"model_type":"wavlm","num_conv_pos_embedding_groups":{huge}}}"#), "num_conv_pos_embedding_groups"),
+        (format!(r#"{{"model_type":"wavlm","num_buckets":{huge}}}"#), "num_buckets"),
+        (format!(r#"{{"model_type":"wavlm","max_bucket_distance":{huge}}}"#), "max_bucket_distance"),
+        (format!(r#"{{"model_type":"wavlm","conv_dim":[512,512,512,512,512,512,{huge}]}}"#), "conv_dim"),
+        (format!(r#"{{"model_type":"wavlm","conv_kernel":[10,3,3,3,3,2,{huge}]}}"#), "conv_kernel"),
+        (r#"{"model_type":"wavlm","conv_stride":[1,10,2,2,2,2,2]}"#.into(), "numbers that a convolution makes"),
+        (r#"{"model_type":"wavlm","conv_stride":[5,5,5,4,4,4,2],"conv_kernel":[64,64,64,64,64,64,64]}"#.into(), "a row sees"),
         (r#"{"model_type":"wavlm","num_buckets":0}"#.into(), "num_buckets"),
         (r#"{"model_type":"wavlm","max_bucket_distance":80}"#.into(), "max_bucket_distance"),
         ("[".into(), "EOF"),

@@ -57,7 +57,9 @@ pub(super) fn open(path: &Path, device: &Device) -> Result<(Config, bool, Weight
         values.chunks(4096).for_each(|some| digest.update(some.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()));
         let (name, shape) = match normed {
             Some([g, v]) if *name == format!("{POSITIONS}.{v}") => {
-                fold(&mut values, &read(&format!("{POSITIONS}.{g}"))?);
+                if let Some(tap) = fold(&mut values, &read(&format!("{POSITIONS}.{g}"))?) {
+                    return Err(fail(format!("tap {tap} of tensor {prefix}{name} is all zeros, which no gain can scale")));
+                }
                 (format!("{POSITIONS}.weight"), shape)
             }
             Some([g, _]) if *name == format!("{POSITIONS}.{g}") => continue,
@@ -155,14 +157,15 @@ fn tensors(c: &Config, normed: Option<[&str; 2]>) -> Result<Vec<(String, Vec<usi
     Ok(tensors)
 }
 
-/// `v [Cout, Cin, K]` becomes `g[k] v / |v|`, the norm of each tap.
-fn fold(v: &mut [f32], g: &[f32]) {
+/// `v [Cout, Cin, K]` becomes `g[k] v / |v|`, the norm of each tap; or the first tap that has no direction.
+fn fold(v: &mut [f32], g: &[f32]) -> Option<usize> {
     let mut squares = vec![0.0; g.len()];
     v.iter().enumerate().for_each(|(i, v)| squares[i % g.len()] += f64::from(*v).powi(2));
     for (i, v) in v.iter_mut().enumerate() {
         let k = i % g.len();
         *v = (f64::from(g[k]) / squares[k].sqrt() * f64::from(*v)) as f32;
     }
+    squares.iter().position(|&s| s == 0.0)
 }
 
 /// `[Cout, Cin, K]` to `[K, Cin, Cout]`.
