@@ -8,6 +8,7 @@
 //! [`Draws`]): a crop is a function of the seed, the step and its place in the batch.
 
 use std::f64::consts::{PI, TAU};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -167,18 +168,50 @@ impl Augmentation {
 pub(super) struct Augmenter<'a> {
     options: Augmentation,
     dataset: &'a Dataset,
-    /// Of the split.
-    utterances: Vec<usize>,
+    voices: Voices,
     recorded: Option<Dataset>,
+}
+
+/// Utterances of a split by speaker.
+#[derive(Debug)]
+struct Voices {
+    utterances: Vec<usize>,
+    /// Of each utterance of the dataset, the places in `utterances` that do not babble with it: its speaker's, or its own if there is no
+    /// other speaker.
+    own: Vec<Range<usize>>,
+}
+
+impl Voices {
+    fn new(dataset: &Dataset, split: Split) -> Self {
+        let all = dataset.utterances();
+        let mut utterances: Vec<usize> = dataset.split(split).map(|(i, _)| i).collect();
+        utterances.sort_by(|&a, &b| all[a].speaker.cmp(&all[b].speaker));
+        let mut own = vec![0..0; all.len()];
+        let mut first = 0;
+        for speaker in utterances.chunk_by(|&a, &b| all[a].speaker == all[b].speaker) {
+            for (place, &utterance) in (first..).zip(speaker) {
+                own[utterance] = if speaker.len() == utterances.len() { place..place + 1 } else { first..first + speaker.len() };
+            }
+            first += speaker.len();
+        }
+        Self { utterances, own }
+    }
+
+    /// An utterance that babbles with `own`, all of them alike.
+    fn draw(&self, own: usize, draws: &mut Draws) -> usize {
+        let own = &self.own[own];
+        let place = draws.below((self.utterances.len() - own.len()) as u64) as usize;
+        self.utterances[if place < own.start { place } else { place + own.len() }]
+    }
 }
 
 impl<'a> Augmenter<'a> {
     pub fn new(options: Augmentation, dataset: &'a Dataset, split: Split) -> Result<Self> {
         let fail = |path: &std::path::Path, why| Error::Dataset { path: path.to_owned(), why };
         options.check().map_err(|why| fail(dataset.path(), why))?;
-        let utterances: Vec<usize> = dataset.split(split).map(|(i, _)| i).collect();
+        let voices = Voices::new(dataset, split);
         let noise = options.noise.as_ref();
-        if utterances.len() < 2 && noise.is_some_and(|noise| noise.kinds.contains(&Kind::Babble)) {
+        if voices.utterances.len() < 2 && noise.is_some_and(|noise| noise.kinds.contains(&Kind::Babble)) {
             let why = format!("babble needs two utterances in split {split}");
             return Err(fail(dataset.path(), DatasetError::Option { option: "augment", why }));
         }
@@ -187,7 +220,7 @@ impl<'a> Augmenter<'a> {
             let why = format!("noise at {} Hz, the dataset at {} Hz", other.sample_rate(), dataset.sample_rate());
             return Err(fail(other.path(), DatasetError::Option { option: "augment", why }));
         }
-        Ok(Self { options, dataset, utterances, recorded })
+        Ok(Self { options, dataset, voices, recorded })
     }
 
     /// Changes a crop that begins in utterance `own`, and what it is to become.
@@ -262,16 +295,10 @@ impl<'a> Augmenter<'a> {
 
     /// Other utterances of other speakers, if there are any, each of the same power.
     fn babble(&self, len: usize, own: usize, draws: &mut Draws) -> Vec<f32> {
-        let all = self.dataset.utterances();
-        let of = |other: &dyn Fn(&usize) -> bool| self.utterances.iter().copied().filter(|i| other(i)).collect::<Vec<_>>();
-        let mut others = of(&|&i| all[i].speaker != all[own].speaker);
-        if others.is_empty() {
-            others = of(&|&i| i != own);
-        }
         let (mut sum, mut voice) = (vec![0.0_f32; len], vec![0.0_f32; len]);
         for _ in 0..VOICES[0] + draws.below(VOICES[1] - VOICES[0] + 1) {
-            let nth = others[draws.below(others.len() as u64) as usize];
-            looped(self.dataset, nth, draws.below(all[nth].samples) as usize, &mut voice);
+            let nth = self.voices.draw(own, draws);
+            looped(self.dataset, nth, draws.below(self.dataset.utterances()[nth].samples) as usize, &mut voice);
             let level = power(&voice).sqrt();
             if level > 0.0 {
                 sum.iter_mut().zip(&voice).for_each(|(sum, v)| *sum += v / level as f32);
@@ -281,10 +308,10 @@ impl<'a> Augmenter<'a> {
     }
 }
 
-/// Utterance `nth` from sample `at` on, over and over.
+/// Utterance `nth` from its sample `at` on, over and over.
 fn looped(dataset: &Dataset, nth: usize, at: usize, out: &mut [f32]) {
     let samples = dataset.s16(nth);
-    out.iter_mut().zip(samples.iter().cycle().skip(at)).for_each(|(o, &x)| *o = from_s16(x));
+    out.iter_mut().zip(samples[at..].iter().chain(samples.iter().cycle())).for_each(|(o, &x)| *o = from_s16(x));
 }
 
 fn decibels(db: f64) -> f64 {
@@ -477,6 +504,44 @@ mod tests {
             // Two octaves apart.
             let found = (band(400.0, 500.0) - band(1600.0, 2000.0)) / 2.0;
             assert!((found - octave_db).abs() < 0.35, "{found} dB an octave, expected {octave_db}");
+        }
+    }
+
+    /// Whoever else there is, each utterance as often as any; of one speaker the other utterances.
+    #[test]
+    fn voices_babble_with_those_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let tone: Vec<f32> = sine(200.0, 0.0, 8000).into_iter().map(|x| 0.1 * x).collect();
+        let dataset = |speakers: &[&str]| {
+            let folder = dir.path().join(speakers.join(""));
+            for (i, speaker) in speakers.iter().enumerate() {
+                let path = folder.join(format!("in/{speaker}/{i}.wav"));
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                crate::audio::write(path, &tone, RATE as u32, crate::audio::WavFormat::F32).unwrap();
+            }
+            let options = super::super::Options { validation_speakers: vec!["v".into()], ..Default::default() };
+            super::super::prepare(&[folder.join("in")], folder.join("out"), &options, |_| {}).unwrap();
+            Dataset::open(folder.join("out")).unwrap()
+        };
+        for speakers in [&["b", "a", "b", "c", "v", "b"][..], &["a", "a", "a", "v"]] {
+            let data = dataset(speakers);
+            let all = data.utterances();
+            let voices = Voices::new(&data, Split::Train);
+            for (own, utterance) in data.split(Split::Train) {
+                let others =
+                    |other: &dyn Fn(usize) -> bool| data.split(Split::Train).map(|(i, _)| i).filter(|&i| other(i)).collect::<Vec<_>>();
+                let mut expected = others(&|i| all[i].speaker != utterance.speaker);
+                if expected.is_empty() {
+                    expected = others(&|i| i != own);
+                }
+                let mut counts = vec![0; all.len()];
+                let mut draws = Draws::new(1, 2, own as u64);
+                (0..1000).for_each(|_| counts[voices.draw(own, &mut draws)] += 1);
+                for (i, count) in counts.into_iter().enumerate() {
+                    let share = if expected.contains(&i) { 1000 / expected.len() } else { 0 };
+                    assert!(share.abs_diff(count) <= share / 4, "{speakers:?}: {own} with {i} {count} times, expected {share}");
+                }
+            }
         }
     }
 
