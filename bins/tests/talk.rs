@@ -349,6 +349,10 @@ fn whole_frames_can_be_timed() {
     assert!(frame["bytes_per_step"].as_u64() > step["bytes_per_step"].as_u64(), "{frame}");
     assert!(frame["launches_per_step"].is_null() && frame["step_ms_p50"].as_f64().unwrap() > 0.0, "{frame}");
     assert!(step["share_of_reading"].as_f64().is_some_and(|share| share > 0.0 && share < 2.0), "{step}");
+    // No device here has dependent launches, which is said, and nothing is timed with them.
+    let early = room.swara([&bench[..], &["--pdl"]].concat());
+    let (rows, said) = (String::from_utf8(early.stdout).unwrap(), String::from_utf8(early.stderr).unwrap());
+    assert_eq!((rows.matches("\"pdl\"").count(), said.matches("--pdl is without effect: cpu: ").count()), (1, 1), "{rows}{said}");
     let both = [&bench[..], &["--mimi", &mimi, "--batch", "2"]].concat();
     room.refuses(&both, 2, "cannot be used with");
     room.refuses(&[&bench[..], &["--mimi", "nowhere"]].concat(), 1, "no such file");

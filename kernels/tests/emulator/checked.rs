@@ -178,6 +178,6 @@ fn a_dependent_touches_nothing_before_it_waits_for_the_kernels_before() {
         &["reads 4 bytes", "before it waits", "must_fail.cu:"],
     );
     says(on_every_schedule("dependent_writes_early", shape(1, 64), y_and_x, &mut []), &["writes 4 bytes", "before it waits"]);
-    says(on_every_schedule("dependent_copies_early", shape(1, 64), y_and_x, &mut []), &["cp.async", "before it waits"]);
+    says(on_every_schedule("dependent_copies_early", shape(1, 64), y_and_x, &mut []), &["cp_async4", "before it waits"]);
     says(on_every_schedule("dependent_never_waits", shape(1, 64), y_and_x, &mut []), &["never waits"]);
 }
