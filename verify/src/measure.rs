@@ -365,7 +365,7 @@ mod tests {
         let a = mix(&[("other", 2), ("ldg 16", 1)]);
         assert_eq!(kernels["a"], Code { bytes: 48, local: 2, wide_loads: 1, mix: a, ..Code::default() });
         let b = mix(&[("ldgsts", 2), ("mma", 2), ("ldg 1-4", 1), ("lds", 1)]);
-        assert_eq!(kernels["b"], Code { bytes: 112, local: 0, wide_loads: 1, mma: 2, tile_copies: 1, mix: b });
+        assert_eq!(kernels["b"], Code { bytes: 112, wide_loads: 1, mma: 2, tile_copies: 1, mix: b, ..Code::default() });
     }
 
     #[test]
