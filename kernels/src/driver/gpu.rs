@@ -531,12 +531,12 @@ impl Driver for Gpu {
         self.admit(function, &launch)?;
         let (handle, [gx, gy, gz], [bx, by, bz]) = (function.handle, launch.grid, launch.block);
         let behind_kernel = self.after_kernel.swap(!launch.cooperative, Ordering::Relaxed);
-        // A kernel with the attribute may start while the one before it runs, and that one while those before it do. It is safe because every
-        // thread of such a kernel waits before its first access, reading or writing, to global memory, until the kernel before has ended and
-        // its writes are seen: so none ends before all that came before it, and whatever follows it follows those as well. What is done before
-        // the wait are prefetches into the L2 cache, which is coherent: they are right even of what a kernel in flight still writes. The
-        // compile gate looks for all this in the machine code, and the emulator's checked builds in every access.
-        // In a graph the attribute becomes an edge of the same meaning.
+        // A kernel with the attribute may start while the one before it runs, and that one while those before it do. It is safe because
+        // every thread of such a kernel waits, before it first reads or writes global memory, until the kernel before has ended and its
+        // writes are seen: so none ends before all that came before it, and whatever follows it follows those as well. Before the wait
+        // there are prefetches into the L2 cache alone, which is coherent: they are right even of what a kernel in flight still writes.
+        // The compile gate looks for all this in the machine code, and the emulator's checked builds at every access. In a graph the
+        // attribute becomes an edge of the same meaning.
         let dependent = function.dependent && behind_kernel && !launch.cooperative && self.dependents.load(Ordering::Relaxed);
         // SAFETY: the caller vouches for the arguments; the driver copies them before it returns. `dependent_launches` has looked
         // up the symbol for launches with attributes.

@@ -1,7 +1,8 @@
 //! The compile gate: every kernel, compiled for every architecture it names, against `kernels/budget.toml`. Needs no GPU.
 //!
 //! `gate [--update] [--kernels DIR]`: NVRTC compiles (found as on any machine, or `SWARA_NVRTC`), its log tells registers, spills
-//! and shared memory, and nvdisasm's listing tells the rest: that kernels which may start before the one before has ended wait, too. Without NVRTC the gate says so and passes, unless `CI` is set.
+//! and shared memory, and nvdisasm's listing tells the rest: that kernels which may start before the one before has ended wait for it,
+//! too. Without NVRTC the gate says so and passes, unless `CI` is set.
 
 mod budget;
 
