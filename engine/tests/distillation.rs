@@ -201,7 +201,8 @@ fn lessons_in_accumulated_parts_are_those_of_one_batch() {
     // Labels of the first so many frames of each crop.
     for known in [[50, 10, 0, 5], [0, 0, 50, 20]] {
         let labels = known.iter().flat_map(|&known| (0..50).map(move |t| if t < known { t % 4 } else { -1 })).collect();
-        cases.push((Teacher { classes: Some(4), ..Teacher::new(Distillation::Clusters) }, TeacherRows::Labels(labels)));
+        let teacher = Teacher { classes: Some(4), rate: Some(50.0), ..Teacher::new(Distillation::Clusters) };
+        cases.push((teacher, TeacherRows::Labels(labels)));
     }
     for (teacher, rows) in cases {
         let [whole, parts] = [(4, 1), (2, 2)].map(|(batch, accumulate)| {
@@ -293,7 +294,7 @@ fn teachers_that_cannot_be_are_refused() {
     let slow = Teacher { rate: Some(0.5), dim: Some(3), ..teacher.clone() };
     let error = Trainer::new(config(Some(slow), 7), &Device::Cpu).err().unwrap().to_string();
     assert_eq!(error, "configuration: teacher: train.crop_frames is too few: crops of 4000 samples, one prediction is of 16000");
-    let mut known = Trainer::new(config(Some(Teacher { dim: Some(3), ..teacher }), 7), &Device::Cpu).unwrap();
+    let mut known = Trainer::new(config(Some(Teacher { rate: Some(50.0), dim: Some(3), ..teacher }), 7), &Device::Cpu).unwrap();
     let samples = vec![0.1; 2 * 50 * HOP];
     for error in [known.gradients(&samples).err().unwrap(), known.train(&samples).err().unwrap()] {
         assert!(error.to_string().contains("[teacher]"), "{error}");
