@@ -9,6 +9,7 @@ mod balancer;
 mod config;
 mod discriminator;
 mod initial;
+mod kmeans;
 mod losses;
 mod parameters;
 pub mod quantize;
@@ -16,6 +17,7 @@ mod recording;
 mod run;
 mod speaker;
 mod state;
+mod step;
 mod teacher;
 
 use std::ops::Range;
@@ -33,6 +35,7 @@ pub use parameters::Parameter;
 pub use recording::Recording;
 pub use run::{Event, Report, Start, Validation, run};
 pub use speaker::SpeakerRules;
+pub use step::{Losses, Step};
 use swara_kernels::ops::{adamw, elementwise};
 use swara_kernels::{DType, Device, Tensor, span};
 use swara_loader::dataset::TeacherRows;
@@ -42,8 +45,9 @@ use self::adversary::Adversary;
 use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
-use self::quantize::{Codebook, Drawn, Plan, Quantised, Seeded, Stages, mix};
+use self::quantize::{Codebook, Plan, Quantised, Stages, mix};
 use self::speaker::Speaker;
+use self::step::Measured;
 use crate::codec::model::{Model, TensorSpec};
 use crate::codec::{Codec, Noise};
 use crate::tape::{Tape, Var};
@@ -88,49 +92,6 @@ pub struct Examples<'a> {
     pub rows: Option<&'a TeacherRows>,
 }
 
-/// What one step measured. Reading a value waits for the device.
-pub struct Step {
-    pub number: u64,
-    pub learning_rate: f64,
-    /// Of each of the batches that made the step.
-    measured: Vec<Measured>,
-    discriminator: Vec<(f64, Vec<Var>)>,
-    gradient_energy: Tensor,
-    /// The reconstruction `[B, T, 1]`, of the last batch if several made the step.
-    pub output: Tensor,
-}
-
-/// The losses of one batch, on the device.
-struct Measured {
-    /// Of the step.
-    share: f64,
-    terms: Terms,
-    commitment: Vec<Var>,
-    codebook: Vec<Var>,
-    /// Its share of the step's, and the loss.
-    teacher: Option<(f64, Var)>,
-}
-
-/// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Losses {
-    pub mel: f64,
-    pub wave: f64,
-    pub spectrum: f64,
-    pub msspec: f64,
-    pub adversarial: f64,
-    pub feature: f64,
-    /// `1 - cos` of what a speaker encoder hears; 0 without one.
-    pub speaker: f64,
-    pub commitment: f64,
-    pub codebook: f64,
-    /// The discriminators' own, where they learnt.
-    pub discriminator: Option<f64>,
-    /// Of the teacher's features or labels, where there were some.
-    pub teacher: Option<f64>,
-    pub gradient_norm: f64,
-}
-
 /// A batch that has gone through the codec.
 struct Pass {
     tape: Tape,
@@ -157,33 +118,6 @@ struct Part {
 impl Part {
     fn share(&self) -> f64 {
         self.own.len() as f64 / self.items as f64
-    }
-}
-
-impl Step {
-    pub fn losses(&self) -> Result<Losses> {
-        let sum = |vars: &[Var]| vars.iter().try_fold(0.0, |sum, v| Ok::<f64, Error>(sum + v.value().to_f64()?[0]));
-        let mean =
-            |of: fn(&Measured) -> &[Var]| self.measured.iter().try_fold(0.0, |mean, m| Ok::<f64, Error>(mean + m.share * sum(of(m))?));
-        let discriminator =
-            self.discriminator.iter().try_fold(0.0, |mean, (share, losses)| Ok::<f64, Error>(mean + share * sum(losses)?))?;
-        Ok(Losses {
-            mel: mean(|m| &m.terms.mel)?,
-            wave: mean(|m| std::slice::from_ref(&m.terms.wave))?,
-            spectrum: mean(|m| &m.terms.spectrum)?,
-            msspec: mean(|m| &m.terms.msspec)? / self.measured.first().map_or(1, |m| m.terms.msspec.len().max(1)) as f64,
-            adversarial: mean(|m| &m.terms.judgement.adversarial)?,
-            feature: mean(|m| &m.terms.judgement.feature)?,
-            speaker: mean(|m| &m.terms.speaker)?,
-            discriminator: (!self.discriminator.is_empty()).then_some(discriminator),
-            teacher: self.measured.iter().try_fold(None, |mean, m| {
-                let Some((share, loss)) = &m.teacher else { return Ok::<_, Error>(mean) };
-                Ok(Some(mean.unwrap_or(0.0) + share * loss.value().to_f64()?[0]))
-            })?,
-            commitment: mean(|m| &m.commitment)?,
-            codebook: mean(|m| &m.codebook)?,
-            gradient_norm: self.gradient_energy.to_f64()?[0].sqrt(),
-        })
     }
 }
 
@@ -294,71 +228,6 @@ impl Trainer {
         self.branches.is_empty() || self.initialised
     }
 
-    /// Whether the next step needs [`Trainer::initialise_codebooks`] first.
-    pub fn needs_codebooks(&self) -> bool {
-        let start = self.config.codebook.start;
-        match self.config.codebook.initialise {
-            Initialisation::Together => !self.has_codebooks() && self.step >= start,
-            Initialisation::Stepwise => {
-                let all = self.longest();
-                self.made < all && self.step.saturating_sub(start) >= self.made as u64 && self.step >= start
-            }
-        }
-    }
-
-    /// k-means over the latents of `batches`, each `[batch * crop]` samples; of more than 2^26 numbers a branch, over rows drawn of them.
-    pub fn initialise_codebooks(&mut self, batches: impl IntoIterator<Item = Vec<f32>>) -> Result<()> {
-        let seed = self.config.train.seed;
-        let drawn = |(n, branch): (usize, &Branch)| {
-            let books = &self.architecture.codebooks()[branch.stages.clone()];
-            let least = books.iter().map(|book| book[0]).max().unwrap_or(0);
-            Drawn::new(books.first().map_or(1, |book| book[1]), least, mix(seed, self.step, 0x1d ^ n as u64))
-        };
-        let mut rows: Vec<Drawn> = self.branches.iter().enumerate().map(drawn).collect();
-        let mut batch_rows = 0;
-        for batch in batches {
-            let tape = Tape::new();
-            let recording = Recording { tape: &tape, parameters: &parameters::constants(&self.parameters) };
-            batch_rows = 0;
-            // As much at once as a step has.
-            for part in batch.chunks(self.config.train.batch * self.crop) {
-                let z = recording.run(&self.model.encoder, self.signal(part)?)?;
-                batch_rows += z.value().shape().rows();
-                for (branch, rows) in self.branches.iter().zip(&mut rows) {
-                    let x = quantize::project(&recording, &z, branch, "input_proj")?;
-                    rows.extend(&elementwise::convert(x.value(), DType::F32)?.to_vec::<f32>()?);
-                }
-            }
-        }
-        let iterations = self.config.codebook.kmeans_iterations;
-        let stepwise = self.config.codebook.initialise == Initialisation::Stepwise;
-        for (n, (branch, rows)) in self.branches.iter().zip(rows).enumerate() {
-            let shapes = &self.architecture.codebooks()[branch.stages.clone()];
-            let (sizes, dim): (Vec<usize>, usize) = (shapes.iter().map(|book| book[0]).collect(), shapes.first().map_or(1, |book| book[1]));
-            let rows = rows.rows();
-            let count = rows.len() / dim;
-            if count == 0 {
-                return Err(Error::Argument("k-means needs at least one batch".into()));
-            }
-            let x = elementwise::convert(&Tensor::from_slice(&self.device, &rows, [count, dim])?, self.dtype())?;
-            let seed = seed ^ (n as u64).rotate_left(32);
-            let books = &mut self.codebooks[branch.stages.clone()];
-            if stepwise {
-                let draws = &mut Seeded::new(mix(seed, u64::MAX, self.made as u64));
-                quantize::initialise_stage(books, x, self.made, iterations, draws)?;
-                books.get_mut(self.made).map_or(Ok(()), |book| quantize::rescale(book, batch_rows, count))?;
-            } else {
-                for (book, made) in books.iter_mut().zip(quantize::kmeans(x, &sizes, iterations, seed)?) {
-                    *book = Codebook { averaging: book.averaging, ..made };
-                    quantize::rescale(book, batch_rows, count)?;
-                }
-            }
-        }
-        self.made += usize::from(stepwise);
-        self.initialised = true;
-        Ok(())
-    }
-
     /// What the teacher is asked for: predictions a crop, and samples of each.
     pub fn teacher_frames(&self) -> Option<[usize; 2]> {
         let (hop, pool) = (self.latent_hop(), self.teacher_pool()?);
@@ -373,30 +242,6 @@ impl Trainer {
     /// Latents of a prediction.
     fn teacher_pool(&self) -> Option<usize> {
         Some(self.config.teacher.as_ref()?.pool(f64::from(self.sample_rate()) / self.latent_hop() as f64))
-    }
-
-    /// Whether steps need [`Trainer::initialise_clusters`] first, and of which rows.
-    pub fn needs_clusters(&self) -> Option<Drawn> {
-        let [classes, dim] = self.config.teacher.as_ref().filter(|_| self.centroids.is_none())?.clusters()?;
-        Some(Drawn::new(dim, classes, mix(self.config.train.seed, u64::MAX, 0x7eb)))
-    }
-
-    /// k-means over a teacher's features `[rows, dim]`: their clusters are the labels.
-    pub fn initialise_clusters(&mut self, rows: Drawn) -> Result<()> {
-        let rows = &rows.rows()[..];
-        let Some([classes, dim]) = self.config.teacher.as_ref().and_then(Teacher::clusters) else { return Ok(()) };
-        if rows.is_empty() || !rows.len().is_multiple_of(dim) {
-            return Err(Error::Argument(format!("clusters of {} numbers in rows of {dim}", rows.len())));
-        }
-        if rows.len() / dim < classes {
-            let why = format!("teacher: {classes} clusters of {} rows; codebook.kmeans_batches says how many there are", rows.len() / dim);
-            return Err(Error::Config(why));
-        }
-        let x = elementwise::convert(&Tensor::from_slice(&self.device, rows, [rows.len() / dim, dim])?, self.dtype())?;
-        let seed = mix(self.config.train.seed, u64::MAX, 0x7ea);
-        let books = quantize::kmeans(x, &[classes], self.config.codebook.kmeans_iterations, seed)?;
-        self.centroids = books.first().map(Codebook::embedding).transpose()?;
-        Ok(())
     }
 
     /// The teacher's rows of some of a step's items, and their share of the step's loss: of labels, of those that are any.
