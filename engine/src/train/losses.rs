@@ -116,8 +116,7 @@ fn power_mel(tape: &Tape, signal: &Var, window: usize, filters: &Rc<Tensor>) -> 
     Ok(tape.project(&tape.square(&whole_frames(tape, &wave, batch, window, frames)?)?, filters)?)
 }
 
-/// Triangles of height 1 on HTK's mel scale, over the energy of the window (`torchaudio`'s `MelSpectrogram`, normalised): the same for the
-/// real and the imaginary part.
+/// Triangles of height 1 on HTK's mel scale, over the energy of the window (`torchaudio`'s `MelSpectrogram`, normalised).
 fn power_filters(sample_rate: u32, window: usize, device: &Device, dtype: DType) -> Result<Rc<Tensor>> {
     let mel = |hz: f64| 2595.0 * (1.0 + hz / 700.0).log10();
     let nyquist = f64::from(sample_rate / 2);
@@ -126,12 +125,17 @@ fn power_filters(sample_rate: u32, window: usize, device: &Device, dtype: DType)
     let edges: Vec<f64> = (0..POWER_MELS + 2).map(edge).collect();
     // Of a Hann window.
     let energy = window as f64 * 3.0 / 8.0;
-    let mut values = Vec::with_capacity((window + 2) * POWER_MELS);
+    let mut values = Vec::with_capacity((window / 2 + 1) * POWER_MELS);
     for bin in 0..=window / 2 {
         let hz = nyquist * bin as f64 / (window / 2) as f64;
         let row = edges.windows(3).map(|e| ((hz - e[0]) / (e[1] - e[0])).min((e[2] - hz) / (e[2] - e[1])).max(0.0) / energy);
-        let row: Vec<f64> = row.collect();
-        values.extend(row.iter().chain(&row));
+        values.extend(row);
     }
-    Ok(Rc::new(Tensor::from_f64(device, dtype, &values, [window + 2, POWER_MELS])?))
+    both_parts(&values, POWER_MELS, device, dtype)
+}
+
+/// Filters `[bins, mels]` as `[2 bins, mels]`, for the squares of a spectrum's real and imaginary parts.
+pub fn both_parts(filters: &[f64], mels: usize, device: &Device, dtype: DType) -> Result<Rc<Tensor>> {
+    let values: Vec<f64> = filters.chunks(mels).flat_map(|row| [row, row]).flatten().copied().collect();
+    Ok(Rc::new(Tensor::from_f64(device, dtype, &values, [values.len() / mels, mels])?))
 }

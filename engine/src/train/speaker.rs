@@ -15,6 +15,7 @@ use swara_kernels::ops::{conv1d, elementwise, stft};
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights::Weights;
 
+use super::losses::both_parts;
 use crate::tape::{Tape, Var};
 use crate::{Error, Result};
 
@@ -51,7 +52,7 @@ fn weight() -> f64 {
 pub struct Speaker {
     rules: SpeakerRules,
     resampler: Option<Resampler>,
-    /// `[2 bins, mels]`: of the squares of real and imaginary parts.
+    /// [`both_parts`] of the mel filters.
     filters: Rc<Tensor>,
     layers: Vec<Layer>,
     linear: [Var; 2],
@@ -106,12 +107,11 @@ impl Speaker {
                 bias: constant(&both, &[4 * hidden])?,
             })
         };
-        let filters: Vec<f64> =
-            stft::mel_filters(RATE, WINDOW, MELS).chunks(MELS).flat_map(|row| [row, row]).flatten().map(|&v| f64::from(v)).collect();
+        let filters: Vec<f64> = stft::mel_filters(RATE, WINDOW, MELS).into_iter().map(f64::from).collect();
         Ok(Speaker {
             rules: rules.clone(),
             resampler: Resampler::new(sample_rate, &rules.encoder, device, dtype)?,
-            filters: Rc::new(Tensor::from_f64(device, dtype, &filters, [2 * (WINDOW / 2 + 1), MELS])?),
+            filters: both_parts(&filters, MELS, device, dtype)?,
             layers: (0..count).map(layer).collect::<Result<_>>()?,
             linear: [matrix("linear.weight", [width, hidden])?, constant(&tensor("linear.bias", &[width])?, &[width])?],
             norm: constant(&vec![1.0 / (width as f64).sqrt(); width], &[width])?,
