@@ -702,18 +702,18 @@ pub struct Prepare {
     /// Folders of audio (wav, flac, mp3, ogg, aiff, g722), then the folder to write; with --teacher that alone, of a dataset that is there
     #[arg(required = true, num_args = 1.., value_name = "IN_DIR... OUT_DIR")]
     pub dirs: Vec<PathBuf>,
-    /// Sample rate of the result in Hz
-    #[arg(long, default_value_t = 16_000, value_name = "HZ")]
-    pub rate: u32,
-    /// rms:DB (dBFS over the utterance), lufs:DB (ITU-R BS.1770) or none
-    #[arg(long, default_value = "rms:-16", value_name = "MEASURE")]
-    pub loudness: Loudness,
-    /// Which folder below IN_DIR names the speaker, from 1
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub speaker_depth: usize,
-    /// Which folder below IN_DIR names the language
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub language_depth: usize,
+    /// Sample rate of the result in Hz [default: 16000]
+    #[arg(long, value_name = "HZ")]
+    pub rate: Option<u32>,
+    /// rms:DB (dBFS over the utterance), lufs:DB (ITU-R BS.1770) or none [default: rms:-16]
+    #[arg(long, value_name = "MEASURE")]
+    pub loudness: Option<Loudness>,
+    /// Which folder below IN_DIR names the speaker, from 1 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub speaker_depth: Option<usize>,
+    /// Which folder below IN_DIR names the language [default: 2]
+    #[arg(long, value_name = "N")]
+    pub language_depth: Option<usize>,
     /// Speakers held out whole for test
     #[arg(long, value_name = "SPEAKER")]
     pub test_speaker: Vec<String>,
@@ -723,15 +723,15 @@ pub struct Prepare {
     /// Split by the ends of file names, e.g. `reader=test:0,validation:9`
     #[arg(long, value_name = "PREFIX=SPLIT:ENDING,...")]
     pub id_rule: Vec<IdRule>,
-    /// Share of the remaining speakers that goes to test
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
-    pub test_fraction: f64,
-    /// Longer files are cut at their quietest places
-    #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
-    pub max_seconds: f64,
-    /// Shorter pieces are dropped
-    #[arg(long, default_value_t = 0.3, value_name = "SECONDS")]
-    pub min_seconds: f64,
+    /// Share of the remaining speakers that goes to test [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub test_fraction: Option<f64>,
+    /// Longer files are cut at their quietest places [default: 20]
+    #[arg(long, value_name = "SECONDS")]
+    pub max_seconds: Option<f64>,
+    /// Shorter pieces are dropped [default: 0.3]
+    #[arg(long, value_name = "SECONDS")]
+    pub min_seconds: Option<f64>,
     /// Keep beside every utterance what this WavLM or HuBERT hears in it (a folder as transformers saves it); goes on if interrupted
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<PathBuf>,

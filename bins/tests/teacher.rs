@@ -90,6 +90,22 @@ fn what_a_teacher_hears_is_kept_beside_a_dataset_and_an_interrupted_run_goes_on(
     assert!(room.contents() == all);
     assert_eq!(std::fs::metadata(&paths[0]).unwrap().modified().unwrap(), before);
 
+    // What a dataset is made by says nothing of one that is there.
+    for (flag, value) in [
+        ("--rate", "16000"),
+        ("--loudness", "none"),
+        ("--speaker-depth", "1"),
+        ("--language-depth", "1"),
+        ("--test-speaker", "a"),
+        ("--validation-speaker", "a"),
+        ("--id-rule", "a=test:0"),
+        ("--test-fraction", "0.5"),
+        ("--max-seconds", "5"),
+        ("--min-seconds", "1"),
+    ] {
+        room.refuses(&[&HEAR[..HEAR.len() - 1], &[flag, value]].concat(), 2, &format!("{flag}: is for folders of audio"));
+    }
+
     // Another layer, and another teacher's weights, are not mixed with these.
     room.refuses(&HEAR[..HEAR.len() - 1], 1, "remove the folder first");
     teacher(&room, "hubert", 2);

@@ -14,6 +14,9 @@ pub fn run(common: &Common, args: &Prepare) -> Result {
     let Some((out, inputs)) = args.dirs.split_last().filter(|(_, inputs)| !inputs.is_empty() || args.teacher.is_some()) else {
         return Err(Failure::usage("IN_DIR and OUT_DIR are needed"));
     };
+    if let Some(flag) = flag_of_preparing(args).filter(|_| inputs.is_empty()) {
+        return Err(Failure::usage(format!("{flag}: is for folders of audio, here a teacher hears a dataset that is there")));
+    }
     // What cannot be is said before hours of work.
     let teacher = args.teacher.as_ref().map(|model| open(common, model, args.teacher_layer)).transpose()?;
     let cache = out.join("teacher");
@@ -41,20 +44,38 @@ pub fn run(common: &Common, args: &Prepare) -> Result {
     })
 }
 
+/// The first flag that says how folders become a dataset.
+fn flag_of_preparing(args: &Prepare) -> Option<&'static str> {
+    let given = [
+        ("--rate", args.rate.is_some()),
+        ("--loudness", args.loudness.is_some()),
+        ("--speaker-depth", args.speaker_depth.is_some()),
+        ("--language-depth", args.language_depth.is_some()),
+        ("--test-speaker", !args.test_speaker.is_empty()),
+        ("--validation-speaker", !args.validation_speaker.is_empty()),
+        ("--id-rule", !args.id_rule.is_empty()),
+        ("--test-fraction", args.test_fraction.is_some()),
+        ("--max-seconds", args.max_seconds.is_some()),
+        ("--min-seconds", args.min_seconds.is_some()),
+    ];
+    given.into_iter().find_map(|(flag, given)| given.then_some(flag))
+}
+
 /// Turns folders of audio into a dataset.
 fn prepare(args: &Prepare, inputs: &[PathBuf], out: &Path) -> Result<dataset::Report> {
+    let default = Options::default();
     let options = Options {
-        sample_rate: args.rate,
-        loudness: args.loudness,
-        speaker_depth: args.speaker_depth,
-        language_depth: args.language_depth,
+        sample_rate: args.rate.unwrap_or(default.sample_rate),
+        loudness: args.loudness.unwrap_or(default.loudness),
+        speaker_depth: args.speaker_depth.unwrap_or(default.speaker_depth),
+        language_depth: args.language_depth.unwrap_or(default.language_depth),
         test_speakers: args.test_speaker.clone(),
         validation_speakers: args.validation_speaker.clone(),
         id_rules: args.id_rule.clone(),
-        test_fraction: args.test_fraction,
-        max_seconds: args.max_seconds,
-        min_seconds: args.min_seconds,
-        ..Options::default()
+        test_fraction: args.test_fraction.unwrap_or(default.test_fraction),
+        max_seconds: args.max_seconds.unwrap_or(default.max_seconds),
+        min_seconds: args.min_seconds.unwrap_or(default.min_seconds),
+        ..default
     };
     let bar = terminal::progress(Some(0), "prepare");
     let result = dataset::prepare(inputs, out, &options, |at| {
