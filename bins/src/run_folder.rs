@@ -1,6 +1,8 @@
 //! The folder of a training run, as far as it can be read: any of its files may be half written, or somebody else's.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +15,10 @@ use crate::commands::train::read_config;
 use crate::failure::{Failure, Result};
 use crate::picture::Panel;
 
-/// Longest log that is read, bytes.
+/// Of a longer log its first line and so many bytes of its end are read.
 const MAX_LOG: u64 = 1 << 26;
+/// Longest first line, bytes.
+const MAX_HEADER: u64 = 1 << 16;
 /// Lines of it that are looked at, the latest: what they become takes at most some 200 bytes each.
 const MAX_LINES: usize = 100_000;
 /// Points of a curve: more than a picture has columns.
@@ -38,6 +42,7 @@ const RECENT: usize = 5;
 pub struct Line {
     pub step: u64,
     pub verdict: Verdict,
+    /// Of the last line alone.
     pub alarms: Vec<Alarm>,
 }
 
@@ -71,7 +76,8 @@ impl RunFolder {
                     discriminator: discriminators[i],
                 };
                 let verdict = if rho[i].is_finite() && amplitude[i].is_finite() { signs.verdict() } else { Verdict::Diverged };
-                Line { step: step[i] as u64, verdict, alarms: signs.alarms().collect() }
+                let alarms = if i + 1 == self.log.rows.len() { signs.alarms().collect() } else { Vec::new() };
+                Line { step: step[i] as u64, verdict, alarms }
             })
             .collect()
     }
@@ -205,6 +211,19 @@ fn perplexities(cell: &str) -> Vec<f64> {
 
 const MAX_COLUMNS: usize = 256;
 
+/// The first line of a file, and whole lines of its last `most` bytes.
+fn ends(path: &Path, most: u64) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    BufReader::new(&file).take(MAX_HEADER).read_until(b'\n', &mut bytes)?;
+    let header = bytes.len();
+    file.seek(SeekFrom::End(-i64::try_from(most).unwrap_or(i64::MAX)))?;
+    file.take(most).read_to_end(&mut bytes)?;
+    let first = bytes[header..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |end| header + end + 1);
+    bytes.drain(header..first);
+    String::from_utf8(bytes).map_err(|_| std::io::Error::other("not UTF-8 text"))
+}
+
 /// A CSV file without quotes. Columns are found by their names, whatever others there are.
 pub struct Table {
     text: String,
@@ -214,7 +233,16 @@ pub struct Table {
 
 impl Table {
     pub fn read(path: &Path) -> Result<Table> {
-        let mut text = input::read_text(path, "read log", MAX_LOG)?;
+        Self::read_end(path, MAX_LOG)
+    }
+
+    fn read_end(path: &Path, most: u64) -> Result<Table> {
+        let mut text = match std::fs::metadata(path) {
+            Ok(found) if found.is_file() && found.len() > most => {
+                ends(path, most).map_err(|e| Failure::file("cannot read log", e, path))?
+            }
+            _ => input::read_text(path, "read log", most)?,
+        };
         // The last line may be half written.
         text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
         let header: Vec<String> = text.lines().next().unwrap_or_default().split(',').map(str::to_owned).collect();
@@ -266,7 +294,25 @@ mod tests {
         let few = Table { rows: table.rows[..3].to_vec(), ..table };
         assert_eq!(few.some_rows().collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(Table { rows: Vec::new(), ..few }.some_rows().count(), 0);
-        std::fs::File::options().write(true).open(&path).unwrap().set_len(MAX_LOG + 1).unwrap();
-        assert!(Table::read(&path).is_err());
+        // More than is read at once: its end.
+        let end = Table::read_end(&path, 1000).unwrap();
+        assert_eq!(end.header, ["step", "mel", "perplexities"]);
+        let steps = end.numbers("step");
+        assert!((40..100).contains(&steps.len()) && steps.iter().rev().zip((0..lines).rev()).all(|(a, b)| *a == b as f64), "{steps:?}");
+        File::options().write(true).open(&path).unwrap().set_len(MAX_LOG + 100).unwrap();
+        assert_eq!(Table::read(&path).unwrap().numbers("step").last(), Some(&((lines - 1) as f64)));
+    }
+
+    #[test]
+    fn alarms_are_of_the_last_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.csv");
+        std::fs::write(&path, "step,mel,rho,amplitude,perplexities\n".to_owned() + &"1,1,0.9,90,1.1;1.2\n".repeat(50)).unwrap();
+        let log = Table::read(&path).unwrap();
+        let config = TrainConfig::new("swara-te50", None);
+        let lines = RunFolder { dir: folder.path().to_owned(), config, sizes: vec![8, 8], log, validation: None }.lines();
+        let (last, before) = lines.split_last().unwrap();
+        assert!(last.alarms.len() == 2 && before.len() == 49 && before.iter().all(|line| line.alarms.is_empty()));
+        assert!(lines.iter().all(|line| line.verdict == Verdict::CodebookCollapse));
     }
 }
