@@ -71,9 +71,12 @@ fn verdicts(config: TrainConfig, batch: impl Fn(u64) -> Vec<f32>, heard: impl Fn
         let step = trainer.train(&samples).unwrap();
         let wave = waveform(&samples, &step.output.to_vec::<f32>().unwrap());
         let codebooks: Vec<(f64, usize)> = trainer.perplexities().unwrap().into_iter().zip(sizes.iter().copied()).collect();
-        let mel_distance = Some(step.losses().unwrap().mel);
-        let signs = Signs { rho: wave.rho, amplitude: wave.amplitude, mel_distance, codebooks: &codebooks, discriminator: None };
-        println!("{:3} {:18} rho {:.3} amplitude {:.1} {codebooks:.1?}", step.number, signs.verdict().name(), wave.rho, wave.amplitude);
+        let losses = step.losses().unwrap();
+        let discriminator = trainer.config().adversarial.as_ref().and_then(|a| a.judged(losses.discriminator?));
+        let mel_distance = Some(losses.mel);
+        let signs = Signs { rho: wave.rho, amplitude: wave.amplitude, mel_distance, codebooks: &codebooks, discriminator };
+        let name = signs.verdict().name();
+        println!("{:3} {name:18} rho {:.3} amplitude {:.1} {codebooks:.1?} {discriminator:?}", step.number, wave.rho, wave.amplitude);
         found.push(signs.verdict());
     }
     found
@@ -125,4 +128,37 @@ fn samples_that_were_not_scaled_are_a_gain_collapse() {
     let loud = |step: u64| batch(&config, step).into_iter().map(|v| 8.0 * v).collect::<Vec<_>>();
     let found = verdicts(config.clone(), loud, |x| x);
     assert!(found[20..].iter().all(|&verdict| verdict == Verdict::GainCollapse), "{found:?}");
+}
+
+/// The tiny codec against discriminators of its spectra, and both learning rates.
+fn contest(codec: f64, discriminators: f64) -> TrainConfig {
+    let mut config = TrainConfig::from_toml(&format!("{CONFIG}{AGAINST}")).unwrap();
+    (config.train.steps, config.optimizer.learning_rate) = (80, codec);
+    config.adversarial.as_mut().unwrap().optimizer.learning_rate = discriminators;
+    config
+}
+
+const AGAINST: &str = r#"
+[adversarial]
+rule = { form = "hinge", reduction = "mean" }
+optimizer = { warmup = 0, final_rate = 1.0 }
+
+[adversarial.discriminators]
+stft = { windows = [128, 64], filters = 16 }
+"#;
+
+#[test]
+fn discriminators_that_a_codec_keeps_up_with_have_not_won() {
+    let config = contest(1e-3, 5e-4);
+    let found = verdicts(config.clone(), |step| batch(&config, step), |x| x);
+    assert!(found.iter().all(|verdict| !verdict.fails()), "{found:?}");
+}
+
+/// A codec that hardly moves is soon known.
+#[test]
+fn discriminators_that_learn_far_faster_than_the_codec_have_won() {
+    let config = contest(1e-7, 5e-3);
+    let found = verdicts(config.clone(), |step| batch(&config, step), |x| x);
+    assert!(found[..5].iter().all(|verdict| !verdict.fails()), "{found:?}");
+    assert!(found[40..].iter().all(|&verdict| verdict == Verdict::DiscriminatorWon), "{found:?}");
 }
