@@ -39,6 +39,25 @@ def arguments(description):
     return parser
 
 
+def noise(count):
+    """What `swara_kernels::case::SplitMix(0)` draws, less a half."""
+    with np.errstate(over="ignore"):
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53 - 0.5
+
+
+def memory(key):
+    """What the process holds (VmRSS) or held at most (VmHWM), MiB; None where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":")), None)
+
+
 def prepare(args):
     """-> (config, codec, wave [B,1,T] f32 in speech's likeness)."""
     torch.set_num_threads(args.threads)

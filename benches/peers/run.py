@@ -1,13 +1,16 @@
 """The bundled codec's model in swara and in PyTorch, in turns on one device: streaming, offline, a training step; one table.
 
-    python benches/peers/run.py [--device cpu|cuda] [--rounds 3] [--threads 2] [--batch 5]
+    python benches/peers/run.py [--device cpu|cuda] [--rounds 3] [--threads 2] [--batch 5] [--adversarial]
 
-Needs cargo, and torch and numpy in the Python that runs it. Run it with nothing else running. On cuda it has never run.
+With --adversarial a training step against discriminators alone, and the memory of both processes. Both start a training step from the same
+weights and sound; where their first losses differ by more than 1e-3 of themselves, nothing is compared.
+Needs cargo, and torch, numpy and safetensors in the Python that runs it. Run it with nothing else running. On cuda it has never run.
 candle and rustymimi have Mimi and no codec of this family: mimi.py compares those.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -62,11 +65,33 @@ class Round:
         peer = self.torch("codec_infer.py", "--seconds", seconds)["codec_roundtrip"]
         yield f"offline, the bundled clip of {seconds:.1f} s", 1e3 * seconds / report["real_time_factor"], peer["ms_median"]
 
-    def training(self):
+    def step(self, *flags):
+        """A training step of both."""
         batch, threads = self.args.batch, self.args.threads
-        step = json.loads(output([self.programs / "codec_train", batch, 1, 10, threads, self.args.device]))
-        peer = self.torch("codec_train.py", "--batch", batch)["codec_train_step"]
-        yield f"training step, {batch} x 1 s", step["ms_median"], peer["ms_median"]
+        with tempfile.TemporaryDirectory() as scratch:
+            begin = Path(scratch) / "checkpoint.safetensors"
+            program = [self.programs / "codec_train", batch, 1, 10, threads, self.args.device]
+            ours = json.loads(output([*program, "--checkpoint", begin, *flags]))
+            theirs = self.torch("codec_train.py", "--batch", batch, "--checkpoint", begin, *flags)[ours["bench"]]
+        for name, loss in theirs["first"].items():
+            if not abs(ours["first"][name] - loss) <= 1e-3 * max(abs(loss), 1e-3):
+                raise SystemExit(f"{ours['bench']}: first losses differ: {name} {ours['first'][name]}, PyTorch's {loss}")
+        return ours, theirs
+
+    def training(self):
+        ours, theirs = self.step()
+        yield f"training step, {self.args.batch} x 1 s", ours["ms_median"], theirs["ms_median"]
+
+    def adversarial(self):
+        ours, theirs = self.step("--adversarial")
+        for what, key in (
+            (f"adversarial step, {self.args.batch} x 1 s", "ms_median"),
+            ("seconds of audio per second", "audio_seconds_per_second"),
+            ("memory at rest, MiB", "memory_at_rest_mib"),
+            ("memory at peak, MiB", "memory_peak_mib"),
+        ):
+            # Where the system does not say: no number.
+            yield what, *(math.nan if side[key] is None else side[key] for side in (ours, theirs))
 
 
 def main():
@@ -75,18 +100,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=5, help="of the training step")
+    parser.add_argument("--adversarial", action="store_true", help="a training step against discriminators, and nothing else")
     args = parser.parse_args()
     current = Round(build(), args)
     found = {}
     for _ in range(max(args.rounds, 1)):
-        for measure in (current.streaming, current.offline, current.training):
+        for measure in (current.adversarial,) if args.adversarial else (current.streaming, current.offline, current.training):
             for what, ours, theirs in measure():
                 found.setdefault(what, []).append((ours, theirs))
-    print(f"ms, medians of {args.rounds} rounds in turns, {args.device}, {args.threads} threads")
-    print(f"{'':42}{'swara':>10}{'PyTorch':>10}{'ratio':>8}")
+    print(f"ms unless said, medians of {args.rounds} rounds in turns, {args.device}, {args.threads} threads")
+    print(f"{'':42}{'swara':>10}{'PyTorch':>10}{'PyTorch / swara':>17}")
     for what, pairs in found.items():
         ours, theirs = (statistics.median(column) for column in zip(*pairs))
-        print(f"{what:42}{ours:10.2f}{theirs:10.2f}{theirs / ours:7.1f}x")
+        print(f"{what:42}{ours:10.2f}{theirs:10.2f}{theirs / ours:16.2f}x")
 
 
 if __name__ == "__main__":

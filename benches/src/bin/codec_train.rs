@@ -1,21 +1,58 @@
 //! Times one training step, beside which `benches/peers/codec_train.py` times the same in PyTorch: same shape, batch and losses.
 //!
-//! `codec_train [BATCH] [SECONDS] [STEPS] [THREADS] [DEVICE]`: one JSON line with the median, p10 and p90 in milliseconds.
+//! `codec_train [BATCH] [SECONDS] [STEPS] [THREADS] [DEVICE] [--adversarial] [--checkpoint FILE]`: one JSON line with the median, p10 and
+//! p90 in milliseconds, the losses of the first step, and what memory the process holds before it and at most.
+//!
+//! With `--adversarial` the codec is trained against narrow discriminators of spectra and periods. FILE becomes what the first step starts
+//! from, so that the peer may start there as well.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 use swara_benches::timing::Samples;
-use swara_engine::train::{CodebookRules, LossWeights, Schedule, TrainConfig, Trainer};
+use swara_engine::train::{
+    Adversarial, AdversarialRule, CodebookRules, Decayed, DiscriminatorConfig, LossWeights, Optimizer, PeriodConfig, PeriodRules, Schedule,
+    StftConfig, TrainConfig, Trainer,
+};
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
 
 /// Steps that are not timed: pools fill, codebooks settle.
 const WARMUP: usize = 3;
 
+/// EnCodec's and HiFi-GAN's, of few channels, and EnCodec's losses. The peer has the same.
+fn adversarial() -> Adversarial {
+    let (stft, period) = (StftConfig { windows: vec![1024, 512, 256], filters: 8, ..StftConfig::default() }, PeriodConfig::default());
+    Adversarial {
+        start: 0,
+        every: 1,
+        rule: AdversarialRule::ENCODEC,
+        discriminators: DiscriminatorConfig {
+            period: Some(PeriodConfig { rules: PeriodRules::HifiGan, channels: vec![8, 16, 32, 32], ..period }),
+            stft: Some(stft),
+            ..DiscriminatorConfig::default()
+        },
+        optimizer: Optimizer { learning_rate: 1e-4, warmup: 0, final_rate: 1.0, decayed: Decayed::All, ..Optimizer::default() },
+    }
+}
+
+/// Memory that this process holds, and held at most, in MiB. `None` where the system does not say.
+fn memory() -> Option<[f64; 2]> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse::<f64>().ok());
+    Some([kib("VmRSS:")? / 1024.0, kib("VmHWM:")? / 1024.0])
+}
+
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let against = args.iter().position(|a| a == "--adversarial").map(|at| args.remove(at)).is_some();
+    let checkpoint = match args.iter().position(|a| a == "--checkpoint") {
+        Some(at) if at + 1 < args.len() => args.drain(at..at + 2).nth(1),
+        Some(_) => anyhow::bail!("--checkpoint FILE"),
+        None => None,
+    };
     let number =
         |i: usize, default: usize| args.get(i).map_or(Ok(default), |a| a.parse().with_context(|| format!("{a:?} is not a number")));
     let (batch, seconds, steps, threads) = (number(0, 8)?, number(1, 1)?, number(2, 10)?.max(1), number(3, 2)?);
@@ -24,6 +61,7 @@ fn main() -> Result<()> {
         train: Schedule { batch, crop_frames: 50 * seconds, ..Schedule::default() },
         loss: LossWeights { commitment: 1.0, ..LossWeights::default() },
         codebook: CodebookRules { start: 0, kmeans_iterations: 2, dropout: 0.0, ..CodebookRules::default() },
+        adversarial: against.then(adversarial),
         ..TrainConfig::new("te50-small", None)
     };
     let device = Device::open(args.get(4).map_or("cpu", String::as_str))?;
@@ -31,11 +69,17 @@ fn main() -> Result<()> {
     let mut rng = SplitMix(0);
     let samples: Vec<f32> = (0..batch * seconds * 16000).map(|_| (rng.uniform() - 0.5) as f32).collect();
     trainer.initialise_codebooks([samples.clone()])?;
+    if let Some(path) = checkpoint {
+        trainer.save(Path::new(&path))?;
+    }
+    let rest = memory();
+    let mut first = None;
     let mut times = Vec::with_capacity(steps);
     for i in 0..WARMUP + steps {
         let start = Instant::now();
         let step = trainer.train(&samples)?;
-        step.losses()?;
+        let losses = step.losses()?;
+        first.get_or_insert(losses);
         if i >= WARMUP {
             times.push(start.elapsed().as_secs_f64());
         }
@@ -43,11 +87,15 @@ fn main() -> Result<()> {
     let times = Samples::new(times).context("no steps to time")?;
     let ms = |share: f64| times.quantile(share) * 1e3;
     let parameters: usize = trainer.parameters().iter().map(|p| p.value.elements()).sum();
+    let first = first.context("no step")?;
     println!(
         "{}",
-        json!({ "bench": "codec_train_step", "peer": "swara", "device": device.name(), "threads": threads, "dtype": "f32", "parameters": parameters,
+        json!({ "bench": if against { "codec_train_step_adversarial" } else { "codec_train_step" }, "peer": "swara", "device": device.name(), "threads": threads, "dtype": "f32", "parameters": parameters,
             "batch": batch, "samples": seconds * 16000, "runs": steps, "ms_median": ms(0.5), "ms_p10": ms(0.1), "ms_p90": ms(0.9),
-            "audio_seconds_per_second": (batch * seconds) as f64 * 1e3 / ms(0.5) })
+            "audio_seconds_per_second": (batch * seconds) as f64 * 1e3 / ms(0.5),
+            "memory_at_rest_mib": rest.map(|[now, _]| now), "memory_peak_mib": memory().map(|[_, most]| most),
+            "first": { "mel": first.mel, "wave": first.wave, "adversarial": first.adversarial, "feature": first.feature,
+                "commitment": first.commitment, "discriminator": first.discriminator } })
     );
     Ok(())
 }
