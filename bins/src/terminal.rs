@@ -149,6 +149,15 @@ pub fn progress(length: Option<u64>, what: &str) -> ProgressBar {
     bar
 }
 
+/// As [`progress`] of a known length; below the bar its message has a line to itself, as much of it as the terminal is wide.
+pub fn progress_above_message(length: u64, what: &str) -> ProgressBar {
+    let bar = progress(Some(length), what);
+    if let Ok(style) = ProgressStyle::with_template("{prefix:>10} {bar:40} {percent:>3}% {elapsed} of {duration}\n{wide_msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// Columns of text, each as wide as its widest cell; the first is flushed left, the others right.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();

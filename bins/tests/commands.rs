@@ -129,8 +129,29 @@ fn speech_is_prepared_and_trained_on_and_the_run_is_diagnosed_and_resumed() {
         assert!(room.path("run").join(file).is_file(), "{file}");
     }
     room.refuses(&train[..train.len() - 1], 1, "--resume");
+    // As a version wrote it that did not know PESQ.
+    let validation = |name: &str| std::fs::read_to_string(room.path(name)).unwrap();
+    let known = validation("run/validation.csv");
+    assert!(known.starts_with("step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude,pesq\n6,2,"), "{known}");
+    let before: String = known.lines().map(|line| format!("{}\n", line.rsplit_once(',').unwrap().0)).collect();
+    room.write("run/validation.csv", before.as_bytes());
+    assert_eq!(room.json(&["diagnose", "run", "--json"])["step"], 12);
     room.write("config.toml", CONFIG.replace("steps = 12", "steps = 18").as_bytes());
-    assert_eq!(room.json(&[&train[..], &["--resume"]].concat())["steps"], 18);
+    let resumed = room.json(&[&train[..], &["--resume"]].concat());
+    assert_eq!(resumed["steps"], 18);
+    let lines = validation("run/validation.csv");
+    let opinions: Vec<&str> = lines.lines().map(|line| line.split(',').nth(7).unwrap()).collect();
+    assert_eq!(opinions[..3], ["pesq", "", ""]);
+    let opinion: f64 = opinions[3].parse().unwrap();
+    assert!((1.0..4.65).contains(&opinion) && (opinion - resumed["validation"]["pesq"].as_f64().unwrap()).abs() < 1e-3, "{lines}");
+    let kept: Vec<String> =
+        room.contents().into_keys().filter_map(|path| Some(path.to_str()?.split_once("samples/")?.1.to_owned())).collect();
+    let pictures: Vec<&String> = kept.iter().filter(|name| name.ends_with(".png")).collect();
+    assert_eq!((kept.len(), pictures.len()), (3 * 2 * 3, 3 * 2), "{kept:?}");
+    for picture in pictures {
+        let size = std::fs::metadata(room.path("run/samples").join(picture)).unwrap().len();
+        assert!((10_000..2_000_000).contains(&size), "{picture}: {size} bytes");
+    }
 
     let diagnosis = room.json(&["diagnose", "run", "--plot", "run.png", "--json"]);
     assert_eq!(diagnosis["step"], 18);

@@ -33,7 +33,7 @@ pub use discriminator::{
 };
 pub use parameters::Parameter;
 pub use recording::Recording;
-pub use run::{Event, Report, Start, Validation, run};
+pub use run::{Event, Report, Sample, Start, Validation, run};
 pub use speaker::SpeakerRules;
 pub use step::{Losses, Step};
 use swara_kernels::ops::{adamw, elementwise};

@@ -9,6 +9,7 @@
 //! | `model.safetensors`       | the codec as it stands                                        |
 //! | `config.json`             | its configuration, as published models have it, of an EnCodec or a SNAC |
 //! | `samples/STEP-NAME-input.wav`, `..-output.wav` | utterances of a validation, before and after     |
+//! | `samples/STEP-NAME.png`   | their spectrograms, from who watches the run                  |
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -56,6 +57,20 @@ pub struct Validation {
     pub si_sdr_db: f64,
     pub rho: f64,
     pub amplitude: f64,
+    /// Over those that [`metrics::pesq`] says something of.
+    pub pesq: Option<f64>,
+}
+
+/// An utterance of a validation that was kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    pub step: u64,
+    pub id: &'a str,
+    /// Both files, less `-input.wav` and `-output.wav`.
+    pub path: &'a Path,
+    pub input: &'a [f32],
+    pub output: &'a [f32],
+    pub sample_rate: u32,
 }
 
 /// What a run begins with.
@@ -70,6 +85,7 @@ pub enum Start<'a> {
 
 pub enum Event<'a> {
     Step(&'a Report),
+    Kept(Sample<'a>),
     Validated(&'a Validation),
     Saved(u64),
 }
@@ -78,7 +94,7 @@ const CONFIG: &str = "config.toml";
 /// Longest line of a log that is continued, bytes.
 const MAX_LINE: u64 = 1 << 16;
 const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,speaker,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
-const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude\n";
+const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude,pesq\n";
 /// Utterances a validation decodes at most, spread over the split.
 const VALIDATION_UTTERANCES: usize = 12;
 
@@ -178,7 +194,7 @@ pub fn run(
             stop |= observe(Event::Step(&report)).is_break();
         }
         if done.is_multiple_of(t.validate_every) || last {
-            let validation = validate(&trainer, &dataset, &folder)?;
+            let validation = validate(&trainer, &dataset, &folder, |sample| stop |= observe(Event::Kept(sample)).is_break())?;
             if let Some(validation) = validation {
                 folder.append("validation.csv", &validation.line())?;
                 stop |= observe(Event::Validated(&validation)).is_break();
@@ -258,7 +274,7 @@ fn report(trainer: &Trainer, step: &Step, targets: &[f32], elapsed: Duration) ->
 }
 
 /// Encodes and decodes utterances of the validation split; `None` while there is nothing to quantise with, or no such split.
-fn validate(trainer: &Trainer, dataset: &Dataset, folder: &Folder) -> Result<Option<Validation>> {
+fn validate(trainer: &Trainer, dataset: &Dataset, folder: &Folder, mut kept: impl FnMut(Sample)) -> Result<Option<Validation>> {
     let indices: Vec<usize> = dataset.split(Split::Validation).map(|(i, _)| i).collect();
     if indices.is_empty() || !trainer.has_codebooks() {
         return Ok(None);
@@ -267,21 +283,29 @@ fn validate(trainer: &Trainer, dataset: &Dataset, folder: &Folder) -> Result<Opt
     let stride = indices.len().div_ceil(VALIDATION_UTTERANCES);
     let mut sum = [0.0; 5];
     let mut count = 0;
+    let mut opinions = Vec::new();
     for (n, &index) in indices.iter().step_by(stride).enumerate() {
         let samples = dataset.samples(index);
         let mut decoded = codec.decode(&codec.encode(&samples, codec.codebooks())?)?;
         decoded.truncate(samples.len());
         if n < SAMPLES {
-            folder.keep(trainer.step(), &dataset.utterances()[index].id, [&samples, &decoded], codec.format().sample_rate)?;
+            let (step, id) = (trainer.step(), &*dataset.utterances()[index].id);
+            let path = folder.sample(step, id);
+            let sample = Sample { step, id, path: &path, input: &samples, output: &decoded, sample_rate: codec.format().sample_rate };
+            folder.keep(&sample)?;
+            kept(sample);
         }
         let c = Comparison::new(&samples, &decoded, codec.format().sample_rate, 0);
         let (Some(mel), Some(stoi)) = (c.mel_distance, c.stoi) else { continue };
         let values = [mel, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude];
         sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+        opinions.extend(c.pesq);
         count += 1;
     }
+    let pesq = (!opinions.is_empty()).then(|| opinions.iter().sum::<f64>() / opinions.len() as f64);
     let [mel_distance, stoi, si_sdr_db, rho, amplitude] = sum.map(|s| s / count.max(1) as f64);
-    Ok((count > 0).then_some(Validation { step: trainer.step(), utterances: count, mel_distance, stoi, si_sdr_db, rho, amplitude }))
+    let step = trainer.step();
+    Ok((count > 0).then_some(Validation { step, utterances: count, mel_distance, stoi, si_sdr_db, rho, amplitude, pesq }))
 }
 
 impl Report {
@@ -316,8 +340,15 @@ impl Report {
 impl Validation {
     fn line(&self) -> String {
         format!(
-            "{},{},{:.4},{:.4},{:.3},{:.4},{:.2}\n",
-            self.step, self.utterances, self.mel_distance, self.stoi, self.si_sdr_db, self.rho, self.amplitude
+            "{},{},{:.4},{:.4},{:.3},{:.4},{:.2},{}\n",
+            self.step,
+            self.utterances,
+            self.mel_distance,
+            self.stoi,
+            self.si_sdr_db,
+            self.rho,
+            self.amplitude,
+            self.pesq.map(|p| format!("{p:.3}")).unwrap_or_default()
         )
     }
 }
@@ -331,13 +362,20 @@ impl Folder {
         self.dir.join(name)
     }
 
+    /// What files of an utterance begin with.
+    fn sample(&self, step: u64, id: &str) -> PathBuf {
+        let name: String = id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(64).collect();
+        self.path("samples").join(format!("{step:07}-{name}"))
+    }
+
     /// An utterance before and after the codec.
-    fn keep(&self, step: u64, id: &str, waves: [&[f32]; 2], rate: u32) -> Result<()> {
+    fn keep(&self, sample: &Sample) -> Result<()> {
         let dir = self.path("samples");
         fs::create_dir_all(&dir).map_err(|e| Error::File { path: dir.clone(), why: e.to_string() })?;
-        let name: String = id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(64).collect();
-        for (part, wave) in ["input", "output"].iter().zip(waves) {
-            audio::write(dir.join(format!("{step:07}-{name}-{part}.wav")), wave, rate, WavFormat::S16)?;
+        for (part, wave) in [("input", sample.input), ("output", sample.output)] {
+            let mut path = sample.path.to_owned().into_os_string();
+            path.push(format!("-{part}.wav"));
+            audio::write(path, wave, sample.sample_rate, WavFormat::S16)?;
         }
         Ok(())
     }

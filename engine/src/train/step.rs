@@ -30,7 +30,7 @@ pub(super) struct Measured {
 }
 
 /// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Losses {
     pub mel: f64,
     pub wave: f64,
