@@ -5,6 +5,8 @@ mod common;
 use std::path::Path;
 
 use common::{Room, samples, wav};
+use swara_engine::train::{TrainConfig, Trainer};
+use swara_kernels::Device;
 use swara_loader::weights::Weights;
 
 fn golden(name: &str) -> String {
@@ -54,6 +56,40 @@ fn a_dac_goes_to_transformers() {
         room.works(&["encode", "in.wav", out, "--model", model, "--device", "cpu"]);
     }
     same(&room.path("a.safetensors"), room.path("b.safetensors").to_str().unwrap(), &[]);
+}
+
+/// The recipe of DAC, narrow: its rules, its optimisers, its kinds of discriminators.
+#[test]
+fn a_dac_that_was_trained_here_goes_to_transformers_too() {
+    let room = Room::new();
+    let recipe = std::fs::read_to_string(format!("{}/train/recipes/dac.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let mut config = TrainConfig::from_toml(&recipe).unwrap();
+    let codec = config.codec.as_mut().unwrap();
+    (codec.encoder_widths, codec.decoder_widths) = (vec![2, 4, 8, 16, 32], vec![32, 16, 8, 4, 2]);
+    // The latent's width is one of its own.
+    (codec.latent, codec.codebook_dim, codec.codebook_sizes) = (24, 4, vec![16; 3]);
+    (config.train.batch, config.train.crop_frames) = (2, 8);
+    let judges = &mut config.adversarial.as_mut().unwrap().discriminators;
+    judges.period.as_mut().unwrap().channels = vec![2, 3];
+    let bands = judges.band.as_mut().unwrap();
+    (bands.windows, bands.channels) = (vec![64], 2);
+    let batch = samples(config.train.batch * config.crop().unwrap());
+    let mut trainer = Trainer::new(config, &Device::Cpu).unwrap();
+    for _ in 0..2 {
+        let losses = trainer.train(&batch).unwrap().losses().unwrap();
+        assert!(losses.discriminator.is_some() && losses.feature > 0.0);
+    }
+    trainer.release(&room.path("own.safetensors")).unwrap();
+    room.works(&["convert", "own.safetensors", "hf", "--layout", "hf"]);
+    wav(&room, "in.wav", 24000, 1, &samples(5000));
+    for (model, name) in [("own.safetensors", "a"), ("hf", "b")] {
+        let [codes, sound] = ["safetensors", "wav"].map(|kind| format!("{name}.{kind}"));
+        room.works(&["encode", "in.wav", &codes, "--model", model, "--device", "cpu"]);
+        room.works(&["decode", &codes, &sound, "--model", model, "--device", "cpu"]);
+    }
+    same(&room.path("a.safetensors"), room.path("b.safetensors").to_str().unwrap(), &[]);
+    let [a, b] = ["a.wav", "b.wav"].map(|name| std::fs::read(room.path(name)).unwrap());
+    assert!(a == b && a.len() > 2 * 4500, "samples differ, or there are none");
 }
 
 #[test]
