@@ -166,3 +166,40 @@ fn the_run_of_the_bundled_codec_raises_no_alarm_at_any_line() {
     assert_eq!((&report["verdict"], &report["since"], &report["step"]), (&"ok".into(), &50.into(), &16000.into()));
     assert_eq!(report["alarms"].as_array().unwrap().len(), 0);
 }
+
+/// Harmonics of a gliding pitch.
+fn voiced(n: usize, pitch: f32) -> Vec<f32> {
+    let wave = |t: f32| {
+        let angle = std::f32::consts::TAU * pitch * t * (1.0 + 0.3 * t);
+        (1..6).map(|h| (angle * h as f32).sin() / h as f32).sum::<f32>() * (0.15 + 0.1 * (50.0 * t).sin())
+    };
+    (0..n).map(|i| wave(i as f32 / 16000.0)).collect()
+}
+
+/// A real run: the codec hardly learns, its discriminators do. Its sister, where both learn as they should, is called by no such name.
+#[test]
+fn a_run_whose_discriminators_won_is_called_so() {
+    let room = Room::new();
+    std::fs::create_dir_all(room.path("raw/a/en")).unwrap();
+    for i in 0..3 {
+        wav(&room, &format!("raw/a/en/{i}.wav"), 16000, 1, &voiced(20_000, 110.0 + 40.0 * i as f32));
+    }
+    room.works(&["prepare", "raw", "data"]);
+    let wider = [("[4, 6, 8]", "[8, 16, 24]"), ("[8, 6, 4]", "[24, 16, 8]"), ("[4, 8]", "[4, 2]"), ("latent = 8", "latent = 16")];
+    let longer =
+        [("[16, 8, 8]", "[32, 16]"), ("crop_frames = 20", "crop_frames = 80"), ("steps = 12", "steps = 90"), ("_dim = 4", "_dim = 8")];
+    let config = wider.into_iter().chain(longer).fold(CONFIG.to_owned(), |config, (from, to)| config.replace(from, to));
+    for (name, codec, discriminators) in [("lost", 1e-7, 5e-3), ("kept", 1e-3, 5e-4)] {
+        let against = format!(
+            "[optimizer]\nlearning_rate = {codec}\n[adversarial]\nrule = {{ form = \"hinge\", reduction = \"mean\" }}\n\
+             optimizer = {{ learning_rate = {discriminators}, warmup = 0, final_rate = 1.0 }}\n[adversarial.discriminators]\n\
+             stft = {{ windows = [128, 64], filters = 16 }}\n"
+        );
+        room.write("config.toml", (config.clone() + &against).as_bytes());
+        room.works(&["train", "codec", "--config", "config.toml", "--data", "data", "--out", name, "--device", "cpu", "-q"]);
+        let diagnosis = room.json(&["diagnose", name, "--json"]);
+        assert_eq!(diagnosis["verdict"] == "discriminator-won", name == "lost", "{name}: {diagnosis}");
+        let page = std::fs::read_to_string(room.path(name).join("report.html")).unwrap();
+        assert_eq!(page.contains("discriminator-won"), name == "lost", "{name}");
+    }
+}
