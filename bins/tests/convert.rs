@@ -4,9 +4,10 @@ mod common;
 
 use std::path::Path;
 
-use common::{Room, samples, wav};
+use common::{Room, model, samples, wav};
+use swara_engine::codec::{Codec, Codes};
 use swara_engine::train::{TrainConfig, Trainer};
-use swara_kernels::Device;
+use swara_kernels::{DType, Device};
 use swara_loader::weights::Weights;
 
 fn golden(name: &str) -> String {
@@ -92,10 +93,31 @@ fn a_dac_that_was_trained_here_goes_to_transformers_too() {
     assert!(a == b && a.len() > 2 * 4500, "samples differ, or there are none");
 }
 
+/// `transformers` read what convert makes of it, all of it (verify/reference/bundled.py).
+#[test]
+fn the_bundled_codec_is_what_transformers_makes_of_it() {
+    let room = Room::new();
+    let bundled = format!("{}/data/swara-te50.safetensors", env!("CARGO_MANIFEST_DIR"));
+    room.works(&["convert", &bundled, "hf", "--layout", "hf"]);
+    let case = Weights::open(Path::new(&golden("bundled/transformers.safetensors"))).unwrap();
+    let theirs: Vec<i32> = case.view("codes").unwrap().bytes.chunks(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect();
+    let (clean, decoded) = (case.to_f32("clean").unwrap(), case.to_f32("decoded").unwrap());
+    for path in [Path::new(&bundled), &room.path("hf")] {
+        let codec = Codec::open(path, &Device::Cpu, DType::F32).unwrap();
+        let codes = codec.encode(&clean, codec.codebooks()).unwrap();
+        // A codeword may be as near as another to the last bit.
+        let other = codes.values.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+        assert!(codes.values.len() == theirs.len() && 50 * other <= theirs.len(), "{other} codes of {} differ", theirs.len());
+        let ours = codec.decode(&Codes { values: theirs.clone(), ..codes }).unwrap();
+        let off = ours.iter().zip(decoded.iter()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(ours.len() == decoded.len() && off < 1e-4, "samples off by {off}");
+    }
+}
+
 #[test]
 fn what_others_do_not_have_is_refused() {
     let room = Room::new();
-    let own = format!("{}/data/swara-te50.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let own = model(&room).to_str().unwrap().to_owned();
     room.refuses(&["convert", &own, "x", "--layout", "hf"], 1, "transformers has DAC alone");
     room.refuses(&["convert", &own, "x", "--layout", "kyutai"], 1, "no Mimi");
     room.refuses(&["convert", &golden("snac/weights/24khz"), "x", "--layout", "hf"], 1, "no SNAC");

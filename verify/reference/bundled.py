@@ -1,0 +1,37 @@
+"""bundled: the bundled codec as `transformers` runs it, from what `swara convert` wrote.
+
+clean   the bundled clip's first 1.6 s [T], 16 kHz
+codes   [12, 80] of it; decoded [T] from them
+"""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dump import GOLDEN, save
+from signals import CLIP
+
+SAMPLES = 25600
+
+
+def make():
+    from safetensors.numpy import load_file
+    from transformers import MimiModel
+
+    bundled = CLIP.with_name("swara-te50.safetensors")
+    swara = os.environ.get("SWARA", "").split() or ["cargo", "run", "--release", "--quiet", "--"]
+    with tempfile.TemporaryDirectory() as folder:
+        hf = Path(folder) / "hf"
+        subprocess.run([*swara, "convert", bundled, hf, "--layout", "hf"], check=True, cwd=CLIP.parent, stdout=subprocess.DEVNULL)
+        model, info = MimiModel.from_pretrained(hf, output_loading_info=True)
+    left = {what: names for what, names in info.items() if names}
+    if left:
+        raise ValueError(f"transformers does not find what it wants: {left}")
+    clean = load_file(GOLDEN / "pesq" / "clip.safetensors")["clean"][:SAMPLES]
+    with torch.no_grad():
+        codes = model.eval().encode(torch.from_numpy(clean)[None, None]).audio_codes
+        decoded = model.decode(codes).audio_values
+    save("bundled", "transformers", {"clean": clean, "codes": codes[0], "decoded": decoded[0, 0]})
