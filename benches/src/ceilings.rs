@@ -78,7 +78,7 @@ fn measure(device: &Device) -> Result<Ceilings> {
         Device::Cpu => {
             let f32_flops = cpu_flops();
             Ok(Ceilings {
-                bytes: cpu_read(),
+                bytes: cpu_read()?,
                 f32_flops,
                 f16_flops: f32_flops,
                 bf16_flops: f32_flops,
@@ -106,35 +106,39 @@ fn best(mut sample: impl FnMut() -> f64) -> f64 {
     }
 }
 
-fn cpu_read() -> f64 {
-    let reading = Reading::new();
-    let mut pieces = reading.0.chunks(reading.0.len() / Reading::PIECES).cycle();
-    1.0 / best(|| Reading::seconds_per_byte(pieces.next().unwrap_or_default()))
+fn cpu_read() -> Result<f64> {
+    let reading = Reading::new()?;
+    let all = reading.0.as_slice()?;
+    let mut pieces = all.chunks(all.len() / Reading::PIECES).cycle();
+    Ok(1.0 / best(|| Reading::seconds_per_byte(pieces.next().unwrap_or_default())))
 }
 
-/// Memory beyond any cache, to be read by all threads.
-pub struct Reading(Vec<f32>);
+/// Memory beyond any cache, in large pages as weights are, to be read by all threads.
+pub struct Reading(Tensor);
 
 impl Reading {
     /// A millisecond is found undisturbed where a longer time is not.
     const PIECES: usize = 8;
+    /// What a thread reads before it asks for more, 1 MiB.
+    const PART: usize = 1 << 18;
 
     /// 256 MiB.
-    #[allow(clippy::new_without_default, reason = "not for free")]
-    pub fn new() -> Reading {
-        Reading(vec![1.0; 64 << 20])
+    pub fn new() -> Result<Reading> {
+        let mut values = Tensor::empty(&Device::Cpu, DType::F32, [64 << 20])?;
+        values.as_mut_slice::<f32>()?.fill(1.0);
+        Ok(Reading(values))
     }
 
     /// Seconds that a byte takes now, on average over all of them.
-    pub fn now(&self) -> f64 {
-        Reading::seconds_per_byte(&self.0)
+    pub fn now(&self) -> Result<f64> {
+        Ok(Reading::seconds_per_byte(self.0.as_slice()?))
     }
 
-    fn seconds_per_byte(piece: &[f32]) -> f64 {
+    fn seconds_per_byte(values: &[f32]) -> f64 {
         let start = Instant::now();
-        let sum: f32 = piece.par_chunks(piece.len().div_ceil(rayon::current_num_threads()).max(1)).map(read).sum();
+        let sum: f32 = values.par_chunks(Reading::PART).map(read).sum();
         black_box(sum);
-        start.elapsed().as_secs_f64() / size_of_val(piece) as f64
+        start.elapsed().as_secs_f64() / size_of_val(values) as f64
     }
 }
 

@@ -337,7 +337,7 @@ impl Times {
             Device::Cpu => None,
             Device::Cuda(cuda) => Some([cuda.launches(), cuda.kernels()]),
         };
-        let reading = matches!(model.device(), Device::Cpu).then(Reading::new);
+        let reading = matches!(model.device(), Device::Cpu).then(Reading::new).transpose()?;
         let mut rng = SplitMix(1);
         for step in 0..WARMUP + steps {
             let mut first: Option<Vec<i32>> = None;
@@ -353,7 +353,9 @@ impl Times {
                 let (taken, said) = stepped?;
                 if step >= WARMUP {
                     seconds.push(taken);
-                    readings.extend(reading.as_ref().map(|reading| reading.now() / taken));
+                    if let Some(reading) = &reading {
+                        readings.push(reading.now()? / taken);
+                    }
                     if let Some((before, after)) = before.zip(launched()) {
                         *launches = std::array::from_fn(|i| launches[i] + after[i] - before[i]);
                     }
