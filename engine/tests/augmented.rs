@@ -133,23 +133,24 @@ fn a_resumed_run_may_not_train_anything_else() {
         change(&mut config);
         Trainer::resume(&path, config, &Device::Cpu).map(drop).map_err(|e| e.to_string())
     };
-    let changes: [(&str, &dyn Fn(&mut TrainConfig)); 13] = [
-        ("train.seed", &|c| c.train.seed = 7),
-        ("train.loudness", &|c| c.train.loudness = Loudness::Unchanged),
-        ("train.gain_db", &|c| c.train.gain_db = (-3.0, 0.0)),
-        ("loss.mel_scales", &|c| c.loss.mel_scales.truncate(1)),
-        ("codebook.start", &|c| c.codebook.start = 3),
-        ("codebook.dropout", &|c| c.codebook.dropout = 0.25),
-        ("balancer", &|c| c.balancer = None),
-        ("balancer.total_norm", &|c| c.balancer.as_mut().unwrap().total_norm = 2.0),
-        ("speaker", &|c| c.speaker = None),
-        ("speaker.weight", &|c| c.speaker.as_mut().unwrap().weight = 0.1),
-        ("augment", &|c| c.augment = None),
-        ("augment.target", &|c| c.augment.as_mut().unwrap().target = Target::Noisy),
-        ("augment.noise.snr_db", &|c| c.augment.as_mut().unwrap().noise.as_mut().unwrap().snr_db = (0.0, 20.0)),
+    type Change = fn(&mut TrainConfig);
+    let changes: [(&str, Change); 13] = [
+        ("train.seed", |c| c.train.seed = 7),
+        ("train.loudness", |c| c.train.loudness = Loudness::Unchanged),
+        ("train.gain_db", |c| c.train.gain_db = (-3.0, 0.0)),
+        ("loss.mel_scales", |c| c.loss.mel_scales.truncate(1)),
+        ("codebook.start", |c| c.codebook.start = 3),
+        ("codebook.dropout", |c| c.codebook.dropout = 0.25),
+        ("balancer", |c| c.balancer = None),
+        ("balancer.total_norm", |c| c.balancer.as_mut().unwrap().total_norm = 2.0),
+        ("speaker", |c| c.speaker = None),
+        ("speaker.weight", |c| c.speaker.as_mut().unwrap().weight = 0.1),
+        ("augment", |c| c.augment = None),
+        ("augment.target", |c| c.augment.as_mut().unwrap().target = Target::Noisy),
+        ("augment.noise.snr_db", |c| c.augment.as_mut().unwrap().noise.as_mut().unwrap().snr_db = (0.0, 20.0)),
     ];
     for (key, change) in changes {
-        let error = resumed(change).unwrap_err();
+        let error = resumed(&change).unwrap_err();
         assert!(error.ends_with(&format!("was trained with another {key}")), "{key}: {error}");
     }
     resumed(&|_| ()).unwrap();
