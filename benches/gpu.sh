@@ -123,7 +123,7 @@ bench() {
 # Prints the medians without and with --pdl, where both are in $1.
 pdl() {
     local times
-    grep -qE '"pdl": ?true' "$1" || return 0
+    grep -qE '"pdl": ?true' "$1" || { say "SKIPPED  --pdl: no dependent launches with this GPU or driver"; return 0; }
     times=$(grep -oE '"step_ms_p50": ?[0-9.]+' "$1" | grep -oE '[0-9.]+$' | tr '\n' ' ')
     say "         the same codes without and with --pdl; ms a step: $times"
 }

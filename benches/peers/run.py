@@ -1,4 +1,4 @@
-"""The bundled codec's model in swara and in PyTorch, in turns on one device: streaming, offline, a training step; one table.
+"""The codec `te50-small`, untrained, in swara and in PyTorch, in turns on one device: streaming, offline, a training step; one table.
 
     python benches/peers/run.py [--device cpu|cuda] [--rounds 3] [--threads 2] [--batch 5] [--adversarial]
 
@@ -40,8 +40,9 @@ def build():
 class Round:
     """Milliseconds of each measure, of swara and of PyTorch."""
 
-    def __init__(self, programs, args):
-        self.programs, self.args = programs, args
+    def __init__(self, programs, args, model):
+        self.programs, self.args, self.model = programs, args, model
+        output([programs / "codec_train", 1, 1, 1, args.threads, args.device, "--release", model])
 
     def swara(self, *command):
         with tempfile.TemporaryDirectory() as scratch:
@@ -54,13 +55,13 @@ class Round:
         return {row["bench"]: row for row in map(json.loads, lines)}
 
     def streaming(self):
-        frame = self.swara("bench", "codec", "--frames", 200, "--json", "-")[0]
+        frame = self.swara("bench", "codec", "--model", self.model, "--frames", 200, "--json", "-")[0]
         peer = self.torch("codec_stream.py")["codec_stream"]
         yield "streaming, one frame, median", frame["total_ms_p50"], peer["ms_median"]
         yield "streaming, one frame, 99 of 100 within", frame["total_ms_p99"], peer["ms_p99"]
 
     def offline(self):
-        report = self.swara("roundtrip", "--json")
+        report = self.swara("roundtrip", "--model", self.model, "--json")
         seconds = report["seconds"]
         peer = self.torch("codec_infer.py", "--seconds", seconds)["codec_roundtrip"]
         yield f"offline, the bundled clip of {seconds:.1f} s", 1e3 * seconds / report["real_time_factor"], peer["ms_median"]
@@ -86,7 +87,6 @@ class Round:
         ours, theirs = self.step("--adversarial")
         for what, key in (
             (f"adversarial step, {self.args.batch} x 1 s", "ms_median"),
-            ("seconds of audio per second", "audio_seconds_per_second"),
             ("memory at rest, MiB", "memory_at_rest_mib"),
             ("memory at peak, MiB", "memory_peak_mib"),
         ):
@@ -102,12 +102,15 @@ def main():
     parser.add_argument("--batch", type=int, default=5, help="of the training step")
     parser.add_argument("--adversarial", action="store_true", help="a training step against discriminators, and nothing else")
     args = parser.parse_args()
-    current = Round(build(), args)
+    if args.rounds < 1:
+        parser.error("--rounds: at least 1")
     found = {}
-    for _ in range(max(args.rounds, 1)):
-        for measure in (current.adversarial,) if args.adversarial else (current.streaming, current.offline, current.training):
-            for what, ours, theirs in measure():
-                found.setdefault(what, []).append((ours, theirs))
+    with tempfile.TemporaryDirectory() as scratch:
+        current = Round(build(), args, Path(scratch) / "model.safetensors")
+        for _ in range(args.rounds):
+            for measure in (current.adversarial,) if args.adversarial else (current.streaming, current.offline, current.training):
+                for what, ours, theirs in measure():
+                    found.setdefault(what, []).append((ours, theirs))
     print(f"ms unless said, medians of {args.rounds} rounds in turns, {args.device}, {args.threads} threads")
     print(f"{'':42}{'swara':>10}{'PyTorch':>10}{'PyTorch / swara':>17}")
     for what, pairs in found.items():

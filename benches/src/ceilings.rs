@@ -113,7 +113,8 @@ fn cpu_read() -> Result<f64> {
     Ok(1.0 / best(|| Reading::seconds_per_byte(pieces.next().unwrap_or_default())))
 }
 
-/// Memory beyond any cache, in large pages as weights are, to be read by all threads.
+/// Memory beyond the caches of most CPUs, in large pages as weights are, to be read by all threads. When it goes, this thread keeps it
+/// for the next.
 pub struct Reading(Tensor);
 
 impl Reading {
@@ -121,8 +122,9 @@ impl Reading {
     const PIECES: usize = 8;
     /// What a thread reads before it asks for more, 1 MiB.
     const PART: usize = 1 << 18;
+    /// What it holds.
+    pub const MIB: f64 = 256.0;
 
-    /// 256 MiB.
     pub fn new() -> Result<Reading> {
         let mut values = Tensor::empty(&Device::Cpu, DType::F32, [64 << 20])?;
         values.as_mut_slice::<f32>()?.fill(1.0);

@@ -642,7 +642,7 @@ pub struct BenchLm {
     pub plain_depth: bool,
     /// Programmatic dependent launch: kernels of a step start before the one before has ended and wait for it, weights asked for (sm_90
     /// and later). Steps without and with it, in turns; they must say the same codes. Not yet run or timed on a GPU
-    #[arg(long)]
+    #[arg(long, conflicts_with = "mimi")]
     pub pdl: bool,
     #[command(flatten)]
     pub memory: Memory,

@@ -265,7 +265,7 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     speak(&["--model", "hostile", "--text", "x"], 1, "no multiple of the 3 of num_key_value_heads");
     speak(&["--model", "small", "--text", "x"], 1, "400 tokens, the model has 399");
     speak(&["--model", &golden("moshi_lm/weights/moshi"), "--text", "x"], 1, "no CSM");
-    text(&["--mimi", "swara-te50"], 1, "codebooks of 2048, the model knows at most 35");
+    text(&["--mimi", "swara-te50"], 1, "codebooks of 1024, the model knows at most 35");
     text(&["--mimi", "context.wav"], 1, "context.wav");
     text(&["--tokenizer", "none.json"], 1, "no tokenizer.json");
     text(&["--tokenizer", "other.json"], 1, "no token <|end_of_text|>");

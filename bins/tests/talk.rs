@@ -348,7 +348,7 @@ fn whole_frames_can_be_timed() {
     assert_eq!((&step["codec"], &frame["codec"]), (&serde_json::Value::Null, &"kyutai".into()));
     assert!(frame["bytes_per_step"].as_u64() > step["bytes_per_step"].as_u64(), "{frame}");
     assert!(frame["launches_per_step"].is_null() && frame["step_ms_p50"].as_f64().unwrap() > 0.0, "{frame}");
-    assert!(step["share_of_reading"].as_f64().is_some_and(|share| share > 0.0 && share < 2.0), "{step}");
+    assert!(step["share_of_reading"].as_f64().is_some_and(|share| share.is_finite() && share > 0.0), "{step}");
     // No device here has dependent launches, which is said, and nothing is timed with them.
     let early = room.swara([&bench[..], &["--pdl"]].concat());
     let (rows, said) = (String::from_utf8(early.stdout).unwrap(), String::from_utf8(early.stderr).unwrap());
@@ -372,7 +372,7 @@ fn what_does_not_fit_is_refused_before_anything_is_said() {
     let with = |more: &[&'static str]| -> Vec<&str> { [&talk[..], &["--mimi", &mimi], more].concat() };
     refuses(&with(&["--tokenizer", "few.model"]), 1, "7 pieces, the model has 40");
     refuses(&with(&["--tokenizer", "none.model"]), 1, "no sentencepiece model");
-    refuses(&[&talk[..], &["--mimi", "swara-te50"]].concat(), 1, "codebooks of 2048, the model wants 32");
+    refuses(&[&talk[..], &["--mimi", "swara-te50"]].concat(), 1, "codebooks of 1024, the model wants 32");
     refuses(&talk, 2, "--mimi");
     refuses(&["in.wav", "--model", &model, "--mimi", &mimi], 2, "OUT.wav");
     refuses(&["out.wav", "--user-codes", "user.safetensors", "--model", &model], 2, "cannot be used with");

@@ -30,7 +30,10 @@ struct FewRows {
 #if SWARA_ARCH >= 90
         const uint8_t* const first = static_cast<const uint8_t*>(w) + min((uint64_t)lane * 16, max(bytes, (uint64_t)1) - 1);
 #pragma unroll
-        for (int r = 0; r < R; r++) prefetch_l2(first + row_of_w(r) * bytes);
+        for (int r = 0; r < R; r++) {
+            // No row is before a multiple of 16, with which allocations begin.
+            prefetch_l2(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(first + row_of_w(r) * bytes) & ~uintptr_t(15)));
+        }
 #endif
         wait_for_predecessors();
     }

@@ -104,7 +104,7 @@ SWARA_UNARY(rcp_approx, "rcp.approx.ftz.f32")
 SWARA_UNARY(rsqrt_approx, "rsqrt.approx.ftz.f32")
 #undef SWARA_UNARY
 
-// ---- loads; never of memory that the kernel writes
+// ---- loads; never of memory that the kernel writes, or one before that it has not waited for
 
 __device__ __forceinline__ uint4 load_once16(const void* p) {
     uint4 v;
@@ -112,7 +112,7 @@ __device__ __forceinline__ uint4 load_once16(const void* p) {
     return v;
 }
 
-// Asks for the line of `p`, of memory that no kernel in flight writes, to be in the second level cache.
+// Asks for the line of `p` to be in the second level cache: a hint, not a read, so of any memory.
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- asynchronous copy, global -> shared; `valid` false writes zeros and reads nothing

@@ -2,6 +2,8 @@
 
 clean   the bundled clip's first 1.6 s [T], 16 kHz
 codes   [12, 80] of it; decoded [T] from them
+
+The binary is the environment's SWARA, or cargo's. The clip is that of the family pesq_clip.
 """
 
 import os

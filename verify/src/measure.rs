@@ -73,10 +73,11 @@ impl Beginning {
             "ACQBULK" => self.waits |= in_time,
             // What asks for a line of a cache is no access.
             _ => {
-                const ACCESSES: [&str; 12] =
-                    ["LD", "ST", "LDG", "STG", "LDGSTS", "ATOM", "ATOMG", "RED", "REDG", "UTMALDG", "UBLKCP", "UTMASTG"];
-                const WAYS: [&str; 9] = ["BRA", "BRX", "BRXU", "JMP", "CALL", "EXIT", "RET", "BREAK", "BSYNC"];
-                self.over |= ACCESSES.contains(&family) || WAYS.contains(&family);
+                const ACCESSES: [&str; 13] =
+                    ["LD", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG", "UBLKCP", "UBLKRED", "TEX", "TLD", "TLD4", "LDGSTS"];
+                const KINDS: [&str; 3] = ["LDG", "UTMA", "SU"];
+                const WAYS: [&str; 12] = ["BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU", "CALL", "EXIT", "RET", "BREAK", "BSYNC", "KILL"];
+                self.over |= ACCESSES.contains(&family) || WAYS.contains(&family) || KINDS.iter().any(|kind| family.starts_with(kind));
                 return known;
             }
         }

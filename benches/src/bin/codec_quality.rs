@@ -26,9 +26,12 @@ fn main() -> Result<()> {
     let codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
     let dataset = Dataset::open(data)?;
     let trained: Vec<&str> = dataset.split(Split::Train).map(|(_, u)| u.speaker.as_str()).collect();
-    let test: Vec<(usize, [&str; 2])> = dataset
+    let test: Vec<(usize, [String; 2])> = dataset
         .split(Split::Test)
-        .map(|(i, u)| (i, [if trained.contains(&u.speaker.as_str()) { "seen speakers" } else { "unseen speakers" }, &u.language]))
+        .map(|(i, u)| {
+            let speakers = if trained.contains(&u.speaker.as_str()) { "seen speakers" } else { "unseen speakers" };
+            (i, [speakers.to_owned(), format!("language {}", u.language)])
+        })
         .collect();
     if test.is_empty() {
         bail!("{data}: no test split");
@@ -78,12 +81,12 @@ fn main() -> Result<()> {
 struct Means(BTreeMap<String, [f64; 8]>);
 
 impl Means {
-    /// Utterances too short for a measure are left out.
-    fn add(&mut self, groups: &[&str], c: &Comparison) {
+    /// Utterances that a measure has nothing to say of are left out of all.
+    fn add(&mut self, groups: &[String], c: &Comparison) {
         let (Some(pesq), Some(stoi), Some(mel), Some(stft)) = (c.pesq, c.stoi, c.mel_distance, c.stft_distance) else { return };
         let values = [pesq, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude, mel, stft, 1.0];
         for group in groups {
-            let sums = self.0.entry((*group).to_owned()).or_default();
+            let sums = self.0.entry(group.clone()).or_default();
             sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
         }
     }

@@ -4,7 +4,7 @@
 //! p90 in milliseconds, the losses of the first step, and what memory the process holds before it and at most.
 //!
 //! With `--adversarial` the codec is trained against narrow discriminators of spectra and periods. FILE becomes what the first step starts
-//! from, so that the peer may start there as well.
+//! from, so that the peer may start there as well. `--release FILE` writes the model, untrained, and times nothing.
 
 use std::path::Path;
 use std::time::Instant;
@@ -48,11 +48,12 @@ fn memory() -> Option<[f64; 2]> {
 fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let against = args.iter().position(|a| a == "--adversarial").map(|at| args.remove(at)).is_some();
-    let checkpoint = match args.iter().position(|a| a == "--checkpoint") {
-        Some(at) if at + 1 < args.len() => args.drain(at..at + 2).nth(1),
-        Some(_) => anyhow::bail!("--checkpoint FILE"),
-        None => None,
+    let mut file = |flag: &str| match args.iter().position(|a| a == flag) {
+        Some(at) if at + 1 < args.len() => Ok(args.drain(at..at + 2).nth(1)),
+        Some(_) => Err(anyhow::anyhow!("{flag} FILE")),
+        None => Ok(None),
     };
+    let (checkpoint, release) = (file("--checkpoint")?, file("--release")?);
     let number =
         |i: usize, default: usize| args.get(i).map_or(Ok(default), |a| a.parse().with_context(|| format!("{a:?} is not a number")));
     let (batch, seconds, steps, threads) = (number(0, 8)?, number(1, 1)?, number(2, 10)?.max(1), number(3, 2)?);
@@ -69,6 +70,9 @@ fn main() -> Result<()> {
     let mut rng = SplitMix(0);
     let samples: Vec<f32> = (0..batch * seconds * 16000).map(|_| (rng.uniform() - 0.5) as f32).collect();
     trainer.initialise_codebooks([samples.clone()])?;
+    if let Some(path) = release {
+        return Ok(trainer.release(Path::new(&path))?);
+    }
     if let Some(path) = checkpoint {
         trainer.save(Path::new(&path))?;
     }

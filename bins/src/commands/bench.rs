@@ -14,8 +14,8 @@ use swara_benches::{ceilings, picture, turns};
 use swara_engine::codec::{self, mimi};
 use swara_engine::csm::{self, Csm};
 use swara_engine::lm::{self, Config, Lm};
-use swara_kernels::Device;
 use swara_kernels::ops::REGISTRY;
+use swara_kernels::{Device, release_idle};
 use swara_loader::weights::Weights;
 use swara_loader::{input, output};
 
@@ -121,6 +121,7 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
         ));
     }
     let pdl = args.pdl && terminal::dependent_launches(&device);
+    device.dependent_launches(false)?;
     let mut rows = Vec::new();
     let mut measured = None;
     for format in &args.format {
@@ -141,7 +142,9 @@ pub fn lm(common: &Common, args: &BenchLm) -> Result {
             terminal::warn_without_graph(times.no_graph.as_deref());
             terminal::warn_with_plain_depth(times.plain_depth_why.as_deref());
         }
-        let peaks = [loading, peak_rss_mb()];
+        // Without what the bandwidth is measured with, which stays until here.
+        let peaks = [loading, peak_rss_mb().map(|mb| if device == Device::Cpu { mb - ceilings::Reading::MIB } else { mb })];
+        release_idle();
         for in_turns in &times {
             rows.extend(in_turns.iter().map(|times| times.row(&in_turns[0], &lm, &name, &format.name(), &ceilings, peaks)));
         }

@@ -16,7 +16,7 @@ use crate::codec::quantizer::SPLIT;
 
 /// Deviation of the noise around the transform, beside that of a layer which keeps the variance.
 const NOISE: f64 = 0.2;
-/// Level of the signal inside, beside that outside: small, because snakes are straight there.
+/// Level of the signal inside, beside that outside: small, because snakes and ELUs are straight there.
 const LEVEL: f64 = 0.1;
 /// Size of a residual branch.
 const BRANCH: f64 = 0.25;

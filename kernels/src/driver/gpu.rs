@@ -580,9 +580,12 @@ impl Driver for Gpu {
         if wanted && self.arch < DEPENDENTS_ARCH {
             return Err(self.refuse(format!("dependent launches need compute capability 9.0, this is {}.{}", arch / 10, arch % 10)));
         }
-        if wanted && (self.driver_version < DEPENDENTS_DRIVER || !known()) {
+        if wanted && self.driver_version < DEPENDENTS_DRIVER {
             let (needed, found) = (dotted(DEPENDENTS_DRIVER), dotted(self.driver_version));
             return Err(self.refuse(format!("dependent launches need a driver for CUDA {needed}, this is for {found}")));
+        }
+        if wanted && !known() {
+            return Err(self.refuse("the driver has no cuLaunchKernelEx"));
         }
         self.dependents.store(wanted, Ordering::Relaxed);
         Ok(())
