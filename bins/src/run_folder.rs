@@ -309,7 +309,7 @@ mod tests {
         let path = folder.path().join("log.csv");
         std::fs::write(&path, "step,mel,rho,amplitude,perplexities\n".to_owned() + &"1,1,0.9,90,1.1;1.2\n".repeat(50)).unwrap();
         let log = Table::read(&path).unwrap();
-        let config = TrainConfig::new("swara-te50", None);
+        let config = TrainConfig::new("te50-small", None);
         let lines = RunFolder { dir: folder.path().to_owned(), config, sizes: vec![8, 8], log, validation: None }.lines();
         let (last, before) = lines.split_last().unwrap();
         assert!(last.alarms.len() == 2 && before.len() == 49 && before.iter().all(|line| line.alarms.is_empty()));

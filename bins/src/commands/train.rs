@@ -20,7 +20,6 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
     let steps = config.train.steps;
     let bar = terminal::progress_above_message(steps, "train");
     let mut last = None;
-    let mut drawn = Ok(());
     let start = match &args.init {
         Some(model) => Start::Model(model),
         None if args.resume => Start::Resume,
@@ -47,11 +46,9 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
                 }
             }
             Event::Kept(sample) => {
-                if drawn.is_ok() {
-                    drawn = draw(&sample);
-                }
-                if drawn.is_err() {
-                    return ControlFlow::Break(());
+                // Pictures are beside what a run is for.
+                if let Err(failure) = draw(&sample) {
+                    bar.suspend(|| terminal::warn(failure.to_string()));
                 }
             }
             Event::Validated(v) => {
@@ -70,7 +67,6 @@ pub fn codec(common: &Common, args: &TrainCodec) -> Result {
     });
     bar.finish_and_clear();
     let trainer = result?;
-    drawn?;
     let picture = args.out.join("training.png");
     super::diagnose::plot_run(&args.out, &picture)?;
     if common.json {

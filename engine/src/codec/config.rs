@@ -94,7 +94,8 @@ impl Config {
                 transformer: Some(TransformerConfig { layers: 8, heads: 8, hidden: 2048, window: 250 }),
                 ..Config::preset("te12")?
             },
-            "te50-small" => Config {
+            // Runs that were begun when the bundled codec had this shape know it by that name.
+            "te50-small" | "swara-te50" => Config {
                 sample_rate: 16000,
                 encoder_widths: vec![16, 48, 96, 160, 224],
                 decoder_widths: vec![224, 192, 96, 64, 24],

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Name of the model, and of the preset unless `codec` is given.
+    /// Name of the model, and of the preset unless a table gives its shape.
     pub model: String,
     /// The model's shape, if it is not a preset.
     pub codec: Option<Config>,
@@ -247,7 +247,7 @@ impl Default for LossWeights {
 pub struct CodebookRules {
     /// Steps of plain autoencoding before the codebooks are initialised by k-means.
     pub start: u64,
-    /// Batches that k-means sees, of more than 2^26 numbers some rows that are drawn; and its iterations.
+    /// Batches that k-means sees, of more than 2^26 numbers a branch some rows that are drawn; and its iterations.
     pub kmeans_batches: usize,
     pub kmeans_iterations: usize,
     /// Decay of the moving averages.

@@ -5,7 +5,7 @@
 //! samples, lowest frequencies first, and the decoder's as its inverse: the untrained codec is a low-pass filter.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::f64::consts::TAU;
+use std::f64::consts::{PI, TAU};
 
 use swara_kernels::case::SplitMix;
 
@@ -44,10 +44,14 @@ pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], 
     for spec in specs {
         let place = place(spec);
         let layer = spec.name.strip_suffix(".weight_v").or(spec.name.strip_suffix(".weight")).unwrap_or(&spec.name);
+        // The semantic codebook ends a way of its own, beside that of the others.
+        let semantic = layer.strip_suffix(".output_proj") == Some(SPLIT[0]);
         let scale = match place {
-            Some(_) => NOISE,
+            Some((pair, _)) if pair.coarse > 0 => NOISE,
+            // Too narrow for any of it.
+            Some(_) => 1.0,
             None if branches.contains(layer) => BRANCH,
-            None if noisy.contains(layer) => LEVEL,
+            None if semantic || noisy.contains(layer) => LEVEL,
             None => scale(spec),
         };
         let mut weights: Vec<f64> = noise(spec, seed).into_iter().map(|w| (w * scale) as f32 as f64).collect();
@@ -64,8 +68,7 @@ pub fn values(architecture: &Architecture, model: &Model, specs: &[TensorSpec], 
     values
 }
 
-/// Layers that end a residual branch, and those whose outputs noise is multiplied with or whose codes tell little, of what has no
-/// residual units of DAC's names.
+/// Layers that end a residual branch, and those whose outputs noise is multiplied with, of what has no residual units of DAC's names.
 fn quiet<'a>(architecture: &Architecture, model: &'a Model) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let (mut branches, mut noisy) = (BTreeSet::new(), BTreeSet::new());
     if let Architecture::Own(_) = architecture {
@@ -79,14 +82,8 @@ fn quiet<'a>(architecture: &Architecture, model: &'a Model) -> (BTreeSet<&'a str
             _ => {}
         }
     }
-    if let Architecture::Mimi(_) = architecture {
-        noisy.insert(SEMANTIC_OUTPUT);
-    }
     (branches, noisy)
 }
-
-/// Ends the way of the semantic codebook, beside that of the others.
-const SEMANTIC_OUTPUT: &str = "quantizer.rvq_first.output_proj";
 
 /// What a layer does to blocks of rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,7 +175,6 @@ impl Pair {
     fn add_to(&self, spec: &TensorSpec, half: &Half, weights: &mut [f64]) {
         let shape = spec.shape();
         let (rows, columns) = (shape[1], shape[2]);
-        let (short, long) = (Cosines::new(self.hop), Cosines::new(self.hop * self.block));
         let scale = (self.block as f64).sqrt();
         let mut add = |tap: usize, row: usize, column: usize, value: f64| weights[(tap * rows + row) * columns + column] += value;
         for j in 0..self.block {
@@ -188,7 +184,7 @@ impl Pair {
                     continue;
                 }
                 for f in 0..self.fine {
-                    let product: f64 = (0..self.hop).map(|n| short.at(f, n) * long.at(c, j * self.hop + n)).sum();
+                    let product = self.product(f, c, j);
                     let decode = |copy: usize| (f + copy * self.fine, product * scale);
                     match half.role {
                         Role::Encodes => add(half.tap + j, f, c, product / scale),
@@ -200,24 +196,20 @@ impl Pair {
         }
         weights.iter_mut().for_each(|w| *w = (*w * half.level) as f32 as f64);
     }
-}
 
-/// Vectors of the orthonormal DCT-II of `size` samples.
-struct Cosines {
-    size: usize,
-    /// A period, in steps of half a sample of the fastest vector.
-    period: Vec<f64>,
-}
-
-impl Cosines {
-    fn new(size: usize) -> Cosines {
-        Cosines { size, period: (0..4 * size).map(|i| (TAU * i as f64 / (4 * size) as f64).cos()).collect() }
-    }
-
-    /// Sample `n` of vector `k`.
-    fn at(&self, k: usize, n: usize) -> f64 {
-        let norm = if k == 0 { 1.0 } else { 2.0 } / self.size as f64;
-        norm.sqrt() * self.period[k * (2 * n + 1) % (4 * self.size)]
+    /// Of vector `f` of the orthonormal DCT-II of `hop` samples, and those samples of row `j` that vector `c` of a block's has. Each is a cosine
+    /// of `angle (2n + 1)`, so that their product sums up in closed form.
+    fn product(&self, f: usize, c: usize, j: usize) -> f64 {
+        let (hop, long) = (self.hop as f64, (self.hop * self.block) as f64);
+        let angle = |k: usize, size: f64| PI * k as f64 / (2.0 * size);
+        let norm = |k: usize, size: f64| (if k == 0 { 1.0 } else { 2.0 } / size).sqrt();
+        let (a, b) = (angle(f, hop), angle(c, long));
+        let shift = 2.0 * j as f64 * hop * b;
+        let sum = |angle: f64, phase: f64| match angle.abs() {
+            0.0..1e-12 => hop * phase.cos(),
+            _ => (hop * angle + phase).cos() * (hop * angle).sin() / angle.sin(),
+        };
+        0.5 * norm(f, hop) * norm(c, long) * (sum(a + b, shift) + sum(a - b, -shift))
     }
 }
 

@@ -388,18 +388,25 @@ impl Folder {
         if step > 0 && path.is_file() {
             let fail = |e: std::io::Error| Error::File { path: path.clone(), why: e.to_string() };
             let mut log = BufReader::new(fs::File::open(&path).map_err(fail)?);
-            // Columns of this version, of a log that an earlier one began.
-            let mut columns: Option<Vec<Option<usize>>> = None;
-            let mut line = String::new();
-            while log.by_ref().take(MAX_LINE).read_line(&mut line).map_err(fail)? > 0 {
-                let fields: Vec<&str> = line.trim_end().split(',').collect();
-                match &columns {
-                    None => columns = Some(header.trim_end().split(',').map(|name| fields.iter().position(|f| *f == name)).collect()),
-                    Some(columns) if fields[0].parse::<u64>().is_ok_and(|s| s <= step) => {
+            // Columns of this version, of a log that an earlier one began, and which of its is the step.
+            let mut known: Option<(Vec<Option<usize>>, usize)> = None;
+            let mut line = Vec::new();
+            while log.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(fail)? > 0 {
+                // What is longer, no text, or was cut off is no line of a log.
+                let whole = line.pop() == Some(b'\n');
+                let text = str::from_utf8(&line).ok().filter(|_| whole).map(str::trim_end);
+                let fields: Vec<&str> = text.map(|text| text.split(',').collect()).unwrap_or_default();
+                let place = |name: &str| fields.iter().position(|f| *f == name);
+                match &known {
+                    None => known = Some((header.trim_end().split(',').map(place).collect(), place("step").unwrap_or(0))),
+                    Some((columns, at)) if fields.get(*at).is_some_and(|s| s.parse::<u64>().is_ok_and(|s| s <= step)) => {
                         let field = |column: &Option<usize>| column.and_then(|at| fields.get(at).copied()).unwrap_or_default();
                         out.write((columns.iter().map(field).collect::<Vec<_>>().join(",") + "\n").as_bytes())?;
                     }
                     Some(_) => {}
+                }
+                if !whole {
+                    log.skip_until(b'\n').map_err(fail)?;
                 }
                 line.clear();
             }
@@ -424,7 +431,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder { dir: dir.path().to_owned() };
         let log = folder.path("log.csv");
-        fs::write(&log, "step,mel,gone,learning_rate\n10,1.5,x,1e-3\n20,1.25\n30,1,y,1e-4\nhalf").unwrap();
+        let long = "1,".repeat(MAX_LINE as usize);
+        fs::write(&log, format!("mel,step,gone,learning_rate\n1.5,10,x,1e-3\n1.25,20\n{long}\n1,30,y,1e-4\n1,1")).unwrap();
         folder.truncate_log("log.csv", "step,learning_rate,mel,teacher\n", 20).unwrap();
         assert_eq!(fs::read_to_string(&log).unwrap(), "step,learning_rate,mel,teacher\n10,1e-3,1.5,\n20,,1.25,\n");
         // However long it is.

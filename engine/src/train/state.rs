@@ -26,7 +26,7 @@ const BALANCER: &str = "balancer";
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 const AVERAGE: &str = "average";
 /// Keys that do not say what is trained; the first are the codec's shape, which is compared as a whole.
-const FREE: [&str; 17] = [
+const FREE: [&str; 19] = [
     "model",
     "codec",
     "mimi",
@@ -44,6 +44,9 @@ const FREE: [&str; 17] = [
     "adversarial.optimizer",
     "codebook.kmeans_batches",
     "codebook.kmeans_iterations",
+    // Where things lie.
+    "augment.noise.folder",
+    "speaker.encoder",
 ];
 
 impl Trainer {
@@ -84,22 +87,22 @@ impl Trainer {
     }
 
     /// Continues from a checkpoint. `config` may change how long and how fast, not what is trained: of `train` all but `seed`, `loudness`
-    /// and `gain_db`, optimisers, and how long k-means takes.
+    /// and `gain_db`, optimisers, how long k-means takes, and where noise and the speaker encoder lie.
     ///
     /// # Errors
-    /// What is no checkpoint, or one of another configuration; the first key that differs is named.
+    /// What is no checkpoint, or one of another configuration; the first key that differs is named with both values.
     pub fn resume(path: &Path, config: TrainConfig, device: &Device) -> Result<Trainer> {
         let file = weights::Weights::open(path)?;
         let fail = |why: String| Error::File { path: path.to_owned(), why };
         let metadata = |key| file.metadata().get(key).ok_or_else(|| fail(format!("no {key:?} in its metadata: not a training checkpoint")));
         let step: u64 = metadata(STEP)?.parse().map_err(|e| fail(format!("step: {e}")))?;
         let before: TrainConfig = serde_json::from_str(metadata(RUN)?).map_err(|e| fail(format!("run: {e}")))?;
-        if before.architecture()? != config.architecture()? {
+        if before.architecture().map_err(|e| fail(e.to_string()))? != config.architecture()? {
             return Err(fail("was trained with another codec configuration".into()));
         }
         let table = |config: &TrainConfig| serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()));
-        if let Some(key) = changed("", &table(&before)?, &table(&config)?) {
-            return Err(fail(format!("was trained with another {key}")));
+        if let Some(changed) = changed("", &table(&before)?, &table(&config)?) {
+            return Err(fail(format!("was trained with {changed}")));
         }
         let mut trainer = Trainer::new(config, device)?;
         let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
@@ -289,12 +292,12 @@ impl Trainer {
     }
 }
 
-/// The first key that a resumed run has otherwise and may not.
+/// The first key that a resumed run has otherwise and may not, and its values.
 fn changed(at: &str, before: &Value, now: &Value) -> Option<String> {
     if before == now || FREE.contains(&at) {
         return None;
     }
-    let (Value::Object(before), Value::Object(now)) = (before, now) else { return Some(at.to_owned()) };
+    let (Value::Object(before), Value::Object(now)) = (before, now) else { return Some(format!("{at} = {before}, not {now}")) };
     let value = |table: &Map<String, Value>, key: &String| table.get(key).cloned().unwrap_or_default();
     let key = |key: &String| changed(&[at, key].join(if at.is_empty() { "" } else { "." }), &value(before, key), &value(now, key));
     before.keys().chain(now.keys()).find_map(key)
