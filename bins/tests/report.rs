@@ -3,6 +3,7 @@
 mod common;
 
 use common::{CONFIG, Room, samples, wav};
+use swara_engine::train::TrainConfig;
 
 const HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities\n";
 
@@ -152,19 +153,23 @@ fn what_somebody_else_wrote_stays_text_and_is_bounded() {
     room.refuses(&["diagnose", "odd"], 1, "log.csv");
 }
 
-/// 16000 steps that went well: `bins/train/swara-te50`.
+/// A run that went well, to its end: `bins/train/swara-te50`.
 #[test]
 fn the_run_of_the_bundled_codec_raises_no_alarm_at_any_line() {
     let room = Room::new();
     let own = |name: &str| std::fs::read_to_string(format!("{}/train/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let log = own("swara-te50/log.csv");
+    let (toml, log) = (own("swara-te50.toml"), own("swara-te50/log.csv"));
+    let config = TrainConfig::from_toml(&toml).unwrap();
     std::fs::create_dir(room.path("run")).unwrap();
-    room.write("run/config.toml", own("swara-te50.toml").as_bytes());
+    room.write("run/config.toml", toml.as_bytes());
     room.write("run/validation.csv", own("swara-te50/validation.csv").as_bytes());
     room.write("run/log.csv", log.as_bytes());
     let report = room.json(&["diagnose", "run", "--json"]);
-    assert_eq!((&report["verdict"], &report["since"], &report["step"]), (&"ok".into(), &50.into(), &16000.into()));
+    assert_eq!((&report["verdict"], &report["since"], &report["step"]), (&"ok".into(), &50.into(), &config.train.steps.into()));
     assert_eq!(report["alarms"].as_array().unwrap().len(), 0);
+    let column = log.lines().next().unwrap().split(',').position(|name| name == "perplexities").unwrap();
+    let last = log.lines().last().unwrap().split(',').nth(column).unwrap();
+    assert_eq!(last.split(';').count(), config.architecture().unwrap().codebooks().len());
 }
 
 /// Harmonics of a gliding pitch.

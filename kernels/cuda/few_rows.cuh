@@ -32,7 +32,7 @@ struct FewRows {
 #pragma unroll
         for (int r = 0; r < R; r++) {
             // No row is before a multiple of 16, with which allocations begin.
-            prefetch_l2(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(first + row_of_w(r) * bytes) & ~uintptr_t(15)));
+            prefetch_l2(reinterpret_cast<const void*>(reinterpret_cast<uint64_t>(first + row_of_w(r) * bytes) & ~(uint64_t)15));
         }
 #endif
         wait_for_predecessors();

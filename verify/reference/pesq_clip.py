@@ -1,7 +1,7 @@
-"""pesq: the bundled clip [T] and what the bundled codec makes of it, with the wideband PESQ (P.862.2) of what else may happen to it.
+"""pesq: the bundled clip [T] and what a codec makes of it, with the wideband PESQ (P.862.2) of what else may happen to it.
 
 clean   the clip's first 2.2 s, 16 kHz
-codec   the same, encoded and decoded (`swara roundtrip --model swara-te50`)
+codec   the same, encoded and decoded by the codec that was bundled first
 The case has the scores of PyPI's `pesq`, which runs the recommendation's own program, by name: `codec` and what `degraded` does.
 `verify/src/golden/spectral.rs` does the same to `clean`, sample by sample.
 """
