@@ -106,7 +106,8 @@ fn numbers_of_codes_by_what_is_heard_are_nearer_at_the_same_bitrate() {
     assert_eq!(decoded, 6);
     assert_eq!(heard.len(), left.len());
     let mel = |codes: &Codes| mel_distance(&x, &codec.decode(codes).unwrap()[..x.len()], 16000).unwrap();
-    for n in [2, 4] {
+    // A Mimi's first codebook is of little use without the next.
+    for n in [3, 4] {
         let whole: f64 = heard.chunks(7).map(|frame| f64::from(frame[n])).sum();
         let fixed = mel(&codec.encode(&x, n).unwrap());
         assert!((whole - fixed).abs() < 1e-4 * fixed, "{whole} {fixed}");
