@@ -105,7 +105,7 @@ fn the_bundled_codec_is_what_transformers_makes_of_it() {
     for path in [Path::new(&bundled), &room.path("hf")] {
         let codec = Codec::open(path, &Device::Cpu, DType::F32).unwrap();
         let codes = codec.encode(&clean, codec.codebooks()).unwrap();
-        // A codeword may be as near as another to the last bit.
+        // A codeword may be as near as another to the last bits.
         let other = codes.values.iter().zip(&theirs).filter(|(a, b)| a != b).count();
         assert!(codes.values.len() == theirs.len() && 50 * other <= theirs.len(), "{other} codes of {} differ", theirs.len());
         let ours = codec.decode(&Codes { values: theirs.clone(), ..codes }).unwrap();

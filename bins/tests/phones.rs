@@ -17,7 +17,7 @@ fn pairs_of_words_are_told_apart() {
     for (name, second, seconds) in [("a", 600.0, 0.3), ("b", 900.0, 0.3), ("a_x", 600.0, 0.4), ("b_x", 900.0, 0.4)] {
         wav(&room, &format!("pairs/pitch/1_{name}.wav"), 16_000, 1, &word(second, seconds));
     }
-    let rows = room.json(&["bench", "phones", "pairs", "--json", "-", "--codebooks", "1", "--codebooks", "8", "--device", "cpu"]);
+    let rows = room.json(&["bench", "phones", "pairs", "--json", "-", "--codebooks", "4", "--codebooks", "12", "--device", "cpu"]);
     let rows = rows.as_array().unwrap();
     assert_eq!(rows.len(), 2);
     for row in rows {
@@ -26,7 +26,7 @@ fn pairs_of_words_are_told_apart() {
     }
     assert!(room.works(&["bench", "phones", "pairs", "--device", "cpu"]).contains("told from codes"));
 
-    room.refuses(&["bench", "phones", "pairs", "--codebooks", "9", "--device", "cpu"], 2, "--codebooks: 9, expected 1 to 8");
+    room.refuses(&["bench", "phones", "pairs", "--codebooks", "13", "--device", "cpu"], 2, "--codebooks: 13, expected 1 to 12");
     room.refuses(&["bench", "phones", "nothing"], 1, "cannot read folder");
     std::fs::remove_file(room.path("pairs/pitch/1_b_x.wav")).unwrap();
     room.refuses(&["bench", "phones", "pairs", "--device", "cpu"], 1, "1_b_x.wav");

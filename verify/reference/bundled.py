@@ -1,7 +1,7 @@
 """bundled: the bundled codec as `transformers` runs it, from what `swara convert` wrote.
 
-clean   the bundled clip's first 1.6 s [T], 16 kHz
-codes   [12, 80] of it; decoded [T] from them
+clean   the bundled clip's second second [T], 16 kHz: as much as its attention sees, since transformers 4.57 sees all there is
+codes   [12, 50] of it; decoded [T] from them
 
 The binary is the environment's SWARA, or cargo's. The clip is that of the family pesq_clip.
 """
@@ -16,7 +16,7 @@ import torch
 from dump import GOLDEN, save
 from signals import CLIP
 
-SAMPLES = 25600
+PART = slice(16000, 32000)
 
 
 def make():
@@ -32,7 +32,7 @@ def make():
     left = {what: names for what, names in info.items() if names}
     if left:
         raise ValueError(f"transformers does not find what it wants: {left}")
-    clean = load_file(GOLDEN / "pesq" / "clip.safetensors")["clean"][:SAMPLES]
+    clean = load_file(GOLDEN / "pesq" / "clip.safetensors")["clean"][PART]
     with torch.no_grad():
         codes = model.eval().encode(torch.from_numpy(clean)[None, None]).audio_codes
         decoded = model.decode(codes).audio_values
