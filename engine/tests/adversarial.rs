@@ -161,7 +161,7 @@ fn a_resumed_run_is_bit_exact_with_discriminators_and_a_balancer() {
     let mut other = config;
     other.adversarial.as_mut().unwrap().discriminators = discriminators();
     let error = Trainer::resume(&path, other, &Device::Cpu).err().unwrap().to_string();
-    assert!(error.contains("another adversarial.discriminators"), "{error}");
+    assert!(error.contains("was trained with adversarial.discriminators"), "{error}");
 }
 
 /// Weights are shares, and the whole gradient is as long as it is told.

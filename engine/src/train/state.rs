@@ -26,7 +26,7 @@ const BALANCER: &str = "balancer";
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 const AVERAGE: &str = "average";
 /// Keys that do not say what is trained; the first are the codec's shape, which is compared as a whole.
-const FREE: [&str; 19] = [
+const FREE: [&str; 20] = [
     "model",
     "codec",
     "mimi",
@@ -41,6 +41,7 @@ const FREE: [&str; 19] = [
     "train.checkpoint_every",
     "train.validate_every",
     "optimizer",
+    "loss",
     "adversarial.optimizer",
     "codebook.kmeans_batches",
     "codebook.kmeans_iterations",
@@ -87,7 +88,7 @@ impl Trainer {
     }
 
     /// Continues from a checkpoint. `config` may change how long and how fast, not what is trained: of `train` all but `seed`, `loudness`
-    /// and `gain_db`, optimisers, how long k-means takes, and where noise and the speaker encoder lie.
+    /// and `gain_db`, optimisers, what losses weigh, how long k-means takes, and where noise and the speaker encoder lie.
     ///
     /// # Errors
     /// What is no checkpoint, or one of another configuration; the first key that differs is named with both values.
