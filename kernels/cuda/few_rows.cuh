@@ -28,12 +28,10 @@ struct FewRows {
     __device__ __forceinline__ void begin(const void* w, uint64_t bytes) const {
         dependents_may_start();
 #if SWARA_ARCH >= 90
-        const uint8_t* const first = static_cast<const uint8_t*>(w) + min((uint64_t)lane * 16, max(bytes, (uint64_t)1) - 1);
+        // Allocations begin at multiples of 16, so that none before a row is outside.
+        const uint64_t first = reinterpret_cast<uint64_t>(w) + min((uint64_t)lane * 16, max(bytes, (uint64_t)1) - 1);
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            // No row is before a multiple of 16, with which allocations begin.
-            prefetch_l2(reinterpret_cast<const void*>(reinterpret_cast<uint64_t>(first + row_of_w(r) * bytes) & ~(uint64_t)15));
-        }
+        for (int r = 0; r < R; r++) prefetch_l2(reinterpret_cast<const void*>((first + row_of_w(r) * bytes) & ~(uint64_t)15));
 #endif
         wait_for_predecessors();
     }
