@@ -55,7 +55,7 @@ class Round:
         return {row["bench"]: row for row in map(json.loads, lines)}
 
     def streaming(self):
-        frame = self.swara("bench", "codec", "--model", self.model, "--frames", 200, "--json", "-")[0]
+        frame = self.swara("bench", "codec", self.model, "--frames", 200, "--json", "-")[0]
         peer = self.torch("codec_stream.py")["codec_stream"]
         yield "streaming, one frame, median", frame["total_ms_p50"], peer["ms_median"]
         yield "streaming, one frame, 99 of 100 within", frame["total_ms_p99"], peer["ms_p99"]
