@@ -85,6 +85,14 @@ fn an_untrained_codec_is_in_phase_with_its_input() {
         println!("{name}: rho {:.3}, amplitude {:.1} %", wave.rho, wave.amplitude);
         assert!(wave.rho > 0.8, "{name}: rho {}", wave.rho);
     }
+    // Too narrow for a transform: no copy of it, and not near silence either.
+    let mut narrow = mimi(8);
+    narrow.mimi.as_mut().unwrap().hidden_size = 4;
+    let samples = batch(&narrow, 1);
+    let (step, _, _) = Trainer::new(narrow, &Device::Cpu).unwrap().gradients(&samples).unwrap();
+    let wave = metrics::waveform(&samples, &step.output.to_vec::<f32>().unwrap());
+    println!("narrow: amplitude {:.1} %", wave.amplitude);
+    assert!(wave.amplitude > 2.0, "amplitude {} %", wave.amplitude);
 }
 
 #[test]

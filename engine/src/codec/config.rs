@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn presets_are_shapes_that_are_taken() {
-        for name in ["te200", "te50", "te12", "te50-small"] {
+        for name in ["te200", "te50", "te12", "te50-small", "swara-te50"] {
             Config::preset(name).unwrap().check().unwrap();
         }
     }
