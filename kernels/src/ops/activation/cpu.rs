@@ -1,6 +1,6 @@
 use super::Activation;
 use crate::cpu::{math, parallel, vectorised};
-use crate::{Real, Result, Tensor};
+use crate::{DType, Real, Result, Tensor};
 
 /// Of [`Activation::LeakyRelu`] below zero.
 const LEAK: f64 = 0.01;
@@ -61,26 +61,92 @@ pub fn gate<T: Real>(kind: Activation, y: &mut Tensor, x: &Tensor) -> Result<()>
 pub fn backward<T: Real>(kind: Activation, dx: &mut Tensor, dy: &Tensor, x: &Tensor) -> Result<()> {
     let one = T::one();
     match kind {
-        Activation::Identity => map2(dx, dy, x, |dy, _: T| dy),
-        Activation::Elu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { dy * x.exp() }),
-        Activation::Silu => map2(dx, dy, x, |dy, x: T| dy * (sigmoid(x) + x * sigmoid_slope(x))),
-        Activation::Gelu => map2(dx, dy, x, |dy, x: T| {
-            let density = (-x * x * T::of(0.5)).exp() * T::of(0.5 * math::GELU_SLOPE);
-            dy * (normal_cdf(x) + x * density)
-        }),
-        Activation::GeluTanh => map2(dx, dy, x, |dy, x: T| {
-            let (v, slope) = (inner(x), T::of(2.0 * math::GELU_SLOPE) * (one + T::of(3.0 * math::GELU_CUBIC) * x * x));
-            dy * (sigmoid(v) + x * sigmoid_slope(v) * slope)
-        }),
-        Activation::Tanh => map2(dx, dy, x, |dy, x: T| dy * T::of(4.0) * sigmoid_slope(x + x)),
-        Activation::Sigmoid => map2(dx, dy, x, |dy, x: T| dy * sigmoid_slope(x)),
-        Activation::Relu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { T::zero() }),
-        Activation::LeakyRelu => map2(dx, dy, x, |dy, x: T| if x > T::zero() { dy } else { dy * T::of(LEAK) }),
-        Activation::Mish => map2(dx, dy, x, |dy, x: T| {
-            let (value, slope) = mish(x);
-            if x > T::of(STEEP) { dy } else { dy * (value + x * slope) }
-        }),
-        Activation::Softsign => map2(dx, dy, x, |dy, x: T| dy / ((one + x.abs()) * (one + x.abs()))),
+        Activation::Identity => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, _: T| dy,
+        ),
+        Activation::Elu => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| if x > T::zero() { dy } else { dy * exp(x) },
+        ),
+        Activation::Silu => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| dy * (sigmoid(x) + x * sigmoid_slope(x)),
+        ),
+        Activation::Gelu => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| {
+                let density = exp(-x * x * T::of(0.5)) * T::of(0.5 * math::GELU_SLOPE);
+                dy * (normal_cdf(x) + x * density)
+            },
+        ),
+        Activation::GeluTanh => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| {
+                let (v, slope) = (inner(x), T::of(2.0 * math::GELU_SLOPE) * (one + T::of(3.0 * math::GELU_CUBIC) * x * x));
+                dy * (sigmoid(v) + x * sigmoid_slope(v) * slope)
+            },
+        ),
+        Activation::Tanh => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| dy * T::of(4.0) * sigmoid_slope(x + x),
+        ),
+        Activation::Sigmoid => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| dy * sigmoid_slope(x),
+        ),
+        Activation::Relu => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| if x > T::zero() { dy } else { T::zero() },
+        ),
+        Activation::LeakyRelu => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| if x > T::zero() { dy } else { dy * T::of(LEAK) },
+        ),
+        Activation::Mish => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| {
+                let (value, slope) = mish(x);
+                if x > T::of(STEEP) { dy } else { dy * (value + x * slope) }
+            },
+        ),
+        Activation::Softsign => map2(
+            dx,
+            dy,
+            x,
+            #[inline(always)]
+            |dy, x: T| dy / ((one + x.abs()) * (one + x.abs())),
+        ),
     }
 }
 
@@ -109,17 +175,28 @@ pub fn leaky_relu_backward<T: Real>(dx: &mut Tensor, dy: &Tensor, y: &Tensor, sl
     Ok(())
 }
 
+#[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
-    (T::one() + (-x).exp()).recip()
+    (T::one() + exp(-x)).recip()
 }
 
+#[inline(always)]
+fn exp<T: Real>(x: T) -> T {
+    if T::DTYPE == DType::F32 { T::of(math::exp(x.f64() as f32).into()) } else { x.exp() }
+}
+
+#[inline(always)]
 fn normal_cdf<T: Real>(x: T) -> T {
+    if T::DTYPE == DType::F32 {
+        return T::of(math::normal_cdf(x.f64() as f32).into());
+    }
     T::of(0.5 * libm::erfc(-x.f64() * std::f64::consts::FRAC_1_SQRT_2))
 }
 
 /// `sigmoid (1 - sigmoid)` without its cancellation; a quarter of `1 - tanh^2(x / 2)`.
+#[inline(always)]
 fn sigmoid_slope<T: Real>(x: T) -> T {
-    let e = (-x.abs()).exp();
+    let e = exp(-x.abs());
     e / ((T::one() + e) * (T::one() + e))
 }
 
@@ -131,7 +208,12 @@ fn inner<T: Real>(x: T) -> T {
 fn map2<T: Real>(y: &mut Tensor, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync + Send) -> Result<()> {
     let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
     parallel::for_rows(y.as_mut_slice::<T>()?, 1, |at, y| {
-        y.iter_mut().zip(a[at..].iter().zip(&b[at..])).for_each(|(y, (&a, &b))| *y = f(a, b));
+        let n = y.len();
+        let (a, b) = (&a[at..][..n], &b[at..][..n]);
+        vectorised(
+            #[inline(always)]
+            || (0..n).for_each(|i| y[i] = f(a[i], b[i])),
+        );
     });
     Ok(())
 }

@@ -1,6 +1,6 @@
 use super::{Kept, KvCache, Mask, Positions, Saved, Stored};
 use crate::cpu::vector::{Kernel, Vector};
-use crate::cpu::{parallel, prefetch};
+use crate::cpu::{parallel, prefetch, vectorised};
 use crate::tensor::Scratch;
 use crate::{DType, Real, Result, Tensor, dispatch_real};
 
@@ -534,6 +534,12 @@ fn exp2<T: Real>(x: T) -> T {
     p * T::of(power as f64)
 }
 
+/// `to += factor from`, as far as `to` goes.
+#[inline(always)]
+fn add<T: Real>(to: &mut [T], factor: T, from: &[T]) {
+    to.iter_mut().zip(from).for_each(|(to, &from)| *to = factor.mul_add(from, *to));
+}
+
 /// A head of keys at a time: a query's row of weights, then what it adds to every gradient.
 pub fn backward<T: Real>([dq, dk, dv]: &mut [Tensor; 3], dy: &Tensor, saved: &Saved) -> Result<()> {
     let &Saved { mask, .. } = saved;
@@ -546,29 +552,52 @@ pub fn backward<T: Real>([dq, dk, dv]: &mut [Tensor; 3], dy: &Tensor, saved: &Sa
     let item = (2 * length + rows) * dim;
     let mut by_head = Scratch::<T>::new(batch * kv_heads * item);
     by_head.fill(T::zero());
-    let dot = |a: &[T], b: &[T]| a.iter().zip(b).fold(T::zero(), |sum, (&a, &b)| a.mul_add(b, sum));
-    let add = |to: &mut [T], factor: T, from: &[T]| to.iter_mut().zip(from).for_each(|(to, &from)| *to = factor.mul_add(from, *to));
     parallel::for_blocks(&mut by_head, item, item, length, |i, _, out| {
         let (b, h) = (i / kv_heads, i % kv_heads);
         let (dkv, dq) = out.split_at_mut(2 * length * dim);
         let (dk, dv) = dkv.split_at_mut(length * dim);
-        for (r, dq) in dq.chunks_exact_mut(dim).enumerate() {
-            let (t, head) = (r / group, h * group + r % group);
-            let at = ((b * tokens + t) * heads + head) * dim;
-            let (q, dy) = (&q[at..][..dim], &dy[at..][..dim]);
-            let delta = dot(dy, &y[at..][..dim]);
-            let log = logsum[(b * heads + head) * tokens + t];
-            let Span { first, end, .. } = mask.keys(t, length);
-            for j in first..end {
-                let at = ((b * length + j) * kv_heads + h) * dim;
-                let (k, v) = (&k[at..][..dim], &v[at..][..dim]);
-                let weight = (dot(q, k) * scale * T::of(std::f64::consts::LOG2_E) - log).exp2();
-                let slope = weight * (dot(dy, v) - delta) * scale;
-                add(dq, slope, k);
-                add(&mut dk[j * dim..][..dim], slope, q);
-                add(&mut dv[j * dim..][..dim], weight, dy);
-            }
-        }
+        // Keys and values with their positions side by side; a weight and a slope of each position.
+        let mut scratch = Scratch::<T>::new(2 * (dim + 1) * length);
+        let (columns, rows) = scratch.split_at_mut(2 * dim * length);
+        let (k_columns, v_columns) = columns.split_at_mut(dim * length);
+        let (weights, slopes) = rows.split_at_mut(length);
+        vectorised(
+            #[inline(always)]
+            || {
+                for j in 0..length {
+                    let at = ((b * length + j) * kv_heads + h) * dim;
+                    for d in 0..dim {
+                        (k_columns[d * length + j], v_columns[d * length + j]) = (k[at + d], v[at + d]);
+                    }
+                }
+                for (r, dq) in dq.chunks_exact_mut(dim).enumerate() {
+                    let (t, head) = (r / group, h * group + r % group);
+                    let at = ((b * tokens + t) * heads + head) * dim;
+                    let (q, dy, y) = (&q[at..][..dim], &dy[at..][..dim], &y[at..][..dim]);
+                    let delta = dy.iter().zip(y).fold(T::zero(), |sum, (&dy, &y)| dy.mul_add(y, sum));
+                    let log = logsum[(b * heads + head) * tokens + t];
+                    let Span { first, end, .. } = mask.keys(t, length);
+                    let (weights, slopes) = (&mut weights[first..end], &mut slopes[first..end]);
+                    weights.fill(T::zero());
+                    slopes.fill(T::zero());
+                    for d in 0..dim {
+                        add(weights, q[d], &k_columns[d * length + first..]);
+                        add(slopes, dy[d], &v_columns[d * length + first..]);
+                    }
+                    for (weight, slope) in weights.iter_mut().zip(slopes.iter_mut()) {
+                        let exponent = *weight * scale * T::of(std::f64::consts::LOG2_E) - log;
+                        // Roundings apart a weight is at most 1.
+                        *weight = exp2(if exponent > T::zero() { T::zero() } else { exponent });
+                        *slope = *weight * (*slope - delta) * scale;
+                    }
+                    for (j, (&weight, &slope)) in (first..end).zip(weights.iter().zip(slopes.iter())) {
+                        add(dq, slope, &k[((b * length + j) * kv_heads + h) * dim..]);
+                        add(&mut dk[j * dim..][..dim], slope, q);
+                        add(&mut dv[j * dim..][..dim], weight, dy);
+                    }
+                }
+            },
+        );
     });
     let (dq, dk, dv) = (dq.as_mut_slice::<T>()?, dk.as_mut_slice::<T>()?, dv.as_mut_slice::<T>()?);
     for (i, from) in by_head.chunks_exact(item.max(1)).enumerate() {

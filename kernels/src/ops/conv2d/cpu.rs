@@ -51,32 +51,46 @@ impl<'a, T: Real> Windows<'a, T> {
     /// `columns` of the rows from `first` on, as many as `out` has room for.
     fn gather(&self, out: &mut [T], first: usize, columns: Range<usize>) {
         let ([height, width], c, [rows, across]) = (self.size, self.channels, self.rows);
-        let inside = |at: isize, n: usize| usize::try_from(at).ok().filter(|&at| at < n);
-        for (row, out) in (first..).zip(out.chunks_exact_mut(columns.len())) {
-            let (item, h, w) = (row / (rows * across), row / across % rows, row % across);
-            let image = &self.x[item * height * width * c..][..height * width * c];
-            let (h, w) = ((h * self.step[0]) as isize - self.offset[0], (w * self.step[1]) as isize - self.offset[1]);
-            let (mut out, mut column) = (out, columns.start);
-            while !out.is_empty() {
-                let (tap, channel) = (column / c, column % c);
-                let (k, l) = (tap / self.taps[1], tap % self.taps[1]);
-                let line = inside(h + (k * self.tap_step[0]) as isize, height);
-                let at = inside(w + (l * self.tap_step[1]) as isize, width);
-                // Neighbouring taps are neighbours in memory, too.
-                let taps = match at {
-                    Some(at) if self.tap_step[1] == 1 => (self.taps[1] - l).min(width - at),
-                    _ if line.is_none() => self.taps[1] - l,
-                    _ => 1,
-                };
-                let n = out.len().min(taps * c - channel);
-                let (part, rest) = out.split_at_mut(n);
-                match line.zip(at) {
-                    Some((line, at)) => part.copy_from_slice(&image[(line * width + at) * c + channel..][..n]),
-                    None => part.fill(T::zero()),
+        let (start, channel) = (columns.start / c, columns.start % c);
+        let start = (start / self.taps[1], start % self.taps[1]);
+        let (mut item, mut h, mut w) = (first / (rows * across), first / across % rows, first % across);
+        vectorised(
+            #[inline(always)]
+            || {
+                for mut out in out.chunks_exact_mut(columns.len()) {
+                    let image = &self.x[item * height * width * c..][..height * width * c];
+                    let from = |at: usize, axis: usize| (at * self.step[axis]) as isize - self.offset[axis];
+                    let (top, left) = (from(h, 0), from(w, 1));
+                    let ((mut k, mut l), mut channel) = (start, channel);
+                    while !out.is_empty() {
+                        let line = inside(top + (k * self.tap_step[0]) as isize, height);
+                        let at = inside(left + (l * self.tap_step[1]) as isize, width);
+                        // Neighbouring taps are neighbours in memory, too.
+                        let taps = match at {
+                            Some(at) if self.tap_step[1] == 1 => (self.taps[1] - l).min(width - at),
+                            _ if line.is_none() => self.taps[1] - l,
+                            _ => 1,
+                        };
+                        let (part, rest) = out.split_at_mut(out.len().min(taps * c - channel));
+                        match line.zip(at) {
+                            Some((line, at)) => copy(part, &image[(line * width + at) * c + channel..][..part.len()]),
+                            None => part.fill(T::zero()),
+                        }
+                        (out, l, channel) = (rest, l + taps, 0);
+                        if l == self.taps[1] {
+                            (k, l) = (k + 1, 0);
+                        }
+                    }
+                    w += 1;
+                    if w == across {
+                        (h, w) = (h + 1, 0);
+                    }
+                    if h == rows {
+                        (item, h) = (item + 1, 0);
+                    }
                 }
-                (out, column) = (rest, column + n);
-            }
-        }
+            },
+        );
     }
 
     /// `y = windows b`, `finish`ed.
@@ -102,6 +116,23 @@ impl<'a, T: Real> Windows<'a, T> {
         }
         Ok(())
     }
+}
+
+#[inline(always)]
+fn inside(at: isize, n: usize) -> Option<usize> {
+    usize::try_from(at).ok().filter(|&at| at < n)
+}
+
+/// Channels are few and mostly a multiple of a register: a call would take longer than the copy.
+#[inline(always)]
+fn copy<T: Copy>(to: &mut [T], from: &[T]) {
+    const LANES: usize = 8;
+    if to.len() > 16 * LANES {
+        return to.copy_from_slice(from);
+    }
+    let ((to, to_rest), (from, from_rest)) = (to.as_chunks_mut::<LANES>(), from.as_chunks::<LANES>());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    to_rest.iter_mut().zip(from_rest).for_each(|(to, from)| *to = *from);
 }
 
 fn matrix<T>(data: &[T], depth: usize) -> Gather<'_, T> {

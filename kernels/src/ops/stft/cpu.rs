@@ -60,9 +60,11 @@ pub fn backward<T: Real + Transform>(dspec: &Tensor, g: Geometry) -> Result<Tens
             spectrum[0] = Complex::new(dspec[0], T::zero());
             spectrum[last] = Complex::new(dspec[2 * last], T::zero());
             plan.process_with_scratch(&mut spectrum, &mut frame, &mut scratch).map_err(refused)?;
-            for ((sum, &v), &w) in padded[f * g.hop..].iter_mut().zip(&frame).zip(&window) {
-                *sum = v.mul_add(w, *sum);
-            }
+            let (padded, frame, window) = (&mut padded[f * g.hop..][..g.window], &frame[..g.window], &window[..g.window]);
+            vectorised(
+                #[inline(always)]
+                || (0..g.window).for_each(|i| padded[i] = frame[i].mul_add(window[i], padded[i])),
+            );
         }
         dx.copy_from_slice(&padded[g.pad()..][..g.samples]);
         let ends = (0..g.pad()).chain(g.pad() + g.samples..g.window + g.samples);
