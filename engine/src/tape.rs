@@ -411,11 +411,11 @@ impl Tape {
         Ok(self.record_loss(x, value, move || loss::mse_backward(&x_value, &target, weight)))
     }
 
-    /// `weight * mean |log10 max(x, floor) - log10 max(target, floor)|`.
-    pub fn log_l1_loss(&self, x: &Var, target: &Var, floor: f64, weight: f64) -> Result<Var> {
-        let value = loss::log_l1(&x.value, &target.value, floor)?;
+    /// `weight * mean |log10 max(x, floor) - log10 max(target, floor)|`; where `x` is the larger, times `added`.
+    pub fn log_l1_loss(&self, x: &Var, target: &Var, floor: f64, added: f64, weight: f64) -> Result<Var> {
+        let value = loss::log_l1(&x.value, &target.value, floor, added)?;
         let (x_value, target) = (x.value.clone(), target.value.clone());
-        Ok(self.record_loss(x, value, move || loss::log_l1_backward(&x_value, &target, floor, weight)))
+        Ok(self.record_loss(x, value, move || loss::log_l1_backward(&x_value, &target, floor, added, weight)))
     }
 
     /// `weight * mean (log10(x + floor) - log10(target + floor))^2`.

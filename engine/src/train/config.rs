@@ -198,6 +198,9 @@ pub struct LossWeights {
     /// Smallest mel magnitude that counts. The logarithm's gradient grows as a magnitude falls, so this says down to where
     /// silence is heard; speech stands near 1e-2.
     pub mel_floor: f64,
+    /// How much a mel magnitude counts that is too large, beside one that is too small. Noise where there was none is heard
+    /// (PESQ-WB weighs it so); dull sounds are heard less.
+    pub mel_added: f64,
     /// Distances of power mel spectra and of their logarithms over windows of 64 to 1024 samples, as audiocraft trains EnCodec.
     pub msspec: f64,
     /// Mean absolute difference of the waves.
@@ -219,7 +222,10 @@ impl LossWeights {
     /// Whether `mel` is measured as [`mel_distance`](crate::metrics::mel_distance) is, so that verdicts may rest on it.
     pub fn is_mel_distance(&self, crop: usize) -> bool {
         let default = LossWeights::default();
-        self.mel_scales == default.mel_scales && self.mel_floor == default.mel_floor && self.mel_scales.iter().all(|s| s.1 <= crop)
+        self.mel_scales == default.mel_scales
+            && self.mel_floor == default.mel_floor
+            && self.mel_added == 1.0
+            && self.mel_scales.iter().all(|s| s.1 <= crop)
     }
 }
 
@@ -229,6 +235,7 @@ impl Default for LossWeights {
             mel: 15.0,
             mel_scales: vec![(5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024), (320, 2048)],
             mel_floor: 1e-5,
+            mel_added: 1.0,
             msspec: 0.0,
             wave: 1.0,
             spectrum: 0.0,
@@ -542,8 +549,8 @@ impl TrainConfig {
         {
             return fail("loss weights must be finite and not negative");
         }
-        if !(l.mel_floor.is_finite() && l.mel_floor > 0.0) {
-            return fail("mel_floor must be positive");
+        if [l.mel_floor, l.mel_added].iter().any(|v| !(v.is_finite() && *v > 0.0)) {
+            return fail("mel_floor and mel_added must be positive");
         }
         Ok(())
     }

@@ -65,7 +65,8 @@ impl Reconstruction {
                 let spectrum = tape.stft(signal, *window, window / 4)?;
                 Ok(tape.project(&tape.magnitude(&spectrum)?, filters)?)
             };
-            terms.mel.push(tape.log_l1_loss(&mel(&weighted(self.weights.mel))?, &mel(&x)?, self.weights.mel_floor, self.weights.mel)?);
+            let LossWeights { mel: weight, mel_floor, mel_added, .. } = self.weights;
+            terms.mel.push(tape.log_l1_loss(&mel(&weighted(weight))?, &mel(&x)?, mel_floor, mel_added, weight)?);
         }
         if self.weights.spectrum > 0.0 {
             for &window in &self.windows {

@@ -157,7 +157,7 @@ pub fn losses(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
         "l2" => (loss::mse(&x, &y)?, loss::mse_backward(&x, &y, 1.0)?),
         "log_magnitude" => {
             let floor = dump.number("eps")?;
-            (loss::log_l1(&x, &y, floor)?, loss::log_l1_backward(&x, &y, floor, 1.0)?)
+            (loss::log_l1(&x, &y, floor, 1.0)?, loss::log_l1_backward(&x, &y, floor, 1.0, 1.0)?)
         }
         name => return Err(Error::Unsupported(format!("no loss {name}"))),
     };

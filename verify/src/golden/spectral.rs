@@ -63,13 +63,13 @@ pub fn mel(dump: &Dump, device: &Device, outcome: &mut Outcome) -> Result {
             Ok((spectrum, mel))
         };
         let ((spectrum, mel_x), (_, mel_y)) = (mel(&x)?, mel(&y)?);
-        let value = loss::log_l1(&mel_x, &mel_y, FLOOR)?.to_f64()?[0];
+        let value = loss::log_l1(&mel_x, &mel_y, FLOOR, 1.0)?.to_f64()?[0];
         let expected = dump.values(&format!("loss.{window}"), SAME)?.0[0];
         // Relative errors of the mels become absolute ones of their logarithms.
         dump.check_number(outcome, &format!("loss.{window}"), value, expected, 1e-5 * expected.abs().max(1e-2));
         let closest = dump.values(&format!("closest.{window}"), SAME)?.0[0];
         if closest > 1e-5 {
-            let dmel = loss::log_l1_backward(&mel_x, &mel_y, FLOOR, 1.0)?;
+            let dmel = loss::log_l1_backward(&mel_x, &mel_y, FLOOR, 1.0, 1.0)?;
             let dmagnitude = matmul::forward(&dmel, &filters, matmul::Transpose { a: false, b: true })?;
             let dspectrum = stft::magnitude_backward(&dmagnitude, &spectrum)?;
             let dx = stft::backward(&dspectrum, x.shape()[1], window, window / 4)?;

@@ -7,7 +7,13 @@ const FLOOR: f64 = 0.1;
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for loss in [Loss::L1, Loss::Mse, Loss::LogL1 { floor: FLOOR }, Loss::LogMse { floor: FLOOR }] {
+    for loss in [
+        Loss::L1,
+        Loss::Mse,
+        Loss::LogL1 { floor: FLOOR, added: 1.0 },
+        Loss::LogL1 { floor: FLOOR, added: 2.5 },
+        Loss::LogMse { floor: FLOOR },
+    ] {
         for n in [1, 31, 127, 500, 4097, 9000] {
             cases.extend([forward(loss, n, false), backward(loss, n, false)]);
         }
@@ -33,7 +39,7 @@ fn value(loss: Loss, n: usize) -> Tolerance {
     match loss {
         Loss::L1 => mean.then_rounded(1),
         Loss::Mse => mean.then_rounded(3),
-        Loss::LogL1 { .. } => mean.then_rounded(1).plus((4.0 * 1.5 + 1.0) * ROUNDOFF),
+        Loss::LogL1 { added, .. } => mean.then_rounded(2).plus(added * (4.0 * 1.5 + 1.0) * ROUNDOFF),
         Loss::LogMse { .. } => mean.then_rounded(2).plus(2.0 * 1.5 * LOGARITHMS * ROUNDOFF),
     }
 }
@@ -46,7 +52,8 @@ const LOGARITHMS: f64 = 4.0 * 1.5 + 1.0 + 2.0;
 fn slope(loss: Loss, n: usize) -> Tolerance {
     match loss {
         Loss::L1 => Tolerance::roundings(1),
-        Loss::Mse | Loss::LogL1 { .. } => Tolerance::roundings(3),
+        Loss::Mse => Tolerance::roundings(3),
+        Loss::LogL1 { .. } => Tolerance::roundings(4),
         Loss::LogMse { floor } => {
             Tolerance::roundings(4).plus(15.0 / n as f64 * 2.0 * std::f64::consts::LOG10_E / floor * LOGARITHMS * ROUNDOFF)
         }

@@ -21,13 +21,16 @@ pub fn total<T: Real>(loss: Loss, x: &Tensor, y: &Tensor) -> Result<f64> {
                     #[inline(always)]
                     |x, y| ((x - y) * (x - y)).f64(),
                 ),
-                Loss::LogL1 { floor } => {
-                    let floor = T::of(floor);
+                Loss::LogL1 { floor, added } => {
+                    let (floor, added) = (T::of(floor), T::of(added));
                     partial::sum_of(
                         x,
                         y,
                         #[inline(always)]
-                        |x, y| (at_least(x, floor).log10() - at_least(y, floor).log10()).abs().f64(),
+                        |x, y| {
+                            let d = at_least(x, floor).log10() - at_least(y, floor).log10();
+                            if d > T::zero() { (added * d).f64() } else { -d.f64() }
+                        },
                     )
                 }
                 Loss::LogMse { floor } => {
@@ -58,10 +61,11 @@ pub fn backward<T: Real>(loss: Loss, dx: &mut Tensor, x: &Tensor, y: &Tensor, fa
             move || match loss {
                 Loss::L1 => (0..n).for_each(|i| dx[i] = T::of(factor) * sign(x[i] - y[i])),
                 Loss::Mse => (0..n).for_each(|i| dx[i] = T::of(2.0 * factor) * (x[i] - y[i])),
-                Loss::LogL1 { floor } => {
-                    let (factor, floor) = (T::of(factor * std::f64::consts::LOG10_E), T::of(floor));
+                Loss::LogL1 { floor, added } => {
+                    let (factor, floor, added) = (T::of(factor * std::f64::consts::LOG10_E), T::of(floor), T::of(added));
                     for i in 0..n {
-                        let slope = factor * sign(x[i] - at_least(y[i], floor)) / x[i];
+                        let sign = sign(x[i] - at_least(y[i], floor));
+                        let slope = factor * (if sign > T::zero() { added } else { sign }) / x[i];
                         dx[i] = if x[i] < floor { T::zero() } else { slope };
                     }
                 }

@@ -3,12 +3,13 @@
 //! ```text
 //! l1      mean |x - y|                                        dx = s / n sign(x - y)
 //! mse     mean (x - y)^2                                      dx = s / n 2 (x - y)
-//! log_l1  mean |log10 max(x, floor) - log10 max(y, floor)|    dx = s / n sign(max(x, floor) - max(y, floor)) / (x ln 10) where x >= floor, else 0
+//! log_l1  mean w |d|, d = log10 max(x, floor) - log10 max(y, floor)    dx = s / n w sign(d) / (x ln 10) where x >= floor, else 0
+//!         w = `added` where d > 0, else 1: what is too loud may count more than what is too soft
 //! log_mse mean (log10(x + floor) - log10(y + floor))^2        dx = s / n 2 (log10(x + floor) - log10(y + floor)) / ((x + floor) ln 10)
 //! ```
 //! Each gives `[1]`; its backward takes `s`, what the loss is multiplied by further on, and differentiates with respect to
 //! `x`. `sign(0) = 0`. An empty tensor has the loss NaN. f32, or f64 on the CPU; sums in f64 on the CPU. Deterministic.
-//! Sources: `torch.nn.functional.{l1_loss, mse_loss}`; `log_l1` is the log-mel term of DAC (`nn/loss.py`) at power 1,
+//! Sources: `torch.nn.functional.{l1_loss, mse_loss}`; `log_l1` is at `added` 1 the log-mel term of DAC (`nn/loss.py`) at power 1,
 //! `log_mse` that of audiocraft (`losses/specloss.py`).
 
 use crate::case::Op;
@@ -29,7 +30,7 @@ const NAME: &str = "loss";
 enum Loss {
     L1,
     Mse,
-    LogL1 { floor: f64 },
+    LogL1 { floor: f64, added: f64 },
     LogMse { floor: f64 },
 }
 
@@ -49,13 +50,13 @@ pub fn mse_backward(x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
     backward(Loss::Mse, x, y, scale)
 }
 
-/// `floor` must be positive.
-pub fn log_l1(x: &Tensor, y: &Tensor, floor: f64) -> Result<Tensor> {
-    forward(Loss::LogL1 { floor }, x, y)
+/// `floor` and `added` must be positive.
+pub fn log_l1(x: &Tensor, y: &Tensor, floor: f64, added: f64) -> Result<Tensor> {
+    forward(Loss::LogL1 { floor, added }, x, y)
 }
 
-pub fn log_l1_backward(x: &Tensor, y: &Tensor, floor: f64, scale: f64) -> Result<Tensor> {
-    backward(Loss::LogL1 { floor }, x, y, scale)
+pub fn log_l1_backward(x: &Tensor, y: &Tensor, floor: f64, added: f64, scale: f64) -> Result<Tensor> {
+    backward(Loss::LogL1 { floor, added }, x, y, scale)
 }
 
 /// `x` and `y` must not be negative, `floor` positive.
@@ -71,10 +72,12 @@ fn check(loss: Loss, x: &Tensor, y: &Tensor) -> Result<()> {
     if !matches!(x.dtype(), DType::F32 | DType::F64) {
         return Err(Error::dtype(NAME, "x", "f32", x.dtype()));
     }
+    let positive = |value: f64| value > 0.0 && value.is_finite();
     match loss {
-        Loss::LogL1 { floor } | Loss::LogMse { floor } if !(floor > 0.0 && floor.is_finite()) => {
+        Loss::LogL1 { floor, .. } | Loss::LogMse { floor } if !positive(floor) => {
             Err(Error::argument(NAME, format!("the floor of a logarithm must be positive, not {floor}")))
         }
+        Loss::LogL1 { added, .. } if !positive(added) => Err(Error::argument(NAME, format!("a weight must be positive, not {added}"))),
         _ => check::same(NAME, x, "y", y),
     }
 }
@@ -128,7 +131,8 @@ mod tests {
         let (x, y) = apart(2);
         check_loss(Loss::Mse, x, y);
         let (x, y) = (tensor(&[4.0, 2.0, 9.0, 0.1, 0.2], [5]), tensor(&[2.0, 4.0, 0.1, 3.0, 0.1], [5]));
-        check_loss(Loss::LogL1 { floor: 1.0 }, x.copy().unwrap(), y.copy().unwrap());
+        check_loss(Loss::LogL1 { floor: 1.0, added: 1.0 }, x.copy().unwrap(), y.copy().unwrap());
+        check_loss(Loss::LogL1 { floor: 1.0, added: 2.5 }, x.copy().unwrap(), y.copy().unwrap());
         check_loss(Loss::LogMse { floor: 0.1 }, x, y);
     }
 
@@ -138,7 +142,10 @@ mod tests {
         let value = |t: Result<Tensor>| t.unwrap().to_f64().unwrap()[0];
         assert_eq!(value(l1(&x, &y)), 1.5);
         assert_eq!(value(mse(&x, &y)), 4.5);
-        assert_eq!(value(log_l1(&tensor(&[100.0, 1e-9], [2]), &tensor(&[1.0, 1e-2], [2]), 1e-2)), 1.0);
+        assert_eq!(value(log_l1(&tensor(&[100.0, 1e-9], [2]), &tensor(&[1.0, 1e-2], [2]), 1e-2, 1.0)), 1.0);
+        let (loud, soft) = (tensor(&[100.0, 1.0], [2]), tensor(&[1.0, 10.0], [2]));
+        assert_eq!(value(log_l1(&loud, &soft, 1e-2, 3.0)), 3.5);
+        assert_eq!(value(log_l1(&soft, &loud, 1e-2, 3.0)), 2.5);
         assert_eq!(value(log_mse(&tensor(&[99.0, 0.0], [2]), &tensor(&[0.0, 0.0], [2]), 1.0)), 2.0);
         assert_eq!(l1_backward(&x, &y, 2.0).unwrap().to_f64().unwrap(), [-1.0, 0.0]);
     }
@@ -146,12 +153,13 @@ mod tests {
     #[test]
     fn nan_is_not_hidden_by_the_floor() {
         let (x, y) = (tensor(&[f64::NAN], [1]), tensor(&[1.0], [1]));
-        assert!(log_l1(&x, &y, 1e-5).unwrap().to_f64().unwrap()[0].is_nan());
+        assert!(log_l1(&x, &y, 1e-5, 1.0).unwrap().to_f64().unwrap()[0].is_nan());
     }
 
     #[test]
     fn a_floor_of_zero_is_an_error() {
-        assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 0.0), Err(Error::Argument { .. })));
+        assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 0.0, 1.0), Err(Error::Argument { .. })));
+        assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 1.0, f64::NAN), Err(Error::Argument { .. })));
         assert!(matches!(log_mse(&normal([2], 1), &normal([2], 1), -1.0), Err(Error::Argument { .. })));
     }
 }
