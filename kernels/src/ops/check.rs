@@ -27,6 +27,12 @@ pub fn prepared(op: &'static str, x: &Tensor, device: &Device, dtype: Option<DTy
     stored_alike(op, x, "weight", device, computed)
 }
 
+/// `dtype` is one that sums of products of values of `x` are stored in: theirs, or on CUDA f32, where kernels store sums as they are.
+pub fn sums(op: &'static str, x: &Tensor, operand: &'static str, dtype: DType, as_they_are: bool) -> Result<()> {
+    let wider = as_they_are && dtype == DType::F32 && x.device() != Device::Cpu && x.dtype().is_float();
+    if dtype == x.dtype() || wider { Ok(()) } else { Err(Error::dtype(op, operand, x.dtype().name(), dtype)) }
+}
+
 /// `other` is on the device of `x` and has its shape and type.
 pub fn same(op: &'static str, x: &Tensor, operand: &'static str, other: &Tensor) -> Result<()> {
     if other.shape() != x.shape() {

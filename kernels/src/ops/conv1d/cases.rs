@@ -1,6 +1,7 @@
-use super::{Epilogue, Fused, Geometry, Prologue, Ring, backward_input, backward_weight, forward, step};
+use super::{Epilogue, Fused, Geometry, Prologue, Ring, backward_input, backward_weight, backward_weight_in, forward, step};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
+use crate::ops::check;
 use crate::ops::matmul::cuda::{partial_bytes, run_length};
 use crate::tolerance::Tolerance;
 
@@ -62,6 +63,9 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.extend([first, depthwise, few, Shape(1, 300, 8, 128, 1, g)].map(|shape| input_gradient(shape, dtype)));
         cases.extend([first, depthwise, narrowing].map(|shape| weight_gradient(shape, dtype)));
+        if dtype != DType::F32 {
+            cases.extend([narrowing, few].map(|shape| wide_weight_gradient(shape, dtype)));
+        }
         cases.push(stream_case(Shape(4, 60, 32, 1, 7, causal(7, 1, 9)), dtype));
         let long = causal(12, 1, 1);
         for shape in [Shape(3, 6, 5, 7, 4, causal(4, 2, 1)), Shape(2, 3, 33, 16, 12, long), Shape(2, 3, 64, 16, 12, long)] {
@@ -149,6 +153,17 @@ fn weight_gradient(shape: Shape, dtype: DType) -> Case {
     let cost = cost(shape, dtype, sums);
     let inputs = vec![Input::normal("dy", [b, tout, cout]), operands(shape).0];
     Case { cost, ..case("dw", shape, dtype, inputs, [k * cin / g.groups * cout, b * tout], run) }
+}
+
+/// Stored in f32.
+fn wide_weight_gradient(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, t, cin, cout, k, g) = shape;
+    let (total, weights) = (b * g.output_len(t, k), k * cin * cout);
+    let run = Box::new(move |i: &Inputs| Ok(vec![backward_weight_in(check::statistics_dtype(i[1].dtype()), &i[0], &i[1], &g, k)?]));
+    let case = weight_gradient(shape, dtype);
+    let sums = partial_bytes(total, run_length(total, k * cin, cout), weights, true) + weights * (4 - dtype.bytes());
+    let outputs = vec![("y", Check::Within(Tolerance::accumulate(if weights > 8192 { 2 * total } else { total })))];
+    Case { label: label("dw in f32", shape), run, outputs, cost: cost(shape, dtype, sums), ..case }
 }
 
 fn fused_case(shape: Shape, dtype: DType) -> Case {

@@ -323,8 +323,13 @@ fn check_extents(g: &Geometry, taps: usize, t: usize) -> Result<()> {
 }
 
 fn check(x: &Tensor, weight: AnyWeight, g: &Geometry) -> Result<Extents> {
+    let extents = check_shapes(x.shape(), weight.shape(), g)?;
+    weight.check(x, g.groups)?;
+    Ok(extents)
+}
+
+fn check_shapes(xs: Shape, ws: Shape, g: &Geometry) -> Result<Extents> {
     const OP: &str = "conv1d";
-    let (xs, ws) = (x.shape(), weight.shape());
     let &[batch, t, cin] = &*xs else { return Err(Error::shape(OP, "x", "[batch, time, channels]", xs)) };
     let &[taps, cin_group, cout] = &*ws else { return Err(Error::shape(OP, "weight", "[taps, in / groups, out]", ws)) };
     if g.stride == 0 || g.dilation == 0 || g.groups == 0 || taps == 0 {
@@ -337,7 +342,6 @@ fn check(x: &Tensor, weight: AnyWeight, g: &Geometry) -> Result<Extents> {
     if !cin.is_multiple_of(g.groups) || !cout.is_multiple_of(g.groups) || cin / g.groups != cin_group {
         return Err(Error::shape(OP, "weight", format!("[_, {cin} / {} groups, a multiple of {}]", g.groups, g.groups), ws));
     }
-    weight.check(x, g.groups)?;
     Ok(Extents { batch, t, cin, taps, cout })
 }
 
@@ -430,14 +434,20 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
 
 /// Gradient with respect to `weight [taps, Cin / groups, Cout]`. That of the bias is [`crate::ops::reduce::sum_rows`] of `dy`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
+    backward_weight_in(x.dtype(), dy, x, geometry, taps)
+}
+
+/// As [`backward_weight`], in `dtype`: that of `x`, or on CUDA, of one group, f32, without the rounding of a store.
+pub fn backward_weight_in(dtype: DType, dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
     let _span = span::op("conv1d.backward_weight");
     let &[batch, t, cin] = &*x.shape() else { return Err(Error::shape("conv1d", "x", "[batch, time, channels]", x.shape())) };
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape("conv1d", "dy", "[batch, time, channels]", dy.shape())) };
     if *dy.shape() != [batch, geometry.output_len(t, taps), cout] {
         return Err(Error::shape("conv1d", "dy", format!("[{batch}, {}, _]", geometry.output_len(t, taps)), dy.shape()));
     }
-    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin / geometry.groups.max(1), cout])?;
-    check(x, (&dw).into(), geometry)?;
+    check::sums("conv1d", x, "dw", dtype, geometry.groups == 1)?;
+    let mut dw = Tensor::empty(&x.device(), dtype, [taps, cin / geometry.groups.max(1), cout])?;
+    check_shapes(x.shape(), dw.shape(), geometry)?;
     check::alike("conv1d", x, "dy", dy)?;
     correlate(&mut dw, dy, x, geometry)?;
     Ok(dw)

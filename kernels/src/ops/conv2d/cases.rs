@@ -1,6 +1,7 @@
-use super::{Geometry, backward_input, backward_weight, forward};
+use super::{Geometry, backward_input, backward_weight, backward_weight_in, forward};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input, Inputs, Run};
+use crate::ops::check;
 use crate::ops::matmul::cuda::{partial_bytes, run_length};
 use crate::tolerance::Tolerance;
 
@@ -32,6 +33,9 @@ pub(super) fn cases() -> Vec<Case> {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for shape in small.into_iter().chain(moving) {
             cases.extend([forward_case(shape, dtype), input_gradient(shape, dtype), weight_gradient(shape, dtype)]);
+        }
+        if dtype != DType::F32 {
+            cases.extend([small[0], moving[1]].map(|shape| wide_weight_gradient(shape, dtype)));
         }
         // Half a second of a multi-band discriminator, and of one by periods.
         for shape in [Shape(8, 64, 129, 32, 32, wide(1)), Shape(8, 80, 5, 256, 256, period)] {
@@ -113,4 +117,17 @@ fn weight_gradient(shape: Shape, dtype: DType) -> Case {
     let partial = if total == 0 { 0 } else { partial_bytes(total, run_length(total, depth, cout), shape.weights(), dtype == DType::F32) };
     let cost = Cost { bytes: case.cost.bytes + partial, ..case.cost };
     Case { cost, ..case }
+}
+
+/// Stored in f32.
+fn wide_weight_gradient(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, _, _, cin, cout, g) = shape;
+    let ([rows, columns], weights) = (shape.output(), shape.weights());
+    let (total, depth) = (b * rows * columns, g.taps() * cin);
+    let run: Run = Box::new(move |i: &Inputs| Ok(vec![backward_weight_in(check::statistics_dtype(i[1].dtype()), &i[0], &i[1], &g)?]));
+    let case = weight_gradient(shape, dtype);
+    let partial = |as_is| partial_bytes(total, run_length(total, depth, cout), weights, as_is);
+    let cost = Cost { bytes: case.cost.bytes + weights * (4 - dtype.bytes()) + partial(true) - partial(false), ..case.cost };
+    let outputs = vec![("y", Check::Within(Tolerance::accumulate(2 * total)))];
+    Case { label: case.label.replace("dw", "dw in f32"), run, outputs, cost, ..case }
 }

@@ -194,7 +194,7 @@ pub(super) fn backward_weight(gpu: &Cuda, dw: &mut Tensor, dy: &Tensor, x: &Tens
     if direct {
         return Ok(());
     }
-    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "conv2d_dw_sum", x)?)?;
+    let kernel = gpu.kernel(&SOURCE, &kernel_name(NAME, "conv2d_dw_sum", dw)?)?;
     let arguments: &mut [Arg] = args![&*dw, partial, splits as i32, g.taps() as i32, channels as i32, cout as i32, 0i32];
     // SAFETY: the parameter list of SUM_PARTIALS_KERNEL; dw has m * cout elements.
     unsafe { kernel.launch(grid((m * cout).div_ceil(256), 256, 0)?, arguments) }

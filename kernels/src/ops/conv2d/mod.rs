@@ -21,7 +21,7 @@ mod cuda;
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
 use crate::ops::check;
-use crate::{Device, Error, Result, Tensor, dispatch_real, span};
+use crate::{DType, Device, Error, Result, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/conv2d/conv2d.cu", text: include_str!("conv2d.cu"), archs: ALL_ARCHS };
 pub static OP: Op = Op { name: NAME, sources: &[&SOURCE], cases: cases::cases };
@@ -175,10 +175,16 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, size: [
 
 /// Gradient with respect to `weight [KH KW, Cin, Cout]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry) -> Result<Tensor> {
+    backward_weight_in(x.dtype(), dy, x, geometry)
+}
+
+/// As [`backward_weight`], in `dtype`: that of `x`, or on CUDA f32, without the rounding of a store.
+pub fn backward_weight_in(dtype: DType, dy: &Tensor, x: &Tensor, geometry: &Geometry) -> Result<Tensor> {
     let _span = span::op("conv2d.backward_weight");
     let [batch, height, width, cin] = four("x", x)?;
     let [_, _, _, cout] = four("dy", dy)?;
-    let mut dw = Tensor::empty(&x.device(), x.dtype(), [geometry.taps(), cin, cout])?;
+    check::sums(NAME, x, "dw", dtype, true)?;
+    let mut dw = Tensor::empty(&x.device(), dtype, [geometry.taps(), cin, cout])?;
     check(geometry, [height, width], cin, &dw)?;
     if check_gradient(dy, geometry, [height, width], cout)?[0] != batch {
         return Err(Error::shape(NAME, "dy", format!("[{batch}, ..]"), dy.shape()));

@@ -1,6 +1,7 @@
-use super::{Fused, Geometry, backward_input, backward_weight, forward, ring, step};
+use super::{Fused, Geometry, backward_input, backward_weight, backward_weight_in, forward, ring, step};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
+use crate::ops::check;
 use crate::ops::conv1d::Prologue;
 use crate::ops::matmul::cuda::{partial_bytes, run_length};
 use crate::tolerance::Tolerance;
@@ -42,6 +43,9 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.push(forward_case(Shape(2, 100, 64, 64, 4, Geometry { groups: 64, ..causal(4, 2) }), dtype, false));
         cases.extend([input_gradient(Shape(1, 300, 8, 64, 2, causal(2, 2)), dtype), weight_gradient(narrowing, dtype)]);
+        if dtype != DType::F32 {
+            cases.extend([small[1], narrowing].map(|shape| wide_weight_gradient(shape, dtype)));
+        }
         cases.push(forward_case(Shape(1, 2048, 128, 64, 16, causal(16, 8)), dtype, true));
     }
     cases
@@ -111,6 +115,16 @@ fn weight_gradient(shape: Shape, dtype: DType) -> Case {
         case.cost.bytes += partial_bytes(b * t, run_length(b * t, k * cout, cin), k * cin * cout, false);
     }
     case
+}
+
+/// Stored in f32.
+fn wide_weight_gradient(shape: Shape, dtype: DType) -> Case {
+    let Shape(b, t, cin, cout, k, g) = shape;
+    let run = Box::new(move |i: &Inputs| Ok(vec![backward_weight_in(check::statistics_dtype(i[1].dtype()), &i[0], &i[1], &g, k)?]));
+    let case = weight_gradient(shape, dtype);
+    let cost = Cost { bytes: case.cost.bytes + k * cin * cout * (4 - dtype.bytes()), ..case.cost };
+    let outputs = vec![("y", Check::Within(Tolerance::accumulate(2 * b * t)))];
+    Case { label: case.label.replace("dw", "dw in f32"), run, outputs, cost, ..case }
 }
 
 /// Two steps of a stream; the second one's output.

@@ -217,9 +217,21 @@ fn check_weight(ws: Shape, g: &Geometry) -> Result<[usize; 3]> {
 }
 
 fn check(x: &Tensor, weight: AnyWeight, g: &Geometry, fused: &Fused) -> Result<Extents> {
-    let xs = x.shape();
+    let extents = check_shapes(x.shape(), weight.shape(), g)?;
+    if let Some(b) = fused.bias {
+        if *b.shape() != [extents.cout] {
+            return Err(Error::shape(NAME, "bias", format!("[{}]", extents.cout), b.shape()));
+        }
+        check::alike(NAME, x, "bias", b)?;
+    }
+    fused.prologue.check(NAME, x, extents.cin)?;
+    weight.check(x, g)?;
+    Ok(extents)
+}
+
+fn check_shapes(xs: Shape, ws: Shape, g: &Geometry) -> Result<Extents> {
     let &[batch, t, cin] = &*xs else { return Err(Error::shape(NAME, "x", "[batch, time, channels]", xs)) };
-    let [taps, w_in, cout] = check_weight(weight.shape(), g)?;
+    let [taps, w_in, cout] = check_weight(ws, g)?;
     // Positions fit in 32 bits, so no sum of a few of them overflows.
     let tout = g.output_len(t, taps);
     let extents = [tout.checked_add(g.crop_left), t.checked_mul(g.stride)];
@@ -227,16 +239,8 @@ fn check(x: &Tensor, weight: AnyWeight, g: &Geometry, fused: &Fused) -> Result<E
         return Err(Error::argument(NAME, format!("{g:?} with {taps} taps over {t} rows exceeds 2^31 rows")));
     }
     if w_in != cin {
-        return Err(Error::shape(NAME, "weight", format!("[_, {cin}, _]"), weight.shape()));
+        return Err(Error::shape(NAME, "weight", format!("[_, {cin}, _]"), ws));
     }
-    if let Some(b) = fused.bias {
-        if *b.shape() != [cout] {
-            return Err(Error::shape(NAME, "bias", format!("[{cout}]"), b.shape()));
-        }
-        check::alike(NAME, x, "bias", b)?;
-    }
-    fused.prologue.check(NAME, x, cin)?;
-    weight.check(x, g)?;
     Ok(Extents { batch, t, cin, taps, cout, tout })
 }
 
@@ -315,14 +319,20 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, geometry: &Geometry, t: usiz
 
 /// Gradient with respect to `weight [taps, Cin, Cout / groups]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
+    backward_weight_in(x.dtype(), dy, x, geometry, taps)
+}
+
+/// As [`backward_weight`], in `dtype`: that of `x`, or on CUDA, of one group, f32, without the rounding of a store.
+pub fn backward_weight_in(dtype: DType, dy: &Tensor, x: &Tensor, geometry: &Geometry, taps: usize) -> Result<Tensor> {
     let _span = span::op("conv_transpose1d.backward_weight");
     let &[batch, t, cin] = &*x.shape() else { return Err(Error::shape(NAME, "x", "[batch, time, channels]", x.shape())) };
     let &[_, _, cout] = &*dy.shape() else { return Err(Error::shape(NAME, "dy", "[batch, time, channels]", dy.shape())) };
     if *dy.shape() != [batch, geometry.output_len(t, taps), cout] {
         return Err(Error::shape(NAME, "dy", format!("[{batch}, {}, {cout}]", geometry.output_len(t, taps)), dy.shape()));
     }
-    let mut dw = Tensor::empty(&x.device(), x.dtype(), [taps, cin, cout / geometry.groups.max(1)])?;
-    check(x, (&dw).into(), geometry, &Fused::default())?;
+    check::sums(NAME, x, "dw", dtype, geometry.groups == 1)?;
+    let mut dw = Tensor::empty(&x.device(), dtype, [taps, cin, cout / geometry.groups.max(1)])?;
+    check_shapes(x.shape(), dw.shape(), geometry)?;
     check::alike(NAME, x, "dy", dy)?;
     if geometry.groups > 1 {
         let mut turned = dw.reshape([taps, 1, cin])?;

@@ -1,6 +1,7 @@
-use super::{Transpose, forward};
+use super::{Transpose, forward, forward_in};
 use crate::DType;
 use crate::case::{Case, Check, Cost, Fill, Input, Inputs};
+use crate::ops::check::statistics_dtype;
 use crate::tolerance::Tolerance;
 
 use super::cuda::{partial_bytes, tn_run_length};
@@ -31,6 +32,9 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         cases.extend(small.map(|(m, n, k, t)| case(m, n, k, t, dtype, false)));
+        if dtype != DType::F32 {
+            cases.extend([(33, 31, 70), (48, 40, 2100)].map(|(m, n, k)| in_f32(m, n, k, dtype)));
+        }
         cases.push(case(4096, 1024, 1024, plain, dtype, true));
     }
     cases
@@ -55,5 +59,19 @@ fn case(m: usize, n: usize, k: usize, transpose: Transpose, dtype: DType, bench:
         run: Box::new(move |i: &Inputs| Ok(vec![forward(&i[0], &i[1], transpose)?])),
         cost: Cost { bytes, flops: 2 * m * n * k },
         bench,
+    }
+}
+
+/// With `a` transposed, stored in f32.
+fn in_f32(m: usize, n: usize, k: usize, dtype: DType) -> Case {
+    let transpose = Transpose { a: true, b: false };
+    let case = case(m, n, k, transpose, dtype, false);
+    let bytes = (m * k + k * n) * dtype.bytes() + 4 * m * n + partial_bytes(k, tn_run_length(k), m * n, true);
+    Case {
+        label: format!("{} in f32", case.label),
+        outputs: vec![("c", Check::Within(Tolerance::accumulate(k)))],
+        run: Box::new(move |i: &Inputs| Ok(vec![forward_in(statistics_dtype(i[0].dtype()), &i[0], &i[1], transpose)?])),
+        cost: Cost { bytes, ..case.cost },
+        ..case
     }
 }

@@ -260,7 +260,7 @@ impl Kernels {
             return Ok(());
         }
         let (inputs, outputs) = if swapped { (columns, x.channels) } else { (x.channels, columns) };
-        let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_sum", self.name), x.data)?)?;
+        let kernel = gpu.kernel(self.source, &kernel_name(op, &format!("{}_sum", self.name), dw)?)?;
         let arguments: &mut [Arg] =
             args![dw, partial, splits as i32, int(op, x.taps)?, int(op, inputs)?, int(op, outputs)?, i32::from(swapped)];
         let tiles = x.taps * inputs.div_ceil(16) * outputs.div_ceil(16);

@@ -16,7 +16,8 @@ pub(crate) mod cuda;
 
 use crate::case::Op;
 use crate::driver::{Source, source::ALL_ARCHS};
-use crate::{Device, Error, Result, Shape, Tensor, dispatch_real, span};
+use crate::ops::check;
+use crate::{DType, Device, Error, Result, Shape, Tensor, dispatch_real, span};
 
 pub static SOURCE: Source = Source { path: "ops/matmul/matmul.cu", text: include_str!("matmul.cu"), archs: ALL_ARCHS };
 pub static OP: Op = Op { name: "matmul", sources: &[&SOURCE], cases: cases::cases };
@@ -35,6 +36,11 @@ struct Extents {
 }
 
 pub fn forward(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
+    forward_in(a.dtype(), a, b, transpose)
+}
+
+/// As [`forward`], in `dtype`: that of `a`, or on CUDA, with `a` transposed, f32, without the rounding of a store.
+pub fn forward_in(dtype: DType, a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
     let _span = span::op("matmul.forward");
     const OP: &str = "matmul";
     let (sa, sb) = (a.shape(), b.shape());
@@ -57,7 +63,8 @@ pub fn forward(a: &Tensor, b: &Tensor, transpose: Transpose) -> Result<Tensor> {
     shape[..sa.len()].copy_from_slice(&sa);
     shape[sa.len() - 2] = if transpose.a { m } else { sa[sa.len() - 2] };
     shape[sa.len() - 1] = n;
-    let mut c = Tensor::empty(&a.device(), a.dtype(), Shape::try_from(&shape[..sa.len()])?)?;
+    check::sums(OP, a, "c", dtype, transpose.a)?;
+    let mut c = Tensor::empty(&a.device(), dtype, Shape::try_from(&shape[..sa.len()])?)?;
     let e = Extents { m, n, k };
     match a.device() {
         Device::Cpu => dispatch_real!(OP, a.dtype(), T => cpu::forward::<T>(&mut c, a, b, transpose, &e))?,
