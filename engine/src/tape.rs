@@ -4,9 +4,10 @@
 //! is recorded with its weight, and [`Tape::backward`] starts from all of them, [`Tape::backward_from`] from some. Gradients
 //! of values used more than once add up in the order of the tape, so they do not depend on timing.
 
+mod compute;
 mod transformer;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use swara_kernels::ops::activation::{self, Activation};
@@ -16,6 +17,9 @@ use swara_kernels::ops::{
     conv_transpose1d, conv2d, elementwise, loss, lstm, matmul, pad, peak_norm, reduce, rvq_search, snake, stft, weight_norm,
 };
 use swara_kernels::{Result, Tensor};
+
+pub use self::compute::Compute;
+use self::compute::Operands;
 
 /// A tensor that may have a place on a tape.
 #[derive(Clone)]
@@ -74,6 +78,8 @@ enum Entry {
 #[derive(Default)]
 pub struct Tape {
     entries: RefCell<Vec<Entry>>,
+    compute: Cell<Compute>,
+    operands: RefCell<Operands>,
 }
 
 /// Gradients of the leaves.
@@ -116,6 +122,19 @@ impl Tape {
         Tape::default()
     }
 
+    /// With products of another type: see [`Compute`].
+    pub fn computing(compute: Compute) -> Tape {
+        Tape { compute: Cell::new(compute), ..Tape::default() }
+    }
+
+    /// What `record` records, whose products round nothing.
+    pub fn in_full<T>(&self, record: impl FnOnce() -> T) -> T {
+        let before = self.compute.replace(Compute::F32);
+        let recorded = record();
+        self.compute.set(before);
+        recorded
+    }
+
     fn push(&self, entry: Entry) -> usize {
         let mut entries = self.entries.borrow_mut();
         entries.push(entry);
@@ -152,6 +171,7 @@ impl Tape {
 
     /// Gradients of the weighted sum of all losses recorded so far.
     pub fn backward(self) -> Result<Gradients> {
+        drop(self.operands);
         let mut entries = self.entries.into_inner();
         let mut gradients = Gradients::of(entries.len());
         // What an entry kept is freed as soon as it was used.
@@ -263,28 +283,45 @@ impl Tape {
 
     /// Convolution plus `bias` plus `residual`, which has the output's shape.
     pub fn conv1d(&self, x: &Var, weight: &Var, bias: Option<&Var>, residual: Option<&Var>, geometry: conv1d::Geometry) -> Result<Var> {
-        let fused = Fused { bias: bias.map(Var::value), residual: residual.map(Var::value), ..Fused::default() };
-        let value = conv1d::forward(&x.value, weight.value(), &geometry, fused)?;
-        let (x_value, w_value) = (x.value.clone(), weight.value.clone());
+        let product = self.product(&weight.value, geometry.groups);
+        let (x_value, w_value) = (self.operand(product, &x.value)?, self.operand(product, &weight.value)?);
+        // Of the type of the operands, or added behind them.
+        let fused = residual.filter(|_| !product.rounded).map(Var::value);
+        let mut value = product.of([&x_value, &w_value], bias.map(Var::value), |x, weight, bias| {
+            conv1d::forward(x, weight, &geometry, Fused { bias, residual: fused, ..Fused::default() })
+        })?;
+        if let Some(residual) = residual.filter(|_| product.rounded) {
+            elementwise::add_assign(&mut value, &residual.value)?;
+        }
         let none = Var { value: x.value.clone(), node: None };
         Ok(self.record(&[x, weight, bias.unwrap_or(&none), residual.unwrap_or(&none)], value, move |dy, needed| {
             let (t, taps) = (x_value.shape()[1], w_value.shape()[0]);
-            let dx = if needed[0] { Some(conv1d::backward_input(&dy, &w_value, &geometry, t)?) } else { None };
-            let dw = if needed[1] { Some(conv1d::backward_weight(&dy, &x_value, &geometry, taps)?) } else { None };
+            let rounded = product.gradient(&dy)?;
+            let d = rounded.as_ref().unwrap_or(&dy);
+            let input = || product.of([d, &w_value], None, |dy, weight, _| conv1d::backward_input(dy, weight, &geometry, t));
+            let weight = || product.sums([d, &x_value], |to, dy, x| conv1d::backward_weight_in(to, dy, x, &geometry, taps));
+            let dx = needed[0].then(input).transpose()?;
+            let dw = needed[1].then(weight).transpose()?;
             let db = if needed[2] { Some(reduce::sum_rows(&dy)?) } else { None };
             Ok(vec![dx, dw, db, needed[3].then_some(dy)])
         }))
     }
 
     pub fn conv_transpose1d(&self, x: &Var, weight: &Var, bias: Option<&Var>, geometry: conv_transpose1d::Geometry) -> Result<Var> {
-        let fused = conv_transpose1d::Fused { bias: bias.map(Var::value), ..Default::default() };
-        let value = conv_transpose1d::forward(&x.value, weight.value(), &geometry, fused)?;
-        let (x_value, w_value) = (x.value.clone(), weight.value.clone());
+        let product = self.product(&weight.value, geometry.groups);
+        let (x_value, w_value) = (self.operand(product, &x.value)?, self.operand(product, &weight.value)?);
+        let value = product.of([&x_value, &w_value], bias.map(Var::value), |x, weight, bias| {
+            conv_transpose1d::forward(x, weight, &geometry, conv_transpose1d::Fused { bias, ..Default::default() })
+        })?;
         let none = Var { value: x.value.clone(), node: None };
         Ok(self.record(&[x, weight, bias.unwrap_or(&none)], value, move |dy, needed| {
             let (t, taps) = (x_value.shape()[1], w_value.shape()[0]);
-            let dx = if needed[0] { Some(conv_transpose1d::backward_input(&dy, &w_value, &geometry, t)?) } else { None };
-            let dw = if needed[1] { Some(conv_transpose1d::backward_weight(&dy, &x_value, &geometry, taps)?) } else { None };
+            let rounded = product.gradient(&dy)?;
+            let d = rounded.as_ref().unwrap_or(&dy);
+            let input = || product.of([d, &w_value], None, |dy, weight, _| conv_transpose1d::backward_input(dy, weight, &geometry, t));
+            let weight = || product.sums([d, &x_value], |to, dy, x| conv_transpose1d::backward_weight_in(to, dy, x, &geometry, taps));
+            let dx = needed[0].then(input).transpose()?;
+            let dw = needed[1].then(weight).transpose()?;
             let db = if needed[2] { Some(reduce::sum_rows(&dy)?) } else { None };
             Ok(vec![dx, dw, db])
         }))
@@ -292,14 +329,22 @@ impl Tape {
 
     /// Convolution of images plus `bias`, then a LeakyReLU of `slope`, unless that is 1.
     pub fn conv2d(&self, x: &Var, weight: &Var, bias: Option<&Var>, geometry: conv2d::Geometry, slope: f64) -> Result<Var> {
-        let value = Rc::new(conv2d::forward(&x.value, &weight.value, bias.map(Var::value), &geometry, slope)?);
-        let (x_value, w_value, y_value) = (x.value.clone(), weight.value.clone(), value.clone());
+        let product = self.product(&weight.value, 1);
+        let (x_value, w_value) = (self.operand(product, &x.value)?, self.operand(product, &weight.value)?);
+        let value = Rc::new(
+            product.of([&x_value, &w_value], bias.map(Var::value), |x, weight, bias| conv2d::forward(x, weight, bias, &geometry, slope))?,
+        );
+        let y_value = value.clone();
         let none = x.detached();
         Ok(self.record(&[x, weight, bias.unwrap_or(&none)], value, move |dy, needed| {
             let dy = if slope == 1.0 { dy } else { activation::leaky_relu_backward(&dy, &y_value, slope)? };
             let size = [x_value.shape()[1], x_value.shape()[2]];
-            let dx = if needed[0] { Some(conv2d::backward_input(&dy, &w_value, &geometry, size)?) } else { None };
-            let dw = if needed[1] { Some(conv2d::backward_weight(&dy, &x_value, &geometry)?) } else { None };
+            let rounded = product.gradient(&dy)?;
+            let d = rounded.as_ref().unwrap_or(&dy);
+            let input = || product.of([d, &w_value], None, |dy, weight, _| conv2d::backward_input(dy, weight, &geometry, size));
+            let weight = || product.sums([d, &x_value], |to, dy, x| conv2d::backward_weight_in(to, dy, x, &geometry));
+            let dx = needed[0].then(input).transpose()?;
+            let dw = needed[1].then(weight).transpose()?;
             let db = if needed[2] { Some(reduce::sum_rows(&dy)?) } else { None };
             Ok(vec![dx, dw, db])
         }))

@@ -40,7 +40,8 @@ def write(case, model, run, samples, names, state):
     save("gradients", case, {"input": source, "probe": probe, "wave": wave, **state(names(found))})
 
 
-def make_mimi():
+def trained_mimi():
+    """moshi's module in training mode, float64, and an input."""
     path = GOLDEN / "mimi" / "weights" / "kyutai.safetensors"
     with safe_open(path, "pt") as file:
         config = MimiConfig(**json.loads(file.metadata()["config"]))
@@ -54,8 +55,11 @@ def make_mimi():
     model = model.double().train()
     for p in model.parameters():
         p.requires_grad_(True)
-    draw = Draw("gradients", "mimi")
-    source = draw.normal(2, 1, 30 * model.frame_size, scale=0.3)
+    return model, Draw("gradients", "mimi").normal(2, 1, 30 * model.frame_size, scale=0.3)
+
+
+def make_mimi():
+    model, source = trained_mimi()
     latent = model._to_framerate(model.encoder_transformer(model.encoder(source))[0])
     found = model.quantizer(latent, model.frame_rate)
     wave = model.decoder(model.decoder_transformer(model._to_encoder_framerate(found.x))[0])

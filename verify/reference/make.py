@@ -33,7 +33,7 @@ FAMILIES = [
     "training_loop",
 ]
 PUBLISHED = [
-    "bundled", "csm", "discriminators", "gradients", "loudness", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac",
+    "autocast", "bundled", "csm", "discriminators", "gradients", "loudness", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac",
     "published_encodec", "published_snac", "quantized", "rvq_training", "sentencepiece_models", "speaker", "teachers", "training_step",
 ]
 

@@ -25,15 +25,19 @@ impl Tape {
 
     /// `x [.., K]` times the transpose of `weight [N, K]`.
     pub fn linear(&self, x: &Var, weight: &Var) -> Result<Var> {
-        let value = matmul::forward(&x.value, &weight.value, Transpose { a: false, b: true })?;
-        let (x_value, w_value) = (x.value.clone(), weight.value.clone());
+        let product = self.product(&weight.value, 1);
+        let (x_value, w_value) = (self.operand(product, &x.value)?, self.operand(product, &weight.value)?);
+        let by = |transpose| move |a: &Tensor, b: &Tensor, _: Option<&Tensor>| matmul::forward(a, b, transpose);
+        let value = product.of([&x_value, &w_value], None, by(Transpose { a: false, b: true }))?;
         Ok(self.record(&[x, weight], value, move |dy, needed| {
-            let dx = if needed[0] { Some(matmul::forward(&dy, &w_value, Transpose::default())?) } else { None };
+            let dy = product.gradient(&dy)?.unwrap_or(dy);
+            let dx = if needed[0] { Some(product.of([&dy, &w_value], None, by(Transpose::default()))?) } else { None };
             let dw = if needed[1] {
                 let rows = x_value.shape().rows();
                 let flat = x_value.copy()?.reshape([rows, x_value.shape().last_dim()])?;
                 let dy = dy.reshape([rows, w_value.shape()[0]])?;
-                Some(matmul::forward(&dy, &flat, Transpose { a: true, b: false })?)
+                let transpose = Transpose { a: true, b: false };
+                Some(product.sums([&dy, &flat], |to, dy, x| matmul::forward_in(to, dy, x, transpose))?)
             } else {
                 None
             };

@@ -8,10 +8,11 @@ use super::discriminator::{self, Discriminators};
 use super::parameters::{self, Parameter};
 use super::recording::Recording;
 use crate::Result;
-use crate::tape::{Tape, Var};
+use crate::tape::{Compute, Tape, Var};
 
 pub struct Adversary {
     pub rules: Adversarial,
+    compute: Compute,
     networks: Discriminators,
     pub parameters: Vec<Parameter>,
 }
@@ -30,7 +31,7 @@ impl Adversary {
         let values = networks.initial(config.train.seed);
         let parameter = |spec| Parameter::new(spec, &values, device, dtype);
         let parameters = networks.tensors().into_iter().map(parameter).collect::<Result<_>>()?;
-        Ok(Some(Adversary { rules, networks, parameters }))
+        Ok(Some(Adversary { rules, compute: config.train.compute, networks, parameters }))
     }
 
     /// Whether they take part in a step, and whether they learn from it.
@@ -44,7 +45,7 @@ impl Adversary {
 
     /// Their own loss of recordings `x` and waves `y`, both `[B, T, 1]`, and `weight` times its gradients.
     pub fn gradients(&self, x: &Var, y: &Var, weight: f64) -> Result<(Vec<Var>, Vec<Tensor>)> {
-        let tape = Tape::new();
+        let tape = Tape::computing(self.compute);
         let leaves = parameters::leaves(&self.parameters, &tape);
         let recording = Recording { tape: &tape, parameters: &parameters::by_name(&self.parameters, &leaves) };
         let (real, fake) = (self.networks.maps(&recording, &x.detached())?, self.networks.maps(&recording, &y.detached())?);

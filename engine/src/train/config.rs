@@ -11,6 +11,7 @@ use crate::codec::mimi::Config as MimiConfig;
 use crate::codec::model::TensorSpec;
 use crate::codec::snac::Config as SnacConfig;
 use crate::metrics::Discriminator;
+use crate::tape::Compute;
 use crate::{Error, Result};
 
 /// A training run, as its TOML file says it.
@@ -75,6 +76,8 @@ pub struct Schedule {
     pub accumulate: usize,
     /// Frames a crop.
     pub crop_frames: usize,
+    /// What products take their operands in; parameters, optimisers, averages, codebooks and losses are f32 always.
+    pub compute: Compute,
     pub seed: u64,
     /// Decay of the moving average of the weights, which is what is released.
     pub average: f64,
@@ -95,6 +98,7 @@ impl Default for Schedule {
             batch: 8,
             accumulate: 1,
             crop_frames: 50,
+            compute: Compute::F32,
             seed: 1,
             average: 0.999,
             loudness: Loudness::Unchanged,

@@ -34,7 +34,7 @@ impl Trainer {
         let mut rows: Vec<Drawn> = self.branches.iter().enumerate().map(drawn).collect();
         let mut batch_rows = 0;
         for batch in batches {
-            let tape = Tape::new();
+            let tape = Tape::computing(self.config.train.compute);
             let recording = Recording { tape: &tape, parameters: &parameters::constants(&self.parameters) };
             batch_rows = 0;
             // As much at once as a step has.

@@ -294,7 +294,7 @@ impl Trainer {
     /// `rows` are the teacher's, of the whole step.
     fn forward(&self, [samples, targets]: [&[f32]; 2], part: Part, learning: bool, rows: Option<&TeacherRows>) -> Result<Pass> {
         let _span = span::step("forward");
-        let tape = Tape::new();
+        let tape = Tape::computing(self.config.train.compute);
         let leaves = if learning { parameters::leaves(&self.parameters, &tape) } else { Vec::new() };
         let parameters = match learning {
             true => parameters::by_name(&self.parameters, &leaves),
@@ -352,7 +352,7 @@ impl Trainer {
 
     /// The losses of the wave, and their gradient with respect to it: apart from the codec's own tape, so that they can be balanced.
     fn judge(&self, pass: &Pass, balancer: &mut Balancer) -> Result<(Terms, Tensor)> {
-        let (tape, weights) = (Tape::new(), &self.config.loss);
+        let (tape, weights) = (Tape::computing(self.config.train.compute), &self.config.loss);
         let y = tape.leaf(pass.y.shared());
         let mut terms = self.reconstruction.record(&tape, &y, &pass.x)?;
         if let Some(adversary) = self.adversary.as_ref().filter(|a| a.judges(self.step)) {

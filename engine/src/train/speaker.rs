@@ -129,7 +129,8 @@ impl Speaker {
 
     /// Records `1 - cos` of waves `y` and `x`, both `[B, T, 1]`. The value is unweighted.
     pub fn record(&self, tape: &Tape, y: &Var, x: &Var) -> Result<Var> {
-        let (found, expected) = (self.embed(tape, y)?, self.embed(tape, &x.detached())?.detached());
+        // A measure: in f32, whatever the codec computes in.
+        let (found, expected) = tape.in_full(|| Ok::<_, Error>((self.embed(tape, y)?, self.embed(tape, &x.detached())?.detached())))?;
         // Of vectors of length 1: half the square of their distance.
         let half = found.value().shape().last_dim() as f64 / 2.0;
         let loss = tape.mse_loss(&found, &expected, self.rules.weight * half)?;

@@ -26,7 +26,7 @@ const BALANCER: &str = "balancer";
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 const AVERAGE: &str = "average";
 /// Keys that do not say what is trained; the first are the codec's shape, which is compared as a whole.
-const FREE: [&str; 20] = [
+const FREE: [&str; 21] = [
     "model",
     "codec",
     "mimi",
@@ -36,6 +36,7 @@ const FREE: [&str; 20] = [
     "train.batch",
     "train.accumulate",
     "train.crop_frames",
+    "train.compute",
     "train.average",
     "train.log_every",
     "train.checkpoint_every",
