@@ -209,6 +209,16 @@ impl Tape {
         }))
     }
 
+    /// Element by element.
+    pub fn mul(&self, a: &Var, b: &Var) -> Result<Var> {
+        let value = elementwise::mul(&a.value, &b.value)?;
+        let (a_value, b_value) = (a.value.clone(), b.value.clone());
+        Ok(self.record(&[a, b], value, move |dy, needed| {
+            let by = |needed: bool, other: &Tensor| needed.then(|| elementwise::mul(&dy, other)).transpose();
+            Ok(vec![by(needed[0], &b_value)?, by(needed[1], &a_value)?])
+        }))
+    }
+
     pub fn reshape(&self, x: &Var, shape: impl Into<swara_kernels::Shape>) -> Result<Var> {
         let from = x.value.shape();
         let value = x.value.copy()?.reshape(shape)?;

@@ -34,6 +34,7 @@ fn config(rule: AdversarialRule, discriminators: DiscriminatorConfig) -> TrainCo
         codebook_dim: 4,
         codebook_sizes: vec![16, 8],
         transformer: None,
+        prosody: None,
     };
     let optimizer = Optimizer { learning_rate: 1e-3, warmup: 0, final_rate: 1.0, ..Optimizer::default() };
     TrainConfig {

@@ -25,6 +25,7 @@ fn config() -> Config {
         codebook_dim: 4,
         codebook_sizes: vec![16, 8],
         transformer: Some(TransformerConfig { layers: 2, heads: 2, hidden: 24, window: 5 }),
+        prosody: None,
     }
 }
 

@@ -19,6 +19,7 @@ fn tiny(quantizer: QuantizerKind) -> TrainConfig {
         codebook_dim: 8,
         codebook_sizes: vec![32, 16],
         transformer: None,
+        prosody: None,
     };
     TrainConfig {
         train: Schedule { steps: 300, batch: 2, crop_frames: 80, ..Schedule::default() },

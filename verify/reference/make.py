@@ -31,6 +31,7 @@ FAMILIES = [
     "rounding",
     "distillation",
     "training_loop",
+    "prosody",
 ]
 PUBLISHED = [
     "autocast", "bundled", "csm", "discriminators", "gradients", "loudness", "mimi", "moshi_hf", "moshi_lm", "moshi_sinks", "personaplex", "published_dac",

@@ -29,6 +29,18 @@ pub struct Config {
     /// Between encoder and quantiser, and quantiser and decoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transformer: Option<TransformerConfig>,
+    /// Of what the decoder is given, by prosody that is predicted from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prosody: Option<ProsodyConfig>,
+}
+
+/// Causal convolutions that hear pitch, voicing and energy in the decoder's input, and modulate it by what they make of those.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProsodyConfig {
+    pub width: usize,
+    /// Residual units before the prediction, and as many behind it.
+    pub units: usize,
 }
 
 /// A causal transformer of Mimi's kind over the latents: rotary positions, layer scales.
@@ -82,6 +94,7 @@ impl Config {
             codebook_dim: 256,
             codebook_sizes: codebook_sizes.to_vec(),
             transformer: None,
+            prosody: None,
         };
         let split = [2048, 1024, 1024, 1024, 1024, 1024, 1024, 1024];
         Ok(match name {
@@ -107,6 +120,7 @@ impl Config {
                 codebook_dim: 32,
                 codebook_sizes: split.to_vec(),
                 transformer: None,
+                prosody: None,
             },
             _ => return Err(Error::Config(format!("unknown preset {name:?}; expected te200, te50, te12, hybrid12 or te50-small"))),
         })
@@ -142,6 +156,9 @@ impl Config {
         }
         if let Some(t) = &self.transformer {
             t.check(self)?;
+        }
+        if let Some(p) = &self.prosody {
+            check_ranges(&[("prosody.width", p.width, 1, 1024), ("prosody.units", p.units, 0, 6)])?;
         }
         check_frame(self.frame_elements())
     }

@@ -3,8 +3,8 @@
 use swara_kernels::ops::rope::Style;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
-use super::model::{Activation, Conv, Layer, Model, Upsample};
-use super::{Config, Format};
+use super::model::{Activation, Conv, Film, Layer, Model, Upsample};
+use super::{Config, Format, ProsodyConfig};
 use crate::transformer::{Block, FeedForward, Norm, Rotary};
 
 pub fn model(config: &Config) -> Model {
@@ -21,7 +21,8 @@ pub fn model(config: &Config) -> Model {
     encoder.push(Layer::Conv(b.conv("encoder.conv2", snake("encoder.snake1"), enc[blocks], config.latent, 3, 1)));
     encoder.extend(transformer(config, "encoder_transformer"));
 
-    let mut decoder = transformer(config, "decoder_transformer");
+    let mut decoder: Vec<Layer> = config.prosody.iter().map(|p| Layer::Film(Box::new(prosody(p, config.latent)))).collect();
+    decoder.extend(transformer(config, "decoder_transformer"));
     decoder.push(Layer::Conv(b.conv("decoder.conv1", Activation::None, config.latent, dec[0], 7, 1)));
     for (i, &stride) in config.strides.iter().rev().enumerate() {
         let block = format!("decoder.block.{i}");
@@ -45,6 +46,31 @@ fn format(config: &Config) -> Format {
         codes_per_frame: vec![1; config.codebook_sizes.len()],
         causal: config.causal,
     }
+}
+
+/// What names of a [`ProsodyConfig`]'s tensors begin with.
+pub const PROSODY: &str = "decoder.prosody.";
+/// What is predicted of a frame: the logarithm of its pitch, that of its level, and logits of being voiceless and voiced.
+pub const FEATURES: usize = 4;
+
+/// Causal whatever the codec is.
+fn prosody(config: &ProsodyConfig, latent: usize) -> Film {
+    let conv = |name: &str, activation, [cin, cout]: [usize; 2], taps, dilation| {
+        Conv::new(format!("{PROSODY}{name}"), activation, [cin, cout], taps, conv1d::Geometry::causal(taps, 1, dilation))
+    };
+    let width = config.width;
+    let stack = |name: &str, cin: usize| -> Vec<Layer> {
+        let unit = |n: usize| {
+            let first = conv(&format!("{name}.units.{n}.conv1"), Activation::Elu, [width; 2], 3, 2 << n);
+            Layer::Residual(first, conv(&format!("{name}.units.{n}.conv2"), Activation::Elu, [width; 2], 1, 1))
+        };
+        let first = Layer::Conv(conv(&format!("{name}.conv"), Activation::None, [cin, width], 3, 1));
+        std::iter::once(first).chain((0..config.units).map(unit)).collect()
+    };
+    let mut predict = stack("predict", latent);
+    predict.push(Layer::Conv(conv("predict.features", Activation::Elu, [width, FEATURES], 1, 1)));
+    let modulate = |name: &str| conv(name, Activation::Elu, [width, latent], 1, 1);
+    Film { predict, encode: stack("encode", FEATURES), gamma: modulate("gamma"), beta: modulate("beta") }
 }
 
 fn transformer(config: &Config, name: &str) -> Vec<Layer> {

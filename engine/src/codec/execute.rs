@@ -6,7 +6,7 @@ use swara_kernels::ops::{conv_transpose1d, elementwise, layer_norm, pad};
 use swara_kernels::{DType, Device, Tensor, span};
 
 use super::Stored;
-use super::model::{Activation, Before, Conv, Layer, Upsample};
+use super::model::{Activation, Before, Conv, Film, Layer, Upsample};
 use super::whole::{Noise, ReadyLstm, ReadyNoise, ReadyWindowed};
 use crate::transformer::{LayerNorm, ReadyBlock};
 use crate::weights::{Reader, Source};
@@ -164,6 +164,48 @@ enum Ready {
     Windowed(Box<ReadyWindowed>),
     Shortcut(Box<[ReadyConv; 3]>),
     Lstm(ReadyLstm),
+    Film(Box<ReadyFilm>),
+}
+
+/// Layers with weights of [`Film`].
+struct ReadyFilm {
+    name: String,
+    predict: Vec<Ready>,
+    encode: Vec<Ready>,
+    gamma: ReadyConv,
+    beta: ReadyConv,
+}
+
+impl ReadyFilm {
+    fn new(film: &Film, device: &Device, from: &mut Reader) -> Result<ReadyFilm> {
+        let mut ready = |layers: &[Layer]| layers.iter().map(|layer| Ready::new(layer, device, from)).collect::<Result<_>>();
+        let (predict, encode) = (ready(&film.predict)?, ready(&film.encode)?);
+        let (gamma, beta) = (ReadyConv::new(&film.gamma, from)?, ReadyConv::new(&film.beta, from)?);
+        Ok(ReadyFilm { name: film.name().to_owned(), predict, encode, gamma, beta })
+    }
+
+    fn run(&self, x: &Tensor, mut states: Option<&mut States>) -> Result<Tensor> {
+        let _span = span::layer(&self.name);
+        let mut made: Option<Tensor> = None;
+        for layer in self.predict.iter().chain(&self.encode) {
+            let x = made.as_ref().unwrap_or(x);
+            made = Some(match layer {
+                Ready::Conv(only) => only.run(x, None, states.as_deref_mut())?,
+                Ready::Residual(pair) => residual(pair, x, states.as_deref_mut())?,
+                other => return Err(Error::Argument(format!("{} is no part of {}", other.name(), self.name))),
+            });
+        }
+        let e = made.as_ref().unwrap_or(x);
+        let gamma = self.gamma.run(e, None, states.as_deref_mut())?;
+        let moved = self.beta.run(e, Some(x), states)?;
+        Ok(elementwise::add(&moved, &elementwise::mul(x, &gamma)?)?)
+    }
+}
+
+/// `x + second(first(x))`.
+fn residual([first, second]: &[ReadyConv; 2], x: &Tensor, mut states: Option<&mut States>) -> Result<Tensor> {
+    let h = first.run(x, None, states.as_deref_mut())?;
+    second.run(&h, Some(x), states)
 }
 
 /// Layers with their weights, one after the other.
@@ -178,25 +220,11 @@ impl Stack {
     pub fn new(layers: &[Layer], weights: &dyn Source, device: &Device, stored: Stored) -> Result<Stack> {
         let mut from = Reader::new(weights, device, stored.dtype);
         from.bits = stored.bits();
-        let ready = |layer: &Layer| -> Result<Ready> {
-            Ok(match layer {
-                Layer::Conv(only) => Ready::Conv(ReadyConv::new(only, &mut from)?),
-                Layer::Residual(first, second) => {
-                    Ready::Residual(Box::new([ReadyConv::new(first, &mut from)?, ReadyConv::new(second, &mut from)?]))
-                }
-                Layer::Upsample(up) => Ready::Upsample(ReadyUpsample::new(up, &mut from)?),
-                Layer::Block(block) => Ready::Block(Box::new(ReadyBlock::new(block, device, &mut from)?)),
-                Layer::Shortcut(convs) => {
-                    let [first, second, third] = &**convs;
-                    let mut conv = |conv| ReadyConv::new(conv, &mut from);
-                    Ready::Shortcut(Box::new([conv(first)?, conv(second)?, conv(third)?]))
-                }
-                Layer::Lstm(layer) => Ready::Lstm(ReadyLstm::new(layer, &mut from)?),
-                Layer::Noise(linear) => Ready::Noise(ReadyNoise::new(linear, device, &mut from)?),
-                Layer::Windowed(layer) => Ready::Windowed(Box::new(ReadyWindowed::new(layer, device, &mut from)?)),
-            })
-        };
-        Ok(Stack { layers: layers.iter().map(ready).collect::<Result<_>>()?, bytes: from.bytes(), noise: Noise::default() })
+        Ok(Stack {
+            layers: layers.iter().map(|layer| Ready::new(layer, device, &mut from)).collect::<Result<_>>()?,
+            bytes: from.bytes(),
+            noise: Noise::default(),
+        })
     }
 
     /// Size of all weights.
@@ -218,11 +246,7 @@ impl Stack {
             let x = made.as_ref().unwrap_or(x);
             let y = match layer {
                 Ready::Conv(only) => only.run(x, None, states.as_mut())?,
-                Ready::Residual(pair) => {
-                    let [first, second] = &**pair;
-                    let h = first.run(x, None, states.as_mut())?;
-                    second.run(&h, Some(x), states.as_mut())?
-                }
+                Ready::Residual(pair) => residual(pair, x, states.as_mut())?,
                 Ready::Upsample(up) => up.run(x, states.as_mut())?,
                 Ready::Block(block) => {
                     rows = Some(x.shape()[1]);
@@ -238,6 +262,7 @@ impl Stack {
                     second.run(&h, Some(&third.run(x, None, states.as_mut())?), states.as_mut())?
                 }
                 Ready::Lstm(layer) => layer.run(x)?,
+                Ready::Film(film) => film.run(x, states.as_mut())?,
             };
             observe(layer.name(), &y)?;
             made = Some(y);
@@ -250,6 +275,24 @@ impl Stack {
 }
 
 impl Ready {
+    fn new(layer: &Layer, device: &Device, from: &mut Reader) -> Result<Ready> {
+        Ok(match layer {
+            Layer::Conv(only) => Ready::Conv(ReadyConv::new(only, from)?),
+            Layer::Residual(first, second) => Ready::Residual(Box::new([ReadyConv::new(first, from)?, ReadyConv::new(second, from)?])),
+            Layer::Upsample(up) => Ready::Upsample(ReadyUpsample::new(up, from)?),
+            Layer::Block(block) => Ready::Block(Box::new(ReadyBlock::new(block, device, from)?)),
+            Layer::Shortcut(convs) => {
+                let [first, second, third] = &**convs;
+                let mut conv = |conv| ReadyConv::new(conv, from);
+                Ready::Shortcut(Box::new([conv(first)?, conv(second)?, conv(third)?]))
+            }
+            Layer::Film(film) => Ready::Film(Box::new(ReadyFilm::new(film, device, from)?)),
+            Layer::Lstm(layer) => Ready::Lstm(ReadyLstm::new(layer, from)?),
+            Layer::Noise(linear) => Ready::Noise(ReadyNoise::new(linear, device, from)?),
+            Layer::Windowed(layer) => Ready::Windowed(Box::new(ReadyWindowed::new(layer, device, from)?)),
+        })
+    }
+
     fn name(&self) -> &str {
         match self {
             Ready::Conv(conv) => &conv.layer.name,
@@ -260,6 +303,7 @@ impl Ready {
             Ready::Windowed(windowed) => &windowed.layer.name,
             Ready::Shortcut(convs) => &convs[0].layer.name,
             Ready::Lstm(lstm) => &lstm.layer.name,
+            Ready::Film(film) => &film.name,
         }
     }
 }
@@ -290,33 +334,38 @@ impl Past {
     /// `rows`: most rows that go into the first layer at a time.
     pub fn new(device: &Device, dtype: DType, batch: usize, layers: &[Layer], mut rows: usize) -> Result<Past> {
         let mut past = Past { states: Vec::new(), positions: None };
-        let ring = |c: &Conv| -> Result<State> { Ok(State::Ring(Ring::new(device, dtype, batch, c.taps, c.cin, &c.geometry)?)) };
-        for layer in layers {
-            match layer {
-                Layer::Conv(c) => {
-                    past.states.push(ring(c)?);
-                    rows /= c.geometry.stride;
-                }
-                Layer::Residual(a, b) => {
-                    past.states.extend([ring(a)?, ring(b)?]);
-                }
-                Layer::Upsample(u) => {
-                    let ring = conv_transpose1d::ring(device, dtype, batch, u.taps, u.cin, u.geometry.stride)?;
-                    past.states.push(State::Ring(ring));
-                    rows = rows.saturating_mul(u.geometry.stride);
-                }
-                Layer::Block(b) => {
-                    let capacity = b.window.unwrap_or(1).saturating_add(rows.max(1)) - 1;
-                    let cache = KvCache::new(device, dtype, batch, b.kv_heads, capacity, b.head_dim)?;
-                    past.states.push(State::Cache(cache));
-                    if past.positions.is_none() {
-                        past.positions = Some(Positions::new(device, batch)?);
-                    }
-                }
-                Layer::Noise(_) | Layer::Windowed(_) | Layer::Shortcut(_) | Layer::Lstm(_) => return Err(needs_whole(layer.name())),
-            }
-        }
+        layers.iter().try_for_each(|layer| past.remember(layer, device, dtype, batch, &mut rows))?;
         Ok(past)
+    }
+
+    fn remember(&mut self, layer: &Layer, device: &Device, dtype: DType, batch: usize, rows: &mut usize) -> Result<()> {
+        let ring = |c: &Conv| -> Result<State> { Ok(State::Ring(Ring::new(device, dtype, batch, c.taps, c.cin, &c.geometry)?)) };
+        match layer {
+            Layer::Conv(c) => {
+                self.states.push(ring(c)?);
+                *rows /= c.geometry.stride;
+            }
+            Layer::Residual(a, b) => self.states.extend([ring(a)?, ring(b)?]),
+            Layer::Upsample(u) => {
+                let ring = conv_transpose1d::ring(device, dtype, batch, u.taps, u.cin, u.geometry.stride)?;
+                self.states.push(State::Ring(ring));
+                *rows = rows.saturating_mul(u.geometry.stride);
+            }
+            Layer::Block(b) => {
+                let capacity = b.window.unwrap_or(1).saturating_add((*rows).max(1)) - 1;
+                let cache = KvCache::new(device, dtype, batch, b.kv_heads, capacity, b.head_dim)?;
+                self.states.push(State::Cache(cache));
+                if self.positions.is_none() {
+                    self.positions = Some(Positions::new(device, batch)?);
+                }
+            }
+            Layer::Film(film) => {
+                film.layers().try_for_each(|layer| self.remember(layer, device, dtype, batch, rows))?;
+                self.states.extend([ring(&film.gamma)?, ring(&film.beta)?]);
+            }
+            Layer::Noise(_) | Layer::Windowed(_) | Layer::Shortcut(_) | Layer::Lstm(_) => return Err(needs_whole(layer.name())),
+        }
+        Ok(())
     }
 
     /// Forgets the past of the streams whose mask is not zero.

@@ -7,7 +7,7 @@
 
 mod checkpoint;
 mod config;
-mod dac;
+pub(crate) mod dac;
 pub mod encodec;
 mod execute;
 mod format;
@@ -27,7 +27,7 @@ use std::path::Path;
 pub(crate) use checkpoint::encodec_layers;
 pub use checkpoint::{Converted, METADATA_CONFIG, METADATA_MODEL, Named, Naming, Rounded, convert, family, rounded_mimi};
 pub(crate) use checkpoint::{embedding_spec, encodec_to_train, fold, frequencies, mimi_to_train, read, snac_to_train};
-pub use config::{Config, QuantizerKind, TransformerConfig};
+pub use config::{Config, ProsodyConfig, QuantizerKind, TransformerConfig};
 pub use format::{Chunks, Format};
 pub use session::Session;
 use swara_kernels::ops::elementwise;

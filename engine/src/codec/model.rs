@@ -85,6 +85,27 @@ pub struct Lstm {
     pub layers: usize,
 }
 
+/// Modulation of features (Perez et al. 2018): `(1 + gamma) x + beta`, both from what `predict` hears in `x` and `encode` makes of that.
+#[derive(Clone, Debug)]
+pub struct Film {
+    /// Its last layer's output is what is supervised in training.
+    pub predict: Vec<Layer>,
+    pub encode: Vec<Layer>,
+    pub gamma: Conv,
+    pub beta: Conv,
+}
+
+impl Film {
+    /// All but `gamma` and `beta`, in the order in which they run.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.predict.iter().chain(&self.encode)
+    }
+
+    pub fn name(&self) -> &str {
+        self.gamma.name.trim_end_matches(".gamma")
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Layer {
     Conv(Conv),
@@ -98,6 +119,7 @@ pub enum Layer {
     Noise(Conv),
     Windowed(Windowed),
     Lstm(Lstm),
+    Film(Box<Film>),
 }
 
 impl Layer {
@@ -110,6 +132,7 @@ impl Layer {
             Layer::Shortcut(convs) => &convs[0].name,
             Layer::Windowed(windowed) => &windowed.name,
             Layer::Lstm(lstm) => &lstm.name,
+            Layer::Film(film) => film.name(),
         }
     }
 
@@ -120,6 +143,7 @@ impl Layer {
             Layer::Residual(..) | Layer::Shortcut(_) | Layer::Windowed(_) => 2,
             Layer::Block(_) => 4,
             Layer::Lstm(lstm) => 2 * lstm.layers,
+            Layer::Film(film) => film.layers().map(Layer::products).sum::<usize>() + 1,
         }
     }
 
@@ -131,7 +155,7 @@ impl Layer {
             Layer::Residual(first, second) => snake(&first.activation) + snake(&second.activation),
             Layer::Upsample(up) => snake(&up.activation),
             Layer::Shortcut(convs) => convs[..2].iter().map(|conv| snake(&conv.activation)).sum(),
-            Layer::Block(_) | Layer::Noise(_) | Layer::Windowed(_) | Layer::Lstm(_) => 0,
+            Layer::Block(_) | Layer::Noise(_) | Layer::Windowed(_) | Layer::Lstm(_) | Layer::Film(_) => 0,
         }
     }
 
@@ -154,6 +178,8 @@ impl Layer {
             Layer::Shortcut(convs) => convs.iter().map(conv).sum(),
             Layer::Windowed(w) => 3 * w.width + w.head_dim + w.window,
             Layer::Lstm(l) => l.layers * 2 * (l.width + 1),
+            // A product and two sums.
+            Layer::Film(film) => film.layers().map(Layer::depth).sum::<usize>() + conv(&film.gamma) + 3,
         }
     }
 }
@@ -179,29 +205,38 @@ impl Model {
     /// Tensors of every layer, in published names and layouts, for weight-normed (`g`, `v`) or folded weights.
     pub fn tensors(&self, folded: bool) -> Vec<TensorSpec> {
         let mut specs = Vec::new();
-        for layer in self.layers() {
-            match layer {
-                Layer::Conv(only) | Layer::Noise(only) => conv_tensors(&mut specs, only, folded),
-                Layer::Residual(first, second) => {
-                    conv_tensors(&mut specs, first, folded);
-                    conv_tensors(&mut specs, second, folded);
-                }
-                Layer::Upsample(up) => {
-                    specs.extend(activation_tensor(&up.activation, up.cin));
-                    specs.extend(weight(&up.name, Layout::ConvTranspose, [up.cin, up.cout / up.geometry.groups, up.taps], folded));
-                    specs.extend(up.bias.then(|| TensorSpec::new(format!("{}.bias", up.name), Layout::Plain, [up.cout])));
-                    specs.extend(norm_tensors(&up.norm, up.cout));
-                }
-                Layer::Block(block) => {
-                    let plain = |(name, published)| TensorSpec { name, layout: Layout::Plain, published };
-                    specs.extend(block.tensors().into_iter().map(plain));
-                }
-                Layer::Shortcut(convs) => convs.iter().for_each(|conv| conv_tensors(&mut specs, conv, folded)),
-                Layer::Windowed(windowed) => specs.extend(windowed.tensors()),
-                Layer::Lstm(lstm) => specs.extend(lstm.tensors()),
+        self.layers().for_each(|layer| layer.tensors(&mut specs, folded));
+        specs
+    }
+}
+
+impl Layer {
+    fn tensors(&self, specs: &mut Vec<TensorSpec>, folded: bool) {
+        match self {
+            Layer::Conv(only) | Layer::Noise(only) => conv_tensors(specs, only, folded),
+            Layer::Residual(first, second) => {
+                conv_tensors(specs, first, folded);
+                conv_tensors(specs, second, folded);
+            }
+            Layer::Upsample(up) => {
+                specs.extend(activation_tensor(&up.activation, up.cin));
+                specs.extend(weight(&up.name, Layout::ConvTranspose, [up.cin, up.cout / up.geometry.groups, up.taps], folded));
+                specs.extend(up.bias.then(|| TensorSpec::new(format!("{}.bias", up.name), Layout::Plain, [up.cout])));
+                specs.extend(norm_tensors(&up.norm, up.cout));
+            }
+            Layer::Block(block) => {
+                let plain = |(name, published)| TensorSpec { name, layout: Layout::Plain, published };
+                specs.extend(block.tensors().into_iter().map(plain));
+            }
+            Layer::Shortcut(convs) => convs.iter().for_each(|conv| conv_tensors(specs, conv, folded)),
+            Layer::Windowed(windowed) => specs.extend(windowed.tensors()),
+            Layer::Lstm(lstm) => specs.extend(lstm.tensors()),
+            // Never weight-normed: what begins as zeros has no direction.
+            Layer::Film(film) => {
+                film.layers().for_each(|layer| layer.tensors(specs, true));
+                [&film.gamma, &film.beta].into_iter().for_each(|conv| conv_tensors(specs, conv, true));
             }
         }
-        specs
     }
 }
 
@@ -223,7 +258,8 @@ impl Model {
                 Layer::Shortcut(convs) => convs.iter().for_each(conv),
                 Layer::Upsample(up) => filters(&up.name, [up.cout, up.taps * up.cin], up.geometry.groups),
                 Layer::Block(block) => blocks.push(block),
-                Layer::Noise(_) | Layer::Windowed(_) | Layer::Lstm(_) => {}
+                // Small beside the rest.
+                Layer::Noise(_) | Layer::Windowed(_) | Layer::Lstm(_) | Layer::Film(_) => {}
             }
         }
         for (name, shape) in blocks.iter().flat_map(|block| block.tensors()) {

@@ -32,7 +32,7 @@ pub use align::{align, lag};
 pub use codebook::{Alarm, Usage};
 pub use contrast::Spoken;
 pub use pesq::pesq;
-pub use prosody::{Prosody, pitch, prosody};
+pub use prosody::{Prosody, pitch, pitch_frames, prosody};
 pub use spectral::{MEL_SCALES, STFT_WINDOWS, mel_distance, mel_distance_by_run, stft_distance};
 pub use stoi::stoi;
 pub use verdict::{Discriminator, Signs, Verdict};

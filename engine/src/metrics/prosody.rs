@@ -43,6 +43,12 @@ pub fn pitch(wave: &[f32], sample_rate: u32) -> Vec<Option<f64>> {
     frame_levels(wave, sample_rate).into_iter().map(|(at, heard)| heard.then(|| yin.pitch(&wave[at..])).flatten()).collect()
 }
 
+/// Samples between the frames of [`pitch`], and those that one is heard in.
+pub fn pitch_frames(sample_rate: u32) -> (usize, usize) {
+    let yin = Yin::new(sample_rate);
+    (hop(sample_rate), yin.reach())
+}
+
 /// Starts of the frames, and whether they are not silent.
 fn frame_levels(wave: &[f32], sample_rate: u32) -> Vec<(usize, bool)> {
     let hop = hop(sample_rate);
@@ -93,10 +99,14 @@ impl Yin {
         Yin { rate, window, lags, wave: forward.make_input_vec(), spectra, forward, inverse }
     }
 
+    fn reach(&self) -> usize {
+        self.window + self.lags.1 + 1
+    }
+
     /// Of what begins here; `None` if it is too short, or not periodic.
     fn pitch(&mut self, wave: &[f32]) -> Option<f64> {
         let (shortest, longest) = self.lags;
-        let wave = wave.get(..self.window + longest + 1)?;
+        let wave = wave.get(..self.reach())?;
         for (spectrum, part) in self.spectra.iter_mut().zip([&wave[..self.window], wave]) {
             self.wave.fill(0.0);
             self.wave.iter_mut().zip(part).for_each(|(slot, &v)| *slot = f64::from(v));

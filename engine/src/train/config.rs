@@ -3,6 +3,7 @@ use swara_loader::dataset::{Augmentation, Loudness};
 
 use super::architecture::Architecture;
 use super::discriminator::{AdversarialRule, DiscriminatorConfig};
+use super::prosody::ProsodyRules;
 use super::speaker::SpeakerRules;
 use super::teacher::{Distillation, Teacher};
 use crate::codec::Config;
@@ -45,6 +46,8 @@ pub struct TrainConfig {
     pub teacher: Option<Teacher>,
     /// A speaker encoder that judges voices.
     pub speaker: Option<SpeakerRules>,
+    /// Modulates what the decoder is given, by prosody that is heard in the codes.
+    pub prosody: Option<ProsodyRules>,
     /// What is done to crops before the codec hears them.
     pub augment: Option<Augmentation>,
 }
@@ -415,6 +418,7 @@ impl TrainConfig {
             adversarial: None,
             teacher: None,
             speaker: None,
+            prosody: None,
             augment: None,
         }
     }
@@ -433,7 +437,7 @@ impl TrainConfig {
 
     /// The shape of the model.
     pub fn architecture(&self) -> Result<Architecture> {
-        let architecture = match (&self.codec, &self.mimi, &self.encodec, &self.snac) {
+        let mut architecture = match (&self.codec, &self.mimi, &self.encodec, &self.snac) {
             (Some(codec), None, None, None) => Architecture::Own(codec.clone()),
             (None, Some(mimi), None, None) => Architecture::Mimi(mimi.clone()),
             (None, None, Some(encodec), None) => Architecture::EnCodec(encodec.clone()),
@@ -443,6 +447,14 @@ impl TrainConfig {
             (None, None, None, None) => Architecture::Own(Config::preset(&self.model)?),
             _ => return Err(Error::Config("codec, mimi, encodec and snac: one of them".into())),
         };
+        match (&mut architecture, &self.prosody) {
+            (Architecture::Own(config), Some(rules)) => config.prosody = Some(rules.shape()),
+            (Architecture::Own(config), None) if config.prosody.is_some() => {
+                return Err(Error::Config("codec.prosody: the table [prosody] says its shape, and what supervises it".into()));
+            }
+            (_, Some(_)) => return Err(Error::Config("prosody: of a codec of swara's own alone".into())),
+            _ => {}
+        }
         architecture.check()?;
         Ok(architecture)
     }
@@ -533,6 +545,7 @@ impl TrainConfig {
             }
         }
         self.teacher.as_ref().map_or(Ok(()), Teacher::check)?;
+        self.prosody.as_ref().map_or(Ok(()), ProsodyRules::check)?;
         let l = &self.loss;
         let judged = self.adversarial.as_ref().is_some_and(|a| a.start == 0) && l.adversarial + l.feature > 0.0;
         if self.balancer.is_some() && l.mel + l.wave + l.spectrum + l.msspec == 0.0 && !judged {

@@ -11,6 +11,7 @@ use swara_kernels::case::SplitMix;
 
 use super::architecture::Architecture;
 use super::quantize::mix;
+use crate::codec::dac::PROSODY;
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
 use crate::codec::quantizer::SPLIT;
 
@@ -27,6 +28,8 @@ fn scale(spec: &TensorSpec) -> f64 {
         name if name.contains("res_unit") && name.ends_with("conv2.weight_v") => BRANCH,
         // Codewords are standard normal; what leaves the quantiser should be as loud as samples.
         name if name.ends_with("out_proj.weight_v") => LEVEL,
+        // A codec that is modulated starts as one that is not.
+        name if name.strip_prefix(PROSODY).is_some_and(|part| ["gamma.weight", "beta.weight"].contains(&part)) => 0.0,
         _ => 1.0,
     }
 }

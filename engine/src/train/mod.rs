@@ -12,6 +12,7 @@ mod initial;
 mod kmeans;
 mod losses;
 mod parameters;
+mod prosody;
 pub mod quantize;
 mod recording;
 mod run;
@@ -32,6 +33,7 @@ pub use discriminator::{
     StftConfig, adversarial_loss, discriminator_loss, feature_loss,
 };
 pub use parameters::Parameter;
+pub use prosody::{Features, ProsodyRules};
 pub use recording::Recording;
 pub use run::{Event, Report, Sample, Start, Validation, run};
 pub use speaker::SpeakerRules;
@@ -45,10 +47,11 @@ use self::adversary::Adversary;
 use self::architecture::Branch;
 use self::balancer::{Balancer, Share};
 use self::losses::{Reconstruction, Terms};
+use self::prosody::Shared;
 use self::quantize::{Codebook, Plan, Quantised, Stages, mix};
 use self::speaker::Speaker;
 use self::step::Measured;
-use crate::codec::model::{Model, TensorSpec};
+use crate::codec::model::{Layer, Model, TensorSpec};
 use crate::codec::{Codec, Noise};
 use crate::tape::{Tape, Var};
 use crate::weights::Weights;
@@ -92,6 +95,13 @@ pub struct Examples<'a> {
     pub rows: Option<&'a TeacherRows>,
 }
 
+/// What supervises a step beside its waves.
+#[derive(Clone, Copy, Default)]
+struct Said<'a> {
+    rows: Option<&'a TeacherRows>,
+    prosody: Option<&'a Features>,
+}
+
 /// A batch that has gone through the codec.
 struct Pass {
     tape: Tape,
@@ -103,6 +113,7 @@ struct Pass {
     codebook: Vec<Var>,
     /// Its share of the step's, and the loss.
     teacher: Option<(f64, Var)>,
+    prosody: Option<[Shared; 3]>,
     stages: Stages,
     /// Of the step's losses.
     share: f64,
@@ -266,6 +277,12 @@ impl Trainer {
         }))
     }
 
+    /// What is to be heard in a step's latents.
+    fn prosody(&self, targets: &[f32]) -> Option<Features> {
+        let _span = span::step("prosody");
+        self.config.prosody.as_ref().map(|_| Features::of(targets, self.crop, self.latent_hop(), self.sample_rate()))
+    }
+
     fn signal(&self, samples: &[f32]) -> Result<Var> {
         if samples.is_empty() || !samples.len().is_multiple_of(self.crop) {
             return Err(Error::Argument(format!("a batch of {} samples is not whole crops of {}", samples.len(), self.crop)));
@@ -291,8 +308,8 @@ impl Trainer {
     }
 
     /// A batch `[batch * crop]`, all or some of a step's, through the codec, to become `targets`; `learning` its parameters or not.
-    /// `rows` are the teacher's, of the whole step.
-    fn forward(&self, [samples, targets]: [&[f32]; 2], part: Part, learning: bool, rows: Option<&TeacherRows>) -> Result<Pass> {
+    /// What is `said` is of the whole step.
+    fn forward(&self, [samples, targets]: [&[f32]; 2], part: Part, learning: bool, said: Said) -> Result<Pass> {
         let _span = span::step("forward");
         let tape = Tape::computing(self.config.train.compute);
         let leaves = if learning { parameters::leaves(&self.parameters, &tape) } else { Vec::new() };
@@ -327,9 +344,20 @@ impl Trainer {
             };
             (q.z, vec![q.commitment], q.codebook.into_iter().collect(), q.semantic, q.stages)
         };
+        let (z, decoder, heard) = match &self.model.decoder[..] {
+            [Layer::Film(film), rest @ ..] => {
+                let (z, heard) = recording.film(film, &z)?;
+                (z, rest, Some(heard))
+            }
+            decoder => (z, decoder, None),
+        };
+        let prosody = match (&self.config.prosody, heard, said.prosody) {
+            (Some(rules), Some(heard), Some(features)) => Some(prosody::record(&tape, &heard, features, &part, rules)?),
+            _ => None,
+        };
         // The same noise however a step's items are shared out.
         let drawn = Noise::Items { seed: mix(self.config.train.seed, self.step, 0x6e), first: part.own.start };
-        let y = recording.run_with(&self.model.decoder, z, self.noise.as_ref().unwrap_or(&drawn))?;
+        let y = recording.run_with(decoder, z, self.noise.as_ref().unwrap_or(&drawn))?;
         // Symmetric decoders with odd strides fall short of their input; its end is left out.
         let [batch, t, _] = y.value().shape()[..] else { return Err(Error::Argument(format!("decoder made {:?}", y.value()))) };
         let crop = samples.len() / batch.max(1);
@@ -338,7 +366,7 @@ impl Trainer {
             t if t == crop => self.signal(targets)?,
             t => self.batch(&targets.chunks_exact(crop).flat_map(|item| item[..t.min(crop)].iter().copied()).collect::<Vec<_>>(), batch)?,
         };
-        let lesson = if learning { self.lesson(rows, &part)? } else { None };
+        let lesson = if learning { self.lesson(said.rows, &part)? } else { None };
         let teacher = match (&self.config.teacher, &semantic, lesson, self.teacher_pool()) {
             (Some(teacher), Some(q), Some((rows, share)), Some(pool)) => {
                 let loss = teacher.record(&recording, q, pool, &rows, self.centroids.as_ref(), share)?;
@@ -347,7 +375,7 @@ impl Trainer {
             _ => None,
         };
         drop(parameters);
-        Ok(Pass { tape, leaves, x, y, commitment, codebook, teacher, stages, share })
+        Ok(Pass { tape, leaves, x, y, commitment, codebook, teacher, prosody, stages, share })
     }
 
     /// The losses of the wave, and their gradient with respect to it: apart from the codec's own tape, so that they can be balanced.
@@ -408,6 +436,7 @@ impl Trainer {
                 commitment: pass.commitment,
                 codebook: pass.codebook,
                 teacher: pass.teacher,
+                prosody: pass.prosody,
             }],
             discriminator: Vec::new(),
             gradient_energy: parameters::energy(&gradients)?,
@@ -422,7 +451,9 @@ impl Trainer {
     /// With `[teacher]` always, as nothing is said of the batch; samples that are no whole crops.
     pub fn gradients(&self, samples: &[f32]) -> Result<(Step, Vec<Tensor>, Stages)> {
         let items = samples.len() / self.crop;
-        self.backward(self.forward([samples; 2], Part { items, own: 0..items }, true, None)?, &mut self.balancer.clone())
+        let prosody = self.prosody(samples);
+        let said = Said { rows: None, prosody: prosody.as_ref() };
+        self.backward(self.forward([samples; 2], Part { items, own: 0..items }, true, said)?, &mut self.balancer.clone())
     }
 
     /// One step on a batch `[accumulate * batch * crop]` of samples: of the discriminators first, if they learn, then of the codec, which
@@ -449,7 +480,9 @@ impl Trainer {
         let of = |first: usize| Part { items, own: first..(first + each).min(items) };
         let crops = samples.chunks(each * self.crop).zip(targets.chunks(each * self.crop)).map(|(x, y)| [x, y]);
         let parts: Vec<([&[f32]; 2], Part)> = crops.zip((0..).step_by(each).map(of)).collect();
-        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(*only, part.clone(), true, rows)?) } else { None };
+        let prosody = self.prosody(targets);
+        let said = Said { rows, prosody: prosody.as_ref() };
+        let mut pass = if let [(only, part)] = &parts[..] { Some(self.forward(*only, part.clone(), true, said)?) } else { None };
 
         let mut discriminator = Vec::new();
         if let Some(adversary) = self.adversary.as_ref().filter(|a| a.learns(self.step)) {
@@ -458,7 +491,7 @@ impl Trainer {
                 let (losses, gradients) = match &pass {
                     Some(pass) => adversary.gradients(&pass.x, &pass.y, pass.share)?,
                     None => {
-                        let pass = self.forward(*samples, part.clone(), false, None)?;
+                        let pass = self.forward(*samples, part.clone(), false, Said::default())?;
                         adversary.gradients(&pass.x, &pass.y, pass.share)?
                     }
                 };
@@ -474,7 +507,7 @@ impl Trainer {
         let mut balancer = self.balancer.clone();
         let (mut sum, mut seen, mut measured, mut last) = (None, Vec::new(), Vec::new(), None);
         for (samples, part) in &parts {
-            let pass = pass.take().map_or_else(|| self.forward(*samples, part.clone(), true, rows), Ok)?;
+            let pass = pass.take().map_or_else(|| self.forward(*samples, part.clone(), true, said), Ok)?;
             let (mut step, gradients, stages) = self.backward(pass, &mut balancer)?;
             measured.append(&mut step.measured);
             parameters::accumulate(&mut sum, gradients)?;

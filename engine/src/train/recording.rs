@@ -10,7 +10,7 @@ use swara_kernels::ops::{activation, conv1d, elementwise};
 use swara_kernels::{Tensor, span};
 
 use crate::codec::Noise;
-use crate::codec::model::{Activation, Before, Conv, Layer, Lstm, Upsample, Windowed};
+use crate::codec::model::{Activation, Before, Conv, Film, Layer, Lstm, Upsample, Windowed};
 use crate::tape::{Tape, Var};
 use crate::transformer::{Block, FeedForward, Norm};
 use crate::{Error, Result};
@@ -61,6 +61,7 @@ impl Recording<'_> {
                 }
                 Layer::Lstm(lstm) => self.lstm(lstm, &x)?,
                 Layer::Windowed(windowed) => self.windowed(windowed, &x)?,
+                Layer::Film(film) => self.film(film, &x)?.0,
                 Layer::Noise(linear) => {
                     noisy += 1;
                     self.noise(linear, &x, noise, noisy - 1)?
@@ -68,6 +69,16 @@ impl Recording<'_> {
             };
         }
         Ok(x)
+    }
+
+    /// What is modulated, and what was predicted on the way.
+    pub fn film(&self, film: &Film, x: &Var) -> Result<(Var, Var)> {
+        let _span = span::layer(film.name());
+        let found = self.run(&film.predict, x.clone())?;
+        let e = self.run(&film.encode, found.clone())?;
+        let gamma = self.conv(&film.gamma, &e, None)?;
+        let moved = self.conv(&film.beta, &e, Some(x))?;
+        Ok((self.tape.add(&moved, &self.tape.mul(x, &gamma)?)?, found))
     }
 
     fn activate(&self, activation: &Activation, x: &Var) -> Result<Var> {

@@ -93,7 +93,7 @@ pub enum Event<'a> {
 const CONFIG: &str = "config.toml";
 /// Longest line of a log that is continued, bytes.
 const MAX_LINE: u64 = 1 << 16;
-const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,speaker,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher\n";
+const LOG_HEADER: &str = "step,learning_rate,mel,wave,spectrum,adversarial,feature,speaker,commitment,codebook,discriminator,gradient_norm,snr_db,rho,amplitude,verdict,perplexities,msspec,teacher,f0,voicing,energy\n";
 const VALIDATION_HEADER: &str = "step,utterances,mel_distance,stoi,si_sdr_db,rho,amplitude,pesq\n";
 /// Utterances a validation decodes at most, spread over the split.
 const VALIDATION_UTTERANCES: usize = 12;
@@ -232,7 +232,7 @@ fn missing<'a>(cache: &TeacherCache, dataset: &'a Dataset) -> Result<Vec<&'a str
 fn finite(step: &Step) -> Result<Losses> {
     let l = step.losses()?;
     let all = [l.mel, l.wave, l.spectrum, l.msspec, l.adversarial, l.feature, l.speaker, l.commitment, l.codebook, l.gradient_norm];
-    match all.iter().chain(&l.discriminator).chain(&l.teacher).all(|v| v.is_finite()) {
+    match all.iter().chain(&l.discriminator).chain(&l.teacher).chain(l.prosody.iter().flatten()).all(|v| v.is_finite()) {
         true => Ok(l),
         false => Err(Error::Argument(format!("training diverged at step {}: {l:?}; lower the learning rate or the clip", step.number))),
     }
@@ -313,7 +313,7 @@ impl Report {
         let l = &self.losses;
         let perplexities: Vec<String> = self.perplexities.iter().map(|p| format!("{p:.1}")).collect();
         format!(
-            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5},{}\n",
+            "{},{:.3e},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{:.5},{},{:.4},{:.3},{:.4},{:.2},{},{},{:.5},{},{}\n",
             self.step,
             self.learning_rate,
             l.mel,
@@ -332,7 +332,8 @@ impl Report {
             self.verdict.name(),
             perplexities.join(";"),
             l.msspec,
-            l.teacher.map(|t| format!("{t:.5}")).unwrap_or_default()
+            l.teacher.map(|t| format!("{t:.5}")).unwrap_or_default(),
+            l.prosody.map_or_else(|| ",,".into(), |[f0, voicing, energy]| format!("{f0:.5},{voicing:.5},{energy:.5}"))
         )
     }
 }

@@ -12,6 +12,7 @@ use swara_loader::weights::{self, Dtype, TensorRef};
 
 use super::teacher::{self, CENTROIDS, Teacher};
 use super::{Architecture, Initialisation, Parameter, TrainConfig, Trainer};
+use crate::codec::dac::PROSODY;
 use crate::codec::model::{Layer, Layout, Model, TensorSpec};
 use crate::codec::{
     Config, METADATA_CONFIG, METADATA_MODEL, embedding_spec, encodec_to_train, frequencies, mimi_to_train, quantizer, read, snac_to_train,
@@ -166,10 +167,15 @@ impl Trainer {
             Architecture::EnCodec(config) => encodec_to_train(file, config, &device)?,
             Architecture::Snac(config) => (snac_to_train(file, config, &device)?, Vec::new()),
         };
+        // Modulation starts as none at all: a model may do without its weights.
+        let without = !found.keys().any(|name| name.starts_with(PROSODY));
         let find = |name: &str| found.get(name).ok_or_else(|| Error::MissingTensor(name.to_owned()));
         let directions: BTreeMap<String, TensorSpec> =
             self.parameters.iter().filter(|p| p.spec.name.ends_with(".weight_v")).map(|p| (p.spec.name.clone(), p.spec.clone())).collect();
         for (p, average) in self.parameters.iter_mut().zip(&mut self.averages).filter(|(p, _)| !teacher::owns(p)) {
+            if without && p.spec.name.starts_with(PROSODY) {
+                continue;
+            }
             let layer = p.spec.name.strip_suffix(".weight_g").or(p.spec.name.strip_suffix(".weight_v"));
             let value = match (found.get(&p.spec.name), layer) {
                 (Some(value), _) => value.copy()?,
@@ -310,6 +316,9 @@ fn own(file: &weights::Weights, config: &Config, model: &Model, device: &Device)
     let folded = !file.names().any(|n| n.ends_with(".weight_g"));
     let mut specs = model.tensors(folded);
     specs.extend(quantizer::parameter_tensors(config, folded));
+    if !file.names().any(|name| name.starts_with(PROSODY)) {
+        specs.retain(|spec| !spec.name.starts_with(PROSODY));
+    }
     let averages = quantizer::codebook_tensors(config);
     let embeddings: Vec<TensorSpec> =
         config.codebook_sizes.iter().enumerate().map(|(k, &size)| embedding_spec(k, size, config.codebook_dim)).collect();

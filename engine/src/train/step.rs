@@ -3,6 +3,7 @@
 use swara_kernels::Tensor;
 
 use super::losses::Terms;
+use super::prosody::Shared;
 use crate::tape::Var;
 use crate::{Error, Result};
 
@@ -27,6 +28,7 @@ pub(super) struct Measured {
     pub codebook: Vec<Var>,
     /// Its share of the step's, and the loss.
     pub teacher: Option<(f64, Var)>,
+    pub prosody: Option<[Shared; 3]>,
 }
 
 /// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
@@ -46,6 +48,8 @@ pub struct Losses {
     pub discriminator: Option<f64>,
     /// Of the teacher's features or labels, where there were some.
     pub teacher: Option<f64>,
+    /// Of predicted pitch, voicing and energy.
+    pub prosody: Option<[f64; 3]>,
     pub gradient_norm: f64,
 }
 
@@ -68,6 +72,14 @@ impl Step {
             teacher: self.measured.iter().try_fold(None, |mean, m| {
                 let Some((share, loss)) = &m.teacher else { return Ok::<_, Error>(mean) };
                 Ok(Some(mean.unwrap_or(0.0) + share * loss.value().to_f64()?[0]))
+            })?,
+            prosody: self.measured.iter().try_fold(None, |mean: Option<[f64; 3]>, m| {
+                let Some(losses) = &m.prosody else { return Ok::<_, Error>(mean) };
+                let mut mean = mean.unwrap_or_default();
+                for (mean, (share, loss)) in mean.iter_mut().zip(losses) {
+                    *mean += share * loss.value().to_f64()?[0];
+                }
+                Ok(Some(mean))
             })?,
             commitment: mean(|m| &m.commitment)?,
             codebook: mean(|m| &m.codebook)?,

@@ -137,6 +137,7 @@ pub fn config(json: &str) -> Result<Config> {
         codebook_dim: p.codebook_dim,
         codebook_sizes: vec![p.codebook_size; p.n_codebooks],
         transformer: None,
+        prosody: None,
     };
     config.check()?;
     Ok(config)
@@ -178,6 +179,10 @@ pub fn load(file: &weights::Weights, naming: Naming, config: &Config, device: &D
 
 /// A DAC in the names of `transformers`.
 pub fn convert(file: &weights::Weights, naming: Naming, shape: &Config) -> Result<Converted> {
+    if shape.prosody.is_some() {
+        let why = "its decoder is modulated by prosody, which no model of transformers is".to_owned();
+        return Err(Error::File { path: file.path().to_owned(), why });
+    }
     let published = Published {
         sampling_rate: shape.sample_rate,
         encoder_hidden_size: shape.encoder_widths[0],

@@ -1,0 +1,198 @@
+//! A codec whose decoder is modulated by prosody that it hears in the codes: as it is without where it begins, over streams as whole, from
+//! its file, and learning.
+
+mod common;
+
+use std::path::Path;
+
+use swara_engine::codec::{Codec, Config, Naming, ProsodyConfig, QuantizerKind, convert};
+use swara_engine::train::{CodebookRules, LossWeights, Losses, Optimizer, ProsodyRules, Schedule, TrainConfig, Trainer};
+use swara_kernels::case::SplitMix;
+use swara_kernels::{DType, Device};
+use swara_loader::weights::Weights;
+
+fn tiny(prosody: Option<ProsodyRules>, quantizer: QuantizerKind) -> TrainConfig {
+    let codec = Config {
+        sample_rate: 8000,
+        encoder_widths: vec![4, 8, 12],
+        decoder_widths: vec![12, 8, 4],
+        strides: vec![8, 10],
+        dilations: vec![1],
+        latent: 16,
+        causal: true,
+        quantizer,
+        codebook_dim: 8,
+        codebook_sizes: vec![32, 16],
+        transformer: None,
+        prosody: None,
+    };
+    TrainConfig {
+        train: Schedule { steps: 200, batch: 2, crop_frames: 24, ..Schedule::default() },
+        optimizer: Optimizer { learning_rate: 3e-3, warmup: 10, ..Optimizer::default() },
+        loss: LossWeights { mel: 1.0, wave: 10.0, mel_scales: vec![(5, 32), (20, 128)], ..LossWeights::default() },
+        codebook: CodebookRules { start: 5, kmeans_batches: 1, kmeans_iterations: 5, dropout: 0.0, ..CodebookRules::default() },
+        prosody,
+        ..TrainConfig::new("tiny", Some(codec))
+    }
+}
+
+fn rules() -> ProsodyRules {
+    ProsodyRules { width: 12, units: 1, ..ProsodyRules::default() }
+}
+
+/// Harmonics of a pitch, or nothing, by turns.
+fn batch(config: &TrainConfig, seed: u64) -> Vec<f32> {
+    let crop = config.crop().unwrap();
+    let mut rng = SplitMix(seed);
+    let mut samples = Vec::new();
+    for _ in 0..config.train.batch {
+        let (pitch, loud, breath) = (90.0 + 200.0 * rng.uniform(), 0.05 + 0.4 * rng.uniform(), crop / 4 + (rng.next() % 500) as usize);
+        for i in 0..crop {
+            let angle = std::f64::consts::TAU * pitch * i as f64 / 8000.0;
+            let tone = (1..6).map(|h| (angle * h as f64).sin() / h as f64).sum::<f64>();
+            samples.push((if i > breath { loud * tone } else { 0.02 * (rng.uniform() - 0.5) }) as f32);
+        }
+    }
+    samples
+}
+
+fn train(trainer: &mut Trainer, steps: u64) -> Vec<Losses> {
+    let until = trainer.step() + steps;
+    let mut losses = Vec::new();
+    while trainer.step() < until {
+        if trainer.needs_codebooks() {
+            trainer.initialise_codebooks([batch(trainer.config(), 0)]).unwrap();
+        }
+        let samples = batch(trainer.config(), trainer.step());
+        losses.push(trainer.train(&samples).unwrap().losses().unwrap());
+    }
+    losses
+}
+
+#[test]
+fn a_run_starts_as_one_without() {
+    for quantizer in [QuantizerKind::Ema, QuantizerKind::Factorised] {
+        let [plain, modulated] =
+            [None, Some(rules())].map(|prosody| Trainer::new(tiny(prosody, quantizer), &Device::Cpu).unwrap().gradients_of(quantizer));
+        assert_eq!(plain.0, modulated.0);
+        assert_eq!(plain.1.mel.to_bits(), modulated.1.mel.to_bits());
+        assert!(plain.1.prosody.is_none() && modulated.1.prosody.is_some_and(|losses| losses.iter().all(|l| *l > 0.0)));
+    }
+}
+
+trait First {
+    fn gradients_of(self, quantizer: QuantizerKind) -> (Vec<u32>, Losses);
+}
+
+impl First for Trainer {
+    /// Output and losses of a first step, quantised.
+    fn gradients_of(mut self, quantizer: QuantizerKind) -> (Vec<u32>, Losses) {
+        let samples = batch(self.config(), 1);
+        if quantizer == QuantizerKind::Ema {
+            self.initialise_codebooks([samples.clone()]).unwrap();
+        }
+        let step = self.train(&samples).unwrap();
+        (step.output.to_vec::<f32>().unwrap().iter().map(|v| v.to_bits()).collect(), step.losses().unwrap())
+    }
+}
+
+/// Two hundred steps, of which the last twenty are better than those after the tenth; without its losses, hearing does not improve.
+#[test]
+fn prosody_is_learnt_where_it_is_supervised() {
+    let mean = |losses: &[Losses]| {
+        let mut mean = [0.0; 3];
+        losses.iter().for_each(|l| mean.iter_mut().zip(l.prosody.unwrap()).for_each(|(m, l)| *m += l / losses.len() as f64));
+        mean
+    };
+    let ran = |rules: ProsodyRules| {
+        let mut trainer = Trainer::new(tiny(Some(rules), QuantizerKind::Ema), &Device::Cpu).unwrap();
+        let losses = train(&mut trainer, 200);
+        assert!(losses.iter().all(|l| l.gradient_norm.is_finite() && l.prosody.unwrap().iter().all(|l| l.is_finite())));
+        (mean(&losses[10..30]), mean(&losses[180..]), trainer)
+    };
+    let (first, last, trainer) = ran(rules());
+    let (_, deaf, _) = ran(ProsodyRules { f0: 0.0, voicing: 0.0, energy: 0.0, ..rules() });
+    println!("f0, voicing, energy: {first:.3?} became {last:.3?}, unsupervised {deaf:.3?}");
+    for i in 0..3 {
+        assert!(last[i] < 0.75 * first[i] && last[i] < 0.75 * deaf[i], "{i}: {first:?} became {last:?}, unsupervised {deaf:?}");
+    }
+
+    // What was learnt modulates, and is in the file.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    trainer.release(&path).unwrap();
+    let gamma = Weights::open(&path).unwrap().to_f32("decoder.prosody.gamma.weight").unwrap().iter().map(|v| v.abs()).fold(0.0, f32::max);
+    assert!(gamma > 1e-3, "{gamma}");
+    for device in [Device::Cpu, Device::open("emulator").unwrap()] {
+        let codec = Codec::open(&path, &device, DType::F32).unwrap();
+        assert_eq!(codec.layers().filter(|layer| layer.name() == "decoder.prosody").count(), 1);
+        assert_eq!(common::streaming_error(&codec, 23), 0.0, "on {device:?}");
+    }
+    refused_by_others(&path);
+    resumes(&trainer, dir.path());
+    starts_from_models(&path);
+}
+
+fn refused_by_others(path: &Path) {
+    let error = convert(&Weights::open(path).unwrap(), Naming::HuggingFace).err().unwrap().to_string();
+    assert!(error.contains("modulated by prosody") && error.contains("model.safetensors") && !error.contains('\n'), "{error}");
+}
+
+fn resumes(trainer: &Trainer, dir: &Path) {
+    let path = dir.join("checkpoint.safetensors");
+    trainer.save(&path).unwrap();
+    let again = Trainer::resume(&path, trainer.config().clone(), &Device::Cpu).unwrap();
+    for (a, b) in trainer.parameters().iter().zip(again.parameters()) {
+        assert_eq!(a.value.to_f64().unwrap(), b.value.to_f64().unwrap(), "{}", a.spec.name);
+    }
+    let config = TrainConfig { prosody: None, ..trainer.config().clone() };
+    assert!(Trainer::resume(&path, config, &Device::Cpu).err().unwrap().to_string().contains("another codec"));
+}
+
+/// Of either kind: what has no modulation has one that does nothing, until it learns.
+fn starts_from_models(modulated: &Path) {
+    let samples = batch(&tiny(None, QuantizerKind::Ema), 3);
+    let decoded = |path: &Path, config: TrainConfig| {
+        let mut trainer = Trainer::new(config, &Device::Cpu).unwrap();
+        trainer.initialise_from(&Weights::open(path).unwrap()).unwrap();
+        let codec = trainer.codec().unwrap();
+        codec.decode(&codec.encode(&samples, 2).unwrap()).unwrap()
+    };
+    let published = Codec::open(modulated, &Device::Cpu, DType::F32).unwrap();
+    let expected = published.decode(&published.encode(&samples, 2).unwrap()).unwrap();
+    let found = decoded(modulated, tiny(Some(rules()), QuantizerKind::Ema));
+    let worst = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-5, "{worst}");
+
+    let mut plain = Trainer::new(tiny(None, QuantizerKind::Ema), &Device::Cpu).unwrap();
+    train(&mut plain, 8);
+    let path = modulated.with_file_name("plain.safetensors");
+    plain.release(&path).unwrap();
+    let text = std::fs::read(&path).unwrap();
+    assert!(!text.windows(7).any(|part| part == b"prosody"), "a model without modulation says something of it");
+    let [without, with] = [None, Some(rules())].map(|prosody| decoded(&path, tiny(prosody, QuantizerKind::Ema)));
+    assert_eq!(without, with);
+}
+
+#[test]
+fn tables_that_mean_nothing_are_refused() {
+    let codec = toml::to_string(&tiny(None, QuantizerKind::Ema)).unwrap();
+    TrainConfig::from_toml(&format!("{codec}\n[prosody]\n")).unwrap();
+    for (text, why) in [
+        (format!("{codec}\n[prosody]\nwidth = 0\n"), "prosody.width"),
+        (format!("{codec}\n[prosody]\nwidth = 100000\n"), "prosody.width"),
+        (format!("{codec}\n[prosody]\nunits = 7\n"), "prosody.units"),
+        (format!("{codec}\n[prosody]\nf0 = -1.0\n"), "prosody: weights"),
+        (format!("{codec}\n[prosody]\nenergy = nan\n"), "prosody: weights"),
+        (format!("{codec}\n[prosody]\npitch = 1.0\n"), "unknown field `pitch`"),
+        ("model = \"mimi\"\n[prosody]\n".into(), "of swara's own alone"),
+    ] {
+        let error = TrainConfig::from_toml(&text).err().unwrap().to_string();
+        assert!(error.contains(why), "{text}: {error}");
+    }
+    let mut config = tiny(None, QuantizerKind::Ema);
+    if let Some(codec) = &mut config.codec {
+        codec.prosody = Some(ProsodyConfig { width: 8, units: 1 });
+    }
+    assert!(config.architecture().err().unwrap().to_string().contains("[prosody] says its shape"));
+}
