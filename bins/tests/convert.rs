@@ -59,6 +59,23 @@ fn a_dac_goes_to_transformers() {
     same(&room.path("a.safetensors"), room.path("b.safetensors").to_str().unwrap(), &[]);
 }
 
+/// The files are those that `transformers` saved.
+#[test]
+fn an_encodec_goes_to_transformers() {
+    for kind in ["24khz", "48khz"] {
+        let (room, encodec) = (Room::new(), golden(&format!("encodec/weights/{kind}")));
+        room.works(&["convert", &encodec, "hf", "--layout", "hf"]);
+        same(&room.path("hf"), &encodec, &[]);
+        let json = |path: &Path| serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let (ours, theirs) = (json(&room.path("hf/config.json")), json(&Path::new(&encodec).join("config.json")));
+        for (key, value) in theirs.as_object().unwrap() {
+            let unset = key == "codebook_dim" && ours[key] == serde_json::Value::Null;
+            assert!(unset || ours[key] == *value, "{key}: {}, {value}", ours[key]);
+        }
+        assert_eq!(json(&room.path("hf/preprocessor_config.json"))["feature_size"], theirs["audio_channels"]);
+    }
+}
+
 /// The recipe of DAC, narrow: its rules, its optimisers, its kinds of discriminators.
 #[test]
 fn a_dac_that_was_trained_here_goes_to_transformers_too() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use swara_engine::codec::{Codec, Codes, Noise, Session, family};
+use swara_engine::codec::{Codec, Codes, Naming, Noise, Session, convert, family};
 use swara_kernels::{DType, Device, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
 
@@ -237,6 +237,62 @@ fn every_layout_of_an_encodec_gives_the_same_sound() {
             assert_eq!(found.encode(&samples, codec.codebooks()).unwrap(), expected, "{case}, {what}");
             assert_eq!(found.decode(&expected).unwrap(), sound, "{case}, {what}");
         }
+    }
+}
+
+/// Of what `transformers` saved, whatever it was called or lacks in between.
+#[test]
+fn every_layout_of_an_encodec_becomes_that_of_transformers() {
+    const BUFFERS: [&str; 3] = ["inited", "embed_avg", "cluster_size"];
+    for case in ["24khz", "48khz"] {
+        let folder = format!("encodec/weights/{case}");
+        let (published, json) = (tensors(&folder), config(&folder));
+        let converted = |tensors: &Tensors| {
+            let folder = Folder::new(tensors, &[], Some(&json));
+            let found = convert(&Weights::open(folder.0.path()).unwrap(), Naming::HuggingFace).unwrap();
+            let tensors = found.tensors.into_iter().map(|t| (t.name, (t.shape, t.values))).collect::<BTreeMap<_, _>>();
+            (tensors, found.config, found.preprocessor)
+        };
+        let expected: BTreeMap<_, _> = published.iter().map(|(n, s, v)| (n.clone(), (s.clone(), v.clone()))).collect();
+        let original: Tensors = published.iter().map(|(n, s, v)| (first_published(n), s.clone(), v.clone())).collect();
+        for tensors in [&published, &original] {
+            let (found, config, preprocessor) = converted(tensors);
+            assert!(found == expected, "{case}");
+            let theirs: serde_json::Value = serde_json::from_str(&json).unwrap();
+            for (key, value) in theirs.as_object().unwrap() {
+                assert!(config[key] == *value, "{case}: {key} is {}, expected {value}", config[key]);
+            }
+            assert_eq!(preprocessor["feature_size"], theirs["audio_channels"]);
+        }
+
+        // Folded, and codebooks alone.
+        let mut folded: Tensors = Vec::new();
+        for (name, shape, values) in published.iter().filter(|(n, ..)| !BUFFERS.iter().any(|b| n.ends_with(b)) && !n.ends_with("weight_g"))
+        {
+            let Some(layer) = name.strip_suffix(".weight_v") else {
+                folded.push((name.clone(), shape.clone(), values.clone()));
+                continue;
+            };
+            let (each, gains) = (shape[1] * shape[2], &expected[&format!("{layer}.weight_g")].1);
+            let row = |(row, gain): (&[f32], &f32)| {
+                let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+                row.iter().map(|v| v * gain / norm).collect::<Vec<_>>()
+            };
+            folded.push((format!("{layer}.weight"), shape.clone(), values.chunks_exact(each).zip(gains).flat_map(row).collect()));
+        }
+        let found = converted(&folded).0;
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (name, (shape, values)) in &found {
+            assert_eq!(*shape, expected[name].0, "{name}");
+            if name.ends_with("weight_g") {
+                let far = values.iter().zip(&expected[name].1).map(|(a, b)| (a - b.abs()).abs()).fold(0.0, f32::max);
+                assert!(far < 1e-5, "{name}: gains off by {far}");
+            }
+        }
+        let whole: Tensors = found.into_iter().map(|(n, (s, v))| (n, s, v)).collect();
+        let [a, b] = [&whole, &published].map(|tensors| Folder::new(tensors, &[], Some(&json)).open().unwrap());
+        let samples: Vec<f32> = input(&format!("encodec/{case}")).iter().flat_map(|&v| [v; 2]).take(500).collect();
+        assert_eq!(a.encode(&samples, a.codebooks()).unwrap(), b.encode(&samples, b.codebooks()).unwrap());
     }
 }
 

@@ -2,6 +2,7 @@
 //! names of `transformers`. Its ends are padded by reflection, of which a stream knows nothing, so it sees whole signals.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use swara_kernels::ops::{conv_transpose1d, conv1d};
 
 use super::config::check_frame;
@@ -93,6 +94,14 @@ impl Config {
         let config: Config = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// As `transformers` reads it.
+    pub(crate) fn published(&self) -> Result<Value> {
+        let mut json = serde_json::to_value(self).map_err(|e| Error::Config(e.to_string()))?;
+        json["model_type"] = "encodec".into();
+        json["architectures"] = vec!["EncodecModel"].into();
+        Ok(json)
     }
 
     fn seanet(&self) -> Seanet<'_> {

@@ -164,11 +164,7 @@ impl Architecture {
         let json = match self {
             Architecture::Own(config) => serde_json::to_string(config),
             Architecture::Mimi(config) => serde_json::to_string(config),
-            Architecture::EnCodec(config) => serde_json::to_value(config).map(|mut value| {
-                value["model_type"] = "encodec".into();
-                value["architectures"] = vec!["EncodecModel"].into();
-                value.to_string()
-            }),
+            Architecture::EnCodec(config) => return Ok(config.published()?.to_string()),
             Architecture::Snac(config) => serde_json::to_string(config),
         };
         json.map_err(|e| Error::Config(e.to_string()))

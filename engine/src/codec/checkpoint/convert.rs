@@ -3,7 +3,7 @@
 use serde_json::Value;
 use swara_loader::weights;
 
-use super::{Family, config_of, dac, mimi, need};
+use super::{Family, config_of, dac, encodec, mimi, need};
 use crate::codec::Config;
 use crate::codec::mimi::Config as MimiConfig;
 use crate::codec::model::TensorSpec;
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Whose names a codec is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
-    /// `transformers`: Mimi, DAC.
+    /// `transformers`: Mimi, DAC, EnCodec.
     HuggingFace,
     /// `moshi`: Mimi.
     Kyutai,
@@ -35,7 +35,7 @@ pub struct Named {
     pub values: Vec<f32>,
 }
 
-/// The codec that a file holds, in the names of `naming`. Weight norm is folded.
+/// The codec that a file holds, in the names of `naming`. Weight norm is folded, but for an EnCodec's.
 ///
 /// # Errors
 /// What is no codec, or none that is known by such names.
@@ -49,7 +49,7 @@ pub fn convert(file: &weights::Weights, naming: Naming) -> Result<Converted> {
         (_, Naming::Kyutai) => fail("no Mimi, and moshi has no other codec"),
         (Family::Own, Naming::HuggingFace) => dac::convert(file, dac::Naming::HuggingFace, &Config::from_json(need(file, config)?)?),
         (Family::Dac(found), Naming::HuggingFace) => dac::convert(file, found, &dac::config(need(file, config)?)?),
-        (Family::Encodec(_), Naming::HuggingFace) => fail("an EnCodec: what is converted are Mimi and DAC"),
+        (Family::Encodec(found), Naming::HuggingFace) => encodec::convert(file, found, &found.config_or(file, config)?),
         (Family::Snac, Naming::HuggingFace) => fail("transformers has no SNAC"),
     }
 }

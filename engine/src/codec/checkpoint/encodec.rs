@@ -1,9 +1,11 @@
 //! Published EnCodec checkpoints: the names of `transformers`, and those of `encodec`.
 
+use serde_json::json;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights;
 
-use super::{as_they_are, fold, read};
+use super::convert::{Converted, Named, in_order};
+use super::{as_they_are, fold, need, read};
 use crate::Result;
 use crate::codec::encodec::{self, Config};
 use crate::codec::model::{Layout, Model, TensorSpec};
@@ -26,10 +28,13 @@ impl Naming {
         marks.into_iter().find_map(|(naming, mark)| file.contains(mark).then_some(naming))
     }
 
-    /// What is implicit in the original names.
-    pub fn config(self, file: &weights::Weights) -> Option<Config> {
-        let grouped = file.contains("encoder.model.0.conv.norm.weight");
-        (self == Naming::Original).then(|| if grouped { Config::stereo() } else { Config::default() })
+    /// What `json` says, or else is implicit in the original names.
+    pub fn config_or(self, file: &weights::Weights, json: Option<&str>) -> Result<Config> {
+        match (self, json) {
+            (Naming::Original, None) if file.contains("encoder.model.0.conv.norm.weight") => Ok(Config::stereo()),
+            (Naming::Original, None) => Ok(Config::default()),
+            (_, json) => Config::from_json(need(file, json)?),
+        }
     }
 
     fn published(self, name: &str) -> String {
@@ -83,6 +88,59 @@ pub fn to_train(file: &weights::Weights, naming: Naming, config: &Config, device
         Ok([exact(&usage, &[size])?, exact(&sum, &[size, dim])?])
     };
     Ok((tensors, codebooks.iter().map(averages).collect::<Result<_>>()?))
+}
+
+/// An EnCodec in the names of `transformers`: gains and directions as the file has them, or of what it has folded.
+pub fn convert(file: &weights::Weights, naming: Naming, config: &Config) -> Result<Converted> {
+    let (model, (mut tensors, mut specs), codebooks) = find(file, naming, config, &Device::Cpu)?;
+    if config.norm_type != "weight_norm" {
+        tensors = fold(&specs, tensors)?;
+        specs = model.tensors(true);
+    }
+    let mut named = Vec::new();
+    for spec in &specs {
+        let found = in_order(spec, spec.name.clone(), &tensors)?;
+        let filters = matches!(spec.layout, Layout::Conv | Layout::ConvTranspose);
+        match spec.name.strip_suffix(".weight").filter(|_| filters && config.norm_type == "weight_norm") {
+            None => named.push(found),
+            Some(layer) => {
+                let each = found.values.len() / found.shape[0].max(1);
+                let norm = |row: &[f32]| row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt() as f32;
+                let gains = found.values.chunks_exact(each.max(1)).map(norm).collect();
+                named.push(Named { name: format!("{layer}.weight_g"), shape: vec![found.shape[0], 1, 1], values: gains });
+                named.push(Named { name: format!("{layer}.weight_v"), ..found });
+            }
+        }
+    }
+    for (k, spec) in codebooks.iter().enumerate() {
+        let mut add = |part: &str, shape: &[usize], values: &dyn Fn() -> Vec<f32>| -> Result<()> {
+            let spec =
+                TensorSpec::new(spec.name.replace("codebook.embed", &format!("codebook.{part}")), Layout::Plain, [shape.iter().product()]);
+            let values = if file.contains(&spec.name) { read(file, &spec, &Device::Cpu)?.to_vec()? } else { values() };
+            named.push(Named { name: format!("quantizer.layers.{k}.codebook.{part}"), shape: shape.to_vec(), values });
+            Ok(())
+        };
+        let [size, dim] = [spec.published[0], spec.published[1]];
+        let words: Vec<f32> = read(file, spec, &Device::Cpu)?.to_vec()?;
+        add("embed", &[size, dim], &|| words.clone())?;
+        add("embed_avg", &[size, dim], &|| words.clone())?;
+        add("cluster_size", &[size], &|| vec![1.0; size])?;
+        add("inited", &[1], &|| vec![1.0])?;
+    }
+    Ok(Converted {
+        config: config.published()?,
+        preprocessor: json!({
+            "feature_extractor_type": "EncodecFeatureExtractor",
+            "feature_size": config.audio_channels,
+            "chunk_length_s": config.chunk_length_s,
+            "overlap": config.overlap,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": true,
+            "sampling_rate": config.sampling_rate,
+        }),
+        tensors: named,
+    })
 }
 
 /// The layers, their weights as the file has them, and its codebooks.

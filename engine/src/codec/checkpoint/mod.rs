@@ -109,11 +109,7 @@ fn load(file: &weights::Weights, name: &str, device: &Device, stored: Stored) ->
         Family::Own => return own(file, name, Config::from_json(need(file, config)?)?, device, stored),
         Family::Snac => snac::load(file, &SnacConfig::from_json(need(file, config)?)?, device)?,
         Family::Encodec(naming) => {
-            let implicit = naming.config(file).filter(|_| config.is_none());
-            let config = match implicit {
-                Some(config) => config,
-                None => EncodecConfig::from_json(need(file, config)?)?,
-            };
+            let config = naming.config_or(file, config)?;
             encodec::load(file, naming, &config, device)?
         }
         Family::Dac(naming) => {
