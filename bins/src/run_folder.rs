@@ -185,6 +185,7 @@ fn panels(log: &Table, validation: Option<&Table>) -> Vec<Panel> {
         panel(log, "other losses, unweighted", &["wave", "spectrum", "msspec", "speaker", "commitment", "codebook"]),
         panel(log, "discriminators", &["adversarial", "feature", "discriminator"]),
         panel(log, "distillation, unweighted", &["teacher"]),
+        panel(log, "prosody, unweighted", &["f0", "voicing", "energy"]),
         panel(log, "rho", &["rho"]),
         panel(log, "amplitude, %", &["amplitude"]),
         panel(log, "SNR, dB", &["snr_db"]),

@@ -82,8 +82,9 @@ impl Features {
         for (n, frame) in crop.chunks_exact(hop).enumerate() {
             // Windows whose middle is in the frame, or next to it where frames are shorter.
             let (middle, half) = ((2 * n + 1) * hop, hop.max(step));
-            let within = |i: usize| (2 * i * step + reach).abs_diff(middle) <= half;
-            let mut found: Vec<f64> = (0..told).filter(|&i| within(i)).map(|i| pitch[i].unwrap_or(0.0)).collect();
+            let first = middle.saturating_sub(half + reach).div_ceil(2 * step);
+            let end = (middle + half).checked_sub(reach).map_or(0, |last| last / (2 * step) + 1);
+            let mut found: Vec<f64> = (first..end.min(told)).map(|i| pitch[i].unwrap_or(0.0)).collect();
             found.sort_by(f64::total_cmp);
             let voiced = &found[found.partition_point(|&hz| hz == 0.0)..];
             let is_voiced = !voiced.is_empty() && 2 * voiced.len() >= found.len();
