@@ -1,7 +1,8 @@
 //! How good is a codec on speech it has not seen?
 //!
 //! `codec_quality MODEL.safetensors DATASET [UTTERANCES]`: encodes and decodes the test split with 1, 2, 4, ... codebooks and
-//! prints the means by group (unseen speakers, unseen sentences of seen speakers; each language), the perplexity of every codebook,
+//! prints the means by group (unseen speakers, unseen sentences of seen speakers; each language), each over the utterances that the measure
+//! says something of (`left_out`: the others), the perplexity of every codebook,
 //! and - where ffmpeg with libopus is installed - the same figures for Opus at 6 kbit/s. One JSON object a line.
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use swara_engine::codec::Codec;
 use swara_engine::metrics::{Comparison, Usage};
 use swara_kernels::{DType, Device};
@@ -76,37 +77,59 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sums per group: PESQ, STOI, SI-SDR, rho, amplitude, mel distance, STFT distance, count.
+const MEASURES: [&str; 10] =
+    ["pesq", "stoi", "mel_distance", "stft_distance", "si_sdr_db", "rho", "amplitude", "f0_rmse_cents", "voicing_f1", "energy_correlation"];
+
+/// Of each group the utterances, and the sum of each measure and of how many it is.
 #[derive(Default)]
-struct Means(BTreeMap<String, [f64; 8]>);
+struct Means(BTreeMap<String, (usize, [(f64, usize); MEASURES.len()])>);
 
 impl Means {
-    /// Utterances that a measure has nothing to say of are left out of all.
+    /// A measure that has nothing to say of an utterance leaves it out; the others do not.
     fn add(&mut self, groups: &[String], c: &Comparison) {
-        let (Some(pesq), Some(stoi), Some(mel), Some(stft)) = (c.pesq, c.stoi, c.mel_distance, c.stft_distance) else { return };
-        let values = [pesq, stoi, c.waveform.si_sdr_db, c.waveform.rho, c.waveform.amplitude, mel, stft, 1.0];
+        let (w, p) = (c.waveform, c.prosody);
+        let waveform = [w.si_sdr_db, w.rho, w.amplitude].map(Some);
+        let measured = [c.pesq, c.stoi, c.mel_distance, c.stft_distance].into_iter().chain(waveform);
+        let measured: Vec<Option<f64>> = measured.chain([p.f0_rmse_cents, p.voicing_f1, p.energy_correlation]).collect();
         for group in groups {
-            let sums = self.0.entry(group.clone()).or_default();
-            sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+            let (utterances, sums) = self.0.entry(group.clone()).or_default();
+            *utterances += 1;
+            for ((sum, count), value) in sums.iter_mut().zip(&measured) {
+                if let Some(value) = value.filter(|v| v.is_finite()) {
+                    (*sum, *count) = (*sum + value, *count + 1);
+                }
+            }
         }
     }
 
+    fn lines(&self, codec: &str, codebooks: usize) -> Vec<Value> {
+        let line = |(group, (utterances, sums)): (&String, &(usize, [(f64, usize); MEASURES.len()]))| {
+            let mut line = json!({ "codec": codec, "codebooks": codebooks, "group": group, "utterances": utterances });
+            let mut without = serde_json::Map::new();
+            for (name, &(sum, count)) in MEASURES.iter().zip(sums) {
+                line[*name] = (count > 0).then(|| (sum / count as f64 * 1e3).round() / 1e3).into();
+                if count < *utterances {
+                    without.insert((*name).to_owned(), (utterances - count).into());
+                }
+            }
+            if !without.is_empty() {
+                line["left_out"] = without.into();
+            }
+            line
+        };
+        self.0.iter().map(line).collect()
+    }
+
     fn print(&self, codec: &str, codebooks: usize) {
-        for (group, sums) in &self.0 {
-            let [pesq, stoi, si_sdr, rho, amplitude, mel, stft, _] = sums.map(|s| s / sums[7]);
-            let round = |v: f64| (v * 1e3).round() / 1e3;
-            let line = json!({ "codec": codec, "codebooks": codebooks, "group": group, "utterances": sums[7], "pesq": round(pesq), "stoi": round(stoi),
-                "mel_distance": round(mel), "stft_distance": round(stft), "si_sdr_db": round(si_sdr), "rho": round(rho), "amplitude": round(amplitude) });
-            println!("{line}");
-        }
+        self.lines(codec, codebooks).iter().for_each(|line| println!("{line}"));
     }
 }
 
 /// Through `libopus` at 6 kbit/s in a temporary folder; `None` without ffmpeg.
 fn opus_roundtrip(samples: &[f32], rate: u32) -> Result<Option<Vec<f32>>> {
-    let dir = std::env::temp_dir().join(format!("codec_quality-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    let (wav, opus, back) = (dir.join("x.wav"), dir.join("x.opus"), dir.join("y.wav"));
+    // Removed when it goes out of scope, whatever happens.
+    let dir = tempfile::Builder::new().prefix("codec_quality-").tempdir()?;
+    let [wav, opus, back] = ["x.wav", "x.opus", "y.wav"].map(|name| dir.path().join(name));
     audio::write(&wav, samples, rate, WavFormat::S16)?;
     let ffmpeg = |args: &[&std::ffi::OsStr]| {
         Command::new("ffmpeg").args(["-y", "-loglevel", "error"]).args(args).stdin(Stdio::null()).status().is_ok_and(|s| s.success())
@@ -115,7 +138,25 @@ fn opus_roundtrip(samples: &[f32], rate: u32) -> Result<Option<Vec<f32>>> {
     let done =
         ffmpeg(&["-i".as_ref(), wav.as_os_str(), "-c:a".as_ref(), "libopus".as_ref(), "-b:a".as_ref(), "6k".as_ref(), opus.as_os_str()])
             && ffmpeg(&["-i".as_ref(), opus.as_os_str(), "-ar".as_ref(), rate_text.as_ref(), back.as_os_str()]);
-    let decoded = if done { Some(audio::read(&back, Some(rate))?.samples) } else { None };
-    std::fs::remove_dir_all(&dir)?;
-    Ok(decoded)
+    Ok(if done { Some(audio::read(&back, Some(rate))?.samples) } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_measure_leaves_out_the_others_have() {
+        let tone: Vec<f32> = (0..8000).map(|i| (0.05 * i as f32).sin() * 0.3).collect();
+        let whole = Comparison::new(&tone, &tone, 16_000, 0);
+        let (one, other) = (Comparison { pesq: Some(4.0), ..whole }, Comparison { pesq: None, ..whole });
+        let mut means = Means::default();
+        [one, other].iter().for_each(|c| means.add(&["all".to_owned()], c));
+        let line = means.lines("codec", 1).remove(0);
+        assert_eq!((&line["utterances"], &line["pesq"], &line["left_out"]["pesq"]), (&json!(2), &json!(4.0), &json!(1)));
+        assert_eq!((&line["rho"], &line["left_out"]["rho"]), (&json!(1.0), &Value::Null));
+        let mut none = Means::default();
+        none.add(&["all".to_owned()], &other);
+        assert_eq!(none.lines("codec", 1)[0]["pesq"], Value::Null);
+    }
 }
