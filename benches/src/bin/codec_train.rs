@@ -5,6 +5,9 @@
 //!
 //! With `--adversarial` the codec is trained against narrow discriminators of spectra and periods. FILE becomes what the first step starts
 //! from, so that the peer may start there as well. `--release FILE` writes the model, untrained, and times nothing.
+//!
+//! `codec_train crops DATASET`: what it costs to draw a crop of a second, by what is done to it, and to hear its prosody: time on a
+//! processor, whoever else wants it (Linux). One JSON object a line.
 
 use std::path::Path;
 use std::time::Instant;
@@ -13,11 +16,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use swara_benches::timing::Samples;
 use swara_engine::train::{
-    Adversarial, AdversarialRule, CodebookRules, Decayed, DiscriminatorConfig, LossWeights, Optimizer, PeriodConfig, PeriodRules, Schedule,
-    StftConfig, TrainConfig, Trainer,
+    Adversarial, AdversarialRule, CodebookRules, Decayed, DiscriminatorConfig, Features, LossWeights, Optimizer, PeriodConfig, PeriodRules,
+    Schedule, StftConfig, TrainConfig, Trainer,
 };
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
+use swara_loader::dataset::{Augmentation, Dataset, Echo, Gain, Kind, Loudness, Noise, Phase, Reverb, Sampler, SamplerOptions, Target};
 
 /// Steps that are not timed: pools fill, codebooks settle.
 const WARMUP: usize = 3;
@@ -45,8 +49,73 @@ fn memory() -> Option<[f64; 2]> {
     Some([kib("VmRSS:")? / 1024.0, kib("VmHWM:")? / 1024.0])
 }
 
+/// Everything at once, quiet enough for no peak to pass full scale, of noise the kinds that are given.
+fn everything(kinds: Vec<Kind>) -> Augmentation {
+    let probability = 1.0;
+    Augmentation {
+        target: Target::Clean,
+        gain: Some(Gain { probability, db: (-12.0, -6.0) }),
+        phase: Some(Phase { probability, radians: (-3.0, 3.0) }),
+        reverb: Some(Reverb { probability, rt60: (0.1, 0.4), direct_db: (3.0, 12.0) }),
+        echo: Some(Echo { probability, delay_ms: (100.0, 300.0), gain: (0.0, 0.2) }),
+        noise: Some(Noise { probability, snr_db: (3.0, 12.0), kinds, folder: None }),
+    }
+}
+
+/// Seconds that this thread has had a processor.
+fn busy() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").context("/proc/thread-self/schedstat")?;
+    Ok(text.split(' ').next().unwrap_or_default().parse::<f64>().context("/proc/thread-self/schedstat")? / 1e9)
+}
+
+fn crops(data: &str) -> Result<()> {
+    const BATCH: usize = 16;
+    const BATCHES: u64 = 10;
+    let data = Dataset::open(data)?;
+    let rate = data.sample_rate();
+    let all = || everything(vec![Kind::White, Kind::Pink, Kind::Brown, Kind::Babble]);
+    let noise = |kind| Some(Augmentation { noise: everything(vec![kind]).noise, target: Target::Clean, ..Augmentation::default() });
+    let cases = [
+        ("nothing", Loudness::Unchanged, None),
+        ("loudness", Loudness::Lufs(-16.0), None),
+        ("phase", Loudness::Unchanged, Some(Augmentation { phase: all().phase, ..Augmentation::default() })),
+        ("reverb", Loudness::Unchanged, Some(Augmentation { reverb: all().reverb, ..Augmentation::default() })),
+        ("white", Loudness::Unchanged, noise(Kind::White)),
+        ("pink", Loudness::Unchanged, noise(Kind::Pink)),
+        ("babble", Loudness::Unchanged, noise(Kind::Babble)),
+        ("everything", Loudness::Lufs(-16.0), Some(all())),
+    ];
+    let say = |what: &str, seconds: f64| {
+        let each = (seconds * 1e6 / (BATCHES * BATCH as u64) as f64).round();
+        println!("{}", json!({ "crop": what, "samples": rate, "microseconds": each }));
+    };
+    for (name, loudness, augment) in cases {
+        let options = SamplerOptions { crop: rate as usize, batch: BATCH, loudness, augment, ..SamplerOptions::default() };
+        let sampler = Sampler::new(&data, options)?;
+        drop(sampler.batch(0));
+        let begun = busy()?;
+        (1..=BATCHES).for_each(|step| drop(std::hint::black_box(sampler.batch(step))));
+        say(name, busy()? - begun);
+    }
+    let sampler = Sampler::new(&data, SamplerOptions { crop: rate as usize, batch: BATCH, ..SamplerOptions::default() })?;
+    let mut spent = 0.0;
+    for step in 0..BATCHES {
+        let batch = sampler.batch(step);
+        let begun = busy()?;
+        drop(std::hint::black_box(Features::of(&batch.targets, rate as usize, rate as usize / 50, rate)));
+        spent += busy()? - begun;
+    }
+    say("prosody", spent);
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, data] = &args[..]
+        && command == "crops"
+    {
+        return crops(data);
+    }
     let against = args.iter().position(|a| a == "--adversarial").map(|at| args.remove(at)).is_some();
     let mut file = |flag: &str| match args.iter().position(|a| a == flag) {
         Some(at) if at + 1 < args.len() => Ok(args.drain(at..at + 2).nth(1)),

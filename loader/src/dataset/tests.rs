@@ -552,39 +552,3 @@ fn augmentations_that_cannot_be_meant_are_refused() {
     let reverb = Some(Reverb { probability: 1.0, rt60: (0.1, 1e9), direct_db: (0.0, 0.0) });
     assert!(refused(Augmentation { reverb, ..Augmentation::default() }).contains("reverb.rt60"));
 }
-
-/// Time on a processor, whoever else wants it (Linux): `cargo test -p swara-loader what_a_crop_costs -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn what_a_crop_costs() {
-    let corpus = Corpus::new();
-    let data = corpus.open(&Options::default());
-    let certain = |mut a: Augmentation| {
-        a.gain.iter_mut().for_each(|a| a.probability = 1.0);
-        a.phase.iter_mut().for_each(|a| a.probability = 1.0);
-        a.reverb.iter_mut().for_each(|a| a.probability = 1.0);
-        a.echo.iter_mut().for_each(|a| a.probability = 1.0);
-        a
-    };
-    let busy = || fs::read_to_string("/proc/thread-self/schedstat").unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
-    let all = everything();
-    let only = |a: Augmentation| Some(certain(a));
-    let cases = [
-        ("nothing", Loudness::Unchanged, None),
-        ("loudness", Loudness::Lufs(-16.0), None),
-        ("phase", Loudness::Unchanged, only(Augmentation { phase: all.phase.clone(), ..Augmentation::default() })),
-        ("reverb", Loudness::Unchanged, only(Augmentation { reverb: all.reverb.clone(), ..Augmentation::default() })),
-        ("white", Loudness::Unchanged, Some(noisy(vec![Kind::White]))),
-        ("pink", Loudness::Unchanged, Some(noisy(vec![Kind::Pink]))),
-        ("babble", Loudness::Unchanged, Some(noisy(vec![Kind::Babble]))),
-        ("everything", Loudness::Lufs(-16.0), only(all)),
-    ];
-    for (name, loudness, augment) in cases {
-        let sampler =
-            Sampler::new(&data, SamplerOptions { crop: 24_000, batch: 16, loudness, augment, ..SamplerOptions::default() }).unwrap();
-        drop(sampler.batch(0));
-        let begun = busy();
-        (1..11).for_each(|step| drop(std::hint::black_box(sampler.batch(step))));
-        println!("{name}: {:.0} us a crop of 24000 samples", (busy() - begun) / 160.0 / 1e3);
-    }
-}
