@@ -1,7 +1,7 @@
 """prosody/film.safetensors: the modulation of a codec's latents by prosody that is predicted from them, by PyTorch's autograd.
 
 `input` [B,C,T] through causal convolutions to `features` [B,4,T] (pitch, energy, logits of voiceless and voiced), on to gamma and beta, and
-`output` (1 + gamma) input + beta; `voiced` (-1 for unknown), `pitch` and `energy` [B,T]; the losses of 3; `grad.NAME` of
+`output` (1 + 0.1 gamma) input + 0.01 beta, of 10 input; `voiced` (-1 for unknown), `pitch` and `energy` [B,T]; the losses of 3; `grad.NAME` of
 mean(probe output) + 0.5 f0 + 0.1 voicing + 0.1 energy with respect to every parameter and the input.
 """
 
@@ -49,9 +49,9 @@ class Film(nn.Module):
         self.gamma, self.beta = Causal(WIDTH, LATENT, 1), Causal(WIDTH, LATENT, 1)
 
     def forward(self, x):
-        features = self.predict.features(F.elu(self.predict(x)))
+        features = self.predict.features(F.elu(self.predict(10 * x)))
         e = F.elu(self.encode(features))
-        return features, (1 + self.gamma(e)) * x + self.beta(e)
+        return features, (1 + 0.1 * self.gamma(e)) * x + 0.01 * self.beta(e)
 
 
 def make():

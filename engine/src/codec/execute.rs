@@ -186,19 +186,17 @@ impl ReadyFilm {
 
     fn run(&self, x: &Tensor, mut states: Option<&mut States>) -> Result<Tensor> {
         let _span = span::layer(&self.name);
-        let mut made: Option<Tensor> = None;
+        let mut e = elementwise::scale(x, Film::HEARD)?;
         for layer in self.predict.iter().chain(&self.encode) {
-            let x = made.as_ref().unwrap_or(x);
-            made = Some(match layer {
-                Ready::Conv(only) => only.run(x, None, states.as_deref_mut())?,
-                Ready::Residual(pair) => residual(pair, x, states.as_deref_mut())?,
+            e = match layer {
+                Ready::Conv(only) => only.run(&e, None, states.as_deref_mut())?,
+                Ready::Residual(pair) => residual(pair, &e, states.as_deref_mut())?,
                 other => return Err(Error::Argument(format!("{} is no part of {}", other.name(), self.name))),
-            });
+            };
         }
-        let e = made.as_ref().unwrap_or(x);
-        let gamma = self.gamma.run(e, None, states.as_deref_mut())?;
-        let moved = self.beta.run(e, Some(x), states)?;
-        Ok(elementwise::add(&moved, &elementwise::mul(x, &gamma)?)?)
+        let gamma = elementwise::scale(&self.gamma.run(&e, None, states.as_deref_mut())?, Film::GAMMA)?;
+        let beta = elementwise::scale(&self.beta.run(&e, None, states)?, Film::BETA)?;
+        Ok(elementwise::add(&elementwise::add(x, &beta)?, &elementwise::mul(x, &gamma)?)?)
     }
 }
 

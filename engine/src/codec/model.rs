@@ -86,6 +86,8 @@ pub struct Lstm {
 }
 
 /// Modulation of features (Perez et al. 2018): `(1 + gamma) x + beta`, both from what `predict` hears in `x` and `encode` makes of that.
+/// Constants bring all of it to the level of latents, which are as small as samples: at the learning rate of a codec, gamma and beta would
+/// otherwise be larger than they within a few steps.
 #[derive(Clone, Debug)]
 pub struct Film {
     /// Its last layer's output is what is supervised in training.
@@ -96,6 +98,11 @@ pub struct Film {
 }
 
 impl Film {
+    /// Factors on `x` before it is heard, on gamma and on beta.
+    pub const HEARD: f64 = 10.0;
+    pub const GAMMA: f64 = 0.1;
+    pub const BETA: f64 = 0.01;
+
     /// All but `gamma` and `beta`, in the order in which they run.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.predict.iter().chain(&self.encode)

@@ -74,11 +74,12 @@ impl Recording<'_> {
     /// What is modulated, and what was predicted on the way.
     pub fn film(&self, film: &Film, x: &Var) -> Result<(Var, Var)> {
         let _span = span::layer(film.name());
-        let found = self.run(&film.predict, x.clone())?;
+        let tape = self.tape;
+        let found = self.run(&film.predict, tape.scale(x, Film::HEARD)?)?;
         let e = self.run(&film.encode, found.clone())?;
-        let gamma = self.conv(&film.gamma, &e, None)?;
-        let moved = self.conv(&film.beta, &e, Some(x))?;
-        Ok((self.tape.add(&moved, &self.tape.mul(x, &gamma)?)?, found))
+        let gamma = tape.scale(&self.conv(&film.gamma, &e, None)?, Film::GAMMA)?;
+        let beta = tape.scale(&self.conv(&film.beta, &e, None)?, Film::BETA)?;
+        Ok((tape.add(&tape.add(x, &beta)?, &tape.mul(x, &gamma)?)?, found))
     }
 
     fn activate(&self, activation: &Activation, x: &Var) -> Result<Var> {
