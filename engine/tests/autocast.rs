@@ -220,6 +220,7 @@ fn tiny(compute: Compute) -> TrainConfig {
         codebook_dim: 8,
         codebook_sizes: vec![32, 16],
         transformer: None,
+        prosody: None,
     };
     TrainConfig {
         train: Schedule { steps: 200, batch: 2, crop_frames: 40, compute, ..Schedule::default() },

@@ -80,9 +80,12 @@ fn main() -> Result<()> {
 const MEASURES: [&str; 10] =
     ["pesq", "stoi", "mel_distance", "stft_distance", "si_sdr_db", "rho", "amplitude", "f0_rmse_cents", "voicing_f1", "energy_correlation"];
 
-/// Of each group the utterances, and the sum of each measure and of how many it is.
+/// The sum of each measure, and of how many utterances it is.
+type Sums = [(f64, usize); MEASURES.len()];
+
+/// Of each group the utterances and their sums.
 #[derive(Default)]
-struct Means(BTreeMap<String, (usize, [(f64, usize); MEASURES.len()])>);
+struct Means(BTreeMap<String, (usize, Sums)>);
 
 impl Means {
     /// A measure that has nothing to say of an utterance leaves it out; the others do not.
@@ -103,7 +106,7 @@ impl Means {
     }
 
     fn lines(&self, codec: &str, codebooks: usize) -> Vec<Value> {
-        let line = |(group, (utterances, sums)): (&String, &(usize, [(f64, usize); MEASURES.len()]))| {
+        let line = |(group, (utterances, sums)): (&String, &(usize, Sums))| {
             let mut line = json!({ "codec": codec, "codebooks": codebooks, "group": group, "utterances": utterances });
             let mut without = serde_json::Map::new();
             for (name, &(sum, count)) in MEASURES.iter().zip(sums) {
