@@ -128,15 +128,26 @@ fn probe(model: &Path, data: &str, triples: usize) -> Result<()> {
     Ok(())
 }
 
-/// Codewords of the first codebook, by the name that its tensor has.
+/// Codewords of the first codebook, by the name that its tensor has. A Mimi keeps sums, and how often each codeword was chosen.
 fn codewords(model: &Path) -> Result<(Vec<f32>, usize)> {
     let weights = Weights::open(model)?;
     let first = |name: &&str| {
-        name.ends_with("quantizer.layers.0.codebook.embedding")
-            || name.ends_with("quantizers.0.codebook.weight")
-            || name.ends_with("semantic_residual_vector_quantizer.layers.0.codebook.embed")
+        ["quantizer.layers.0.codebook.embedding", "quantizers.0.codebook.weight"].iter().any(|end| name.ends_with(end))
+            || [".embedding_sum", ".embed_sum", ".embed"].iter().any(|end| {
+                let book = name.strip_suffix(end).and_then(|book| book.strip_suffix("codebook"));
+                book.is_some_and(|book| {
+                    book.contains("rvq_first.vq.layers.0.") || book.contains("semantic_residual_vector_quantizer.layers.0.")
+                })
+            })
     };
     let name = weights.names().find(first).with_context(|| format!("{}: no embedding of a first codebook", model.display()))?;
     let width = weights.view(name)?.shape.last().copied().unwrap_or(1).max(1);
-    Ok((weights.to_f32(name)?.into_owned(), width))
+    let mut rows = weights.to_f32(name)?.into_owned();
+    if let Some(book) = name.strip_suffix(".embedding_sum").or(name.strip_suffix(".embed_sum")) {
+        let usage = weights.to_f32(&format!("{book}.cluster_usage"))?;
+        for (row, usage) in rows.chunks_mut(width).zip(usage.iter()) {
+            row.iter_mut().for_each(|v| *v /= usage.max(1e-5));
+        }
+    }
+    Ok((rows, width))
 }
