@@ -1,7 +1,7 @@
 //! How good is a codec on speech it has not seen?
 //!
-//! `codec_quality MODEL.safetensors DATASET [UTTERANCES]`: encodes and decodes the test split with 1, 2, 4, ... codebooks and
-//! prints the means by group (unseen speakers, unseen sentences of seen speakers; each language), each over the utterances that the measure
+//! `codec_quality MODEL.safetensors DATASET [UTTERANCES [BEAM]]`: encodes and decodes the test split with 1, 2, 4, ... codebooks, and with
+//! all of them by the best of BEAM paths, and prints the means by group (unseen speakers, unseen sentences of seen speakers; each language), each over the utterances that the measure
 //! says something of (`left_out`: the others), the perplexity of every codebook,
 //! and - where ffmpeg with libopus is installed - the same figures for Opus at 6 kbit/s. One JSON object a line.
 
@@ -19,12 +19,13 @@ use swara_loader::dataset::{Dataset, Split};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let (model, data, limit) = match &args[..] {
-        [model, data] => (model, data, usize::MAX),
-        [model, data, limit] => (model, data, limit.parse().context("UTTERANCES")?),
-        _ => bail!("usage: codec_quality MODEL.safetensors DATASET [UTTERANCES]"),
+    let (model, data, limit, beam) = match &args[..] {
+        [model, data] => (model, data, usize::MAX, 1),
+        [model, data, limit] => (model, data, limit.parse().context("UTTERANCES")?, 1),
+        [model, data, limit, beam] => (model, data, limit.parse().context("UTTERANCES")?, beam.parse().context("BEAM")?),
+        _ => bail!("usage: codec_quality MODEL.safetensors DATASET [UTTERANCES [BEAM]]"),
     };
-    let codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
+    let mut codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
     let dataset = Dataset::open(data)?;
     let trained: Vec<&str> = dataset.split(Split::Train).map(|(_, u)| u.speaker.as_str()).collect();
     let test: Vec<(usize, [String; 2])> = dataset
@@ -43,37 +44,47 @@ fn main() -> Result<()> {
     let mut stages = vec![codec.codebooks()];
     stages.extend((0..).map(|i| 1 << i).take_while(|&n| n < codec.codebooks()));
     stages.sort_unstable();
+    let mut stages: Vec<(usize, usize)> = stages.into_iter().map(|codebooks| (codebooks, 1)).collect();
+    if beam > 1 {
+        stages.push((codec.codebooks(), beam));
+    }
     let mut usage: Vec<Usage> = codec.format().codebook_sizes.iter().map(|&size| Usage::new(size)).collect();
-    for &codebooks in &stages {
+    for &(codebooks, beam) in &stages {
+        codec.set_beam(beam)?;
         let mut means = Means::default();
         for (index, groups) in &test {
             let samples = dataset.samples(*index);
             let codes = codec.encode(&samples, codebooks)?;
-            if codebooks == codec.codebooks() {
+            if codebooks == codec.codebooks() && beam == 1 {
                 usage.iter_mut().zip(codes.values.chunks(codes.frames.max(1))).for_each(|(usage, codes)| usage.add(codes));
             }
             let mut decoded = codec.decode(&codes)?;
             decoded.truncate(samples.len());
             means.add(groups, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 0));
         }
-        means.print(&format!("{} {:.2} kbit/s", codec.name(), codec.format().bitrate(codebooks) / 1e3), codebooks);
+        let paths = if beam > 1 { format!(", the best of {beam} paths") } else { String::new() };
+        means.print(&format!("{} {:.2} kbit/s{paths}", codec.name(), codec.format().bitrate(codebooks) / 1e3), codebooks);
     }
     let perplexities: Vec<f64> = usage.iter().map(|u| (u.perplexity() * 10.0).round() / 10.0).collect();
     let shares: Vec<f64> = usage.iter().map(|u| (u.perplexity() / u.size() as f64 * 1e3).round() / 1e3).collect();
     println!("{}", json!({ "perplexity": perplexities, "share_of_size": shares }));
 
-    let mut opus = Means::default();
+    let (mut opus, mut bits, mut seconds) = (Means::default(), 0.0, 0.0);
     for (index, groups) in &test {
         let samples = dataset.samples(*index);
         match opus_roundtrip(&samples, codec.format().sample_rate)? {
-            Some(decoded) => opus.add(groups, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 640)),
+            Some((decoded, bytes)) => {
+                bits += 8.0 * bytes as f64;
+                seconds += samples.len() as f64 / f64::from(codec.format().sample_rate);
+                opus.add(groups, &Comparison::new(&samples, &decoded, codec.format().sample_rate, 640));
+            }
             None => {
                 eprintln!("SKIPPED: Opus at 6 kbit/s: install ffmpeg with libopus");
                 return Ok(());
             }
         }
     }
-    opus.print("opus 6 kbit/s", 0);
+    opus.print(&format!("opus 6 kbit/s ({:.2} in files)", bits / seconds / 1e3), 0);
     Ok(())
 }
 
@@ -128,8 +139,8 @@ impl Means {
     }
 }
 
-/// Through `libopus` at 6 kbit/s in a temporary folder; `None` without ffmpeg.
-fn opus_roundtrip(samples: &[f32], rate: u32) -> Result<Option<Vec<f32>>> {
+/// Through `libopus` at 6 kbit/s in a temporary folder, and the bytes of its file; `None` without ffmpeg.
+fn opus_roundtrip(samples: &[f32], rate: u32) -> Result<Option<(Vec<f32>, u64)>> {
     // Removed when it goes out of scope, whatever happens.
     let dir = tempfile::Builder::new().prefix("codec_quality-").tempdir()?;
     let [wav, opus, back] = ["x.wav", "x.opus", "y.wav"].map(|name| dir.path().join(name));
@@ -141,7 +152,7 @@ fn opus_roundtrip(samples: &[f32], rate: u32) -> Result<Option<Vec<f32>>> {
     let done =
         ffmpeg(&["-i".as_ref(), wav.as_os_str(), "-c:a".as_ref(), "libopus".as_ref(), "-b:a".as_ref(), "6k".as_ref(), opus.as_os_str()])
             && ffmpeg(&["-i".as_ref(), opus.as_os_str(), "-ar".as_ref(), rate_text.as_ref(), back.as_os_str()]);
-    Ok(if done { Some(audio::read(&back, Some(rate))?.samples) } else { None })
+    Ok(if done { Some((audio::read(&back, Some(rate))?.samples, std::fs::metadata(&opus)?.len())) } else { None })
 }
 
 #[cfg(test)]
