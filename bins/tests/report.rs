@@ -158,7 +158,7 @@ fn what_somebody_else_wrote_stays_text_and_is_bounded() {
 fn the_run_of_the_bundled_codec_raises_no_alarm_at_any_line() {
     let room = Room::new();
     let own = |name: &str| std::fs::read_to_string(format!("{}/train/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let (toml, log) = (own("swara-te50.toml"), own("swara-te50/log.csv"));
+    let (toml, log) = (own("swara-te50-more.toml"), own("swara-te50/log.csv"));
     let config = TrainConfig::from_toml(&toml).unwrap();
     std::fs::create_dir(room.path("run")).unwrap();
     room.write("run/config.toml", toml.as_bytes());
