@@ -6,8 +6,8 @@ mimi     the Mimi and the input of gradients/mimi: 10 l1 + 0.5 commitment
 `loss.l1`, `loss.commitment`, `codes` [B,K,F], `grad.NAME` of parameters of at most 800 numbers, in float64 with these roundings and no
 others: a product (a convolution or a linear layer of one group, neither from nor to a single channel) takes operands rounded to bf16, its
 result and the gradient of its input are rounded, the gradient of its output is rounded before the products of which it is an operand.
-Gradients of weights and biases are not. `autocast.NAME` and `f32.NAME`: how far the gradient of torch.autocast("cpu", bfloat16) and
-that without any rounding are from `grad.NAME`, relative to its norm.
+Gradients of weights and biases are not; queries, keys and values are three products. `autocast.NAME` and `f32.NAME`: how far the
+gradient of torch.autocast("cpu", bfloat16) and that without any rounding are from `grad.NAME`, relative to its norm.
 """
 
 import torch
@@ -56,7 +56,6 @@ class Rounded(TorchFunctionMode):
         x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
         if given.get("groups", 1) > 1 or 1 in weight.shape[:2]:
             return function(x, weight, bias, **given)
-        # Queries, keys and values are three products.
         parts = weight.chunk(3) if function is F.linear and len(weight) == 3 * weight.shape[1] else [weight]
         channels = x.dim() - 1 if function is F.linear else 1
         op = lambda x, weight: function(x, weight, **given)

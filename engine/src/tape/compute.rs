@@ -1,11 +1,11 @@
 //! What products compute in.
 //!
 //! In bf16 the operands of a product are rounded to it, once each, and so kept for its gradient; it sums in f32. What it gives is rounded
-//! as well, as its kernel stores it, and goes on in f32 (`torch.autocast` does the same); gradients of weights and biases are sums of f32
+//! as well, as its kernel stores it and `torch.autocast` does, but goes on in f32; gradients of weights and biases are sums of f32
 //! that nothing rounds. Exponents are those of f32, so that no loss needs scaling.
 //!
 //! Products are [`Tape::conv1d`](super::Tape::conv1d), [`Tape::conv_transpose1d`](super::Tape::conv_transpose1d),
-//! [`Tape::conv2d`](super::Tape::conv2d) and [`Tape::linear`](super::Tape::linear). Those from or to a single channel, so waves and logits,
+//! [`Tape::conv2d`](super::Tape::conv2d) and [`Tape::linear`](super::Tape::linear). Those from or to a single channel, so waves and what discriminators say,
 //! and of several groups have nothing to give to tensor cores, and are of f32 always; so is attention between its projections, whose
 //! gradient has no tensor cores.
 //!
