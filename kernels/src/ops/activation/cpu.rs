@@ -15,21 +15,60 @@ fn activation<T: Real>(kind: Activation) -> fn(&mut [T]) {
         Activation::Gelu => math::gelu,
         Activation::GeluTanh => math::gelu_tanh,
         Activation::Tanh => math::tanh,
-        Activation::Sigmoid => |values| each(values, sigmoid),
-        Activation::Relu => |values| each(values, |x| if x < T::zero() { T::zero() } else { x }),
-        Activation::LeakyRelu => |values| each(values, |x| if x < T::zero() { x * T::of(LEAK) } else { x }),
-        Activation::Mish => |values| each(values, |x| if x > T::of(STEEP) { x } else { x * mish(x).0 }),
-        Activation::Softsign => |values| each(values, |x| x / (T::one() + x.abs())),
+        Activation::Sigmoid => |values| {
+            each(
+                values,
+                #[inline(always)]
+                |x| sigmoid(x),
+            )
+        },
+        Activation::Relu => |values| {
+            each(
+                values,
+                #[inline(always)]
+                |x| if x < T::zero() { T::zero() } else { x },
+            )
+        },
+        Activation::LeakyRelu => |values| {
+            each(
+                values,
+                #[inline(always)]
+                |x| if x < T::zero() { x * T::of(LEAK) } else { x },
+            )
+        },
+        Activation::Mish => |values| {
+            each(
+                values,
+                #[inline(always)]
+                |x| if x > T::of(STEEP) { x } else { x * mish(x).0 },
+            )
+        },
+        Activation::Softsign => |values| {
+            each(
+                values,
+                #[inline(always)]
+                |x| x / (T::one() + x.abs()),
+            )
+        },
     }
 }
 
+#[inline(always)]
 fn each<T: Real>(values: &mut [T], f: impl Fn(T) -> T) {
-    values.iter_mut().for_each(|x| *x = f(*x));
+    vectorised(
+        #[inline(always)]
+        || {
+            for x in values {
+                *x = f(*x);
+            }
+        },
+    );
 }
 
 /// `tanh ln(1 + e^x)` and its slope.
+#[inline(always)]
 fn mish<T: Real>(x: T) -> (T, T) {
-    let (e, one, two) = (x.exp(), T::one(), T::of(2.0));
+    let (e, one, two) = (exp(x), T::one(), T::of(2.0));
     let n = e * (e + two);
     (n / (n + two), T::of(4.0) * e * (one + e) / ((n + two) * (n + two)))
 }
@@ -201,6 +240,7 @@ fn sigmoid_slope<T: Real>(x: T) -> T {
 }
 
 /// Twice the argument of the hyperbolic tangent, since `(1 + tanh u) / 2 = sigmoid(2 u)`.
+#[inline(always)]
 fn inner<T: Real>(x: T) -> T {
     T::of(2.0 * math::GELU_SLOPE) * (x + T::of(math::GELU_CUBIC) * x * x * x)
 }

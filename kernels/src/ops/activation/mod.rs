@@ -144,6 +144,7 @@ fn check_slope(slope: f64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
     use crate::ops::testing::{check_gradient, normal};
 
     #[test]
@@ -181,7 +182,29 @@ mod tests {
     fn nan_stays_nan() {
         let x = Tensor::from_slice(&Device::Cpu, &[f32::NAN, 1.0], [2]).unwrap();
         for kind in Activation::ALL {
-            assert!(forward(kind, &x).unwrap().to_vec::<f32>().unwrap()[0].is_nan(), "{kind:?}");
+            let first = |t: Result<Tensor>| t.unwrap().to_vec::<f32>().unwrap()[0];
+            assert!(first(forward(kind, &x)).is_nan(), "{kind:?}");
+            // A slope that `x` only chooses is a number for NaN too.
+            let piecewise = [Activation::Identity, Activation::Relu, Activation::LeakyRelu].contains(&kind);
+            let dy = Tensor::from_slice(&Device::Cpu, &[1f32, 1.0], [2]).unwrap();
+            assert_eq!(first(backward(kind, &dy, &x)).is_nan(), !piecewise, "{kind:?}");
+        }
+    }
+
+    /// Where exponentials are neither normal nor finite in f32.
+    #[test]
+    fn tails_are_finite_and_those_of_f64() {
+        let x = [20.0, 88.9, 104.0, 1000.0].map(|x| [x, -x]).concat();
+        let both: [fn(Activation, &Tensor, &Tensor) -> Result<Tensor>; 2] =
+            [|kind, x, _| forward(kind, x), |kind, x, dy| backward(kind, dy, x)];
+        let tensor = |dtype, values: &[f64]| Tensor::from_f64(&Device::Cpu, dtype, values, [values.len()]).unwrap();
+        for kind in Activation::ALL {
+            for f in both {
+                let of = |dtype| f(kind, &tensor(dtype, &x), &tensor(dtype, &[1.0; 8])).unwrap().to_f64().unwrap();
+                for ((x, found), exact) in x.iter().zip(of(DType::F32)).zip(of(DType::F64)) {
+                    assert!((found - exact).abs() <= 1e-5 * exact.abs() + 1e-36, "{kind:?} at {x}: {found}, expected {exact}");
+                }
+            }
         }
     }
 }
