@@ -566,7 +566,9 @@ impl TrainConfig {
         {
             return fail("loss weights must be finite and not negative");
         }
-        if [l.mel_floor, l.mel_added].iter().any(|v| !(v.is_finite() && *v > 0.0)) {
+        // In f32, where they are computed with.
+        let positive = |v: f64| v as f32 >= f32::MIN_POSITIVE && (v as f32).is_finite();
+        if ![l.mel_floor, l.mel_added].into_iter().all(positive) {
             return fail("mel_floor and mel_added must be positive");
         }
         Ok(())

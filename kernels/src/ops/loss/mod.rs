@@ -50,11 +50,18 @@ pub fn mse_backward(x: &Tensor, y: &Tensor, scale: f64) -> Result<Tensor> {
     backward(Loss::Mse, x, y, scale)
 }
 
-/// `floor` and `added` must be positive.
+/// `[1]` of `x` and `y` of one shape. A term where `x` is the larger counts `added` times.
+///
+/// # Errors
+/// Other shapes; a `floor` or an `added` that is not positive and normal in f32.
 pub fn log_l1(x: &Tensor, y: &Tensor, floor: f64, added: f64) -> Result<Tensor> {
     forward(Loss::LogL1 { floor, added }, x, y)
 }
 
+/// `dx` of [`log_l1`], which is multiplied by `scale` further on.
+///
+/// # Errors
+/// Those of [`log_l1`].
 pub fn log_l1_backward(x: &Tensor, y: &Tensor, floor: f64, added: f64, scale: f64) -> Result<Tensor> {
     backward(Loss::LogL1 { floor, added }, x, y, scale)
 }
@@ -72,7 +79,8 @@ fn check(loss: Loss, x: &Tensor, y: &Tensor) -> Result<()> {
     if !matches!(x.dtype(), DType::F32 | DType::F64) {
         return Err(Error::dtype(NAME, "x", "f32", x.dtype()));
     }
-    let positive = |value: f64| value > 0.0 && value.is_finite();
+    // In f32, where they are computed with.
+    let positive = |value: f64| value as f32 >= f32::MIN_POSITIVE && (value as f32).is_finite();
     match loss {
         Loss::LogL1 { floor, .. } | Loss::LogMse { floor } if !positive(floor) => {
             Err(Error::argument(NAME, format!("the floor of a logarithm must be positive, not {floor}")))
@@ -161,5 +169,9 @@ mod tests {
         assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 0.0, 1.0), Err(Error::Argument { .. })));
         assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 1.0, f64::NAN), Err(Error::Argument { .. })));
         assert!(matches!(log_mse(&normal([2], 1), &normal([2], 1), -1.0), Err(Error::Argument { .. })));
+        for lost in [1e39, 1e-46] {
+            assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), lost, 1.0), Err(Error::Argument { .. })));
+            assert!(matches!(log_l1(&normal([2], 1), &normal([2], 1), 1.0, lost), Err(Error::Argument { .. })));
+        }
     }
 }
