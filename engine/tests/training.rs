@@ -180,3 +180,27 @@ fn a_released_model_loads_and_decodes_what_it_encodes() {
         assert!(wave.snr_db > 30.0, "{quantizer:?}: {} dB", wave.snr_db);
     }
 }
+
+#[test]
+fn what_is_added_counts_more() {
+    let of = |mel_added: f64| {
+        let mut config = tiny(QuantizerKind::Ema);
+        config.loss.mel_added = mel_added;
+        let samples = batch(&config, 1);
+        let (step, gradients, _) = Trainer::new(config, &Device::Cpu).unwrap().gradients(&samples).unwrap();
+        (step.losses().unwrap().mel, gradients.iter().map(|g| g.to_f64().unwrap()).collect::<Vec<_>>())
+    };
+    let (plain, more) = (of(1.0), of(2.0));
+    assert!(plain.0 < more.0 && more.0 < 2.0 * plain.0, "{} and {}", plain.0, more.0);
+    assert_ne!(plain.1, more.1);
+
+    let weights = |mel_added| LossWeights { mel_added, ..LossWeights::default() };
+    assert!(weights(1.0).is_mel_distance(4096) && !weights(2.0).is_mel_distance(4096));
+    let config = |key: &str, value: &str| TrainConfig::from_toml(&format!("model = \"te50\"\n[loss]\n{key} = {value}"));
+    assert_eq!(config("mel_added", "2.0").unwrap().loss.mel_added, 2.0);
+    for key in ["mel_added", "mel_floor"] {
+        for wrong in ["0.0", "-1.0", "nan", "inf", "1e39", "1e-46"] {
+            assert!(config(key, wrong).unwrap_err().to_string().contains(key), "{key} = {wrong}");
+        }
+    }
+}
