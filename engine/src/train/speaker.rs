@@ -239,6 +239,7 @@ impl Resampler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tape::Compute;
 
     fn golden() -> Weights {
         Weights::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../verify/golden/speaker/encoder.safetensors")).unwrap()
@@ -279,6 +280,22 @@ mod tests {
                 assert!(far.iter().all(|far| *far < bound), "{case} {dtype}: {far:?}");
             }
         }
+    }
+
+    #[test]
+    fn it_hears_in_full_whatever_the_codec_computes_in() {
+        let (dump, speaker) = (golden(), Speaker::new(&rules(), 16_000, &Device::Cpu, DType::F32).unwrap());
+        let [y, x] = ["y", "x"].map(|name| {
+            let (name, values) = (format!("own.{name}"), dump.to_f32(&format!("own.{name}")).unwrap());
+            let shape = dump.view(&name).unwrap().shape;
+            Rc::new(Tensor::from_slice(&Device::Cpu, &values, [shape[0], shape[1], 1]).unwrap())
+        });
+        let [narrow, full] = [Tape::computing(Compute::Bf16), Tape::new()].map(|tape| {
+            let y = tape.leaf(y.clone());
+            let loss = speaker.record(&tape, &y, &Var::from_shared(&x)).unwrap().value().to_f64().unwrap();
+            (loss, tape.backward().unwrap().take(&y).unwrap().to_f64().unwrap())
+        });
+        assert_eq!(narrow, full);
     }
 
     #[test]
