@@ -13,6 +13,7 @@ use swara_engine::train::{
 };
 use swara_kernels::case::SplitMix;
 use swara_kernels::ops::{conv_transpose1d, conv1d, conv2d};
+use swara_kernels::tolerance::Tolerance;
 use swara_kernels::{DType, Device, Shape, Tensor};
 use swara_loader::weights::{TensorRef, Weights, save};
 
@@ -69,12 +70,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// In f64 nothing rounds but what is said to: the same values in bf16, and so the same codes and gradients but for the dump's own rounding to
 /// f32. In f32 a few values that are near the middle of two in bf16 are rounded the other way, and near ties are other codes, of which one
-/// changes gradients by more than any rounding: there the losses are compared, and every product by itself below.
+/// changes gradients by more than any rounding: there the losses are ten times nearer than without roundings, and every product is compared below.
 #[test]
 fn losses_and_gradients_are_those_of_pytorch_with_the_same_roundings() {
     for case in ["hybrid", "mimi"] {
         let dump = Weights::open(golden(&format!("autocast/{case}"))).unwrap();
-        for (dtype, bound) in [(DType::F64, 1e-6), (DType::F32, 5e-3)] {
+        for dtype in [DType::F64, DType::F32] {
             let distances = |compute| {
                 let (config, weights, samples) = start(case, compute);
                 let mut trainer = Trainer::with_dtype(config, &Device::Cpu, dtype).unwrap();
@@ -102,16 +103,22 @@ fn losses_and_gradients_are_those_of_pytorch_with_the_same_roundings() {
                 let expected = (0..shape[0]).flat_map(|item| &codes[item * stride + k * shape[2]..][..shape[2]]);
                 others += found.to_vec::<i32>().unwrap().iter().zip(expected).filter(|(found, expected)| found != expected).count();
             }
-            for (found, name) in [(losses.wave, "loss.l1"), (losses.commitment, "loss.commitment")] {
-                let expected = f64::from(dump.to_f32(name).unwrap()[0]);
-                assert!((found / expected - 1.0).abs() < bound, "{case} {dtype} {name}: {found}, expected {expected}");
-            }
+            let off = |losses: &Losses| {
+                let given = |name: &str| f64::from(dump.to_f32(name).unwrap()[0]);
+                [(losses.wave, "loss.l1"), (losses.commitment, "loss.commitment")].map(|(found, name)| (found / given(name) - 1.0).abs())
+            };
             if dtype == DType::F32 {
-                println!("{case}: {others} of {} codes are others in f32", codes.len());
-                assert!(others * 20 <= codes.len(), "{case}: {others} of {} codes are others", codes.len());
+                let (near, full) = (off(&losses), off(&distances(Compute::F32).0));
+                println!(
+                    "{case}: {others} of {} codes are others in f32; losses off by {near:?}, without roundings by {full:?}",
+                    codes.len()
+                );
+                assert!(others * 100 <= codes.len(), "{case}: {others} of {} codes are others", codes.len());
+                assert!(near.iter().zip(full).all(|(near, full)| near * 10.0 < full), "{case}: losses off by {near:?}, {full:?} without");
                 continue;
             }
             assert_eq!(others, 0, "{case}: codes");
+            assert!(off(&losses).iter().all(|off| *off < 1e-6), "{case}: losses {:?}", off(&losses));
             let worst = far.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
             let middle = |far: &[(String, f64)]| median(far.iter().map(|(_, far)| *far).collect());
             let full = middle(&distances(Compute::F32).2);
@@ -125,7 +132,7 @@ fn losses_and_gradients_are_those_of_pytorch_with_the_same_roundings() {
                 given("f32"),
                 given("autocast")
             );
-            assert!(worst.1 < bound, "{case}: {} is off by {:.1e} of its norm", worst.0, worst.1);
+            assert!(worst.1 < 1e-6, "{case}: {} is off by {:.1e} of its norm", worst.0, worst.1);
             // The roundings make a difference, the same as PyTorch's.
             assert!(full > 1e-3 && (full / given("f32") - 1.0).abs() < 0.1, "{case}: {full}");
         }
@@ -155,19 +162,30 @@ fn run(tape: Tape, device: &Device, dtype: DType, record: Record, inputs: [(&[f6
     [y.value().to_f64().unwrap(), x, weight, bias]
 }
 
-/// Sums of n products of 2^-24 each err by 2 sqrt(n) 2^-24 of their rms, eight of that at most; what is then rounded to bf16 is the nearest,
-/// or where it is that near the middle of two, of which there are few, the next.
+/// What is rounded to bf16 is the nearest, or where the sum is near the middle of two, of which there are few, the next; sums of weights and
+/// biases are as near as sums in f32 are.
 #[test]
 fn every_product_is_of_rounded_operands_forward_and_backward_on_every_device() {
-    let products: [(&str, [&[usize]; 3], Record); 4] = [
+    let products: [(&str, [&[usize]; 3], Record); 6] = [
         ("conv1d", [&[2, 33, 20], &[3, 20, 24], &[24]], |tape, x, weight, bias| {
             tape.conv1d(x, weight, Some(bias), None, conv1d::Geometry { stride: 2, pad_left: 2, ..Default::default() })
+        }),
+        // Added behind what is rounded, and here taken off again.
+        ("conv1d with a residual", [&[2, 33, 20], &[3, 20, 24], &[24]], |tape, x, weight, bias| {
+            let residual = drawn(&[2, 17, 24], 5);
+            let residual = Var::from(Tensor::from_f64(&x.value().device(), x.value().dtype(), &residual, [2, 17, 24])?);
+            let geometry = conv1d::Geometry { stride: 2, pad_left: 2, ..Default::default() };
+            tape.add(&tape.conv1d(x, weight, Some(bias), Some(&residual), geometry)?, &tape.scale(&residual, -1.0)?)
         }),
         ("conv_transpose1d", [&[2, 17, 24], &[4, 24, 20], &[20]], |tape, x, weight, bias| {
             tape.conv_transpose1d(x, weight, Some(bias), conv_transpose1d::Geometry::causal(4, 2))
         }),
         ("conv2d", [&[2, 9, 11, 6], &[9, 6, 10], &[10]], |tape, x, weight, bias| {
             tape.conv2d(x, weight, Some(bias), conv2d::Geometry::same([3, 3], [1, 2], [1, 1]), 1.0)
+        }),
+        // A power of two, so that rounding before it is rounding behind it.
+        ("conv2d with a slope", [&[2, 9, 11, 6], &[9, 6, 10], &[10]], |tape, x, weight, bias| {
+            tape.conv2d(x, weight, Some(bias), conv2d::Geometry::same([3, 3], [1, 2], [1, 1]), 0.25)
         }),
         ("linear", [&[3, 21, 32], &[40, 32], &[40]], |tape, x, weight, bias| tape.add_row(&tape.linear(x, weight)?, bias)),
     ];
@@ -178,28 +196,29 @@ fn every_product_is_of_rounded_operands_forward_and_backward_on_every_device() {
         // A linear layer's bias is no operand of its product.
         let bias = if name == "linear" { vec![0.0; values[2].len()] } else { values[2].clone() };
         let exact = [rounded(&values[0]), rounded(&values[1]), rounded(&bias)];
-        let [x, weight, _] = values;
-        let given = [x, weight, bias];
+        let given = [values[0].clone(), values[1].clone(), bias];
         let call = |tape, device: &Device, dtype, of: &[Vec<f64>; 3], probe: &[f64]| {
             run(tape, device, dtype, record, [0, 1, 2].map(|i| (&of[i][..], shapes[i])), probe)
         };
         let expected = call(Tape::new(), &Device::Cpu, DType::F64, &exact, &rounded(&probe));
         let sums = call(Tape::new(), &Device::Cpu, DType::F64, &given, &probe);
+        // What nobody rounded, but for the signs that a slope goes by.
+        let [.., biases] = call(Tape::new(), &Device::Cpu, DType::F64, &exact, &probe);
         for device in [&Device::Cpu, &emulator] {
             let found = call(Tape::computing(Compute::Bf16), device, DType::F32, &given, &probe);
             for (i, part) in ["y", "dx"].into_iter().enumerate() {
                 let (nearest, mut others) = (rounded(&expected[i]), 0);
                 for (&found, &near) in found[i].iter().zip(&nearest) {
-                    others += usize::from(found != near);
-                    assert!((found - near).abs() <= near.abs() / 64.0 + 1e-6, "{name} {part}: {found}, expected {near}");
+                    others += usize::from((found - near).abs() > 1e-6);
+                    assert!((found - near).abs() <= near.abs() / 128.0 + 1e-6, "{name} {part}: {found}, expected {near}");
                 }
-                assert!(others * 50 <= nearest.len(), "{name} {part}: {others} of {} are others", nearest.len());
+                assert!(others * 500 <= nearest.len() + 500, "{name} {part}: {others} of {} are others", nearest.len());
             }
-            // Of weights and biases, unrounded sums: those of the bias of what nobody rounded.
-            for (i, expected) in [(2, &expected[2]), (3, &sums[3])] {
-                let rms = (expected.iter().map(|v| v * v).sum::<f64>() / expected.len() as f64).sqrt();
-                let (n, worst) = (200f64, found[i].iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, f64::max));
-                assert!(worst < 8.0 * 2.0 * n.sqrt() * 2f64.powi(-24) * rms, "{name} {i}: off by {:.1e} of its rms", worst / rms);
+            // Of weights and biases, unrounded sums.
+            for (i, expected) in [(2, &expected[2]), (3, &biases)] {
+                let rows = found[0].len() / values[2].len();
+                let comparison = Tolerance::accumulate(rows).compare(&found[i], expected);
+                assert!(comparison.holds(), "{name} {i}: {comparison:?}");
             }
             let wide = distance(&found[2], &sums[2]);
             assert!(wide > 1e-4, "{name}: operands are not rounded");
@@ -280,6 +299,7 @@ fn two_hundred_steps_end_near_those_of_f32() {
             *end += last / 3.0;
         }
     }
+    // Measured: 3 to 10 % above, with room.
     assert!((ends[1] / ends[0] - 1.0).abs() < 0.15, "{ends:?}");
 }
 
@@ -327,7 +347,7 @@ fn steps_are_the_same_on_the_cpu_and_on_the_emulator() {
         pairs.map(|(a, b)| (a - b).abs() / a.abs().max(1e-3)).fold(0.0, f64::max)
     };
     println!("losses differ by {:.1e} at most, by {:.1e} from f32", apart(&cpu, &emulator), apart(&cpu, &full));
-    assert!(apart(&cpu, &emulator) < 5e-3);
+    assert!(apart(&cpu, &emulator) * 2.0 < apart(&cpu, &full));
 }
 
 /// What products keep is half as large; what stands between them is not.
@@ -353,7 +373,7 @@ fn an_unknown_type_is_one_line_of_error() {
     for wrong in ["\"fp8\"", "\"BF16\"", "16", "\"\""] {
         let error = config(wrong).unwrap_err().to_string();
         println!("{error}");
-        assert!(!error.contains('\n') && error.contains("bf16") || wrong == "16", "{error}");
+        assert!(!error.contains('\n') && (wrong == "16" || error.contains("bf16")), "{error}");
     }
     let config = config("\"bf16\"").unwrap();
     assert_eq!(TrainConfig::from_toml(&toml::to_string(&config).unwrap()).unwrap(), config);
