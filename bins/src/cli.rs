@@ -499,7 +499,7 @@ pub struct Convert {
     /// hf: folder for config.json, preprocessor_config.json and model.safetensors; kyutai: a file of safetensors
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Whose names: hf (transformers: a Mimi, a DAC) or kyutai (moshi: a Mimi)
+    /// Whose names: hf (transformers: a Mimi, a DAC, an EnCodec) or kyutai (moshi: a Mimi)
     #[arg(long, value_enum, hide_possible_values = true)]
     pub layout: ConvertLayout,
 }

@@ -70,7 +70,8 @@ fn prosody(config: &ProsodyConfig, latent: usize) -> Film {
     let mut predict = stack("predict", latent);
     predict.push(Layer::Conv(conv("predict.features", Activation::Elu, [width, FEATURES], 1, 1)));
     let modulate = |name: &str| conv(name, Activation::Elu, [width, latent], 1, 1);
-    Film { predict, encode: stack("encode", FEATURES), gamma: modulate("gamma"), beta: modulate("beta") }
+    let name = PROSODY.strip_suffix('.').unwrap_or(PROSODY).to_owned();
+    Film { name, predict, encode: stack("encode", FEATURES), gamma: modulate("gamma"), beta: modulate("beta") }
 }
 
 fn transformer(config: &Config, name: &str) -> Vec<Layer> {

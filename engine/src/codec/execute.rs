@@ -181,18 +181,14 @@ impl ReadyFilm {
         let mut ready = |layers: &[Layer]| layers.iter().map(|layer| Ready::new(layer, device, from)).collect::<Result<_>>();
         let (predict, encode) = (ready(&film.predict)?, ready(&film.encode)?);
         let (gamma, beta) = (ReadyConv::new(&film.gamma, from)?, ReadyConv::new(&film.beta, from)?);
-        Ok(ReadyFilm { name: film.name().to_owned(), predict, encode, gamma, beta })
+        Ok(ReadyFilm { name: film.name.clone(), predict, encode, gamma, beta })
     }
 
-    fn run(&self, x: &Tensor, mut states: Option<&mut States>) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, mut states: Option<&mut States>, noises: &mut Noises) -> Result<Tensor> {
         let _span = span::layer(&self.name);
         let mut e = elementwise::scale(x, Film::HEARD)?;
         for layer in self.predict.iter().chain(&self.encode) {
-            e = match layer {
-                Ready::Conv(only) => only.run(&e, None, states.as_deref_mut())?,
-                Ready::Residual(pair) => residual(pair, &e, states.as_deref_mut())?,
-                other => return Err(Error::Argument(format!("{} is no part of {}", other.name(), self.name))),
-            };
+            e = layer.run(&e, states.as_deref_mut(), noises)?;
         }
         let gamma = elementwise::scale(&self.gamma.run(&e, None, states.as_deref_mut())?, Film::GAMMA)?;
         let beta = elementwise::scale(&self.beta.run(&e, None, states)?, Film::BETA)?;
@@ -200,10 +196,10 @@ impl ReadyFilm {
     }
 }
 
-/// `x + second(first(x))`.
-fn residual([first, second]: &[ReadyConv; 2], x: &Tensor, mut states: Option<&mut States>) -> Result<Tensor> {
-    let h = first.run(x, None, states.as_deref_mut())?;
-    second.run(&h, Some(x), states)
+/// Noise of the layers that add some, and how many of them have run.
+struct Noises<'a> {
+    noise: &'a Noise,
+    run: usize,
 }
 
 /// Layers with their weights, one after the other.
@@ -238,30 +234,14 @@ impl Stack {
     pub fn run(&self, x: &Tensor, mut streams: Option<Streams>, observe: Observe) -> Result<Tensor> {
         let mut states = streams.as_mut().map(|Streams { past, mask }| past.states(*mask));
         let mut rows = None;
-        let mut noises = 0..;
+        let mut noises = Noises { noise: &self.noise, run: 0 };
         let mut made: Option<Tensor> = None;
         for layer in &self.layers {
             let x = made.as_ref().unwrap_or(x);
-            let y = match layer {
-                Ready::Conv(only) => only.run(x, None, states.as_mut())?,
-                Ready::Residual(pair) => residual(pair, x, states.as_mut())?,
-                Ready::Upsample(up) => up.run(x, states.as_mut())?,
-                Ready::Block(block) => {
-                    rows = Some(x.shape()[1]);
-                    let states = states.as_mut().ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?;
-                    let (mask, (cache, positions)) = (states.mask, states.cache()?);
-                    block.run(x, cache, positions, mask)?
-                }
-                Ready::Noise(layer) => layer.run(x, &self.noise, noises.next().unwrap_or_default())?,
-                Ready::Windowed(layer) => layer.run(x)?,
-                Ready::Shortcut(convs) => {
-                    let [first, second, third] = &**convs;
-                    let h = first.run(x, None, states.as_mut())?;
-                    second.run(&h, Some(&third.run(x, None, states.as_mut())?), states.as_mut())?
-                }
-                Ready::Lstm(layer) => layer.run(x)?,
-                Ready::Film(film) => film.run(x, states.as_mut())?,
-            };
+            if let Ready::Block(_) = layer {
+                rows = Some(x.shape()[1]);
+            }
+            let y = layer.run(x, states.as_mut(), &mut noises)?;
             observe(layer.name(), &y)?;
             made = Some(y);
         }
@@ -289,6 +269,36 @@ impl Ready {
             Layer::Noise(linear) => Ready::Noise(ReadyNoise::new(linear, device, from)?),
             Layer::Windowed(layer) => Ready::Windowed(Box::new(ReadyWindowed::new(layer, device, from)?)),
         })
+    }
+
+    fn run(&self, x: &Tensor, mut states: Option<&mut States>, noises: &mut Noises) -> Result<Tensor> {
+        match self {
+            Ready::Conv(only) => only.run(x, None, states),
+            Ready::Residual(pair) => {
+                let [first, second] = &**pair;
+                let h = first.run(x, None, states.as_deref_mut())?;
+                second.run(&h, Some(x), states)
+            }
+            Ready::Upsample(up) => up.run(x, states),
+            Ready::Block(block) => {
+                let states = states.ok_or_else(|| Error::Argument("a transformer runs over streams only".into()))?;
+                let (mask, (cache, positions)) = (states.mask, states.cache()?);
+                block.run(x, cache, positions, mask)
+            }
+            Ready::Noise(layer) => {
+                noises.run += 1;
+                layer.run(x, noises.noise, noises.run - 1)
+            }
+            Ready::Windowed(layer) => layer.run(x),
+            Ready::Shortcut(convs) => {
+                let [first, second, third] = &**convs;
+                let h = first.run(x, None, states.as_deref_mut())?;
+                let around = third.run(x, None, states.as_deref_mut())?;
+                second.run(&h, Some(&around), states)
+            }
+            Ready::Lstm(layer) => layer.run(x),
+            Ready::Film(film) => film.run(x, states, noises),
+        }
     }
 
     fn name(&self) -> &str {

@@ -90,6 +90,7 @@ pub struct Lstm {
 /// otherwise be larger than they within a few steps.
 #[derive(Clone, Debug)]
 pub struct Film {
+    pub name: String,
     /// Its last layer's output is what is supervised in training.
     pub predict: Vec<Layer>,
     pub encode: Vec<Layer>,
@@ -106,10 +107,6 @@ impl Film {
     /// All but `gamma` and `beta`, in the order in which they run.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.predict.iter().chain(&self.encode)
-    }
-
-    pub fn name(&self) -> &str {
-        self.gamma.name.trim_end_matches(".gamma")
     }
 }
 
@@ -139,7 +136,7 @@ impl Layer {
             Layer::Shortcut(convs) => &convs[0].name,
             Layer::Windowed(windowed) => &windowed.name,
             Layer::Lstm(lstm) => &lstm.name,
-            Layer::Film(film) => film.name(),
+            Layer::Film(film) => &film.name,
         }
     }
 
@@ -403,14 +400,24 @@ impl TensorSpec {
 
     /// Norm of each slice of `values` (memory order) along [`TensorSpec::norm_axis`]: the gain that makes weight norm the identity.
     pub fn norms(&self, values: &[f64]) -> Vec<f64> {
-        let shape = self.shape();
-        let (rows, columns) = (shape[1], shape[2]);
+        let slice = self.slices();
         let mut squares = vec![0.0; self.published[0]];
-        for (i, v) in values.iter().enumerate() {
-            let slice = if self.norm_axis() == Axis::In { i / columns % rows } else { i % columns };
-            squares[slice] += v * v;
-        }
+        values.iter().enumerate().for_each(|(i, v)| squares[slice(i)] += v * v);
         squares.into_iter().map(f64::sqrt).collect()
+    }
+
+    /// `values` (memory order), ones where a whole slice is zeros: those have no direction, and with a gain of 0 any will do.
+    pub fn directions(&self, mut values: Vec<f64>) -> Vec<f64> {
+        let (slice, norms) = (self.slices(), self.norms(&values));
+        values.iter_mut().enumerate().filter(|(i, _)| norms[slice(*i)] == 0.0).for_each(|(_, v)| *v = 1.0);
+        values
+    }
+
+    /// Of an element in memory order, the slice along [`TensorSpec::norm_axis`].
+    fn slices(&self) -> impl Fn(usize) -> usize {
+        let (shape, axis) = (self.shape(), self.norm_axis());
+        let (rows, columns) = (shape[1], shape[2]);
+        move |i| if axis == Axis::In { i / columns % rows } else { i % columns }
     }
 
     /// The axis of `weight_v` that `weight_g` runs along.

@@ -73,7 +73,7 @@ impl Recording<'_> {
 
     /// What is modulated, and what was predicted on the way.
     pub fn film(&self, film: &Film, x: &Var) -> Result<(Var, Var)> {
-        let _span = span::layer(film.name());
+        let _span = span::layer(&film.name);
         let tape = self.tape;
         let found = self.run(&film.predict, tape.scale(x, Film::HEARD)?)?;
         let e = self.run(&film.encode, found.clone())?;

@@ -26,13 +26,14 @@ const BALANCER: &str = "balancer";
 /// What a checkpoint stores of a parameter: prefix of its name.
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 const AVERAGE: &str = "average";
-/// Keys that do not say what is trained; the first are the codec's shape, which is compared as a whole.
-const FREE: [&str; 21] = [
+/// Keys that do not say what is trained; the first are the codec's shape, prosody's among it, which is compared as a whole.
+const FREE: [&str; 23] = [
     "model",
     "codec",
     "mimi",
     "encodec",
     "snac",
+    "prosody",
     "train.steps",
     "train.batch",
     "train.accumulate",
@@ -45,6 +46,7 @@ const FREE: [&str; 21] = [
     "optimizer",
     "loss",
     "adversarial.optimizer",
+    "speaker.weight",
     "codebook.kmeans_batches",
     "codebook.kmeans_iterations",
     // Where things lie.
@@ -181,13 +183,10 @@ impl Trainer {
                 (Some(value), _) => value.copy()?,
                 (None, Some(layer)) => {
                     let weight = find(&format!("{layer}.weight"))?;
-                    match p.spec.name.ends_with(".weight_v") {
-                        true => weight.copy()?,
-                        false => {
-                            let norms = directions[&format!("{layer}.weight_v")].norms(&weight.to_f64()?);
-                            Tensor::from_f64(&device, DType::F32, &norms, p.value.shape())?
-                        }
-                    }
+                    let (spec, filters) = (&directions[&format!("{layer}.weight_v")], weight.to_f64()?);
+                    let is_direction = p.spec.name.ends_with(".weight_v");
+                    let values = if is_direction { spec.directions(filters) } else { spec.norms(&filters) };
+                    Tensor::from_f64(&device, DType::F32, &values, p.value.shape())?
                 }
                 (None, None) => find(&p.spec.name)?.copy()?,
             };
@@ -311,12 +310,20 @@ fn changed(at: &str, before: &Value, now: &Value) -> Option<String> {
     before.keys().chain(now.keys()).find_map(key)
 }
 
+/// Whether a model's configuration has prosody, whatever tensors it has.
+fn says_prosody(file: &weights::Weights) -> Result<bool> {
+    let Some(config) = file.metadata().get(METADATA_CONFIG) else { return Ok(false) };
+    let fail = |e: serde_json::Error| Error::File { path: file.path().to_owned(), why: format!("{METADATA_CONFIG}: {e}") };
+    let config: Value = serde_json::from_str(config).map_err(fail)?;
+    Ok(config.get("prosody").is_some_and(|prosody| !prosody.is_null()))
+}
+
 /// Weights of a file of swara's own, with or without weight norm, and usage and sum of every codebook.
 fn own(file: &weights::Weights, config: &Config, model: &Model, device: &Device) -> Result<(Weights, Vec<[Tensor; 2]>)> {
     let folded = !file.names().any(|n| n.ends_with(".weight_g"));
     let mut specs = model.tensors(folded);
     specs.extend(quantizer::parameter_tensors(config, folded));
-    if !file.names().any(|name| name.starts_with(PROSODY)) {
+    if !file.names().any(|name| name.starts_with(PROSODY)) && !says_prosody(file)? {
         specs.retain(|spec| !spec.name.starts_with(PROSODY));
     }
     let averages = quantizer::codebook_tensors(config);
