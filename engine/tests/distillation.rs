@@ -266,7 +266,8 @@ fn a_distilled_run_that_is_interrupted_goes_on_bit_for_bit_and_its_model_knows_n
     let log = std::fs::read_to_string(out("whole").join("log.csv")).unwrap();
     let mut lines = log.lines();
     assert!(
-        lines.next().unwrap().ends_with(",teacher") && lines.all(|line| line.rsplit(',').next().unwrap().parse::<f64>().unwrap() > 0.0)
+        lines.next().unwrap().ends_with(",teacher,f0,voicing,energy")
+            && lines.all(|line| line.rsplit(',').nth(3).unwrap().parse::<f64>().unwrap() > 0.0)
     );
     let (checkpoint, model) =
         (Weights::open(out("whole").join("checkpoint.safetensors")), Weights::open(out("whole").join("model.safetensors")));

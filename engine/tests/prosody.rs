@@ -5,11 +5,11 @@ mod common;
 
 use std::path::Path;
 
-use swara_engine::codec::{Codec, Config, Naming, ProsodyConfig, QuantizerKind, convert};
+use swara_engine::codec::{Codec, Config, METADATA_CONFIG, Naming, ProsodyConfig, QuantizerKind, convert};
 use swara_engine::train::{CodebookRules, LossWeights, Losses, Optimizer, ProsodyRules, Schedule, TrainConfig, Trainer};
 use swara_kernels::case::SplitMix;
 use swara_kernels::{DType, Device};
-use swara_loader::weights::Weights;
+use swara_loader::weights::{TensorRef, Weights, save};
 
 fn tiny(prosody: Option<ProsodyRules>, quantizer: QuantizerKind) -> TrainConfig {
     let codec = Config {
@@ -86,7 +86,7 @@ fn a_run_starts_as_one_without() {
         let [plain, modulated] = [None, Some(rules())].map(|prosody| first(prosody, quantizer));
         assert_eq!(plain.0, modulated.0);
         assert_eq!(plain.1.mel.to_bits(), modulated.1.mel.to_bits());
-        assert!(plain.1.prosody.is_none() && modulated.1.prosody.is_some_and(|losses| losses.iter().all(|l| *l > 0.0)));
+        assert!(plain.1.prosody == [None; 3] && modulated.1.prosody.iter().all(|loss| loss.is_some_and(|l| l > 0.0)));
     }
 }
 
@@ -95,13 +95,13 @@ fn a_run_starts_as_one_without() {
 fn prosody_is_learnt_where_it_is_supervised() {
     let mean = |losses: &[Losses]| {
         let mut mean = [0.0; 3];
-        losses.iter().for_each(|l| mean.iter_mut().zip(l.prosody.unwrap()).for_each(|(m, l)| *m += l / losses.len() as f64));
+        losses.iter().for_each(|l| mean.iter_mut().zip(l.prosody).for_each(|(m, l)| *m += l.unwrap() / losses.len() as f64));
         mean
     };
     let ran = |rules: ProsodyRules| {
         let mut trainer = Trainer::new(tiny(Some(rules), QuantizerKind::Ema), &Device::Cpu).unwrap();
         let losses = train(&mut trainer, 200);
-        assert!(losses.iter().all(|l| l.gradient_norm.is_finite() && l.prosody.unwrap().iter().all(|l| l.is_finite())));
+        assert!(losses.iter().all(|l| l.gradient_norm.is_finite() && l.prosody.iter().flatten().all(|l| l.is_finite())));
         (mean(&losses[..5]), mean(&losses[180..]), trainer)
     };
     let (first, last, trainer) = ran(rules());
@@ -123,6 +123,7 @@ fn prosody_is_learnt_where_it_is_supervised() {
         assert_eq!(common::streaming_error(&codec, 23), 0.0, "on {device:?}");
     }
     refused_by_others(&path);
+    lies_are_refused(&path);
     resumes(&trainer, dir.path());
     starts_from_models(&path);
 }
@@ -132,6 +133,58 @@ fn refused_by_others(path: &Path) {
     assert!(error.contains("modulated by prosody") && error.contains("model.safetensors") && !error.contains('\n'), "{error}");
 }
 
+/// Files whose tensors are not those of what they say, and shapes that no file may ask for.
+fn lies_are_refused(path: &Path) {
+    type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+    let file = Weights::open(path).unwrap();
+    let tensor = |name: &str| (name.to_owned(), file.view(name).unwrap().shape.to_vec(), file.to_f32(name).unwrap().into_owned());
+    let tensors: Tensors = file.names().map(tensor).collect();
+    let lie = path.with_file_name("lie.safetensors");
+    let write = |tensors: &Tensors, said: [&str; 2]| {
+        let refs: Vec<TensorRef> = tensors.iter().map(|(n, s, v)| TensorRef::f32(n, s, v)).collect();
+        let mut metadata = file.metadata().clone();
+        let config = metadata.get_mut(METADATA_CONFIG).unwrap();
+        assert!(config.contains(said[0]), "{config}");
+        *config = config.replace(said[0], said[1]);
+        save(&lie, &refs, &metadata).unwrap();
+    };
+    let start = |prosody| {
+        let mut trainer = Trainer::new(tiny(prosody, QuantizerKind::Ema), &Device::Cpu).unwrap();
+        trainer.initialise_from(&Weights::open(&lie).unwrap()).err().map(|e| e.to_string())
+    };
+    let refused = |error: String, why: &str| {
+        assert!(error.contains(why) && error.contains("lie.safetensors") && !error.contains('\n'), "{why}: {error}");
+    };
+    let open = || Codec::open(&lie, &Device::Cpu, DType::F32).err().unwrap().to_string();
+    let (truth, of) = (["sample_rate"; 2], |name: &str| name.starts_with("decoder.prosody."));
+    let without: Tensors = tensors.iter().filter(|(name, ..)| !of(name)).cloned().collect();
+    let one_less: Tensors = tensors.iter().filter(|(name, ..)| name != "decoder.prosody.beta.weight").cloned().collect();
+    let mut narrow = tensors.clone();
+    let (_, shape, values) = narrow.iter_mut().find(|(name, ..)| name == "decoder.prosody.predict.features.weight").unwrap();
+    *shape = vec![3, shape[1], shape[2]];
+    values.truncate(shape.iter().product());
+    for (tensors, why) in [(&without, "decoder.prosody."), (&one_less, "decoder.prosody.beta.weight"), (&narrow, "predict.features.weight")]
+    {
+        write(tensors, truth);
+        refused(open(), why);
+        refused(start(Some(rules())).unwrap(), why);
+    }
+    for (said, why) in [
+        (["\"units\":1", "\"units\":7"], "prosody.units"),
+        (["\"width\":12", "\"width\":18446744073709551615"], "prosody.width"),
+        (["\"width\":12", "\"width\":0"], "prosody.width"),
+        (["\"width\":12", "\"width\":-1"], "-1"),
+    ] {
+        write(&tensors, said);
+        let error = open();
+        assert!(error.contains(why) && !error.contains('\n'), "{why}: {error}");
+    }
+    // Nor is what a run has no use for passed over.
+    write(&tensors, truth);
+    assert_eq!(start(Some(rules())), None);
+    refused(start(None).unwrap(), "decoder.prosody.");
+}
+
 fn resumes(trainer: &Trainer, dir: &Path) {
     let path = dir.join("checkpoint.safetensors");
     trainer.save(&path).unwrap();
@@ -139,6 +192,10 @@ fn resumes(trainer: &Trainer, dir: &Path) {
     for (a, b) in trainer.parameters().iter().zip(again.parameters()) {
         assert_eq!(a.value.to_f64().unwrap(), b.value.to_f64().unwrap(), "{}", a.spec.name);
     }
+    let weights = Some(ProsodyRules { f0: 1.0, voicing: 0.0, energy: 2.0, ..rules() });
+    Trainer::resume(&path, TrainConfig { prosody: weights, ..trainer.config().clone() }, &Device::Cpu).unwrap();
+    let config = TrainConfig { prosody: Some(ProsodyRules { width: 13, ..rules() }), ..trainer.config().clone() };
+    assert!(Trainer::resume(&path, config, &Device::Cpu).err().unwrap().to_string().contains("another codec"));
     let config = TrainConfig { prosody: None, ..trainer.config().clone() };
     assert!(Trainer::resume(&path, config, &Device::Cpu).err().unwrap().to_string().contains("another codec"));
 }
@@ -168,6 +225,17 @@ fn starts_from_models(modulated: &Path) {
     assert_eq!(without, with);
 }
 
+/// Of silence there is no pitch, and a step is one nevertheless.
+#[test]
+fn silence_has_no_pitch_to_learn() {
+    let mut trainer = Trainer::new(tiny(Some(rules()), QuantizerKind::Factorised), &Device::Cpu).unwrap();
+    let step = trainer.train(&vec![0.0; 2 * trainer.config().crop().unwrap()]).unwrap();
+    let losses = step.losses().unwrap();
+    let [pitch, voicing, energy] = losses.prosody;
+    assert!(pitch.is_none() && [voicing, energy].iter().all(|loss| loss.is_some_and(f64::is_finite)), "{losses:?}");
+    assert!(losses.gradient_norm.is_finite());
+}
+
 #[test]
 fn tables_that_mean_nothing_are_refused() {
     let codec = toml::to_string(&tiny(None, QuantizerKind::Ema)).unwrap();
@@ -179,6 +247,12 @@ fn tables_that_mean_nothing_are_refused() {
         (format!("{codec}\n[prosody]\nf0 = -1.0\n"), "prosody: weights"),
         (format!("{codec}\n[prosody]\nenergy = nan\n"), "prosody: weights"),
         (format!("{codec}\n[prosody]\npitch = 1.0\n"), "unknown field `pitch`"),
+        // 25 ms and the longest lag.
+        (format!("{}\n[prosody]\n", codec.replace("crop_frames = 24", "crop_frames = 4")), "crops of 320 samples, pitch is heard in"),
+        (
+            format!("{}\n[prosody]\n", codec.replace("strides = [8, 10]", "strides = [64, 1]").replace("causal = true", "causal = false")),
+            "crops of 24 frames, of which the encoder makes 25",
+        ),
         ("model = \"mimi\"\n[prosody]\n".into(), "of swara's own alone"),
     ] {
         let error = TrainConfig::from_toml(&text).err().unwrap().to_string();

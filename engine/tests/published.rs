@@ -254,8 +254,11 @@ fn every_layout_of_an_encodec_becomes_that_of_transformers() {
             (tensors, found.config, found.preprocessor)
         };
         let expected: BTreeMap<_, _> = published.iter().map(|(n, s, v)| (n.clone(), (s.clone(), v.clone()))).collect();
-        let original: Tensors = published.iter().map(|(n, s, v)| (first_published(n), s.clone(), v.clone())).collect();
-        for tensors in [&published, &original] {
+        let renamed =
+            |name: &dyn Fn(&str) -> String| -> Tensors { published.iter().map(|(n, s, v)| (name(n), s.clone(), v.clone())).collect() };
+        let original = renamed(&first_published);
+        let since = renamed(&|n| n.replace("weight_g", SINCE[0]).replace("weight_v", SINCE[1]));
+        for tensors in [&published, &original, &since] {
             let (found, config, preprocessor) = converted(tensors);
             assert!(found == expected, "{case}");
             let theirs: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -265,7 +268,24 @@ fn every_layout_of_an_encodec_becomes_that_of_transformers() {
             assert_eq!(preprocessor["feature_size"], theirs["audio_channels"]);
         }
 
-        // Folded, and codebooks alone.
+        // What is made of codewords and how much each was used is what the file says of these.
+        let bare: Tensors =
+            published.iter().filter(|(n, ..)| !["inited", "embed_avg"].iter().any(|end| n.ends_with(end))).cloned().collect();
+        let (found, ..) = converted(&bare);
+        for (name, (_, sums)) in found.iter().filter(|(name, _)| name.ends_with("embed_avg")) {
+            let part = |part: &str| &found[&name.replace("embed_avg", part)];
+            let ((shape, words), usage) = (part("embed"), &part("cluster_size").1);
+            assert!(usage == &expected[&name.replace("embed_avg", "cluster_size")].1);
+            // The quotient that transformers makes of them.
+            let total: f32 = usage.iter().sum();
+            for ((sums, words), used) in sums.chunks_exact(shape[1]).zip(words.chunks_exact(shape[1])).zip(usage) {
+                let used = (used + 1e-5) / (total + usage.len() as f32 * 1e-5) * total;
+                assert!(sums.iter().zip(words).all(|(s, w)| (s / used - w).abs() < 1e-4 * w.abs() + 1e-6), "{name}");
+            }
+        }
+
+        // Folded, one filter of either kind silent, and codebooks alone.
+        let silent = ["encoder.layers.0.conv", "decoder.layers.3.conv"];
         let mut folded: Tensors = Vec::new();
         for (name, shape, values) in published.iter().filter(|(n, ..)| !BUFFERS.iter().any(|b| n.ends_with(b)) && !n.ends_with("weight_g"))
         {
@@ -278,21 +298,36 @@ fn every_layout_of_an_encodec_becomes_that_of_transformers() {
                 let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
                 row.iter().map(|v| v * gain / norm).collect::<Vec<_>>()
             };
-            folded.push((format!("{layer}.weight"), shape.clone(), values.chunks_exact(each).zip(gains).flat_map(row).collect()));
+            let mut filters: Vec<f32> = values.chunks_exact(each).zip(gains).flat_map(row).collect();
+            if silent.contains(&layer) {
+                filters[..each].fill(0.0);
+            }
+            folded.push((format!("{layer}.weight"), shape.clone(), filters));
         }
         let found = converted(&folded).0;
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
         for (name, (shape, values)) in &found {
             assert_eq!(*shape, expected[name].0, "{name}");
             if name.ends_with("weight_g") {
-                let far = values.iter().zip(&expected[name].1).map(|(a, b)| (a - b.abs()).abs()).fold(0.0, f32::max);
+                let first = usize::from(silent.iter().any(|layer| name.strip_suffix(".weight_g") == Some(layer)));
+                assert!(values[..first].iter().all(|gain| *gain == 0.0), "{name}");
+                let far = values.iter().zip(&expected[name].1).skip(first).map(|(a, b)| (a - b.abs()).abs()).fold(0.0, f32::max);
                 assert!(far < 1e-5, "{name}: gains off by {far}");
             }
         }
         let whole: Tensors = found.into_iter().map(|(n, (s, v))| (n, s, v)).collect();
-        let [a, b] = [&whole, &published].map(|tensors| Folder::new(tensors, &[], Some(&json)).open().unwrap());
+        let [a, b] = [&whole, &folded].map(|tensors| Folder::new(tensors, &[], Some(&json)).open().unwrap());
         let samples: Vec<f32> = input(&format!("encodec/{case}")).iter().flat_map(|&v| [v; 2]).take(500).collect();
-        assert_eq!(a.encode(&samples, a.codebooks()).unwrap(), b.encode(&samples, b.codebooks()).unwrap());
+        let codes = a.encode(&samples, a.codebooks()).unwrap();
+        assert_eq!(codes, b.encode(&samples, b.codebooks()).unwrap());
+        assert!(a.decode(&codes).unwrap().iter().all(|v| v.is_finite()));
+
+        let without =
+            json.replace("\"num_lstm_layers\": 2", "\"num_lstm_layers\": 0").replace("\"num_lstm_layers\": 1", "\"num_lstm_layers\": 0");
+        assert!(without != json);
+        let folder = Folder::new(&published, &[], Some(&without));
+        let error = convert(&Weights::open(folder.0.path()).unwrap(), Naming::HuggingFace).err().unwrap().to_string();
+        assert!(error.contains("num_lstm_layers") && error.contains("model.safetensors") && !error.contains('\n'), "{error}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! How good is a codec on speech it has not seen?
 //!
 //! `codec_quality MODEL.safetensors DATASET [UTTERANCES [BEAM]]`: encodes and decodes the test split with 1, 2, 4, ... codebooks, and with
-//! all of them by the best of BEAM paths, and prints the means by group (unseen speakers, unseen sentences of seen speakers; each language), each over the utterances that the measure
+//! all of them by the best of BEAM paths, and prints the means by group (all; unseen speakers, unseen sentences of seen speakers; each
+//! language), each over the utterances that the measure
 //! says something of (`left_out`: the others), the perplexity of every codebook,
 //! and - where ffmpeg with libopus is installed - the same figures for Opus at 6 kbit/s. One JSON object a line.
 
@@ -28,11 +29,11 @@ fn main() -> Result<()> {
     let mut codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
     let dataset = Dataset::open(data)?;
     let trained: Vec<&str> = dataset.split(Split::Train).map(|(_, u)| u.speaker.as_str()).collect();
-    let test: Vec<(usize, [String; 2])> = dataset
+    let test: Vec<(usize, [String; 3])> = dataset
         .split(Split::Test)
         .map(|(i, u)| {
             let speakers = if trained.contains(&u.speaker.as_str()) { "seen speakers" } else { "unseen speakers" };
-            (i, [speakers.to_owned(), format!("language {}", u.language)])
+            (i, ["all".to_owned(), speakers.to_owned(), format!("language {}", u.language)])
         })
         .collect();
     if test.is_empty() {

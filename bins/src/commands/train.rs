@@ -87,8 +87,16 @@ fn brief(verdict: Verdict, rho: f64, losses: &Losses) -> String {
         _ => format!("{v:.0e}"),
     };
     let on = |v: f64| Some(v).filter(|v| *v != 0.0);
-    let others =
-        [("adv", on(losses.adversarial)), ("feat", on(losses.feature)), ("disc", losses.discriminator), ("teacher", losses.teacher)];
+    let [f0, voicing, energy] = losses.prosody;
+    let others = [
+        ("adv", on(losses.adversarial)),
+        ("feat", on(losses.feature)),
+        ("disc", losses.discriminator),
+        ("teacher", losses.teacher),
+        ("f0", f0),
+        ("voicing", voicing),
+        ("energy", energy),
+    ];
     let others = others.into_iter().filter_map(|(name, v)| Some(format!(" {name} {}", short(v?))));
     format!("{verdict} rho {rho:.2} mel {}", short(losses.mel)) + &others.collect::<String>()
 }
@@ -119,5 +127,7 @@ mod tests {
         let text = brief(Verdict::DiscriminatorWon, 0.5, &all);
         assert_eq!(text, "discriminator-won rho 0.50 mel 1e5 adv -1.26 feat 0.13 disc 0.04 teacher 123");
         assert!(text.len() < 80);
+        let heard = Losses { prosody: [None, Some(0.693), Some(1.25)], ..plain };
+        assert_eq!(brief(Verdict::Ok, 0.912, &heard), "ok rho 0.91 mel 1.23 voicing 0.69 energy 1.25");
     }
 }

@@ -29,7 +29,7 @@ pub struct Config {
     /// Between encoder and quantiser, and quantiser and decoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transformer: Option<TransformerConfig>,
-    /// Of what the decoder is given, by prosody that is predicted from it.
+    /// Modulation of the decoder's input by prosody that is predicted from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prosody: Option<ProsodyConfig>,
 }
@@ -38,6 +38,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProsodyConfig {
+    /// Channels of its convolutions, 1 to 1024.
     pub width: usize,
     /// Residual units before the prediction, and as many behind it.
     pub units: usize,

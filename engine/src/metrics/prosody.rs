@@ -45,8 +45,8 @@ pub fn pitch(wave: &[f32], sample_rate: u32) -> Vec<Option<f64>> {
 
 /// Samples between the frames of [`pitch`], and those that one is heard in.
 pub fn pitch_frames(sample_rate: u32) -> (usize, usize) {
-    let yin = Yin::new(sample_rate);
-    (hop(sample_rate), yin.reach())
+    let (window, lags) = window_and_lags(sample_rate);
+    (hop(sample_rate), reach(window, lags))
 }
 
 /// Starts of the frames, and whether they are not silent.
@@ -76,6 +76,17 @@ fn correlation(x: &[f64], y: &[f64]) -> Option<f64> {
     (norm > 0.0).then(|| sum(&|x, y| x * y) / norm)
 }
 
+/// Samples of what is compared with itself, and the lags at which, shortest and longest.
+fn window_and_lags(sample_rate: u32) -> (usize, (usize, usize)) {
+    let rate = f64::from(sample_rate);
+    (((rate * WINDOW) as usize).max(2), (((rate / PITCH.1) as usize).max(1), (rate / PITCH.0).ceil() as usize + 1))
+}
+
+/// Samples that a frame is heard in.
+fn reach(window: usize, lags: (usize, usize)) -> usize {
+    window + lags.1 + 1
+}
+
 /// Finds the lag at which a window differs least from the signal.
 struct Yin {
     rate: f64,
@@ -90,23 +101,17 @@ struct Yin {
 
 impl Yin {
     fn new(sample_rate: u32) -> Yin {
-        let rate = f64::from(sample_rate);
-        let window = ((rate * WINDOW) as usize).max(2);
-        let lags = (((rate / PITCH.1) as usize).max(1), (rate / PITCH.0).ceil() as usize + 1);
+        let (rate, (window, lags)) = (f64::from(sample_rate), window_and_lags(sample_rate));
         let size = (2 * window + lags.1 + 1).next_power_of_two();
         let (forward, inverse) = (f64::forward_plan(size), f64::inverse_plan(size));
         let spectra = [forward.make_output_vec(), forward.make_output_vec()];
         Yin { rate, window, lags, wave: forward.make_input_vec(), spectra, forward, inverse }
     }
 
-    fn reach(&self) -> usize {
-        self.window + self.lags.1 + 1
-    }
-
     /// Of what begins here; `None` if it is too short, or not periodic.
     fn pitch(&mut self, wave: &[f32]) -> Option<f64> {
         let (shortest, longest) = self.lags;
-        let wave = wave.get(..self.reach())?;
+        let wave = wave.get(..reach(self.window, self.lags))?;
         for (spectrum, part) in self.spectra.iter_mut().zip([&wave[..self.window], wave]) {
             self.wave.fill(0.0);
             self.wave.iter_mut().zip(part).for_each(|(slot, &v)| *slot = f64::from(v));

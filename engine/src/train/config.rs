@@ -9,7 +9,7 @@ use super::teacher::{Distillation, Teacher};
 use crate::codec::Config;
 use crate::codec::encodec::Config as EncodecConfig;
 use crate::codec::mimi::Config as MimiConfig;
-use crate::codec::model::TensorSpec;
+use crate::codec::model::{Layer, TensorSpec};
 use crate::codec::snac::Config as SnacConfig;
 use crate::metrics::Discriminator;
 use crate::tape::Compute;
@@ -545,7 +545,13 @@ impl TrainConfig {
             }
         }
         self.teacher.as_ref().map_or(Ok(()), Teacher::check)?;
-        self.prosody.as_ref().map_or(Ok(()), ProsodyRules::check)?;
+        if let Some(prosody) = &self.prosody {
+            let latents = model.encoder.iter().fold(crop, |rows, layer| match layer {
+                Layer::Conv(conv) => conv.geometry.output_len(rows, conv.taps),
+                _ => rows,
+            });
+            prosody.check(model.format.sample_rate, crop, [latents, hop / model.format.latents()])?;
+        }
         let l = &self.loss;
         let judged = self.adversarial.as_ref().is_some_and(|a| a.start == 0) && l.adversarial + l.feature > 0.0;
         if self.balancer.is_some() && l.mel + l.wave + l.spectrum + l.msspec == 0.0 && !judged {

@@ -33,7 +33,7 @@ pub use discriminator::{
     StftConfig, adversarial_loss, discriminator_loss, feature_loss,
 };
 pub use parameters::Parameter;
-pub use prosody::{Features, ProsodyRules};
+pub use prosody::{ProsodyFeatures, ProsodyRules};
 pub use recording::Recording;
 pub use run::{Event, Report, Sample, Start, Validation, run};
 pub use speaker::SpeakerRules;
@@ -99,7 +99,7 @@ pub struct Examples<'a> {
 #[derive(Clone, Copy, Default)]
 struct Said<'a> {
     rows: Option<&'a TeacherRows>,
-    prosody: Option<&'a Features>,
+    prosody: Option<&'a ProsodyFeatures>,
 }
 
 /// A batch that has gone through the codec.
@@ -113,7 +113,7 @@ struct Pass {
     codebook: Vec<Var>,
     /// Its share of the step's, and the loss.
     teacher: Option<(f64, Var)>,
-    prosody: Option<[Shared; 3]>,
+    prosody: [Option<Shared>; 3],
     stages: Stages,
     /// Of the step's losses.
     share: f64,
@@ -278,9 +278,9 @@ impl Trainer {
     }
 
     /// What is to be heard in a step's latents.
-    fn prosody(&self, targets: &[f32]) -> Option<Features> {
+    fn prosody(&self, targets: &[f32]) -> Option<ProsodyFeatures> {
         let _span = span::step("prosody");
-        self.config.prosody.as_ref().map(|_| Features::of(targets, self.crop, self.latent_hop(), self.sample_rate()))
+        self.config.prosody.as_ref().map(|_| ProsodyFeatures::of(targets, self.crop, self.latent_hop(), self.sample_rate()))
     }
 
     fn signal(&self, samples: &[f32]) -> Result<Var> {
@@ -352,8 +352,8 @@ impl Trainer {
             decoder => (z, decoder, None),
         };
         let prosody = match (&self.config.prosody, heard, said.prosody) {
-            (Some(rules), Some(heard), Some(features)) => Some(prosody::record(&tape, &heard, features, &part, rules)?),
-            _ => None,
+            (Some(rules), Some(heard), Some(features)) => prosody::record(&tape, &heard, features, &part, rules)?,
+            _ => Default::default(),
         };
         // The same noise however a step's items are shared out.
         let drawn = Noise::Items { seed: mix(self.config.train.seed, self.step, 0x6e), first: part.own.start };

@@ -333,7 +333,7 @@ impl Report {
             perplexities.join(";"),
             l.msspec,
             l.teacher.map(|t| format!("{t:.5}")).unwrap_or_default(),
-            l.prosody.map_or_else(|| ",,".into(), |[f0, voicing, energy]| format!("{f0:.5},{voicing:.5},{energy:.5}"))
+            l.prosody.map(|loss| loss.map(|v| format!("{v:.5}")).unwrap_or_default()).join(",")
         )
     }
 }

@@ -27,7 +27,7 @@ const BALANCER: &str = "balancer";
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 const AVERAGE: &str = "average";
 /// Keys that do not say what is trained; the first are the codec's shape, prosody's among it, which is compared as a whole.
-const FREE: [&str; 23] = [
+const FREE: [&str; 25] = [
     "model",
     "codec",
     "mimi",
@@ -47,6 +47,8 @@ const FREE: [&str; 23] = [
     "loss",
     "adversarial.optimizer",
     "speaker.weight",
+    "teacher.weight",
+    "teacher.cosine_weight",
     "codebook.kmeans_batches",
     "codebook.kmeans_iterations",
     // Where things lie.

@@ -28,7 +28,7 @@ pub(super) struct Measured {
     pub codebook: Vec<Var>,
     /// Its share of the step's, and the loss.
     pub teacher: Option<(f64, Var)>,
-    pub prosody: Option<[Shared; 3]>,
+    pub prosody: [Option<Shared>; 3],
 }
 
 /// Loss terms of a step, unweighted; means over the items of all batches that were accumulated.
@@ -48,8 +48,8 @@ pub struct Losses {
     pub discriminator: Option<f64>,
     /// Of the teacher's features or labels, where there were some.
     pub teacher: Option<f64>,
-    /// Of predicted pitch, voicing and energy.
-    pub prosody: Option<[f64; 3]>,
+    /// Of predicted pitch, voicing and energy, where there was anything to measure.
+    pub prosody: [Option<f64>; 3],
     pub gradient_norm: f64,
 }
 
@@ -58,6 +58,12 @@ impl Step {
         let sum = |vars: &[Var]| vars.iter().try_fold(0.0, |sum, v| Ok::<f64, Error>(sum + v.value().to_f64()?[0]));
         let mean =
             |of: fn(&Measured) -> &[Var]| self.measured.iter().try_fold(0.0, |mean, m| Ok::<f64, Error>(mean + m.share * sum(of(m))?));
+        let shared = |of: fn(&Measured) -> Option<&Shared>| {
+            self.measured
+                .iter()
+                .filter_map(of)
+                .try_fold(None, |mean, (share, loss)| Ok::<_, Error>(Some(mean.unwrap_or(0.0) + share * loss.value().to_f64()?[0])))
+        };
         let discriminator =
             self.discriminator.iter().try_fold(0.0, |mean, (share, losses)| Ok::<f64, Error>(mean + share * sum(losses)?))?;
         Ok(Losses {
@@ -69,18 +75,8 @@ impl Step {
             feature: mean(|m| &m.terms.judgement.feature)?,
             speaker: mean(|m| &m.terms.speaker)?,
             discriminator: (!self.discriminator.is_empty()).then_some(discriminator),
-            teacher: self.measured.iter().try_fold(None, |mean, m| {
-                let Some((share, loss)) = &m.teacher else { return Ok::<_, Error>(mean) };
-                Ok(Some(mean.unwrap_or(0.0) + share * loss.value().to_f64()?[0]))
-            })?,
-            prosody: self.measured.iter().try_fold(None, |mean: Option<[f64; 3]>, m| {
-                let Some(losses) = &m.prosody else { return Ok::<_, Error>(mean) };
-                let mut mean = mean.unwrap_or_default();
-                for (mean, (share, loss)) in mean.iter_mut().zip(losses) {
-                    *mean += share * loss.value().to_f64()?[0];
-                }
-                Ok(Some(mean))
-            })?,
+            teacher: shared(|m| m.teacher.as_ref())?,
+            prosody: [shared(|m| m.prosody[0].as_ref())?, shared(|m| m.prosody[1].as_ref())?, shared(|m| m.prosody[2].as_ref())?],
             commitment: mean(|m| &m.commitment)?,
             codebook: mean(|m| &m.codebook)?,
             gradient_norm: self.gradient_energy.to_f64()?[0].sqrt(),
