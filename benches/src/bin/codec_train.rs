@@ -16,8 +16,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use swara_benches::timing::Samples;
 use swara_engine::train::{
-    Adversarial, AdversarialRule, CodebookRules, Decayed, DiscriminatorConfig, Features, LossWeights, Optimizer, PeriodConfig, PeriodRules,
-    Schedule, StftConfig, TrainConfig, Trainer,
+    Adversarial, AdversarialRule, CodebookRules, Decayed, DiscriminatorConfig, LossWeights, Optimizer, PeriodConfig, PeriodRules,
+    ProsodyFeatures, Schedule, StftConfig, TrainConfig, Trainer,
 };
 use swara_kernels::Device;
 use swara_kernels::case::SplitMix;
@@ -102,7 +102,7 @@ fn crops(data: &str) -> Result<()> {
     for step in 0..BATCHES {
         let batch = sampler.batch(step);
         let begun = busy()?;
-        drop(std::hint::black_box(Features::of(&batch.targets, rate as usize, rate as usize / 50, rate)));
+        drop(std::hint::black_box(ProsodyFeatures::of(&batch.targets, rate as usize, rate as usize / 50, rate)));
         spent += busy()? - begun;
     }
     say("prosody", spent);
