@@ -75,3 +75,70 @@ impl Adversary {
         Ok(judgement)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{Config, QuantizerKind};
+    use crate::train::balancer::Balancer;
+    use crate::train::{AdversarialRule, DiscriminatorConfig, LossWeights, Optimizer, Pass, Schedule, StftConfig, Trainer};
+
+    fn config(compute: Compute) -> TrainConfig {
+        let codec = Config {
+            sample_rate: 16000,
+            encoder_widths: vec![8, 16],
+            decoder_widths: vec![16, 8],
+            strides: vec![4],
+            dilations: vec![1],
+            latent: 8,
+            causal: true,
+            quantizer: QuantizerKind::Ema,
+            codebook_dim: 8,
+            codebook_sizes: vec![16],
+            transformer: None,
+            prosody: None,
+        };
+        let stft = StftConfig { windows: vec![64], filters: 4, ..StftConfig::default() };
+        let discriminators = DiscriminatorConfig { stft: Some(stft), ..DiscriminatorConfig::default() };
+        let adversarial =
+            Adversarial { start: 0, every: 1, rule: AdversarialRule::ENCODEC, discriminators, optimizer: Optimizer::default() };
+        let mut config = TrainConfig { adversarial: Some(adversarial), ..TrainConfig::new("tiny", Some(codec)) };
+        // What they say alone.
+        config.loss = LossWeights { mel: 0.0, wave: 0.0, ..config.loss };
+        config.train = Schedule { batch: 1, crop_frames: 128, compute, ..config.train };
+        config
+    }
+
+    /// Of the same waves: what they say for the codec, and what they learn themselves.
+    #[test]
+    fn they_compute_as_the_codec_does() {
+        let [full, narrow] = [Compute::F32, Compute::Bf16].map(|compute| {
+            let trainer = Trainer::new(config(compute), &Device::Cpu).unwrap();
+            let wave = |pitch: f64| {
+                let values: Vec<f64> = (0..512).map(|i| 0.3 * (i as f64 * pitch).sin()).collect();
+                Var::from(Tensor::from_f64(&Device::Cpu, DType::F32, &values, [1, 512, 1]).unwrap())
+            };
+            let pass = Pass {
+                tape: Tape::new(),
+                leaves: Vec::new(),
+                x: wave(0.07),
+                y: wave(0.11),
+                commitment: Vec::new(),
+                codebook: Vec::new(),
+                teacher: None,
+                prosody: Default::default(),
+                stages: Vec::new(),
+                share: 1.0,
+            };
+            let (_, said) = trainer.judge(&pass, &mut Balancer::default()).unwrap();
+            let (_, gradients) = trainer.adversary.as_ref().unwrap().gradients(&pass.x, &pass.y, 1.0).unwrap();
+            [said.to_f64().unwrap(), gradients.iter().flat_map(|g| g.to_f64().unwrap()).collect()]
+        });
+        for (full, narrow) in full.iter().zip(&narrow) {
+            let error: f64 = full.iter().zip(narrow).map(|(a, b)| (a - b) * (a - b)).sum();
+            let far = (error / full.iter().map(|v| v * v).sum::<f64>()).sqrt();
+            println!("off by {far:.1e}");
+            assert!(far > 1e-3 && far < 0.5, "{far}");
+        }
+    }
+}

@@ -128,6 +128,6 @@ fn wide_weight_gradient(shape: Shape, dtype: DType) -> Case {
     let case = weight_gradient(shape, dtype);
     let partial = |as_is| partial_bytes(total, run_length(total, depth, cout), weights, as_is);
     let cost = Cost { bytes: case.cost.bytes + weights * (4 - dtype.bytes()) + partial(true) - partial(false), ..case.cost };
-    let outputs = vec![("y", Check::Within(Tolerance::accumulate(2 * total)))];
+    let outputs = vec![("y", Check::Within(Tolerance::accumulate(total)))];
     Case { label: case.label.replace("dw", "dw in f32"), run, outputs, cost, ..case }
 }

@@ -123,7 +123,7 @@ fn wide_weight_gradient(shape: Shape, dtype: DType) -> Case {
     let run = Box::new(move |i: &Inputs| Ok(vec![backward_weight_in(check::statistics_dtype(i[1].dtype()), &i[0], &i[1], &g, k)?]));
     let case = weight_gradient(shape, dtype);
     let cost = Cost { bytes: case.cost.bytes + k * cin * cout * (4 - dtype.bytes()), ..case.cost };
-    let outputs = vec![("y", Check::Within(Tolerance::accumulate(2 * b * t)))];
+    let outputs = vec![("y", Check::Within(Tolerance::accumulate(b * t)))];
     Case { label: case.label.replace("dw", "dw in f32"), run, outputs, cost, ..case }
 }
 
