@@ -27,6 +27,8 @@ fn main() -> Result<()> {
         _ => bail!("usage: codec_quality MODEL.safetensors DATASET [UTTERANCES [BEAM]]"),
     };
     let mut codec = Codec::open(Path::new(model), &Device::Cpu, DType::F32)?;
+    // Refused before anything is measured.
+    codec.set_beam(beam)?;
     let dataset = Dataset::open(data)?;
     let trained: Vec<&str> = dataset.split(Split::Train).map(|(_, u)| u.speaker.as_str()).collect();
     let test: Vec<(usize, [String; 3])> = dataset
